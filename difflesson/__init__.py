@@ -1,0 +1,3 @@
+"""Steering diffusion models: an executable textbook, and the small package it rests on."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Handwritten digits: data, networks, training, checkpoints and metrics."""

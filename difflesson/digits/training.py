@@ -1,0 +1,234 @@
+"""Training the digit networks: one loop for the denoiser, the judge and the guide.
+
+All randomness of step k is drawn from generators seeded by (seed, k), and the training state is saved atomically:
+a run killed at any moment and started again ends in the same weights as one that was never interrupted. `accelerate`
+decides device, precision and the number of processes; the same command runs on one CPU or on several machines.
+"""
+
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from difflesson import __version__, schedule
+from difflesson.digits import checkpoints, data
+from difflesson.digits.networks import DigitClassifier, DigitUNet
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the outcome of a training run.
+
+    task: "denoiser" (v-prediction at all noise levels, with label dropout), "judge" (classifier of clean digits) or
+    "guide" (classifier at all noise levels).  data: "mnist" or "embedded".  batch: over all processes together.
+    label_dropout: probability of the null label in [0, 1], denoiser only.  ema_decay in [0, 1).
+    shift: augmentation of the judge, whole pixels.  arguments: of the network's constructor.
+    """
+
+    task: str
+    data: str = "mnist"
+    steps: int = 18_000
+    batch: int = 128
+    learning_rate: float = 2e-3
+    warmup: int = 300
+    weight_decay: float = 0.01
+    ema_decay: float = 0.999
+    label_dropout: float = 0.1
+    shift: int = 0
+    seed: int = 0
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self):
+        allowed = {
+            "task": (self.task in TASKS, f"one of {sorted(TASKS)}"),
+            "steps": (self.steps >= 1, "at least 1"),
+            "batch": (self.batch >= 1, "at least 1"),
+            "learning_rate": (0 < self.learning_rate < math.inf, "positive"),
+            "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
+            "label_dropout": (0 <= self.label_dropout <= 1, "in [0, 1]"),
+        }
+        for name, (fine, what) in allowed.items():
+            if not fine:
+                raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r}")
+
+
+TASKS = {
+    "denoiser": dict(),
+    "judge": dict(steps=2_400, ema_decay=0.998, shift=2, weight_decay=0.05),
+    "guide": dict(steps=4_000, ema_decay=0.998, weight_decay=0.05),
+}
+
+
+def recipe(task: str, **changes) -> Recipe:
+    """The recipe of a shipped network, with changes.  Raises: ValueError if `task` or a value is not allowed."""
+    return replace(Recipe(task, **TASKS.get(task, {})), **changes)
+
+
+def step_generator(seed: int, step: int, stream: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator whose numbers depend on (seed, step, stream) alone."""
+    mixed = (seed * 1_000_003 + step) * 1_009 + stream
+    return torch.Generator(device).manual_seed(mixed % 2**63)
+
+
+def batch_indices(recipe: Recipe, size: int, step: int) -> Tensor:
+    """Indices of the examples of one step: every epoch runs through a fresh permutation.  Returns (batch,)."""
+    position = torch.arange(step * recipe.batch, (step + 1) * recipe.batch)
+    epochs = {int(e): torch.randperm(size, generator=step_generator(recipe.seed, int(e), 1)) for e in (position // size).unique()}
+    return torch.stack([epochs[int(p) // size][int(p) % size] for p in position])
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then a cosine down to zero at the last step."""
+    if step < recipe.warmup:
+        return recipe.learning_rate * (step + 1) / recipe.warmup
+    progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return recipe.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+
+def build(recipe: Recipe) -> nn.Module:
+    """A freshly initialised network for this recipe; its weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return (DigitUNet if recipe.task == "denoiser" else DigitClassifier)(**dict(recipe.arguments))
+
+
+def denoiser_loss(network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int) -> Tensor:
+    """Mean square error of `v = alpha eps - sigma x0`, with label dropout.  [eq-v-loss]
+
+    Times are stratified over the batch (one uniform number serves all of it), which lowers the variance of the loss
+    (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
+    """
+    batch, noise = len(x0), schedule.cosine()
+    t = (torch.rand((), generator=generator, device=x0.device) + torch.arange(batch, device=x0.device) / batch) % 1
+    eps = torch.randn(x0.shape, generator=generator, device=x0.device)
+    drop = torch.rand(batch, generator=generator, device=x0.device) < recipe.label_dropout
+    alpha, sigma = (schedule.expand_as(c, x0) for c in (noise.alpha(t), noise.sigma(t)))
+    v = network(alpha * x0 + sigma * eps, noise.log_snr(t), label.masked_fill(drop, null))
+    return functional.mse_loss(v.float(), alpha * eps - sigma * x0)
+
+
+def classifier_loss(network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int) -> Tensor:
+    """Cross-entropy: on shifted clean images for the judge, at stratified noise levels for the guide."""
+    if recipe.task == "judge":
+        by = torch.randint(-recipe.shift, recipe.shift + 1, (2,), generator=generator, device=x0.device).tolist()
+        return functional.cross_entropy(network(x0.roll(by, dims=(2, 3))).float(), label)
+    batch, noise = len(x0), schedule.cosine()
+    t = (torch.rand((), generator=generator, device=x0.device) + torch.arange(batch, device=x0.device) / batch) % 1
+    eps = torch.randn(x0.shape, generator=generator, device=x0.device)
+    return functional.cross_entropy(network(noise.add_noise(x0, eps, t), noise.log_snr(t)).float(), label)
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: str | None = None,
+    precision: str | None = None,
+    compiled: bool = False,
+    save_every: int = 500,
+    data_folder: Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """Train one network, resuming where an interrupted run of the same recipe in the same folder stopped.
+
+    Args: folder: receives `{task}.safetensors`, its card, and `{task}-state.safetensors` while training;
+    device: "cpu", "cuda", ... (None lets accelerate choose);  precision: "no" or "bf16" (None: bf16 on CUDA);
+    compiled: run the network through torch.compile;  save_every: steps between saved states.
+    Returns: path of the checkpoint, which holds the averaged (EMA) weights in half precision.
+    Raises: ValueError if the folder's state belongs to another recipe.
+    """
+    from accelerate import Accelerator
+
+    precision = precision or ("bf16" if device != "cpu" and torch.cuda.is_available() else "no")
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    network = build(recipe).to(accelerator.device)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
+    )
+    state, final = folder / f"{recipe.task}-state.safetensors", folder / f"{recipe.task}.safetensors"
+    start, seconds, losses = _restore(state, recipe, network, average, optimizer)
+
+    digits = data.load(recipe.data, "train", data_folder)
+    images, labels = data.to_unit(digits.images).to(accelerator.device), digits.labels.to(accelerator.device)
+    wrapped, optimizer = accelerator.prepare(network, optimizer)
+    model = torch.compile(wrapped) if compiled else wrapped
+    loss_of = denoiser_loss if recipe.task == "denoiser" else classifier_loss
+    share = recipe.batch // accelerator.num_processes
+    mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+    bar = tqdm(
+        range(start, recipe.steps), initial=start, total=recipe.steps, desc=recipe.task, mininterval=1,
+        disable=None if progress and accelerator.is_main_process else True, file=sys.stderr,
+    )  # fmt: skip
+    clock, recent = time.monotonic() - seconds, []
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        chosen = batch_indices(recipe, len(images), step)[mine].to(accelerator.device)
+        generator = step_generator(recipe.seed, step, 2 + accelerator.process_index, accelerator.device)
+        with accelerator.autocast():
+            loss = loss_of(model, images[chosen], labels[chosen], recipe, generator, network.classes)
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        average.update_parameters(network)
+        recent.append(loss.detach())
+        if (step + 1) % 100 == 0 or step + 1 == recipe.steps:
+            losses.append([step + 1, round(float(torch.stack(recent).mean()), 5)])
+            recent = []
+            bar.set_postfix(loss=losses[-1][1])
+        if accelerator.is_main_process and (step + 1) % save_every == 0 and step + 1 < recipe.steps:
+            _store(state, recipe, step + 1, time.monotonic() - clock, losses, network, average, optimizer)
+    if accelerator.is_main_process:
+        card = {
+            "task": recipe.task, "recipe": asdict(recipe), "data_sha256": data.data_hash(recipe.data),
+            "command": " ".join(["difflesson", *sys.argv[1:]]), "difflesson": __version__, "torch": torch.__version__,
+            "device": accelerator.device.type, "precision": precision, "seconds": round(time.monotonic() - clock),
+            "parameters": sum(p.numel() for p in network.parameters()), "loss": losses, "metrics": {},
+        }  # fmt: skip
+        checkpoints.save(final, network, average.module.state_dict(), dict(recipe.arguments), card)
+        state.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def _store(path, recipe, step, seconds, losses, network, average, optimizer) -> None:
+    """Everything the next step depends on, as named tensors: no pickle."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
+    tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
+    for index, values in inner.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
+    metadata = {"recipe": asdict(recipe), "step": step, "seconds": seconds, "losses": losses}
+    checkpoints.save_tensors(path, {k: v.clone() for k, v in tensors.items()}, metadata)
+
+
+def _restore(path, recipe, network, average, optimizer) -> tuple[int, float, list]:
+    """Load a state written by `_store`; answers (next step, seconds spent, losses so far)."""
+    if not path.exists():
+        return 0, 0.0, []
+    tensors, metadata = checkpoints.load_tensors(path)
+    if Recipe(**metadata["recipe"] | {"arguments": tuple(map(tuple, metadata["recipe"]["arguments"]))}) != recipe:
+        raise ValueError(f"folder holds the state of another recipe ({path}); move it away or choose another folder")
+
+    def part(prefix):
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    network.load_state_dict(part("network."))
+    average.load_state_dict(part("average."))
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, value in part("optimizer.").items():
+        index, name = key.split(".", 1)
+        states.setdefault(int(index), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
+    return metadata["step"], metadata["seconds"], metadata["losses"]

@@ -1,0 +1,273 @@
+"""One reverse step at a time: kernels `kernel(x, t, s) -> Step` from time t back to an earlier time s.
+
+A step knows its mean and its spread and can be sampled. Most kernels are Gaussian with one variance; the
+Hessian-corrected one has a full covariance, and the exact one is a mixture. Kernels are made from a denoiser, guided
+or not: they never see a label or a scale. Deterministic kernels (DDIM with `eta = 0`, Heun, DPM-Solver++) are steps of
+variance zero.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from difflesson.denoiser import Denoiser
+from difflesson.guidance import Gradient
+from difflesson.mixture import GaussianMixture, ReverseStep
+from difflesson.schedule import Schedule, as_time
+
+
+class Step(Protocol):
+    """What a kernel answers: the distribution of x_s."""
+
+    mean: Tensor
+
+    def sample(self, generator: torch.Generator | None) -> Tensor:
+        """Draw x_s, shaped like the mean."""
+
+
+Kernel = Callable[[Tensor, Tensor, Tensor], Step]
+"""`kernel(x, t, s)` with x: (batch, *data) at time t and 0-dim times `0 <= s < t <= 1`."""
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """`N(mean, var I)`: mean (batch, *data), var a 0-dim tensor, at least 0."""
+
+    mean: Tensor
+    var: Tensor
+
+    def times_var(self, g: Tensor) -> Tensor:
+        """The variance times a vector field g, (batch, *data)."""
+        return self.var * g
+
+    def shifted(self, by: Tensor) -> "Gaussian":
+        """The same spread around `mean + by`."""
+        return Gaussian(self.mean + by, self.var)
+
+    def sample(self, generator: torch.Generator | None) -> Tensor:
+        """Draw x_s.  Raises: ValueError if a generator is needed (`var > 0`) and there is none."""
+        if self.var.device.type == "cpu" and self.var == 0:
+            return self.mean
+        return self.mean + self.var.sqrt() * _normal(self.mean, generator)
+
+
+@dataclass(frozen=True)
+class FullGaussian:
+    """`N(mean, cov)` with a full covariance for each point: mean (N, d), cov (N, d, d)."""
+
+    mean: Tensor
+    cov: Tensor
+
+    def times_var(self, g: Tensor) -> Tensor:
+        """The covariance times a vector field g, (N, d)."""
+        return (self.cov @ g[:, :, None])[:, :, 0]
+
+    def shifted(self, by: Tensor) -> "FullGaussian":
+        """The same spread around `mean + by`."""
+        return FullGaussian(self.mean + by, self.cov)
+
+    def sample(self, generator: torch.Generator | None) -> Tensor:
+        """Draw x_s; a covariance of zero (the last step) gives the mean."""
+        variances, axes = torch.linalg.eigh(self.cov)
+        noise = _normal(self.mean, generator)[:, :, None]
+        return self.mean + (axes * variances.clamp_min(0).sqrt()[:, None] @ noise)[:, :, 0]
+
+
+def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    if generator is None:
+        raise ValueError("generator must be a torch.Generator, this kernel adds noise; got None")
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
+def posterior_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
+    """Variance of `q(x_s | x_t, x_0)`: `sigma_s^2 sigma_{t|s}^2 / sigma_t^2`.  [eq-posterior-variance]
+
+    Source: Ho et al. 2020 (arXiv 2006.11239), eq. 7; Kingma et al. 2021 (arXiv 2107.00630), appendix A.
+    """
+    _, sigma_ts = schedule.transition(t, s)
+    return (schedule.sigma(s) * sigma_ts / schedule.sigma(t)) ** 2
+
+
+def ddpm(denoiser: Denoiser, schedule: Schedule, variance: str = "small") -> Kernel:
+    """DDPM's ancestral step: the mean of `q(x_s | x_t, x_0)` at the predicted x0.  [eq-ddpm]
+
+        mean = (alpha_{t|s} sigma_s^2 x + alpha_s sigma_{t|s}^2 x0) / sigma_t^2
+
+    Args: variance: "small", the posterior's (right for a single point), or "large", `sigma_{t|s}^2` (right for
+    standard normal data).  Raises: ValueError on another variance.  Source: Ho et al. 2020, eq. 7 and section 3.2.
+    """
+    if variance not in ("small", "large"):
+        raise ValueError(f'variance must be "small" or "large", got {variance!r}')
+
+    def kernel(x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        alpha_ts, sigma_ts = schedule.transition(t, s)
+        sigma_s, sigma_t = schedule.sigma(s), schedule.sigma(t)
+        keep, pull = alpha_ts * (sigma_s / sigma_t) ** 2, schedule.alpha(s) * (sigma_ts / sigma_t) ** 2
+        small = posterior_variance(schedule, t, s)
+        return Gaussian(keep * x + pull * denoiser(x, t).x0, small if variance == "small" else sigma_ts**2)
+
+    return kernel
+
+
+def ddim(denoiser: Denoiser, schedule: Schedule, eta: float = 0.0) -> Kernel:
+    """DDIM's step, with `eta` times the posterior's standard deviation of fresh noise.  [eq-ddim]
+
+        mean = alpha_s x0 + sqrt(sigma_s^2 - v) eps,     v = eta^2 sigma_s^2 sigma_{t|s}^2 / sigma_t^2
+
+    `eta = 0` is deterministic and solves the probability-flow ODE to first order; `eta = 1` is `ddpm`.
+
+    Args: eta: finite, at least 0, and small enough that `v <= sigma_s^2`.  Raises: ValueError otherwise.
+    Source: Song et al. 2021 (arXiv 2010.02502), eq. 12 and 16.
+    """
+    _check_level("eta", eta)
+
+    def kernel(x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        var = eta**2 * posterior_variance(schedule, t, s)
+        rest = schedule.sigma(s) ** 2 - var
+        if bool(rest < -1e-12):
+            raise ValueError(f"eta must be smaller for a step from {float(t):.4g} to {float(s):.4g}, got {eta}")
+        x0, eps = denoiser(x, t)
+        return Gaussian(schedule.alpha(s) * x0 + rest.clamp_min(0).sqrt() * eps, var)
+
+    return kernel
+
+
+def reverse_sde(denoiser: Denoiser, schedule: Schedule, rho: float = 1.0) -> Kernel:
+    """One Euler-Maruyama step of the reverse SDE whose noise is free.  [eq-reverse-sde]
+
+        dx = -beta / 2 (x + (1 + rho^2) score) dt + rho sqrt(beta) dW     (time running backwards)
+
+    Every `rho` has the same marginals in the limit of small steps: 0 is the probability-flow ODE, 1 Song's SDE.
+
+    Args: rho: finite, at least 0.  Raises: ValueError otherwise.
+    Source: Song et al. 2021 (arXiv 2011.13456), eq. 6 and 13; Zhang & Chen 2022 (arXiv 2204.13902), eq. 6.
+    """
+    _check_level("rho", rho)
+
+    def kernel(x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        step = schedule.beta(t) * (as_time(t) - s)
+        score = denoiser(x, t).score(schedule.sigma(t))
+        return Gaussian(x + step / 2 * (x + (1 + rho**2) * score), rho**2 * step)
+
+    return kernel
+
+
+def heun(denoiser: Denoiser, schedule: Schedule) -> Kernel:
+    """Heun's second-order step of the probability-flow ODE `d(x / alpha) / d(sigma / alpha) = eps`.  [eq-heun]
+
+    A DDIM step to `x_s'`, then half the change of eps along it; two evaluations, one in a step to `sigma = 0`.
+    Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 1, in variance-preserving variables.
+    """
+    def kernel(x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
+        x0, eps = denoiser(x, t)
+        first = alpha_s * x0 + sigma_s * eps
+        if sigma_s == 0:
+            return Gaussian(first, torch.zeros(()))
+        change = denoiser(first, s).eps - eps
+        span = sigma_s - schedule.sigma(t) * alpha_s / schedule.alpha(t)
+        return Gaussian(first + span / 2 * change, torch.zeros(()))
+
+    return kernel
+
+
+class dpmpp_2m:  # noqa: N801 - a kernel like the others, made by calling its name
+    """DPM-Solver++(2M): second order with one evaluation a step, by remembering the last x0.  [eq-dpmpp-2m]
+
+        x_s = (sigma_s / sigma_t) x + alpha_s (1 - e^{-h}) D,     D = x0 + (h / h_last) (x0 - x0_last) / 2
+
+    with h the step in `log(alpha / sigma)`. The first step, and one to `sigma = 0`, are DDIM steps. The memory
+    belongs to one run: `sample` calls `start()`, which returns a kernel with an empty memory. Called directly, it is
+    a first step.  Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2.
+    """
+
+    def __init__(self, denoiser: Denoiser, schedule: Schedule):
+        self.denoiser, self.schedule = denoiser, schedule
+
+    def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        """A first step, without memory: DDIM."""
+        return self.start()(x, t, s)
+
+    def start(self) -> Kernel:
+        """A kernel for one run."""
+        schedule, last = self.schedule, None
+
+        def kernel(x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+            nonlocal last
+            x0, h = self.denoiser(x, t).x0, (schedule.log_snr(s) - schedule.log_snr(t)) / 2
+            blend = x0
+            if last is not None and bool(torch.isfinite(h)):
+                blend = x0 + h / last[1] / 2 * (x0 - last[0])
+            last = (x0, h)
+            mean = schedule.sigma(s) / schedule.sigma(t) * x - schedule.alpha(s) * torch.expm1(-h) * blend
+            return Gaussian(mean, torch.zeros(()))
+
+        return kernel
+
+
+def shift(kernel: Kernel, grad: Gradient, gamma: float, at: str = "x", time: str | None = None) -> Kernel:
+    """Guidance as a shift of the mean: `mean + gamma var grad`.  [eq-mean-shift]
+
+    Unlike `tilt` it works on a step, and dies where the step has no variance.
+
+    Args: grad: `grad(x, t)`;  gamma: finite;  at: where the gradient is taken, "x" (at x_t) or "mu" (at the mean, the
+    original paper);  time: with which noise level, "t" or "s" (default "t" at x, "s" at mu, where the points belong).
+    Raises: ValueError otherwise.  Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), algorithm 1.
+    """
+    if at not in ("x", "mu"):
+        raise ValueError(f'at must be "x" or "mu", got {at!r}')
+    if time not in (None, "t", "s"):
+        raise ValueError(f'time must be "t" or "s", got {time!r}')
+    if not math.isfinite(gamma):
+        raise ValueError(f"gamma must be finite, got {gamma}")
+    time = time or {"x": "t", "mu": "s"}[at]
+
+    def shifted(x: Tensor, t: Tensor, s: Tensor) -> Step:
+        step = kernel(x, t, s)
+        g = grad(x if at == "x" else step.mean, t if time == "t" else s)
+        return step.shifted(gamma * step.times_var(g))
+
+    return shifted
+
+
+def exact(mixture: GaussianMixture, schedule: Schedule, label: int | None = None) -> Kernel:
+    """The true reverse kernel of a mixture, `p(x_s | x_t)` or `p(x_s | x_t, label)`: no step is too long.
+
+    [eq-exact-reverse]  Raises: ValueError if the label is not a class.
+    """
+    clean = mixture if label is None else mixture.given(label)
+
+    def kernel(x: Tensor, t: Tensor, s: Tensor) -> ReverseStep:
+        return clean.reverse(x, schedule, t, s)
+
+    return kernel
+
+
+def hessian(mixture: GaussianMixture, schedule: Schedule, label: int | None = None) -> Kernel:
+    """The Gaussian with the true mean and covariance of the reverse kernel, from score and Hessian.
+
+        mean = (x + sigma_{t|s}^2 grad log p_t) / alpha_{t|s}
+        cov  = sigma_{t|s}^2 / alpha_{t|s}^2 (I + sigma_{t|s}^2 grad grad log p_t)          [eq-second-order]
+
+    Both are Tweedie's formulas for one step, exact for any step length; only the Gaussian shape is an approximation.
+    Raises: ValueError if the label is not a class.
+    """
+    clean = mixture if label is None else mixture.given(label)
+
+    def kernel(x: Tensor, t: Tensor, s: Tensor) -> FullGaussian:
+        alpha_ts, sigma_ts = schedule.transition(t, s)
+        noisy = clean.noised(schedule.alpha(t), schedule.sigma(t))
+        identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        mean = (x + sigma_ts**2 * noisy.score(x)) / alpha_ts
+        return FullGaussian(mean, (sigma_ts / alpha_ts) ** 2 * (identity + sigma_ts**2 * noisy.hessian(x)))
+
+    return kernel
+
+
+def _check_level(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")

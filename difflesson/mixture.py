@@ -1,0 +1,290 @@
+"""The truth: Gaussian mixtures, for which every quantity of a diffusion model has a closed form.
+
+A mixture stays a mixture under noise, under conditioning on a label, and under one exact reverse step. So there is one
+class, and `noised`, `given` and `reverse` return mixtures again:
+
+    mixture.noised(alpha, sigma).given(label).score(x)  =  grad log p_t(x | label)
+
+Each covariance is kept as axes (its eigenvectors) and variances along them: noise changes the variances alone.
+Inside, components come first and points last, `(components, dim, points)`: the softmax then runs over the slowest
+axis and the arithmetic over contiguous memory, several times faster than the layout one writes first.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from difflesson.denoiser import Denoiser, Pair, Prediction, check_labels
+from difflesson.schedule import Schedule
+
+LOG_TWO_PI = math.log(2 * math.pi)
+CHUNK = 16_384  # points evaluated at once: the intermediate arrays stay in the processor's cache
+
+
+class GaussianMixture:
+    """`p(x) = sum_k weights[k] N(x; means[k], covs[k])` with a class label on each component.  [eq-mixture]
+
+    Args: weights: (K,), at least 0, summing to 1;  means: (K, d);  covs: (K, d, d), symmetric positive definite;
+    labels: (K,) integers from 0 on, or None for one class a component. `d` is any dimension from 1 on.
+    Dtype and device are those of `means`.  Raises: ValueError naming the argument that is not so.
+    """
+
+    def __init__(self, weights: Tensor, means: Tensor, covs: Tensor, labels: Tensor | None = None):
+        means = torch.as_tensor(means)
+        if means.dim() != 2 or means.numel() == 0 or not means.is_floating_point() or not _finite(means):
+            raise ValueError(f"means must be finite floats of shape (K, d), got {means.dtype} {tuple(means.shape)}")
+        count, dim = means.shape
+        weights, covs = (torch.as_tensor(a).to(means) for a in (weights, covs))
+        if weights.shape != (count,) or not bool((weights >= 0).all()) or abs(float(weights.sum()) - 1) > 1e-5:
+            raise ValueError(f"weights must have shape ({count},), be at least 0 and sum to 1, got {weights.tolist()}")
+        if covs.shape != (count, dim, dim) or not _finite(covs):
+            raise ValueError(f"covs must be finite, of shape ({count}, {dim}, {dim}), got {tuple(covs.shape)}")
+        if not torch.allclose(covs, covs.mT, rtol=1e-5, atol=1e-6 * float(covs.abs().max())):
+            raise ValueError("covs must be symmetric")
+        labels = torch.arange(count) if labels is None else torch.as_tensor(labels).cpu()
+        if labels.shape != (count,):
+            raise ValueError(f"labels must have shape ({count},), got {tuple(labels.shape)}")
+        if labels.is_floating_point() or int(labels.min()) < 0:
+            raise ValueError(f"labels must be integers from 0 on, got {labels.tolist()}")
+        variances, axes = torch.linalg.eigh(covs)  # (K, d) ascending, (K, d, d) with an eigenvector a column
+        if not bool((variances > 0).all()):
+            raise ValueError(f"covs must be positive definite, the smallest eigenvalue given is {float(variances.min())}")
+        self._set(weights / weights.sum(), means, variances, axes, tuple(labels.tolist()))
+
+    def _set(self, weights, means, variances, axes, labels):
+        self.weights, self.means, self.variances, self.axes, self.labels = weights, means, variances, axes, labels
+        return self
+
+    def _like(self, weights, means, variances, axes, labels) -> "GaussianMixture":
+        """A mixture from parts that are known to be valid, without checks or an eigendecomposition."""
+        return GaussianMixture.__new__(type(self))._set(weights, means, variances, axes, labels)
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the points."""
+        return self.means.shape[1]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes: the largest label plus one."""
+        return max(self.labels) + 1
+
+    @property
+    def covs(self) -> Tensor:
+        """Covariances, (K, d, d)."""
+        return (self.axes * self.variances[:, None]) @ self.axes.mT
+
+    def to(self, *args, **kwargs) -> "GaussianMixture":
+        """The mixture on another device or in another dtype; arguments as of `Tensor.to`."""
+        tensors = (self.weights, self.means, self.variances, self.axes)
+        return self._like(*(a.to(*args, **kwargs) for a in tensors), self.labels)
+
+    def noised(self, alpha: float | Tensor, sigma: float | Tensor) -> "GaussianMixture":
+        """The mixture of `x_t = alpha x_0 + sigma eps`: means `alpha m`, covariances `alpha^2 C + sigma^2 I`.
+
+        Args: alpha, sigma: numbers or 0-dim tensors, at least 0.  [eq-noised-mixture]
+        """
+        return self._like(
+            self.weights, alpha * self.means, alpha**2 * self.variances + sigma**2, self.axes, self.labels
+        )
+
+    def class_weights(self) -> Tensor:
+        """`p(y)` for each class, (classes,)."""
+        return torch.stack([self.weights[self._of(y)].sum() for y in range(self.classes)])
+
+    def given(self, label: int) -> "GaussianMixture":
+        """The mixture of one class, `p(x | label)`, which keeps its label.  [eq-conditional-mixture]
+
+        Raises: ValueError if no component of positive weight has this label.
+        """
+        index = self._of(label)
+        total = self.weights[index].sum()
+        if not bool(total > 0):
+            raise ValueError(f"label must have positive weight, {label} has none; labels are {sorted(set(self.labels))}")
+        parts = (a[index] for a in (self.means, self.variances, self.axes))
+        return self._like(self.weights[index] / total, *parts, tuple(self.labels[i] for i in index))
+
+    def _of(self, label: int) -> list[int]:
+        """Indices of the components of a class."""
+        label = int(check_labels(label, self.classes))
+        return [i for i, y in enumerate(self.labels) if y == label]
+
+    # What follows is evaluated at points x: (N, d).
+
+    @cached_property
+    def _whiten(self) -> Tensor:
+        """(K d, d): projects on every axis of every component and divides by its standard deviation."""
+        return (self.axes.mT * self.variances.rsqrt()[:, :, None]).reshape(-1, self.dim)
+
+    @cached_property
+    def _centre(self) -> Tensor:
+        """(K d, 1): the means, whitened."""
+        return (self._whiten.view(*self.axes.shape) @ self.means[:, :, None]).reshape(-1, 1)
+
+    @cached_property
+    def _log_constant(self) -> Tensor:
+        """(K, 1): log weight and log normaliser of each component."""
+        return (self.weights.log() - (self.variances.log() + LOG_TWO_PI).sum(1) / 2)[:, None]
+
+    def _whitened(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Whitened residuals (K, d, N), and log of weight times density (K, N)."""
+        z = torch.addmm(-self._centre, self._whiten, x.T).view(len(self.weights), self.dim, -1)
+        return z, self._log_constant - z.square().sum(1) / 2
+
+    def _pull_back(self, z: Tensor) -> Tensor:
+        """Sum over components of `C^{-1/2} z`: (K, d, N) -> (N, d)."""
+        return (self._whiten.T @ z.reshape(len(self._whiten), -1)).T
+
+    def _checked(self, x: Tensor) -> Tensor:
+        self._check_shape(x)
+        if not _finite(x):
+            raise ValueError("x must be finite, it contains NaN or infinity")
+        return x
+
+    def _check_shape(self, x: Tensor) -> None:
+        if x.dim() != 2 or x.shape[1] != self.dim or x.dtype != self.means.dtype:
+            wanted = f"{self.means.dtype} of shape (N, {self.dim})"
+            raise ValueError(f"x must be {wanted}, got {x.dtype} {tuple(x.shape)}")
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """`log p(x)`, (N,).  [eq-mixture]  Raises: ValueError on a wrong shape, dtype or NaN (so do all below)."""
+        return _chunked(lambda part: self._whitened(part)[1].logsumexp(0), self._checked(x))
+
+    def score(self, x: Tensor) -> Tensor:
+        """`grad log p(x) = sum_k p(k | x) C_k^{-1} (m_k - x)`, (N, d).  [eq-mixture-score]"""
+
+        def part_score(part):
+            z, log = self._whitened(part)
+            return -self._pull_back(log.softmax(0)[:, None] * z)
+
+        return _chunked(part_score, self._checked(x))
+
+    def hessian(self, x: Tensor) -> Tensor:
+        """Second derivatives of log p(x), (N, d, d): with `g_k` the component's score and `g` the mixture's,
+        `sum_k p(k | x) (g_k g_k^T - C_k^{-1}) - g g^T`.  [eq-mixture-hessian]
+        """
+        z, log = self._whitened(self._checked(x))
+        shares = log.softmax(0)  # (K, N)
+        g = -torch.einsum("kde,kdn->kne", self._whiten.view(*self.axes.shape), z)  # (K, N, d)
+        precision = (self.axes / self.variances[:, None]) @ self.axes.mT  # (K, d, d)
+        # Deviations from the mean score: the same matrix, without subtracting two large ones.
+        g = g - torch.einsum("kn,kne->ne", shares, g)
+        return torch.einsum("kn,kne,knf->nef", shares, g, g) - torch.einsum("kn,kef->nef", shares, precision)
+
+    def class_log_prob(self, x: Tensor, label: int) -> Tensor:
+        """`log p(label | x)`, (N,).  [eq-class-posterior]"""
+        index = self._of(label)
+        return _chunked(lambda part: self._whitened(part)[1].log_softmax(0)[index].logsumexp(0), self._checked(x))
+
+    def class_gradient(self, x: Tensor, label: int) -> Tensor:
+        """`grad log p(label | x) = grad log p(x | label) - grad log p(x)`, (N, d).  [eq-score-decomposition]"""
+        return self.given(label).score(x) - self.score(x)
+
+    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw `count` points: x (count, d) and labels (count,)."""
+        device = self.means.device
+        which = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        noise = torch.randn(count, self.dim, generator=generator, dtype=self.means.dtype, device=device)
+        spread = (self.axes * self.variances.sqrt()[:, None])[which]  # (count, d, d)
+        x = self.means[which] + (spread @ noise[:, :, None])[:, :, 0]
+        return x, torch.tensor(self.labels, device=device)[which]
+
+    def denoiser(self, schedule: Schedule, label: int | None = None) -> Denoiser:
+        """The ideal denoiser, `x0 = E[x_0 | x_t]` and `eps = E[eps | x_t]`, given the label if there is one.
+
+        [eq-mixture-denoiser] Both come from their own formula, so neither loses digits at either end of time.
+        It checks shapes only; a NaN goes through.  Raises: ValueError if the label is not a class.
+        """
+        clean = self if label is None else self.given(label)
+
+        def denoise(x: Tensor, t: Tensor) -> Prediction:
+            self._check_shape(x)
+            alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+            noisy = clean.noised(alpha, sigma)
+            gain = (alpha * clean.variances / noisy.variances.sqrt())[:, :, None]  # (K, d, 1)
+            lift = (clean.axes.mT * gain).reshape(-1, clean.dim)  # (K d, d): whitened residual -> shift of x0
+
+            def both(part):
+                z, log = noisy._whitened(part)
+                shares = log.softmax(0)  # (K, N)
+                shared = (shares[:, None] * z).reshape(len(lift), -1)  # (K d, N)
+                x0 = lift.T @ shared + clean.means.T @ shares
+                return torch.cat([x0, sigma * (noisy._whiten.T @ shared)]).T  # (N, 2 d)
+
+            return Prediction(*_chunked(both, x).chunk(2, dim=1))
+
+        return denoise
+
+    def pair(self, schedule: Schedule, label: int) -> Pair:
+        """The ideal conditional and unconditional denoisers."""
+        return Pair(self.denoiser(schedule, label), self.denoiser(schedule))
+
+    def reverse(self, x: Tensor, schedule: Schedule, t: float | Tensor, s: float | Tensor) -> "ReverseStep":
+        """The exact reverse kernel `p(x_s | x_t = x)`, a mixture for each point.  [eq-exact-reverse]
+
+        With `V = alpha^2 C + sigma^2 I` at s and t, component k has weight `p(k | x_t)`, mean
+        `alpha_s m + alpha_{t|s} V_s V_t^{-1} (x - alpha_t m)` and covariance `sigma_{t|s}^2 V_s V_t^{-1}`.
+        Use `given(label).reverse` for `p(x_s | x_t, label)`.  Raises: ValueError unless `0 <= s <= t <= 1`.
+        """
+        alpha_ts, sigma_ts = schedule.transition(t, s)
+        at_s = self.noised(schedule.alpha(s), schedule.sigma(s))
+        at_t = self.noised(schedule.alpha(t), schedule.sigma(t))
+        z, log = at_t._whitened(self._checked(x))
+        ratio = at_s.variances / at_t.variances
+        gain = alpha_ts * at_s.variances / at_t.variances.sqrt()  # (K, d)
+        means = at_s.means[:, None] + torch.einsum("ked,kd,kdn->kne", self.axes, gain, z)  # (K, N, d)
+        return ReverseStep(log.log_softmax(0), means, sigma_ts**2 * ratio, self.axes)
+
+
+@dataclass(frozen=True)
+class ReverseStep:
+    """A mixture for each of N points: log_weights (K, N), means (K, N, d), variances (K, d) along axes (K, d, d)."""
+
+    log_weights: Tensor
+    means: Tensor
+    variances: Tensor
+    axes: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each point's mixture, (N, d)."""
+        return torch.einsum("kn,kne->ne", self.log_weights.exp(), self.means)
+
+    @property
+    def cov(self) -> Tensor:
+        """Covariance of each point's mixture, (N, d, d)."""
+        shares, deviations = self.log_weights.exp(), self.means - self.mean
+        within = (self.axes * self.variances[:, None]) @ self.axes.mT  # (K, d, d)
+        between = torch.einsum("kn,kne,knf->nef", shares, deviations, deviations)
+        return between + torch.einsum("kn,kef->nef", shares, within)
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """Log density of each point's mixture at `y`: (..., N, d) -> (..., N). Needs positive variances."""
+        z = torch.einsum("kde,...kne->...knd", self.axes.mT, y[..., None, :, :] - self.means)
+        z = z / self.variances.sqrt()[:, None]
+        log_constant = -(self.variances.log() + LOG_TWO_PI).sum(1) / 2  # (K,)
+        return (self.log_weights + log_constant[:, None] - z.square().sum(-1) / 2).logsumexp(-2)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw one point from each mixture, (N, d)."""
+        which = torch.multinomial(self.log_weights.exp().T, 1, generator=generator)[:, 0]  # (N,)
+        points = torch.arange(len(which), device=which.device)
+        noise = torch.randn(
+            self.means.shape[1:], generator=generator, dtype=self.means.dtype, device=self.means.device
+        )
+        spread = (self.axes * self.variances.sqrt()[:, None])[which]  # (N, d, d)
+        return self.means[which, points] + (spread @ noise[:, :, None])[:, :, 0]
+
+
+def _finite(x: Tensor) -> bool:
+    return bool(torch.isfinite(x).all())
+
+
+def _chunked(function, x: Tensor) -> Tensor:
+    """Apply a function of points in chunks and join the answers: memory stays flat and in cache."""
+    if len(x) <= CHUNK:
+        return function(x)
+    return torch.cat([function(part) for part in x.split(CHUNK)])

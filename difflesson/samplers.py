@@ -1,0 +1,66 @@
+"""The sampling loop, and the times it walks through. The loop owns nothing else."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from difflesson.kernels import Kernel
+from difflesson.schedule import Schedule
+
+
+def time_grid(steps: int, schedule: Schedule | None = None, start: float = 1.0, end: float = 0.0) -> Tensor:
+    """Decreasing times from `start` to `end`, (steps + 1,), float64 on the CPU.
+
+    Evenly spaced in time; with a schedule, evenly spaced in log-SNR (fit for the multistep solvers), which needs
+    `end > 0` or a schedule whose log-SNR is finite at 0.
+
+    Raises: ValueError if `steps < 1`, the times are not `1 >= start > end >= 0`, or the log-SNR at an end is infinite.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if not (1 >= start > end >= 0):
+        raise ValueError(f"start and end must satisfy 1 >= start > end >= 0, got start={start}, end={end}")
+    if schedule is None:
+        return torch.linspace(start, end, steps + 1, dtype=torch.float64)
+    first, last = float(schedule.log_snr(start)), float(schedule.log_snr(end))
+    if not (abs(first) < float("inf") and abs(last) < float("inf")):
+        raise ValueError(f"end must have a finite log-SNR under this schedule, got end={end} (choose a small positive one)")
+    times = schedule.time(torch.linspace(first, last, steps + 1, dtype=torch.float64))
+    times[0], times[-1] = start, end
+    return times
+
+
+def sample(
+    kernel: Kernel, x: Tensor, times: Tensor, generator: torch.Generator | None = None
+) -> Iterator[Tensor]:
+    """Walk back through `times` and yield x at each of them, the start included.
+
+    Args: kernel: from `difflesson.kernels`;  x: (batch, *data) at `times[0]`, usually standard normal;  times: (n,)
+    decreasing in [0, 1];  generator: on the device of x; only kernels without noise do without.
+    Gradients are off inside a step (guidance switches them on for itself).
+    Raises: ValueError if times are out of order or range, x has NaN or infinity, or a generator is missing.
+    """
+    times = torch.as_tensor(times, dtype=torch.float64).cpu()
+    if times.dim() != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
+        raise ValueError(f"times must be a decreasing sequence of at least two, got {times.tolist()}")
+    if not (times[0] <= 1 and times[-1] >= 0):
+        raise ValueError(f"times must lie in [0, 1], got {times.tolist()}")
+    if not x.is_floating_point() or x.dim() < 2 or not bool(torch.isfinite(x).all()):
+        raise ValueError(f"x must be finite floats of shape (batch, *data), got {x.dtype} {tuple(x.shape)}")
+    return _walk(kernel.start() if hasattr(kernel, "start") else kernel, x, times, generator)
+
+
+def _walk(kernel, x, times, generator):
+    yield x
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        with torch.no_grad():
+            x = kernel(x, t, s).sample(generator)
+        yield x
+
+
+def draw(kernel: Kernel, x: Tensor, times: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """The last state of `sample`, (batch, *data); arguments and errors are the same."""
+    for state in sample(kernel, x, times, generator):
+        x = state
+    return x
