@@ -2,126 +2,102 @@
 
     x = alpha x0 + sigma eps,    alpha^2 + sigma^2 = 1,    guided = uncond + gamma (cond - uncond)
 
-How strong is my guidance: table GUIDANCE, function `guidance_scale`. How noisy is my image: NOISE, `noise_level`,
-`rescale`, and for one step `between`, `reverse_std`, `vp_sde`. What does my network output: OUTPUTS, `convert`.
-`card` lists it all, and how each row was checked: "code" (that file was read in that repository), "copy" (read in
-a copy of the repository), "blog" (read), "paper" (as the paper states it).
+How strong is my guidance: GUIDANCE, `guidance_scale`. How noisy is my image: NOISE, `noise_level`, `rescale`;
+over one step: STEPS, `between`, `reverse_std`, `vp_sde`. What does my network output: OUTPUTS, `convert`.
+`card` lists it all, and how a row was checked: "code" (that file was read in that repository), "copy" (it was
+read in a copy), "blog" (read in a copy), "paper" (as the paper states it; not compared with any code).
 """
-
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-# name: (offset, their symbol, checked in, source), where gamma = their scale + offset: they differ in their zero
+# name: (offset, their symbol, checked in, source), and gamma = their scale + offset: only their zeros differ
 GUIDANCE = {
     "gamma": (0, "gamma", "blog", "this course, after Su, spaces.ac.cn/archives/9257"),
     "ho-salimans": (1, "w", "paper", "arXiv:2207.12598 eq. 6"),
-    "imagen": (0, "w", "paper", "arXiv:2205.11487 eq. 2"),
-    "imagen-pytorch": (0, "cond_scale", "code", "lucidrains/imagen-pytorch: imagen_pytorch/imagen_video.py"),
+    "imagen": (0, "w", "paper", "arXiv:2205.11487 eq. 2, as cited in diffusers' pipelines"),
     "glide": (0, "guidance_scale", "code", "openai/glide-text2im: notebooks/text2im.ipynb"),
     "stable-diffusion": (0, "--scale", "code", "CompVis/stable-diffusion: ldm/models/diffusion/ddim.py"),
-    "diffusers": (0, "guidance_scale", "code", "pipelines/stable_diffusion; off at <= 1, see issue 5882"),
-    "diffusers-guider": (0, "guidance_scale", "code", "guiders/classifier_free_guidance.py"),
-    "diffusers-original": (1, "guidance_scale", "code", "the same file, use_original_formulation=True"),
+    "diffusers": (0, "guidance_scale", "code", "huggingface/diffusers: pipelines, off at <= 1 (issue 5882)"),
+    "diffusers-guider": (0, "guidance_scale", "code", "diffusers: guiders/classifier_free_guidance.py"),
+    "diffusers-original": (1, "guidance_scale", "code", "the same with use_original_formulation=True"),
     "dit": (0, "cfg_scale", "code", "facebookresearch/DiT: models.py, forward_with_cfg"),
     "k-diffusion": (0, "cfg_scale", "copy", "crowsonkb/k-diffusion: train.py, make_cfg_model_fn"),
-    "edm2": (0, "guidance", "code", "NVlabs/edm2: generate_images.py; autoguidance: uncond is a weak network"),
+    "edm2": (0, "guidance", "code", "NVlabs/edm2: generate_images.py (uncond may be a weak network)"),
     "smalldiffusion": (1, "cfg_scale", "code", "yuanchenyang/smalldiffusion: model.py, predict_eps_cfg"),
-    "flow-matching": (1, "cfg_scale", "copy", "facebookresearch/flow_matching: examples/image eval_loop.py"),
-    "guided-diffusion-conditional": (1, "classifier_scale", "code",
-                                     "openai/guided-diffusion: classifier_sample.py, --class_cond True"),
-    "guided-diffusion-unconditional": (0, "classifier_scale", "code", "the same file, --class_cond False"),
+    "flow-matching": (1, "cfg_scale", "copy", "facebookresearch/flow_matching: image example, eval_loop.py"),
+    "guided-diffusion-conditional": (
+        1, "classifier_scale", "code", "openai/guided-diffusion: classifier_sample.py --class_cond True"),
+    "guided-diffusion-unconditional": (0, "classifier_scale", "code", "the same with --class_cond False"),
 }
 LOWEST = {"diffusers": 1.0}  # its pipelines drop guidance below: asked for 0 they sample at gamma = 1
-NOT_ONE_NUMBER = {
-    "w": "ambiguous: plain conditional sampling is 0 in Ho & Salimans and 1 in Imagen",
-    "cfg_scale": "ambiguous: plain conditional sampling is 1 in DiT and 0 in smalldiffusion",
-    "classifier_scale": "ambiguous: it adds to gamma = 1 if the network it steers sees the label, to 0 if not",
-    "clip_guidance_scale": "no gamma: it scales the gradient of a similarity, not of log p(y given x)",
-    "cfg++": "no gamma: it guides x0 but renoises with the unconditional eps",
+NO_SINGLE_GAMMA = {
+    "w": ("ambiguous: 0 is plain conditional for Ho & Salimans, 1 for Imagen", "paper", "see there"),
+    "cfg_scale": ("ambiguous: 0 is plain conditional in smalldiffusion, 1 in DiT", "code", "see there"),
+    "classifier_scale": ("ambiguous: adds to 1 if the network has the label, or to 0", "code", "see there"),
+    "clip_guidance_scale": ("no log p(y given x)", "code", "crowsonkb/k-diffusion: sample_clip_guided.py"),
+    "cfg++": ("it guides x0 but renoises with the unconditional eps", "paper", "arXiv:2406.08070"),
 }
-
-
-class Noise(NamedTuple):
-    """`of(alpha, sigma)` is their number, `back(number)` our pair, `factor(alpha, sigma)` their x over ours."""
-
-    formula: str
-    of: Callable
-    back: Callable
-    checked: str
-    source: str
-    factor: Callable = lambda a, s: torch.ones_like(a)
-
-
-def _unit(alpha, sigma):
-    length = torch.hypot(alpha, sigma)
-    return alpha / length, sigma / length
 
 
 def _from_log_snr(value):  # halve the logarithm before the exponential, so that a tiny sigma survives
     return torch.exp(logsigmoid(value) / 2), torch.exp(logsigmoid(-value) / 2)
 
 
+# name: (their number from alpha, sigma; alpha, sigma from their number; in words, checked in, source)
 PAIR = (lambda a, s: (a, s), lambda pair: pair)
 NOISE = {
-    "difflesson": Noise("(alpha, sigma)", *PAIR, "blog", "this course"),
-    "su": Noise("(abar_t, bbar_t) = (alpha, sigma)", *PAIR, "blog", "spaces.ac.cn/archives/9181"),
-    "ho": Noise("alphabar_t = alpha^2; DDIM writes alpha_t; one step: alpha_t",
-                lambda a, s: a**2, lambda v: (v.sqrt(), (1 - v).sqrt()),
-                "code", "arXiv:2006.11239 eq. 4; openai/guided-diffusion: gaussian_diffusion.py"),
-    "ho-variance": Noise("1 - alphabar_t = sigma^2; one step: beta_t",
-                         lambda a, s: s**2, lambda v: ((1 - v).sqrt(), v.sqrt()),
-                         "code", "arXiv:2006.11239 eq. 2; openai/guided-diffusion: gaussian_diffusion.py"),
-    "song": Noise("integral of beta from 0 to t = -2 log alpha",
-                  lambda a, s: torch.where(a > s, -torch.log1p(-(s**2)), -2 * a.log()),
-                  lambda v: (torch.exp(-v / 2), torch.sqrt(-torch.expm1(-v))),
-                  "code", "arXiv:2011.13456 eq. 11; yang-song/score_sde_pytorch: sde_lib.py"),
-    "log-snr": Noise("lambda = 2 log(alpha / sigma), x is z_lambda",
-                     lambda a, s: 2 * (a.log() - s.log()), _from_log_snr, "paper", "arXiv:2207.12598 sec. 2"),
-    "vdm": Noise("gamma_t = -2 log(alpha / sigma), not a guidance scale",
-                 lambda a, s: 2 * (s.log() - a.log()), lambda v: _from_log_snr(-v),
-                 "code", "arXiv:2107.00630 eq. 4; google-research/vdm: model_vdm.py"),
-    "dpm-solver": Noise("lambda_t = log(alpha / sigma), half of the log-snr",
-                        lambda a, s: a.log() - s.log(), lambda v: _from_log_snr(2 * v),
-                        "code", "arXiv:2206.00927; LuChengTHU/dpm-solver: dpm_solver_pytorch.py"),
-    "edm": Noise("sigma_edm = sigma / alpha, x_edm = x / alpha",
-                 lambda a, s: s / a, lambda v: _unit(torch.ones_like(v), v),
-                 "code", "arXiv:2206.00364; k-diffusion: external.py; smalldiffusion: diffusion.py",
-                 lambda a, s: 1 / a),
-    "flow": Noise("t = sigma / (alpha + sigma), x_flow = x / (alpha + sigma) = (1 - t) x0 + t eps",
-                  lambda a, s: s / (a + s), lambda v: _unit(1 - v, v),
-                  "code", "arXiv:2403.03206; diffusers: scheduling_flow_match_euler_discrete.py",
-                  lambda a, s: 1 / (a + s)),
-    "flow-reversed": Noise("t = alpha / (alpha + sigma), x_flow = x / (alpha + sigma) = t x0 + (1 - t) eps",
-                           lambda a, s: a / (a + s), lambda v: _unit(v, 1 - v),
-                           "code", "arXiv:2209.03003; facebookresearch/flow_matching: path/affine.py",
-                           lambda a, s: 1 / (a + s)),
+    "difflesson": (*PAIR, "(alpha, sigma)", "code", "this course"),
+    "su": (*PAIR, "(abar_t, bbar_t) = (alpha, sigma)", "blog", "spaces.ac.cn/archives/9181"),
+    "ho": (lambda a, s: a**2, lambda v: (v.sqrt(), (1 - v).sqrt()), "alphabar_t = alpha^2, DDIM's alpha_t",
+           "code", "arXiv:2006.11239 eq. 4; openai/guided-diffusion: gaussian_diffusion.py"),
+    "ho-variance": (lambda a, s: s**2, lambda v: ((1 - v).sqrt(), v.sqrt()), "sigma^2", "code", "see ho"),
+    "song": (lambda a, s: torch.where(a > s, -torch.log1p(-(s**2)), -2 * a.log()),
+             lambda v: (torch.exp(-v / 2), torch.sqrt(-torch.expm1(-v))), "integral of beta = -2 log alpha",
+             "code", "arXiv:2011.13456 eq. 11; yang-song/score_sde_pytorch: sde_lib.py"),
+    "log-snr": (lambda a, s: 2 * (a / s).log(), _from_log_snr,
+                "lambda = 2 log(alpha / sigma), x = z_lambda", "paper", "arXiv:2207.12598 sec. 2"),
+    "vdm": (lambda a, s: 2 * (s / a).log(), lambda v: _from_log_snr(-v), "gamma_t = 2 log(sigma / alpha)",
+            "code", "arXiv:2107.00630 eq. 4; google-research/vdm: model_vdm.py"),
+    "dpm-solver": (lambda a, s: (a / s).log(), lambda v: _from_log_snr(2 * v),
+                   "lambda_t = log(alpha / sigma)", "code", "LuChengTHU/dpm-solver: dpm_solver_pytorch.py"),
+    "edm": (lambda a, s: s / a, lambda v: (1 / (1 + v**2).sqrt(), v / (1 + v**2).sqrt()),
+            "sigma_edm = sigma / alpha, x_edm = x / alpha",
+            "code", "arXiv:2206.00364; k-diffusion: external.py; smalldiffusion: diffusion.py"),
+    "flow": (lambda a, s: s / (a + s), lambda v: ((1 - v) / torch.hypot(1 - v, v), v / torch.hypot(1 - v, v)),
+             "t = sigma / (alpha + sigma), x_flow = x / (alpha + sigma); data at t = 0",
+             "code", "arXiv:2403.03206; diffusers: scheduling_flow_match_euler_discrete.py"),
+    "flow-reversed": (lambda a, s: a / (a + s), lambda v: NOISE["flow"][1](1 - v),
+                      "t = alpha / (alpha + sigma), x_flow = x / (alpha + sigma); data at t = 1",
+                      "code", "arXiv:2209.03003; facebookresearch/flow_matching: path/affine.py"),
+}
+DIVISOR = {"edm": lambda a, s: a, "flow": lambda a, s: a + s, "flow-reversed": lambda a, s: a + s}  # of x
+STEPS = {
+    "Su's alpha_t, beta_t": ("alpha_{t|s}, sigma_{t|s}", "blog", "spaces.ac.cn/archives/9181"),
+    "sigma_t of Su, Ho, DDIM": ("reverse std: sigma_{t|s} sigma_s / sigma_t or sigma_{t|s}", "blog", "same"),
+    "Ho's alpha_t, beta_t": ("alpha_{t|s}^2, sigma_{t|s}^2", "code", "see ho"),
+    "Song's f, g": ("dx = f x dt + g dW: f = -beta / 2 = d log alpha / dt, g^2 = beta", "code", "see song"),
 }
 
-# name: ((a, b) with output = a x0 + b eps, in words, checked in, source)
+# name: (from alpha, sigma the two weights in (.) x0 + (.) eps; in words, checked in, source)
 OUTPUTS = {
-    "eps": (lambda alpha, sigma: (0, 1), "eps = (x - alpha x0) / sigma",
-            "code", "arXiv:2006.11239; openai/guided-diffusion: gaussian_diffusion.py"),
-    "x0": (lambda alpha, sigma: (1, 0), "x0 = (x - sigma eps) / alpha, EDM's D",
-           "code", "openai/guided-diffusion: gaussian_diffusion.py; smalldiffusion: model.py, PredX0"),
-    "v": (lambda alpha, sigma: (-sigma, alpha), "v = alpha eps - sigma x0",
+    "eps": (lambda a, s: (0, 1), "eps = (x - alpha x0) / sigma",
+            "code", "arXiv:2006.11239 eq. 4; openai/guided-diffusion: gaussian_diffusion.py"),
+    "x0": (lambda a, s: (1, 0), "x0 = (x - sigma eps) / alpha, EDM's D", "code", "the same"),
+    "v": (lambda a, s: (-s, a), "v = alpha eps - sigma x0",
           "code", "arXiv:2202.00512 app. D; k-diffusion: external.py; diffusers: scheduling_ddim.py"),
-    "score": (lambda alpha, sigma: (0, -1 / sigma), "grad log p(x) = -eps / sigma; in EDM's x, alpha times it",
-              "code", "arXiv:2011.13456; LuChengTHU/dpm-solver: dpm_solver_pytorch.py, model_wrapper"),
-    "flow": (lambda alpha, sigma: (-1, 1), "velocity = eps - x0",
-             "code", "arXiv:2403.03206; diffusers: scheduling_flow_match_euler_discrete.py"),
-    "flow-reversed": (lambda alpha, sigma: (1, -1), "velocity = x0 - eps",
-                      "code", "arXiv:2209.03003; facebookresearch/flow_matching: path/affine.py"),
+    "score": (lambda a, s: (0, -1 / s), "grad log p(x) = -eps / sigma; alpha times it for x_edm",
+              "code", "arXiv:2011.13456; LuChengTHU/dpm-solver: dpm_solver_pytorch.py"),
+    "flow": (lambda a, s: (-1, 1), "velocity = eps - x0", "code", "see flow above"),
+    "flow-reversed": (lambda a, s: (1, -1), "velocity = x0 - eps", "code", "see flow-reversed above"),
 }
 
 
 def _pick(table: dict, argument: str, name: str):
     if name not in table:
-        why = NOT_ONE_NUMBER.get(name, "unknown") if table is GUIDANCE else "unknown"
-        raise ValueError(f"{argument} = {name!r} is {why}. Allowed: {', '.join(table)}")
+        why = NO_SINGLE_GAMMA.get(name, ["unknown"])[0] if table is GUIDANCE else "unknown"
+        raise ValueError(f"{argument} = {name!r}: {why}. Allowed: {', '.join(table)}")
     return table[name]
 
 
@@ -133,20 +109,19 @@ def _tensor(argument: str, value) -> Tensor:
 
 
 def _alpha_sigma(pair, given: str = "(alpha, sigma)") -> tuple[Tensor, Tensor]:
-    if not (isinstance(pair, tuple | list) and len(pair) == 2):
-        raise ValueError(f"{given} must be a pair (alpha, sigma)")
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ValueError(f"{given} must be a pair")
     alpha, sigma = (v if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64) for v in pair)
-    tolerance = max(1e-6, 8 * torch.finfo(alpha.dtype).eps)
-    if not ((alpha >= 0) & (sigma >= 0) & ((alpha**2 + sigma**2 - 1).abs() <= tolerance)).all():  # nan: False
-        raise ValueError(f"{given} must give alpha, sigma >= 0, alpha^2 + sigma^2 = 1, gives {alpha}, {sigma}")
+    close = (alpha**2 + sigma**2 - 1).abs() <= 1e-6  # schedules come in float32
+    if not (close & (alpha >= 0) & (sigma >= 0)).all():  # nan is not close to anything
+        raise ValueError(f"{given}: need alpha, sigma >= 0, alpha^2 + sigma^2 = 1, got {alpha}, {sigma}")
     return alpha, sigma
 
 
 def _like(level: Tensor, x: Tensor) -> Tensor:
-    """A scalar or (batch,) level shaped to multiply x, in x's dtype and on its device."""
     if level.ndim > 1 or level.ndim == 1 and level.shape != x.shape[:1]:
-        raise ValueError(f"levels must be scalar or (batch,), got {tuple(level.shape)} for x {tuple(x.shape)}")
-    return level.reshape(level.shape + (1,) * (x.ndim - level.ndim)).to(x)
+        raise ValueError(f"a level must be scalar or (batch,), got {tuple(level.shape)} for {tuple(x.shape)}")
+    return level.reshape(level.shape + (1,) * (x.ndim - level.ndim)).to(x)  # (batch,) -> (batch, 1, ..., 1)
 
 
 def guidance_scale(value, source: str, target: str = "gamma"):
@@ -154,63 +129,61 @@ def guidance_scale(value, source: str, target: str = "gamma"):
 
         eps_u + gamma (eps_c - eps_u) = (1 + w) eps_c - w eps_u,    w = gamma - 1        (eq-cfg-weight)
 
-    gamma: 0 ignores the label, 1 is plain conditional, above 1 exaggerates, below 0 repels. The same for eps, x0, v
-    and score, as the weights sum to one. With a classifier it is exact if that is the Bayes posterior: a network
-    that sees the label has gamma = 1 before the first gradient (arXiv:2207.12598 sec. 3.1).
+    gamma = 0 ignores the label, 1 is plain conditional, above 1 exaggerates, below 0 repels; the same for all
+    outputs, as the weights sum to one. A network that sees the label is at gamma = 1 before a classifier
+    adds its gradient (exact for the Bayes posterior; arXiv:2207.12598 sec. 3.1).
 
-    value: float or Tensor.  source, target: keys of GUIDANCE.  Raises ValueError: unknown or ambiguous name, value
-    not finite, or a value that the library would not act on.
+    value: float or Tensor.  source, target: keys of GUIDANCE.
+    Raises ValueError: unknown or ambiguous name, value not finite, or one that the library does not act on.
     """
     result = value + _pick(GUIDANCE, "source", source)[0] - _pick(GUIDANCE, "target", target)[0]
     for argument, name, scale in (("value", source, value), ("result", target, result)):
         if (_tensor(argument, scale) < LOWEST.get(name, -torch.inf)).any():
-            raise ValueError(f"{argument} = {scale} in {name!r} must be >= {LOWEST[name]}: below it guidance is off")
+            raise ValueError(f"{argument} = {scale}: {name!r} has no guidance below {LOWEST[name]}")
     return result
 
 
 def _level(value, source: str) -> tuple[Tensor, Tensor]:
-    back = _pick(NOISE, "source", source).back
-    value = value if back is PAIR[1] else _tensor("value", value)
-    return _alpha_sigma(back(value), f"value = {value} in {source!r}")
+    back = _pick(NOISE, "source", source)[1]
+    return _alpha_sigma(back(value if back is PAIR[1] else _tensor("value", value)), f"{source} = {value}")
 
 
 def noise_level(value, source: str, target: str = "difflesson"):
-    """The noise level of an image, from one convention to another (the image may need `rescale`).
+    """The noise level of an image, from one convention to another (the image itself may need `rescale`).
 
-        alphabar = alpha^2 = 1 / (1 + sigma_edm^2) = sigmoid(lambda) = exp(-integral of beta)     (eq-noise-level)
+        alphabar = alpha^2 = 1 / (1 + sigma_edm^2) = sigmoid(lambda) = exp(-int beta)    (eq-noise-level)
 
-    One number, except for "difflesson" and "su": the pair (alpha, sigma). Beware: alphabar cannot carry small
-    noise (in float32 sigma = 1e-4 is lost); "edm", "song", "log-snr" and "ho-variance" can.
-
-    value: float, Tensor or pair; floats become float64.  source, target: keys of NOISE.
+    value: float (taken as float64) or Tensor; for "difflesson" and "su" the pair (alpha, sigma).
+    source, target: keys of NOISE. "ho" loses small noise (in float32, sigma = 1e-4), "edm", "log-snr" do not.
     Raises ValueError: unknown name, out of range, not variance preserving, or infinite in the target.
     """
-    of = _pick(NOISE, "target", target).of
-    pair = _level(value, source)
-    return pair if of is PAIR[0] else _tensor(f"{source} {value} as {target}", of(*pair))
+    of, pair = _pick(NOISE, "target", target)[0], _level(value, source)
+    return pair if of is PAIR[0] else _tensor(f"{source} = {value} as {target}", of(*pair))
 
 
 def rescale(x: Tensor, value, source: str, target: str) -> Tensor:
-    """The image in another convention's scale: x_edm = x / alpha, x_flow = x / (alpha + sigma)   (eq-noise-level).
+    """The image in another scale: x_edm = x / alpha, x_flow = x / (alpha + sigma), else x (eq-noise-level).
 
-    x: Float[Tensor, "batch *data"] in the source's scale; value: its level there, scalar or (batch,), or pair.
+    x: Float[Tensor, "batch *data"] in the source's scale.  value: its level there, scalar, (batch,) or pair.
     Raises ValueError as `noise_level` does. A score takes the inverse factor.
     """
-    pair = _level(value, source)
-    factor = _pick(NOISE, "target", target).factor(*pair) / NOISE[source].factor(*pair)
-    return _tensor("x", x) * _like(_tensor(f"scale of {target}", factor), x)
+    _pick(NOISE, "target", target)
+    x, pair = _tensor("x", x), _level(value, source)
+    here, there = (DIVISOR.get(name, lambda a, s: torch.ones_like(a))(*pair) for name in (source, target))
+    return x * _like(_tensor(f"x_{target} / x_{source}", here / there), x)
 
 
 def between(alpha_s, sigma_s, alpha_t, sigma_t) -> tuple[Tensor, Tensor]:
     """The step from s to t, s < t, is a noising too: x_t = alpha_{t|s} x_s + sigma_{t|s} eps.
 
-        alpha_{t|s} = alpha_t / alpha_s,    sigma_{t|s}^2 = sigma_t^2 - alpha_{t|s}^2 sigma_s^2     (eq-one-step)
+        alpha_{t|s} = alpha_t / alpha_s,  sigma_{t|s}^2 = sigma_t^2 - alpha_{t|s}^2 sigma_s^2    (eq-one-step)
 
-    So `noise_level` converts it: to Su's one-step (alpha_t, beta_t) by "su", Ho's alpha_t and beta_t by "ho" and
-    "ho-variance", the integral of Song's beta over the step by "song".  Source: arXiv:2107.00630 app. A.
+    So `noise_level` turns it into Su's (alpha_t, beta_t) by "su", Ho's alpha_t and beta_t by "ho" and
+    "ho-variance", the integral of beta over the step by "song".  Source: arXiv:2107.00630.
     Raises ValueError: not variance preserving, alpha_s = 0, or s noisier than t.
     """
-    (alpha_s, sigma_s), (alpha_t, sigma_t) = _alpha_sigma((alpha_s, sigma_s)), _alpha_sigma((alpha_t, sigma_t))
+    alpha_s, sigma_s = _alpha_sigma((alpha_s, sigma_s), "(alpha_s, sigma_s)")
+    alpha_t, sigma_t = _alpha_sigma((alpha_t, sigma_t), "(alpha_t, sigma_t)")
     if (alpha_s == 0).any() or (alpha_t > alpha_s).any():
         raise ValueError(f"need alpha_s > 0 and alpha_s >= alpha_t, got {alpha_s} and {alpha_t}")
     ratio = alpha_t / alpha_s
@@ -218,38 +191,60 @@ def between(alpha_s, sigma_s, alpha_t, sigma_t) -> tuple[Tensor, Tensor]:
 
 
 def reverse_std(alpha_s, sigma_s, alpha_t, sigma_t, eta: float = 1.0) -> Tensor:
-    """What Su, Ho and DDIM call sigma_t: the noise put back on the way from t to s. It is not our sigma.
+    """What Su, Ho and DDIM call sigma_t, the noise put back: eta sigma_{t|s} sigma_s / sigma_t (eq-one-step).
 
-        eta sigma_{t|s} sigma_s / sigma_t;  eta = 1: DDPM posterior, eta = 0: DDIM     (eq-one-step)
-
-    The larger choice of Ho and Su is sigma_{t|s} itself.  Source: arXiv:2010.02502 eq. 16, spaces.ac.cn/archives/9181.
+    eta: 1 is the DDPM posterior, 0 is DDIM. Ho's and Su's larger choice is sigma_{t|s} itself, see `between`.
+    Source: arXiv:2010.02502 eq. 16.  Raises ValueError: as `between`, sigma_t = 0, or eta < 0.
     """
-    step = between(alpha_s, sigma_s, alpha_t, sigma_t)[1]
-    return _tensor("reverse std (sigma_t > 0?)", eta * step * sigma_s / sigma_t)
+    if not eta >= 0:
+        raise ValueError(f"eta must be >= 0, got {eta}")
+    std = eta * between(alpha_s, sigma_s, alpha_t, sigma_t)[1] * sigma_s / torch.as_tensor(sigma_t)
+    return _tensor(f"the reverse std at sigma_t = {sigma_t}", std)
 
 
 def vp_sde(beta) -> tuple[Tensor, Tensor]:
-    """Song's dx = f x dt + g dW: f = -beta / 2 = d log alpha / dt, g = sqrt(beta). beta is a rate, Ho's a fraction."""
-    beta = _tensor("beta", beta)
-    return -beta / 2, _tensor("sqrt(beta), beta >= 0", beta.sqrt())
+    """Song's f = -beta / 2, g = sqrt(beta) in dx = f x dt + g dW; beta >= 0 is a rate, unlike Ho's beta_t."""
+    return -_tensor("beta", beta) / 2, _tensor("sqrt(beta)", _tensor("beta", beta).sqrt())
 
 
 def convert(value: Tensor, source: str, target: str, x: Tensor, alpha, sigma) -> Tensor:
-    """One parameterisation of the network's output as another: eps, x0, v, score, flow velocity.
+    """What a network outputs, as another would: eps, x0, v, score, flow velocity.
 
         x = alpha x0 + sigma eps and value = a x0 + b eps, solved for x0 and eps     (eq-parameterisations)
 
-    value, x: Float[Tensor, "batch *data"], x in our scale (see `rescale`).  alpha, sigma: scalar or (batch,).
-    Raises ValueError: unknown name, bad shape or level, not finite, or singular: from x0 and to score at sigma = 0,
-    from eps and score at alpha = 0 (but eps and score convert into each other).
+    value, x: Float[Tensor, "batch *data"], x in our scale, see `rescale`.  alpha, sigma: scalar or (batch,).
+    Raises ValueError: unknown name, bad shape or level, not finite, or singular. Singular are, at sigma = 0,
+    from x0 or score and to score (score to eps is 0); at alpha = 0, from eps or score, save into each other.
     """
     rows = [_pick(OUTPUTS, argument, name)[0] for argument, name in (("source", source), ("target", target))]
-    alpha, sigma = (_like(level, x) for level in _alpha_sigma((alpha, sigma)))
-    if _tensor("value", value).shape != _tensor("x", x).shape:
+    value, x = _tensor("value", value), _tensor("x", x)
+    if value.shape != x.shape:
         raise ValueError(f"value {tuple(value.shape)} must have the shape of x {tuple(x.shape)}")
+    alpha, sigma = (_like(level, x) for level in _alpha_sigma((alpha, sigma)))
+    if source == target:
+        return value
     (a, b), (c, d) = (row(alpha, sigma) for row in rows)
-    if {source, target} <= {"eps", "score"}:
+    if {source, target} == {"eps", "score"}:  # proportional: x is not needed, and alpha may be 0
         result = value * (d / b)
     else:
         result = ((c * b - d * a) * x + (d * alpha - c * sigma) * value) / (alpha * b - sigma * a)
-    return _tensor(f"{source} -> {target} at alpha = {alpha}, sigma = {sigma}", result)
+    if not result.isfinite().all():
+        raise ValueError(f"{source} -> {target} is singular at alpha = {alpha}, sigma = {sigma}")
+    return result
+
+
+def card() -> list[dict[str, str]]:
+    """The convention card: one row for each convention, plain strings, the same keys in every row."""
+    rows = [("guidance", name, f"gamma = {g[1]}{' + 1' * g[0]}", *g[2:]) for name, g in GUIDANCE.items()]
+    rows += [("no single gamma", name, *rest) for name, rest in NO_SINGLE_GAMMA.items()]
+    rows += [("noise", name, *rest) for name, (_, _, *rest) in NOISE.items()]
+    rows += [("one step", name, *rest) for name, rest in STEPS.items()]
+    rows += [("output", name, *rest) for name, (_, *rest) in OUTPUTS.items()]
+    keys = ("question", "convention", "in our notation", "checked in", "source")
+    return [dict(zip(keys, row, strict=True)) for row in rows]
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    """Rows of `card` as a Markdown table."""
+    lines = [rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
