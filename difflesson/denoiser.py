@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from difflesson.schedule import Schedule
+from difflesson.schedule import Schedule, as_time
 
 
 class Prediction(NamedTuple):
@@ -69,16 +69,23 @@ class Pair:
         return self.cond(x, t), self.uncond(x, t)
 
 
-def check_labels(label: int | Tensor, classes: int, batch: int | None = None) -> Tensor:
+def check_labels(label: int | Tensor, classes: int) -> Tensor:
     """Labels as an int64 tensor, () or (batch,).  Raises: ValueError if out of 0..classes-1 or of the wrong shape."""
     label = torch.as_tensor(label)
     if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
         raise ValueError(f"label must be an integer or a tensor of integers, got dtype {label.dtype}")
-    if label.dim() > 1 or (label.dim() == 1 and batch is not None and len(label) != batch):
-        raise ValueError(f"label must be one integer or have shape (batch,) = ({batch},), got {tuple(label.shape)}")
+    if label.dim() > 1:
+        raise ValueError(f"label must be one integer or have shape (batch,), got {tuple(label.shape)}")
     if label.numel() and not (0 <= int(label.min()) and int(label.max()) < classes):
         raise ValueError(f"label must lie in 0..{classes - 1}, got {label.unique().tolist()}")
     return label.long()
+
+
+def expand_label(label: Tensor, x: Tensor) -> Tensor:
+    """A label () or (batch,) as one for each point of x, on its device.  Raises: ValueError on another length."""
+    if label.dim() and len(label) != len(x):
+        raise ValueError(f"label must be one integer or have shape (batch,) = ({len(x)},), got {tuple(label.shape)}")
+    return label.to(x.device).expand(len(x))
 
 
 def network_denoiser(
@@ -88,13 +95,13 @@ def network_denoiser(
 
     Args: label: an integer, a tensor (batch,), or None for the null label (unconditional);  dtype: if given, the
     network runs under autocast in it (bfloat16 on a GPU) while its answer is combined in the precision of `x`.
-    Raises: ValueError if a label is outside 0..network.classes-1.
+    Raises: ValueError if a label is outside 0..network.classes-1 or there is not one for each point.
     """
     null = network.classes
     bound = torch.tensor(null) if label is None else check_labels(label, network.classes)
 
     def denoise(x: Tensor, t: Tensor) -> Prediction:
-        return _run(network, schedule, x, t, bound.to(x.device).expand(len(x)), dtype)
+        return _run(network, schedule, x, t, expand_label(bound, x), dtype)
 
     return denoise
 
@@ -109,7 +116,7 @@ def network_pair(
     bound = check_labels(label, network.classes)
 
     def together(x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
-        labels = bound.to(x.device).expand(len(x))
+        labels = expand_label(bound, x)
         both = torch.cat([labels, torch.full_like(labels, network.classes)])  # (2 batch,)
         x0, eps = _run(network, schedule, torch.cat([x, x]), t, both, dtype)
         (cond_x0, uncond_x0), (cond_eps, uncond_eps) = x0.chunk(2), eps.chunk(2)
@@ -121,6 +128,8 @@ def network_pair(
 
 def _run(network, schedule, x, t, label, dtype) -> Prediction:
     """One call of the network at one time for the whole batch."""
+    if as_time(t).dim():
+        raise ValueError(f"t must be one time for the whole batch, got {t}")
     log_snr = torch.full((len(x),), float(schedule.log_snr(t)), device=x.device)
     with torch.autocast(x.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
         v = network(x, log_snr, label).to(x.dtype)

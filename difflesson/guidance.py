@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from difflesson.denoiser import Denoiser, Pair, Prediction, check_labels
+from difflesson.denoiser import Denoiser, Pair, Prediction, check_labels, expand_label
 from difflesson.schedule import Schedule
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
@@ -23,11 +23,11 @@ Scale = float | Callable[[Tensor], float]
 
 
 def scale_at(gamma: Scale, t: Tensor) -> float:
-    """The scale at time t as a float.  Raises: ValueError if it is not finite."""
-    value = float(gamma(t) if callable(gamma) else gamma)
-    if not math.isfinite(value):
-        raise ValueError(f"gamma must be finite, got {value}")
-    return value
+    """The scale at time t as a float.  Raises: ValueError if it is not one finite number."""
+    value = gamma(t) if callable(gamma) else gamma
+    if (isinstance(value, Tensor) and value.numel() != 1) or not math.isfinite(value):
+        raise ValueError(f"gamma must be one finite number, got {value}")
+    return float(value)
 
 
 def tilt(denoiser: Denoiser, grad: Gradient, gamma: Scale, schedule: Schedule) -> Denoiser:
@@ -36,7 +36,7 @@ def tilt(denoiser: Denoiser, grad: Gradient, gamma: Scale, schedule: Schedule) -
         eps -= gamma sigma g          x0 += gamma sigma^2 / alpha g          [eq-eps-substitution]
 
     Args: grad: `grad(x, t)`, for a classifier grad log p_t(y | x);  gamma: finite number or function of time.
-    At `gamma = 0` the gradient is not evaluated.  Raises: ValueError if gamma is not finite.
+    At `gamma = 0` the gradient is not evaluated.  Raises: ValueError if gamma is not finite or grad is misshapen.
     Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), algorithm 2, eq. 14.
     """
     if not callable(gamma):
@@ -47,6 +47,8 @@ def tilt(denoiser: Denoiser, grad: Gradient, gamma: Scale, schedule: Schedule) -
         if scale == 0:
             return prediction
         g, alpha, sigma = grad(x, t), schedule.alpha(t), schedule.sigma(t)
+        if g.shape != x.shape:
+            raise ValueError(f"grad must return the shape of x, {tuple(x.shape)}, got {tuple(g.shape)}")
         return Prediction(prediction.x0 + scale * (sigma**2 / alpha) * g, prediction.eps - scale * sigma * g)
 
     return guided
@@ -111,7 +113,7 @@ def classifier_log_prob(network: torch.nn.Module, schedule: Schedule, label: int
     def log_prob(x: Tensor, t: Tensor) -> Tensor:
         log_snr = torch.full((len(x),), float(schedule.log_snr(t)), device=x.device)
         logits = network(x, log_snr).to(x.dtype).log_softmax(dim=1)  # (batch, classes)
-        return logits.gather(1, bound.to(x.device).expand(len(x))[:, None])[:, 0]
+        return logits.gather(1, expand_label(bound, x)[:, None])[:, 0]
 
     return log_prob
 

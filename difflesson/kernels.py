@@ -224,6 +224,8 @@ def shift(kernel: Kernel, grad: Gradient, gamma: float, at: str = "x", time: str
         raise ValueError(f'time must be "t" or "s", got {time!r}')
     if not math.isfinite(gamma):
         raise ValueError(f"gamma must be finite, got {gamma}")
+    if hasattr(kernel, "start"):
+        raise ValueError("kernel must have no memory (dpmpp_2m has): it adds no noise, a shift would do nothing; tilt")
     time = time or {"x": "t", "mu": "s"}[at]
 
     def shifted(x: Tensor, t: Tensor, s: Tensor) -> Step:

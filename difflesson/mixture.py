@@ -42,16 +42,14 @@ class GaussianMixture:
             raise ValueError(f"weights must have shape ({count},), be at least 0 and sum to 1, got {weights.tolist()}")
         if covs.shape != (count, dim, dim) or not _finite(covs):
             raise ValueError(f"covs must be finite, of shape ({count}, {dim}, {dim}), got {tuple(covs.shape)}")
-        if not torch.allclose(covs, covs.mT, rtol=1e-5, atol=1e-6 * float(covs.abs().max())):
+        if not bool(((covs - covs.mT).abs() <= 1e-5 * covs.abs().amax((1, 2), keepdim=True)).all()):
             raise ValueError("covs must be symmetric")
         labels = torch.arange(count) if labels is None else torch.as_tensor(labels).cpu()
-        if labels.shape != (count,):
-            raise ValueError(f"labels must have shape ({count},), got {tuple(labels.shape)}")
-        if labels.is_floating_point() or int(labels.min()) < 0:
-            raise ValueError(f"labels must be integers from 0 on, got {labels.tolist()}")
+        if labels.shape != (count,) or labels.is_floating_point() or int(labels.min()) < 0:
+            raise ValueError(f"labels must be {count} integers from 0 on, got {labels.tolist()}")
         variances, axes = torch.linalg.eigh(covs)  # (K, d) ascending, (K, d, d) with an eigenvector a column
         if not bool((variances > 0).all()):
-            raise ValueError(f"covs must be positive definite, the smallest eigenvalue given is {float(variances.min())}")
+            raise ValueError(f"covs must be positive definite, the smallest eigenvalue is {float(variances.min())}")
         self._set(weights / weights.sum(), means, variances, axes, tuple(labels.tolist()))
 
     def _set(self, weights, means, variances, axes, labels):
@@ -85,11 +83,12 @@ class GaussianMixture:
     def noised(self, alpha: float | Tensor, sigma: float | Tensor) -> "GaussianMixture":
         """The mixture of `x_t = alpha x_0 + sigma eps`: means `alpha m`, covariances `alpha^2 C + sigma^2 I`.
 
-        Args: alpha, sigma: numbers or 0-dim tensors, at least 0.  [eq-noised-mixture]
+        Args: alpha, sigma: numbers or 0-dim tensors (ValueError otherwise), at least 0.  [eq-noised-mixture]
         """
-        return self._like(
-            self.weights, alpha * self.means, alpha**2 * self.variances + sigma**2, self.axes, self.labels
-        )
+        if any(isinstance(level, Tensor) and level.dim() for level in (alpha, sigma)):
+            raise ValueError(f"alpha and sigma (and so the time t) must be single numbers, got {alpha} and {sigma}")
+        variances = alpha**2 * self.variances + sigma**2
+        return self._like(self.weights, alpha * self.means, variances, self.axes, self.labels)
 
     def class_weights(self) -> Tensor:
         """`p(y)` for each class, (classes,)."""
@@ -103,13 +102,15 @@ class GaussianMixture:
         index = self._of(label)
         total = self.weights[index].sum()
         if not bool(total > 0):
-            raise ValueError(f"label must have positive weight, {label} has none; labels are {sorted(set(self.labels))}")
+            raise ValueError(f"label must have positive weight, {label} has none; labels: {sorted(set(self.labels))}")
         parts = (a[index] for a in (self.means, self.variances, self.axes))
         return self._like(self.weights[index] / total, *parts, tuple(self.labels[i] for i in index))
 
     def _of(self, label: int) -> list[int]:
         """Indices of the components of a class."""
-        label = int(check_labels(label, self.classes))
+        label = check_labels(label, self.classes)
+        if label.dim():
+            raise ValueError(f"label must be one integer, got shape {tuple(label.shape)}")
         return [i for i, y in enumerate(self.labels) if y == label]
 
     # What follows is evaluated at points x: (N, d).
@@ -138,16 +139,12 @@ class GaussianMixture:
         """Sum over components of `C^{-1/2} z`: (K, d, N) -> (N, d)."""
         return (self._whiten.T @ z.reshape(len(self._whiten), -1)).T
 
-    def _checked(self, x: Tensor) -> Tensor:
-        self._check_shape(x)
-        if not _finite(x):
+    def _checked(self, x: Tensor, finite: bool = True) -> Tensor:
+        if x.dim() != 2 or x.shape[1] != self.dim or x.dtype != self.means.dtype:
+            raise ValueError(f"x must be {self.means.dtype} (N, {self.dim}), got {x.dtype} {tuple(x.shape)}")
+        if finite and not _finite(x):
             raise ValueError("x must be finite, it contains NaN or infinity")
         return x
-
-    def _check_shape(self, x: Tensor) -> None:
-        if x.dim() != 2 or x.shape[1] != self.dim or x.dtype != self.means.dtype:
-            wanted = f"{self.means.dtype} of shape (N, {self.dim})"
-            raise ValueError(f"x must be {wanted}, got {x.dtype} {tuple(x.shape)}")
 
     def log_prob(self, x: Tensor) -> Tensor:
         """`log p(x)`, (N,).  [eq-mixture]  Raises: ValueError on a wrong shape, dtype or NaN (so do all below)."""
@@ -184,13 +181,14 @@ class GaussianMixture:
         return self.given(label).score(x) - self.score(x)
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw `count` points: x (count, d) and labels (count,)."""
-        device = self.means.device
+        """Draw `count` points: x (count, d) and labels (count,).  Raises: ValueError if count < 1, no generator."""
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        noise = _normal((count, self.dim), self.means, generator)
         which = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        noise = torch.randn(count, self.dim, generator=generator, dtype=self.means.dtype, device=device)
         spread = (self.axes * self.variances.sqrt()[:, None])[which]  # (count, d, d)
         x = self.means[which] + (spread @ noise[:, :, None])[:, :, 0]
-        return x, torch.tensor(self.labels, device=device)[which]
+        return x, torch.tensor(self.labels, device=x.device)[which]
 
     def denoiser(self, schedule: Schedule, label: int | None = None) -> Denoiser:
         """The ideal denoiser, `x0 = E[x_0 | x_t]` and `eps = E[eps | x_t]`, given the label if there is one.
@@ -201,7 +199,7 @@ class GaussianMixture:
         clean = self if label is None else self.given(label)
 
         def denoise(x: Tensor, t: Tensor) -> Prediction:
-            self._check_shape(x)
+            self._checked(x, finite=False)
             alpha, sigma = schedule.alpha(t), schedule.sigma(t)
             noisy = clean.noised(alpha, sigma)
             gain = (alpha * clean.variances / noisy.variances.sqrt())[:, :, None]  # (K, d, 1)
@@ -269,14 +267,17 @@ class ReverseStep:
         return (self.log_weights + log_constant[:, None] - z.square().sum(-1) / 2).logsumexp(-2)
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """Draw one point from each mixture, (N, d)."""
+        """Draw one point from each mixture, (N, d).  Raises: ValueError without a generator."""
+        noise = _normal(self.means.shape[1:], self.means, generator)
         which = torch.multinomial(self.log_weights.exp().T, 1, generator=generator)[:, 0]  # (N,)
-        points = torch.arange(len(which), device=which.device)
-        noise = torch.randn(
-            self.means.shape[1:], generator=generator, dtype=self.means.dtype, device=self.means.device
-        )
         spread = (self.axes * self.variances.sqrt()[:, None])[which]  # (N, d, d)
-        return self.means[which, points] + (spread @ noise[:, :, None])[:, :, 0]
+        return self.means[which, torch.arange(len(which), device=which.device)] + (spread @ noise[:, :, None])[:, :, 0]
+
+
+def _normal(shape, like: Tensor, generator: torch.Generator) -> Tensor:
+    if generator is None:
+        raise ValueError("generator must be a torch.Generator, got None")
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
 def _finite(x: Tensor) -> bool:

@@ -55,7 +55,10 @@ class Schedule(ABC):
 
     @abstractmethod
     def time(self, log_snr: float | Tensor) -> Tensor:
-        """The time at which the schedule has this log signal-to-noise ratio (inverse of `log_snr`)."""
+        """The time at which the schedule has this log signal-to-noise ratio (inverse of `log_snr`).
+
+        A ratio that the schedule never reaches gives the nearer end, 0 or 1.
+        """
 
     def alpha(self, t: float | Tensor) -> Tensor:
         """Factor of the signal, `exp(-B / 2)`, in (0, 1]; same shape as `t`."""
@@ -86,8 +89,13 @@ class Schedule(ABC):
         """`x_t = alpha x_0 + sigma eps`.  [eq-forward-marginal]
 
         Args: x0, eps: (batch, *data);  t: () or (batch,).  Returns: (batch, *data).
+        Raises: ValueError if the shapes are not these, or t is outside [0, 1].
         """
         t = as_time(t)
+        if eps.shape != x0.shape:
+            raise ValueError(f"eps must have the shape of x0, {tuple(x0.shape)}, got {tuple(eps.shape)}")
+        if t.shape not in ((), x0.shape[:1]):
+            raise ValueError(f"t must be one time or have shape (batch,) = ({len(x0)},), got {tuple(t.shape)}")
         return expand_as(self.alpha(t), x0) * x0 + expand_as(self.sigma(t), x0) * eps
 
 
@@ -107,10 +115,10 @@ class LinearSchedule(Schedule):
         return self.beta_min + as_time(t) * (self.beta_max - self.beta_min)
 
     def time(self, log_snr):
-        b = torch.nn.functional.softplus(-torch.as_tensor(log_snr, dtype=torch.float64))
+        b = -torch.nn.functional.logsigmoid(torch.as_tensor(log_snr, dtype=torch.float64))
         slope = self.beta_max - self.beta_min
         # The stable root of slope t^2 / 2 + beta_min t = b; it is also right for slope = 0.
-        return 2 * b / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * b))
+        return (2 * b / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * b))).clamp(0, 1)
 
 
 class CosineSchedule(Schedule):
@@ -118,13 +126,14 @@ class CosineSchedule(Schedule):
 
     def __init__(self, log_snr_max: float, log_snr_min: float):
         if not (-math.inf < log_snr_min < log_snr_max < math.inf):
-            raise ValueError(f"log_snr_max must exceed log_snr_min, got {log_snr_max} and {log_snr_min}")
+            raise ValueError(f"log_snr_max must exceed log_snr_min, both finite, got {log_snr_max}, {log_snr_min}")
         self.log_snr_max, self.log_snr_min = log_snr_max, log_snr_min
         self.start = math.atan(math.exp(-log_snr_max / 2))
         self.span = math.atan(math.exp(-log_snr_min / 2)) - self.start
 
     def integrated_beta(self, t):
-        return -2 * torch.log(torch.cos(self.start + self.span * as_time(t)))  # alpha is the cosine of the angle
+        # alpha is the cosine of the angle; 1 / cos^2 = 1 + tan^2 keeps the digits that a cosine near 1 has lost.
+        return torch.log1p(torch.tan(self.start + self.span * as_time(t)) ** 2)
 
     def beta(self, t):
         return 2 * self.span * torch.tan(self.start + self.span * as_time(t))
@@ -172,9 +181,10 @@ class TableSchedule(Schedule):
         return (table[index + 1] - table[index]) * self.steps
 
     def time(self, log_snr):
-        b = torch.nn.functional.softplus(-torch.as_tensor(log_snr, dtype=torch.float64))
-        index = (torch.searchsorted(self.table, b, right=True) - 1).clamp(0, self.steps - 1)
-        low, high = self.table[index], self.table[index + 1]
+        b = -torch.nn.functional.logsigmoid(torch.as_tensor(log_snr, dtype=torch.float64))
+        table = self.table.to(b.device)
+        index = (torch.searchsorted(table, b, right=True) - 1).clamp(0, self.steps - 1)
+        low, high = table[index], table[index + 1]
         return ((index + (b - low) / (high - low)) / self.steps).clamp(0, 1)
 
 

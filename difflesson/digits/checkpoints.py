@@ -36,11 +36,14 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote.  Raises: ValueError if the file is damaged or is not one of ours."""
+    """Read what `save_tensors` wrote.  Raises: ValueError if the file is damaged or is not one of ours.
+
+    The tensors are copies: a file that is still mapped into memory can be neither replaced nor deleted on Windows.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})["difflesson"])
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata
     except FileNotFoundError:
         raise
     except Exception as error:
@@ -50,7 +53,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def write_card(path: Path, card: dict[str, Any]) -> None:
     """Write a card as JSON beside the checkpoint `path` (same name, suffix .json), atomically."""
     temporary = path.with_suffix(f".json.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8", newline="\n")
     os.replace(temporary, path.with_suffix(".json"))
 
 
@@ -68,18 +71,21 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
     """Load a checkpoint written by `save`.
 
     Args: path: a file, or the name of a shipped one ("denoiser", "judge", "guide").
-    Raises: ValueError if there is no such file, or it is damaged, or names an unknown network.
+    Raises: ValueError if there is no such file, or it is damaged, or names an unknown network, or does not fit it.
     """
     path = Path(path)
     if not path.suffix:
-        path = shipped(path.name)
+        path = shipped(str(path))
     if not path.exists():
         raise ValueError(f"path {path} does not exist; `difflesson train` makes checkpoints")
     weights, metadata = load_tensors(path)
     if metadata.get("network") not in NETWORKS:
         raise ValueError(f"path {path} holds {metadata.get('network')!r}; allowed are {sorted(NETWORKS)}")
-    network = NETWORKS[metadata["network"]](**metadata["arguments"])
-    network.load_state_dict(weights)  # half to single precision on copy
+    try:
+        network = NETWORKS[metadata["network"]](**metadata["arguments"])
+        network.load_state_dict(weights)  # half to single precision on copy
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"path {path} does not fit this version's {metadata['network']}: {error}") from error
     card = path.with_suffix(".json")
     return Checkpoint(
         network.to(device).eval().requires_grad_(False),

@@ -118,12 +118,12 @@ class DigitClassifier(nn.Module):
     depend on the others in the batch, so the gradient of a summed log-probability is the gradient of each.
     """
 
-    def __init__(self, widths: tuple[int, int, int] = (32, 64, 128), classes: int = 10, embedding: int = 64):
+    def __init__(self, widths: tuple[int, ...] = (64, 128), classes: int = 10, embedding: int = 64):
         super().__init__()
         self.classes = classes
         self.noise = NoiseEmbedding(embedding)
-        self.enter = nn.Conv2d(1, widths[0], 3, padding=1)
-        pairs = zip(widths, (*widths[1:], widths[-1]), strict=True)
+        self.enter = nn.Conv2d(4, widths[0], 3, padding=1)
+        pairs = zip((widths[0], *widths[:-1]), widths, strict=True)
         self.blocks = nn.ModuleList(ResidualBlock(i, o, embedding) for i, o in pairs)
         self.norm = nn.GroupNorm(8, widths[-1])
         self.leave = nn.Linear(widths[-1], classes)
@@ -133,9 +133,9 @@ class DigitClassifier(nn.Module):
         if log_snr is None:
             log_snr = x.new_full(x.shape[:1], math.inf)
         condition = functional.silu(self.noise(log_snr))
-        h = self.enter(x)
+        h = self.enter(functional.pixel_unshuffle(x, 2))  # (batch, widths[0], H/2, W/2)
         for i, block in enumerate(self.blocks):
-            h = block(h if i == 0 else functional.max_pool2d(h, 2), condition)
+            h = block(h if i == 0 else functional.max_pool2d(h, 2), condition)  # each block at half the last one's size
         return functional.silu(self.norm(h)).mean(dim=(2, 3))
 
     def forward(self, x: Tensor, log_snr: Tensor | None = None) -> Tensor:

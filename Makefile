@@ -1,0 +1,47 @@
+# The habits of this repository. `make tour` and `make test` need nothing but Python 3.11, 3.12 or 3.13; both install first.
+# Another interpreter: make setup PYTHON=python3.12. No make (Windows)? README.md has the same steps with pip.
+PYTHON  ?= python3
+VENV    ?= .venv
+WORKERS ?= 2
+PY      := $(VENV)/bin/python
+
+.PHONY: help setup tour test notebooks book lint clean
+
+help:
+	@echo "make tour       install, draw a guided sheet of digits, run the opening chapter (start here)"
+	@echo "make test       every test, every notebook, the drift check and the linter"
+	@echo "make notebooks  execute the chapters that changed:  NN_slug.py -> NN_slug.ipynb"
+	@echo "make book       the web pages, in book/_build/html (needs npm, once, for MathJax)"
+	@echo "make lint       ruff"
+	@echo "make clean      remove what the other targets made, but for $(VENV)"
+
+# The stamp makes setup a no-op until a declared dependency or a pinned version changes.
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 14) or sys.exit("Python 3.11, 3.12 or 3.13 is needed, \
+	this is %d.%d. Name another one: make setup PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[all]'
+	@touch $@
+
+tour: setup
+	$(VENV)/bin/difflesson tour
+
+# One thread a worker: the tests share the cores by process. A notebook's cells must stay in one worker, hence loadfile.
+test: setup lint
+	$(PY) tools/notebooks.py check
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
+
+notebooks: setup
+	$(PY) tools/notebooks.py build
+
+book: setup
+	$(PY) book/build.py
+
+lint: setup
+	$(PY) -m ruff check .
+
+clean:
+	rm -rf book/_build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis notebooks/.ipynb_checkpoints
+	find difflesson tests tools book -name __pycache__ -type d -prune -exec rm -rf {} +

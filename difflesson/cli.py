@@ -1,0 +1,201 @@
+"""The command line: `difflesson tour | sample | train | evaluate`."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from difflesson.digits import checkpoints, data, metrics, sampling, training
+from difflesson.digits.networks import DigitUNet
+
+app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+ROOT = Path(__file__).resolve().parent.parent
+
+Device = Annotated[str | None, typer.Option(help='"cpu", "cuda", "mps", ...; by default CUDA where there is one.')]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Decides every random number.")]
+Steps = Annotated[int, typer.Option(min=2, help="Sampling steps.")]
+Sampler = Annotated[str, typer.Option(help=f"One of {', '.join(sampling.SAMPLERS)}.")]
+Network = Annotated[str, typer.Option("--network", help='"denoiser" (shipped), or a .safetensors file of your own.')]
+
+
+def pick_device(device: str | None) -> torch.device:
+    """The device asked for, else CUDA where there is one, else the CPU.  Raises: ValueError if it cannot be used."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros((), device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def arithmetic(device: torch.device, precision: str | None = None) -> torch.dtype | None:
+    """The network's number format, None for float32; by default bfloat16 on CUDA.  Raises: ValueError if unknown."""
+    if precision not in (None, "no", "bf16"):
+        raise ValueError(f'precision must be "no" or "bf16", got {precision!r}')
+    return torch.bfloat16 if (precision or {"cuda": "bf16"}.get(device.type)) == "bf16" else None
+
+
+def load_networks(network: str, guidance: str, device: torch.device) -> tuple[torch.nn.Module, dict, torch.nn.Module | None]:
+    """A denoiser, its card, and the guide if the guidance needs it.  Raises: ValueError if one is of another kind."""
+    if guidance not in ("classifier-free", "classifier"):
+        raise ValueError(f'guidance must be "classifier-free" or "classifier", got {guidance!r}')
+    denoiser, card = checkpoints.load(network, device)
+    if not isinstance(denoiser, DigitUNet):
+        raise ValueError(f"network must be a denoiser, {network} holds a {type(denoiser).__name__}")
+    if guidance == "classifier" and image_size(card) != 28:
+        raise ValueError(f"network must draw 28x28 digits, the guide knows no others; {network} draws 8x8")
+    return denoiser, card, checkpoints.load("guide", device).network if guidance == "classifier" else None
+
+
+@app.command()
+def sample(
+    label: Annotated[int | None, typer.Option(help="Digit to draw, 0-9; by default all ten, a column each.")] = None,
+    gamma: Annotated[float, typer.Option(help="Guidance scale: 0 ignores the label, 1 is plain conditional.")] = 2.0,
+    count: Annotated[int, typer.Option(min=1, help="How many digits.")] = 64,
+    steps: Steps = 50,
+    sampler: Sampler = "ddpm",
+    guidance: Annotated[str, typer.Option(help='"classifier-free" or "classifier".')] = "classifier-free",
+    network: Network = "denoiser",
+    seed: Seed = 0,
+    device: Device = None,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("figures/sample.png"),
+) -> None:
+    """Draw a sheet of guided digits and write it as a picture."""
+    from difflesson import plotting
+
+    if out.suffix != ".png":
+        raise ValueError(f"out must end in .png, got {out}")
+    start, place = time.perf_counter(), pick_device(device)
+    columns = 10 if label is None else 8
+    labels = torch.arange(count) % 10 if label is None else torch.full((count,), label)
+    denoiser, card, guide = load_networks(network, guidance, place)
+    images = sampling.generate(
+        denoiser, labels, gamma, seed=seed, steps=steps, sampler=sampler, guide=guide, dtype=arithmetic(place),
+        batch=64, size=image_size(card), progress=True,
+    )  # fmt: skip
+    with plotting.style():
+        height = -(-count // columns)
+        figure, axes = plotting.plt.subplots(figsize=(columns * 0.55, height * 0.55 + 0.3))
+        what = "every digit" if label is None else f"label {label}"
+        plotting.show_digits(axes, images, columns, f"{what}, gamma = {gamma:g}")
+        path = plotting.save(figure, out.stem, out.parent)
+    plotting.plt.close(figure)
+    typer.echo(f"{path}: {count} digits, {time.perf_counter() - start:.1f} s")
+
+
+def image_size(card: dict) -> int:
+    """Side of the images a network was trained on, from its card."""
+    return 8 if card.get("recipe", {}).get("data") == "embedded" else 28
+
+
+@app.command()
+def train(
+    task: Annotated[str, typer.Argument(help=f"One of {', '.join(training.TASKS)}.")],
+    dataset: Annotated[str, typer.Option("--data", help='"mnist", or "embedded": 8x8 digits, no download.')] = "mnist",
+    folder: Annotated[Path, typer.Option(help="Receives checkpoint and card, and the state to resume from.")] = Path("runs"),
+    steps: Annotated[int | None, typer.Option(min=1, help="By default the shipped recipe's.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Examples a step, all processes together.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="At its peak.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    precision: Annotated[str | None, typer.Option(help='"no" or "bf16"; by default bf16 on CUDA.')] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")] = False,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between two saved states.")] = 250,
+) -> None:
+    """Train a network; started again after an interruption, it goes on where it stopped.
+
+    Several GPUs or machines: `accelerate launch -m difflesson train ...`; several processes on CPUs, which accelerate
+    does not launch by itself: `torchrun --nproc_per_node 2 -m difflesson train ... --device cpu`.
+    """
+    changes = {"data": dataset, "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
+    recipe = training.recipe(task, **{name: value for name, value in changes.items() if value is not None})
+    path = training.train(
+        recipe, folder, device=device, precision=precision, compiled=compiled, save_every=save_every
+    )
+    typer.echo(f"{path}: trained for {recipe.steps} steps, card in {path.with_suffix('.json')}")
+
+
+@app.command()
+def evaluate(
+    network: Network = "denoiser",
+    gamma: Annotated[list[float], typer.Option(help="Repeat for a curve.")] = (1.0,),
+    count: Annotated[int, typer.Option(min=100, help="Digits a scale, the same number of each.")] = 10_000,
+    steps: Steps = 50,
+    sampler: Sampler = "ddpm",
+    guidance: Annotated[str, typer.Option(help='"classifier-free" or "classifier".')] = "classifier-free",
+    seed: Seed = 0,
+    device: Device = None,
+    precision: Annotated[str | None, typer.Option(help='"no" or "bf16"; by default bf16 on CUDA.')] = None,
+    card: Annotated[bool, typer.Option("--card", help="Also write the numbers into the network's card.")] = False,
+) -> None:
+    """Measure digits: the judge's accuracy and entropy, digit-FID to the MNIST test images, seconds."""
+    place = pick_device(device)
+    dtype = arithmetic(place, precision)
+    path = Path(network) if Path(network).suffix else checkpoints.shipped(network)
+    denoiser, written, guide = load_networks(network, guidance, place)
+    if image_size(written) != 28:
+        raise ValueError(f"network must draw 28x28 digits, the judge knows no others; {network} draws 8x8")
+    judge, (reference, about) = checkpoints.load("judge", place).network, metrics.load_reference()
+    typer.echo(f"floor of digit-FID: {about['digit_fid_floor']:.4f}")
+    typer.echo(f"{'gamma':>6} {'accuracy':>9} {'entropy':>8} {'digit-FID':>10} {'seconds':>8}")
+    for scale in gamma:
+        start, labels = time.perf_counter(), torch.arange(count) % 10
+        images = sampling.generate(
+            denoiser, labels, scale, seed=seed, steps=steps, sampler=sampler, guide=guide, dtype=dtype,
+            progress=True,
+        )  # fmt: skip
+        row = metrics.digit_report(judge, images, labels, reference)
+        seconds = round(time.perf_counter() - start, 1)
+        typer.echo(
+            f"{scale:6.2f} {row['accuracy']:9.4f} {row['entropy']:8.4f} {row['digit_fid']:10.4f} {seconds:8.1f}"
+        )
+        setting = f"{guidance}, {sampler}, {steps} steps, {count} digits, seed {seed}"
+        written.setdefault("metrics", {}).setdefault(setting, {})[f"{scale:g}"] = row
+        if card:
+            checkpoints.write_card(path, written)
+
+
+@app.command()
+def reference(
+    judge: Annotated[Path, typer.Option(help="The judge whose features are meant.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("runs/reference.safetensors"),
+) -> None:
+    """Make the statistics of the real digits that `evaluate` compares with (needs MNIST)."""
+    network = checkpoints.load(judge).network
+    test, real = data.load("mnist", "test"), data.load("mnist", "train")
+    _, log_probs = metrics.judged(network, data.to_unit(test.images))
+    accuracy = float((log_probs.argmax(1) == test.labels).double().mean())
+    card = {"data_sha256": data.data_hash("mnist"), "command": " ".join(["difflesson", *sys.argv[1:]])}
+    card["judge_accuracy_on_test"] = round(accuracy, 5)
+    picked = real.images[: len(test.images)]
+    card = metrics.save_reference(out, network, data.to_unit(test.images), data.to_unit(picked), card)
+    typer.echo(json.dumps(card, indent=2))
+
+
+@app.command()
+def tour() -> None:
+    """Draw a guided sheet into figures/, run the opening chapter, and say where to look next."""
+    typer.echo("1/2  drawing guided digits with the shipped network ...")
+    sample(gamma=2.0, count=60, out=ROOT / "figures" / "tour.png")
+    typer.echo("2/2  running chapter 00 ...")
+    tool = ROOT / "tools" / "notebooks.py"
+    if not tool.exists():
+        raise ValueError(f"{ROOT} is not a checkout of the course: the chapters are in the repository")
+    if subprocess.run([sys.executable, str(tool), "run", "00"], cwd=ROOT).returncode:
+        raise typer.Exit(1)
+    typer.echo("\nDone. Now look at figures/tour.png, then read the first chapter:")
+    typer.echo("    jupyter lab notebooks/00_start_here.ipynb")
+
+
+def main() -> None:
+    """Run the command line; a wrong argument ends in one clear line instead of a traceback."""
+    try:
+        app()
+    except (ValueError, ImportError, data.DataUnavailable) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,251 @@
+"""The notebooks are what their sources give, and the tool that makes them sees when they are not."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from tools import notebooks
+
+ROOT = Path(notebooks.__file__).resolve().parent.parent
+
+TINY = f"""\
+# %% [markdown]
+# # A chapter
+# with one equation, $x_t = \\alpha_t x_0 + \\sigma_t \\epsilon$.
+
+# %%
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+assert sys.executable == {sys.executable!r}
+assert (Path.cwd() / "00_tiny.py").exists()
+assert "from_a_home_folder" not in globals()
+
+# %% tags=["hide-input"]
+plt.plot([0, 1], [0, 1]);
+
+# %%
+set_matplotlib_formats("svg")
+plt.plot([0, 1], [1, 0]);
+
+# %%
+# NBVAL_CHECK_OUTPUT
+print(f"{{1 / 3:.3f}}")
+
+# %%
+
+# %% tags=["raises-exception"]
+int("seven")
+
+# %%
+print("the same cell")
+
+# %%
+print("the same cell")
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one chapter, built on a machine whose settings would each spoil it if heeded."""
+    home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("chapters")
+    (folder / "00_tiny.py").write_text(TINY, encoding="utf-8")
+    other_python = home / "kernels" / "python3"
+    other_python.mkdir(parents=True)
+    spec = {"argv": ["no-such-python", "{connection_file}"], "display_name": "another", "language": "python"}
+    (other_python / "kernel.json").write_text(json.dumps(spec))
+    (home / "profile_default" / "startup").mkdir(parents=True)
+    (home / "profile_default" / "startup" / "00.py").write_text("from_a_home_folder = True")
+    (home / "matplotlibrc").write_text("figure.figsize: 1, 1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", str(home))
+        patch.setenv("IPYTHONDIR", str(home))
+        patch.setenv("MATPLOTLIBRC", str(home / "matplotlibrc"))
+        patch.setenv("MPLBACKEND", "Agg")
+        assert notebooks.build([], folder) == {}
+    return folder
+
+
+@pytest.fixture
+def chapter(built: Path, tmp_path: Path) -> Path:
+    """A copy of the built chapter that a test may spoil; the path of its notebook."""
+    for path in built.iterdir():
+        if path.is_file():
+            shutil.copy(path, tmp_path)
+    return tmp_path / "00_tiny.ipynb"
+
+
+def test_committed_notebooks_are_what_their_sources_give():
+    assert notebooks.chapters([], notebooks.NOTEBOOKS), "there is no chapter"
+    assert notebooks.check(notebooks.NOTEBOOKS) == {}
+
+
+def test_the_built_chapter_is_in_order_and_carries_both_kinds_of_picture(built: Path):
+    assert notebooks.check(built) == {}
+    cells = nbformat.read(built / "00_tiny.ipynb", as_version=4).cells
+    kinds = {kind for cell in cells for output in cell.get("outputs", []) for kind in output.get("data", {})}
+    assert {"image/png", "image/svg+xml"} <= kinds
+    assert "figure size 640x480" in json.dumps(cells).lower()
+
+
+def test_a_second_build_does_not_touch_the_notebook(built: Path):
+    target = built / "00_tiny.ipynb"
+    before = target.stat().st_mtime_ns
+    assert notebooks.build([], built) == {}
+    assert target.stat().st_mtime_ns == before
+
+
+def test_a_forced_build_gives_the_same_bytes(chapter: Path):
+    before, written = chapter.read_bytes(), chapter.stat().st_mtime_ns
+    assert notebooks.build(["00"], chapter.parent, force=True) == {}
+    assert chapter.stat().st_mtime_ns != written
+    assert chapter.read_bytes() == before
+
+
+def test_running_a_chapter_writes_nothing(chapter: Path):
+    before = chapter.stat().st_mtime_ns
+    assert notebooks.execute_chapter(chapter.with_suffix(".py"), write=False) == []
+    assert chapter.stat().st_mtime_ns == before
+
+
+def test_only_the_edited_chapter_runs_again_and_a_failure_keeps_its_old_notebook(chapter: Path):
+    untouched, bytes_before = chapter.stat().st_mtime_ns, chapter.read_bytes()
+    other = chapter.with_name("01_other.py")
+    other.write_text("# %%\nprint(1)\n")
+    assert notebooks.build([], chapter.parent) == {}
+    good = other.with_suffix(".ipynb").read_bytes()
+
+    other.write_text("# %%\nassert 1 + 1 == 3, 'the claim does not hold'\n")
+    failed = notebooks.build([], chapter.parent)
+    assert list(failed) == ["01_other"]
+    assert "the claim does not hold" in failed["01_other"][0]
+    assert other.with_suffix(".ipynb").read_bytes() == good
+    assert "01_other" in notebooks.check(chapter.parent)
+    assert (chapter.stat().st_mtime_ns, chapter.read_bytes()) == (untouched, bytes_before)
+
+
+def test_a_chapter_that_writes_to_stderr_is_reported_by_the_build(tmp_path: Path):
+    (tmp_path / "00_loud.py").write_text("# %%\nimport warnings\nwarnings.warn('look here')\n")
+    assert notebooks.build([], tmp_path) == {"00_loud": ["cell 0: writes to stderr"]}
+    assert notebooks.check(tmp_path) == {"00_loud": ["cell 0: writes to stderr"]}
+
+
+def stream(name: str, text: str) -> dict:
+    return {"output_type": "stream", "name": name, "text": text}
+
+
+def display(kind: str, content: str) -> dict:
+    return {"output_type": "display_data", "data": {kind: content}, "metadata": {}}
+
+
+ERROR = {"output_type": "error", "ename": "KeyError", "evalue": "'x'", "traceback": []}
+SPOILERS = {
+    "cell 0: source differs": lambda nb: nb["cells"][0].update(source="# Another title"),
+    "cell 0: type differs": lambda nb: nb["cells"][0].update(cell_type="raw"),
+    "cell 2: tags differs": lambda nb: nb["cells"][2].update(metadata={}),
+    "10 cells, the source has 9": lambda nb: nb["cells"].append(nb["cells"][0] | {"id": "more"}),
+    "8 cells, the source has 9": lambda nb: nb["cells"].pop(),
+    "cell 1: never executed": lambda nb: nb["cells"][1].update(execution_count=None),
+    "cell 1: error output: KeyError": lambda nb: nb["cells"][1]["outputs"].append(ERROR),
+    "cell 1: writes to stderr": lambda nb: nb["cells"][1]["outputs"].append(stream("stderr", "50%")),
+    "cell 1: leaves a widget": lambda nb: nb["cells"][1]["outputs"].append(display(notebooks.WIDGET, "{}")),
+    "cell 1: shows a memory address": lambda nb: nb["cells"][1]["outputs"].append(
+        display("text/plain", "<Line2D object at 0x7f00deadbeef>")
+    ),
+    "cell 1: shows a path of this machine": lambda nb: nb["cells"][1]["outputs"].append(
+        stream("stdout", f"{ROOT}/figures/sheet.png")
+    ),
+    "cell 1: a picture of 300 kB": lambda nb: nb["cells"][1]["outputs"].append(
+        display("image/png", "A" * 400_000)
+    ),
+    "cell 6: tagged raises-exception, raised nothing": lambda nb: nb["cells"][6].update(outputs=[]),
+    "carries widget state": lambda nb: nb["metadata"].update(widgets={}),
+    "built from another version": lambda nb: nb["metadata"]["difflesson"].update(source_sha256="0" * 64),
+}
+
+
+@pytest.mark.parametrize("message", SPOILERS)
+def test_a_notebook_that_differs_is_reported(chapter: Path, message: str):
+    notebook = json.loads(chapter.read_text(encoding="utf-8"))
+    SPOILERS[message](notebook)
+    chapter.write_text(json.dumps(notebook), encoding="utf-8")
+    found = notebooks.problems(chapter.with_suffix(".py"))
+    assert len(found) == 1 and found[0].startswith(message)
+
+
+def test_a_missing_a_broken_and_an_orphaned_notebook_are_reported(chapter: Path):
+    chapter.rename(chapter.with_name("05_orphan.ipynb"))
+    chapter.with_name("06_broken.py").write_text("# %%\n1\n")
+    chapter.with_name("06_broken.ipynb").write_text('{"cells": [')
+    found = notebooks.check(chapter.parent)
+    assert found["00_tiny"] == ["not built yet"]
+    assert found["05_orphan"] == ["has no source of that name"]
+    assert found["06_broken"][0].startswith("not a notebook")
+
+
+def test_an_edit_that_changes_no_cell_still_asks_for_a_build(chapter: Path):
+    source = chapter.with_suffix(".py")
+    source.write_text("# a comment above the first cell marker changes the file\n" + TINY, encoding="utf-8")
+    assert "built from another version of the source" in notebooks.problems(source)
+
+
+def test_line_endings_do_not_count_as_an_edit(chapter: Path):
+    chapter.with_suffix(".py").write_bytes(TINY.replace("\n", "\r\n").encode())
+    assert notebooks.problems(chapter.with_suffix(".py")) == []
+
+
+def test_cell_ids_are_unique_valid_and_survive_an_insertion(tmp_path: Path):
+    source = tmp_path / "00_tiny.py"
+    source.write_text(TINY, encoding="utf-8")
+    before = [cell.id for cell in notebooks.notebook_of(source).cells]
+    source.write_text("# %%\nprint('first of all')\n\n" + TINY, encoding="utf-8")
+    after = [cell.id for cell in notebooks.notebook_of(source).cells]
+    assert after[1:] == before
+    assert len(set(after)) == len(after)
+    assert all(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", cell_id) for cell_id in after)
+
+
+def test_an_unknown_chapter_is_refused_with_the_known_ones(chapter: Path):
+    with pytest.raises(typer.BadParameter, match="no chapter starts with '07'; chapters: 00_tiny"):
+        notebooks.chapters(["00", "07"], chapter.parent)
+
+
+def test_the_check_command_exits_with_the_answer(chapter: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", chapter.parent)
+    assert CliRunner().invoke(notebooks.app, ["check"]).exit_code == 0
+    chapter.unlink()
+    result = CliRunner().invoke(notebooks.app, ["check"])
+    assert result.exit_code == 1
+    assert "00_tiny: not built yet" in result.stderr
+
+
+def test_a_false_claim_and_a_changed_line_turn_the_notebook_tests_red(tmp_path: Path):
+    cells = [
+        "assert 1 + 1 == 2",
+        "assert 1 + 1 == 3",
+        "# NBVAL_CHECK_OUTPUT\nprint('0.333')",
+        "# NBVAL_CHECK_OUTPUT\nprint('0.334')",
+        "print('not compared')",
+    ]
+    outputs = ["", "", "0.333\n", "0.333\n", "of another run\n"]
+    notebook = nbformat.v4.new_notebook()
+    for i, (source, text) in enumerate(zip(cells, outputs, strict=True), start=1):
+        output = [nbformat.from_dict(stream("stdout", text))] if text else []
+        notebook.cells.append(nbformat.v4.new_code_cell(source, execution_count=i, outputs=output))
+    nbformat.write(notebook, tmp_path / "00_claims.ipynb")
+    command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, tmp_path]
+    run = subprocess.run([*command, "-p", "no:cacheprovider"], capture_output=True, text=True, check=False)
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert re.findall(r"FAILED .*::Cell (\d)", run.stdout) == ["1", "3"]
+    assert "2 failed, 3 passed" in run.stdout
