@@ -40,7 +40,9 @@ def arithmetic(device: torch.device, precision: str | None = None) -> torch.dtyp
     return torch.bfloat16 if (precision or {"cuda": "bf16"}.get(device.type)) == "bf16" else None
 
 
-def load_networks(network: str, guidance: str, device: torch.device) -> tuple[torch.nn.Module, dict, torch.nn.Module | None]:
+def load_networks(
+    network: str, guidance: str, device: torch.device
+) -> tuple[torch.nn.Module, dict, torch.nn.Module | None]:
     """A denoiser, its card, and the guide if the guidance needs it.  Raises: ValueError if one is of another kind."""
     if guidance not in ("classifier-free", "classifier"):
         raise ValueError(f'guidance must be "classifier-free" or "classifier", got {guidance!r}')
@@ -57,7 +59,7 @@ def sample(
     label: Annotated[int | None, typer.Option(help="Digit to draw, 0-9; by default all ten, a column each.")] = None,
     gamma: Annotated[float, typer.Option(help="Guidance scale: 0 ignores the label, 1 is plain conditional.")] = 2.0,
     count: Annotated[int, typer.Option(min=1, help="How many digits.")] = 64,
-    steps: Steps = 50,
+    steps: Steps = 16,
     sampler: Sampler = "ddpm",
     guidance: Annotated[str, typer.Option(help='"classifier-free" or "classifier".')] = "classifier-free",
     network: Network = "denoiser",
@@ -97,7 +99,7 @@ def image_size(card: dict) -> int:
 def train(
     task: Annotated[str, typer.Argument(help=f"One of {', '.join(training.TASKS)}.")],
     dataset: Annotated[str, typer.Option("--data", help='"mnist", or "embedded": 8x8 digits, no download.')] = "mnist",
-    folder: Annotated[Path, typer.Option(help="Receives checkpoint and card, and the state to resume from.")] = Path("runs"),
+    folder: Annotated[Path, typer.Option(help="For checkpoint, card, and the state to resume from.")] = Path("runs"),
     steps: Annotated[int | None, typer.Option(min=1, help="By default the shipped recipe's.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Examples a step, all processes together.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At its peak.")] = None,
@@ -125,7 +127,7 @@ def evaluate(
     network: Network = "denoiser",
     gamma: Annotated[list[float], typer.Option(help="Repeat for a curve.")] = (1.0,),
     count: Annotated[int, typer.Option(min=100, help="Digits a scale, the same number of each.")] = 10_000,
-    steps: Steps = 50,
+    steps: Steps = 16,
     sampler: Sampler = "ddpm",
     guidance: Annotated[str, typer.Option(help='"classifier-free" or "classifier".')] = "classifier-free",
     seed: Seed = 0,
@@ -155,7 +157,8 @@ def evaluate(
             f"{scale:6.2f} {row['accuracy']:9.4f} {row['entropy']:8.4f} {row['digit_fid']:10.4f} {seconds:8.1f}"
         )
         setting = f"{guidance}, {sampler}, {steps} steps, {count} digits, seed {seed}"
-        written.setdefault("metrics", {}).setdefault(setting, {})[f"{scale:g}"] = row
+        rows = written.setdefault("metrics", {}).setdefault(setting, {}) | {f"{scale:g}": row}
+        written["metrics"][setting] = dict(sorted(rows.items(), key=lambda item: float(item[0])))
         if card:
             checkpoints.write_card(path, written)
 
@@ -180,12 +183,12 @@ def reference(
 @app.command()
 def tour() -> None:
     """Draw a guided sheet into figures/, run the opening chapter, and say where to look next."""
-    typer.echo("1/2  drawing guided digits with the shipped network ...")
-    sample(gamma=2.0, count=60, out=ROOT / "figures" / "tour.png")
-    typer.echo("2/2  running chapter 00 ...")
     tool = ROOT / "tools" / "notebooks.py"
     if not tool.exists():
         raise ValueError(f"{ROOT} is not a checkout of the course: the chapters are in the repository")
+    typer.echo("1/2  drawing guided digits with the shipped network ...")
+    sample(gamma=2.0, count=60, out=ROOT / "figures" / "tour.png")
+    typer.echo("2/2  running chapter 00 ...")
     if subprocess.run([sys.executable, str(tool), "run", "00"], cwd=ROOT).returncode:
         raise typer.Exit(1)
     typer.echo("\nDone. Now look at figures/tour.png, then read the first chapter:")

@@ -144,7 +144,7 @@ def reverse_sde(denoiser: Denoiser, schedule: Schedule, rho: float = 1.0) -> Ker
     Every `rho` has the same marginals in the limit of small steps: 0 is the probability-flow ODE, 1 Song's SDE.
 
     Args: rho: finite, at least 0.  Raises: ValueError otherwise.
-    Source: Song et al. 2021 (arXiv 2011.13456), eq. 6 and 13; Zhang & Chen 2022 (arXiv 2204.13902), eq. 6.
+    Source: Song et al. 2021 (arXiv 2011.13456), eq. 6 and 13; Zhang & Chen 2022 (arXiv 2204.13902).
     """
     _check_level("rho", rho)
 

@@ -43,12 +43,25 @@ def style():
         yield
 
 
-def save(figure: Figure, name: str, folder: Path | str) -> Path:
+def save(figure: Figure, name: str, folder: Path | str = "../figures") -> Path:
     """Write a figure as `folder/name.png`, without a date so that the same figure gives the same file."""
     path = Path(folder) / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
+    plt.close(figure)
     return path
+
+
+def show(figure: Figure, name: str, alt: str, folder: Path | str = "../figures"):
+    """`save` a figure and return it for display, as the last value of a notebook cell.
+
+    Args: alt: what the picture shows, for readers who cannot see it.  Raises: ValueError if alt is empty.
+    """
+    from IPython.display import Image
+
+    if not alt.strip():
+        raise ValueError("alt must say what the figure shows, it is empty")
+    return Image(data=save(figure, name, folder).read_bytes(), format="png", alt=alt)
 
 
 def tile(images: Tensor, columns: int, gap: int = 2) -> Tensor:
@@ -70,7 +83,7 @@ def tile(images: Tensor, columns: int, gap: int = 2) -> Tensor:
 
 def show_digits(axes: Axes, images: Tensor, columns: int, title: str = "") -> None:
     """Draw a sheet of digits, ink on paper, into `axes`."""
-    axes.imshow(tile(images, columns), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(tile(images, columns).numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axes.set_axis_off()
     axes.set_title(title)
 

@@ -25,7 +25,7 @@ def time_grid(steps: int, schedule: Schedule | None = None, start: float = 1.0, 
         return torch.linspace(start, end, steps + 1, dtype=torch.float64)
     first, last = float(schedule.log_snr(start)), float(schedule.log_snr(end))
     if not (abs(first) < float("inf") and abs(last) < float("inf")):
-        raise ValueError(f"end must have a finite log-SNR under this schedule, got end={end} (choose a small positive one)")
+        raise ValueError(f"end must have a finite log-SNR under this schedule (take a small positive one), got {end}")
     times = schedule.time(torch.linspace(first, last, steps + 1, dtype=torch.float64))
     times[0], times[-1] = start, end
     return times

@@ -192,7 +192,7 @@ def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0) -> LinearSchedule:
     """`beta(t) = beta_min + t (beta_max - beta_min)`: the continuous limit of DDPM's linear table.  [eq-vp-linear]
 
     Args: beta_min, beta_max: rates per unit of time, `0 < beta_min <= beta_max`.
-    Raises: ValueError otherwise.  Source: Song et al. 2021 (arXiv 2011.13456), eq. 32.
+    Raises: ValueError otherwise.  Source: Song et al. 2021 (arXiv 2011.13456), appendix C.
     """
     return LinearSchedule(beta_min, beta_max)
 
@@ -201,7 +201,7 @@ def cosine(log_snr_max: float = 20.0, log_snr_min: float = -20.0) -> CosineSched
     """`log_snr(t) = -2 log tan(a t + b)`, that is `alpha = cos(a t + b)`, between two cut-offs.  [eq-cosine]
 
     Args: log_snr_max: value at t = 0;  log_snr_min: value at t = 1.  Raises: ValueError if not max > min, finite.
-    Source: Ho & Salimans 2022 (arXiv 2207.12598), section 4; the idea is Nichol & Dhariwal's (arXiv 2102.09672).
+    Source: Ho & Salimans 2022 (arXiv 2207.12598); the idea is Nichol & Dhariwal's (arXiv 2102.09672).
     """
     return CosineSchedule(log_snr_max, log_snr_min)
 

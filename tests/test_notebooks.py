@@ -33,7 +33,10 @@ assert (Path.cwd() / "00_tiny.py").exists()
 assert "from_a_home_folder" not in globals()
 
 # %% tags=["hide-input"]
-plt.plot([0, 1], [0, 1]);
+figure, axes = plt.subplots()
+axes.plot([0, 1], [0, 1])
+plt.close(figure)
+display(figure, metadata={{"image/png": {{"alt": "a line that rises"}}}})
 
 # %%
 set_matplotlib_formats("svg")
@@ -167,8 +170,9 @@ SPOILERS = {
         stream("stdout", f"{ROOT}/figures/sheet.png")
     ),
     "cell 1: a picture of 300 kB": lambda nb: nb["cells"][1]["outputs"].append(
-        display("image/png", "A" * 400_000)
+        display("image/png", "A" * 400_000) | {"metadata": {"image/png": {"alt": "a picture"}}}
     ),
+    "cell 1: a picture without alt text": lambda nb: nb["cells"][1]["outputs"].append(display("image/png", "AAAA")),
     "cell 6: tagged raises-exception, raised nothing": lambda nb: nb["cells"][6].update(outputs=[]),
     "carries widget state": lambda nb: nb["metadata"].update(widgets={}),
     "built from another version": lambda nb: nb["metadata"]["difflesson"].update(source_sha256="0" * 64),

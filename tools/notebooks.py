@@ -144,6 +144,7 @@ def output_problems(output: NotebookNode, tags: list[str]) -> list[str]:
     kinds = ("text/plain", "text/html", "text/markdown")
     text = output.get("text", "") + "".join(data.get(kind, "") for kind in kinds)
     png = len(data.get("image/png", "")) * 3 // 4
+    described = output.get("metadata", {}).get("image/png", {}).get("alt")
     is_error = output.output_type == "error"
     checks = {
         f"error output: {output.get('ename')}": is_error and "raises-exception" not in tags,
@@ -151,6 +152,7 @@ def output_problems(output: NotebookNode, tags: list[str]) -> list[str]:
         "leaves a widget (in chapters: from tqdm import tqdm, with disable=None)": WIDGET in data,
         "shows a memory address, which changes from run to run": re.search(r"\b0x[0-9a-f]{6,}", text),
         "shows a path of this machine": str(ROOT) in text or sys.prefix in text,
+        "a picture without alt text (in chapters: end the cell with plotting.show)": png and not described,
         f"a picture of {png // 1000} kB; the limit is {PNG_LIMIT // 1000} kB": png > PNG_LIMIT,
     }
     return [message for message, is_wrong in checks.items() if is_wrong]

@@ -94,7 +94,8 @@ class DigitUNet(nn.Module):
         self.grow = nn.Conv2d(coarse, fine, 3, padding=1)
         self.up_fine = ResidualBlock(2 * fine, fine, embedding)
         self.leave = nn.Sequential(nn.GroupNorm(8, fine), nn.SiLU(), nn.Conv2d(fine, 4, 3, padding=1))
-        for last in (self.leave[-1], self.attention.out, *(m.conv2 for m in self.modules() if isinstance(m, ResidualBlock))):
+        blocks = (module for module in self.modules() if isinstance(module, ResidualBlock))
+        for last in (self.leave[-1], self.attention.out, *(block.conv2 for block in blocks)):
             nn.init.zeros_(last.weight)  # every branch starts as the identity: the first steps are stable
             nn.init.zeros_(last.bias)
 

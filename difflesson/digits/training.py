@@ -126,7 +126,7 @@ def denoiser_loss(network, x0: Tensor, label: Tensor, recipe: Recipe, generator:
     return functional.mse_loss(v.float(), alpha * eps - sigma * x0)
 
 
-def classifier_loss(network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int) -> Tensor:
+def classifier_loss(network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, _: int) -> Tensor:
     """Cross-entropy: on shifted clean images for the judge, at stratified noise levels for the guide."""
     if recipe.task == "judge":
         by = torch.randint(-recipe.shift, recipe.shift + 1, (2,), generator=generator, device=x0.device).tolist()

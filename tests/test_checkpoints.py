@@ -1,0 +1,262 @@
+"""Checkpoints: what is saved comes back, what is damaged is refused, and what ships is what its cards say."""
+
+import json
+import os
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import difflesson
+from difflesson.digits import checkpoints, data, metrics, training
+from difflesson.digits.networks import DigitClassifier, DigitUNet
+
+PACKAGE = Path(difflesson.__file__).parent
+WEIGHTS = PACKAGE / "digits" / "weights"
+NETWORKS = {"denoiser": DigitUNet, "judge": DigitClassifier, "guide": DigitClassifier}
+every_network = pytest.mark.parametrize("name", NETWORKS)
+SMALL = {"widths": (8, 16), "classes": 3, "embedding": 16}
+
+
+def small(kind: type = DigitUNet, seed: int = 0) -> torch.nn.Module:
+    """A small network with random weights everywhere, multiples of 1/64: exact in half precision."""
+    network, generator = kind(**SMALL), torch.Generator().manual_seed(seed)
+    for p in network.parameters():
+        p.data = torch.randint(-32, 33, p.shape, generator=generator) / 64
+    return network
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    """A small denoiser's checkpoint with a card."""
+    path, network = tmp_path / "new" / "mine.safetensors", small()
+    checkpoints.save(path, network, network.state_dict(), SMALL, {"task": "denoiser", "loss": [[1, 0.1]]})
+    return path
+
+
+# ---- what is saved comes back
+
+
+@pytest.mark.parametrize("kind", [DigitUNet, DigitClassifier])
+def test_a_saved_network_answers_as_before(tmp_path, kind):
+    path, network = tmp_path / "mine.safetensors", small(kind)
+    checkpoints.save(path, network, network.state_dict(), SMALL, {"é": 1})
+    loaded, card = checkpoints.load(path)
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    arguments = (x, torch.tensor([-1.0, 2.0])) + ((torch.tensor([0, 3]),) if kind is DigitUNet else ())
+    assert type(loaded) is kind and card == {"é": 1}
+    assert float((loaded(*arguments) - network(*arguments)).detach().abs().max()) < 1e-5
+
+
+def test_a_loaded_network_is_for_use_and_differentiable_in_its_input(saved):
+    network, _ = checkpoints.load(str(saved))
+    assert not any(module.training for module in network.modules())
+    assert not any(p.requires_grad for p in network.parameters())
+    assert all(p.dtype == torch.float32 for p in network.parameters())
+    x = torch.randn(1, 1, 8, 8, requires_grad=True)
+    v = network(x, torch.zeros(1), torch.tensor([1]))
+    assert float(torch.autograd.grad(v.sum(), x)[0].abs().max()) > 0
+
+
+def test_weights_are_stored_in_half_precision_and_nothing_else_is_left_behind(saved):
+    assert sorted(p.name for p in saved.parent.iterdir()) == ["mine.json", "mine.safetensors"]
+    tensors, metadata = checkpoints.load_tensors(saved)
+    assert {t.dtype for t in tensors.values()} == {torch.float16}
+    assert metadata == {"network": "DigitUNet", "arguments": json.loads(json.dumps(SMALL))}
+    assert b"\r" not in saved.with_suffix(".json").read_bytes()  # the same bytes on every system
+
+
+def test_tensors_and_metadata_keep_value_shape_and_type(tmp_path):
+    path = tmp_path / "a.safetensors"
+    tensors = {
+        "scalar": torch.tensor(7),
+        "turned": torch.arange(6.0).reshape(2, 3).T,
+        "double": torch.tensor([1 / 3], dtype=torch.float64),
+        "empty": torch.zeros(0, 2),
+        "grad": torch.ones(2, requires_grad=True),
+    }
+    metadata = {"number": 0.1, "nested": {"é": [1, None, True]}}
+    checkpoints.save_tensors(path, tensors, metadata)
+    back, about = checkpoints.load_tensors(path)
+    assert about == metadata and back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor)
+
+
+def test_loaded_tensors_do_not_hang_on_the_file(tmp_path):
+    """A file still mapped into memory can be neither replaced nor deleted on Windows: no resuming there."""
+    path = tmp_path / "a.safetensors"
+    checkpoints.save_tensors(path, {"a": torch.ones(5000)}, {})
+    tensors, _ = checkpoints.load_tensors(path)
+    with path.open("r+b") as file:  # in place, the file keeps its length
+        file.seek(-5000, os.SEEK_END)
+        file.write(bytes(5000))
+    assert float(tensors["a"].min()) == 1
+
+
+# ---- an interrupted save
+
+
+@pytest.mark.parametrize("moment", ["while writing", "before renaming"])
+def test_an_interrupted_save_leaves_the_previous_file_intact(tmp_path, monkeypatch, moment):
+    path = tmp_path / "a.safetensors"
+    checkpoints.save_tensors(path, {"a": torch.zeros(100)}, {"version": 1})
+    before = path.read_bytes()
+
+    def half_a_file(tensors, filename, metadata):
+        save_file(tensors, filename, metadata)
+        Path(filename).write_bytes(Path(filename).read_bytes()[:200])
+        raise OSError("disk full")
+
+    def no_renaming(source, target):
+        raise OSError("disk full")
+
+    if moment == "while writing":
+        monkeypatch.setattr(checkpoints, "save_file", half_a_file)
+    else:
+        monkeypatch.setattr(checkpoints.os, "replace", no_renaming)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.save_tensors(path, {"a": torch.ones(100)}, {"version": 2})
+    with pytest.raises(OSError, match="disk full"):
+        network = small()
+        checkpoints.save(path, network, network.state_dict(), SMALL, {})
+    monkeypatch.undo()
+    assert path.read_bytes() == before and not path.with_suffix(".json").exists()
+    assert checkpoints.load_tensors(path)[1] == {"version": 1}
+    checkpoints.save_tensors(path, {"a": torch.ones(100)}, {"version": 3})  # and the next save works again
+    assert checkpoints.load_tensors(path)[1] == {"version": 3}
+
+
+def test_a_card_is_replaced_as_a_whole(saved, monkeypatch):
+    before = saved.with_suffix(".json").read_bytes()
+
+    def no_renaming(source, target):
+        complete = json.loads(Path(source).read_text(encoding="utf-8"))
+        assert complete == {"new": 1}
+        assert Path(target) == saved.with_suffix(".json")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoints.os, "replace", no_renaming)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.write_card(saved, {"new": 1})
+    assert saved.with_suffix(".json").read_bytes() == before
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("keep", [0, 7, 200, 0.5, -1], ids=str)
+def test_a_truncated_file_is_refused_by_its_name(saved, keep):
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(len(content) * keep) if isinstance(keep, float) else keep])
+    with pytest.raises(ValueError, match=re.escape(f"path {saved} is not a readable difflesson checkpoint")):
+        checkpoints.load(saved)
+
+
+@pytest.mark.parametrize("content", ["text", "foreign safetensors", "zip"])
+def test_a_file_of_another_kind_is_refused_by_its_name(tmp_path, content):
+    path = tmp_path / "other.safetensors"
+    if content == "text":
+        path.write_text("hello, I am not a checkpoint")
+    elif content == "zip":
+        torch.save({"a": torch.zeros(3)}, path)
+    else:
+        save_file({"a": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match=re.escape(f"path {path} is not a readable difflesson checkpoint")):
+        checkpoints.load(path)
+
+
+def test_an_unknown_network_is_refused_by_its_name(tmp_path):
+    path = tmp_path / "other.safetensors"
+    for metadata, named in (({"network": "GigaNet", "arguments": {}}, "'GigaNet'"), ({"step": 3}, "None")):
+        checkpoints.save_tensors(path, {"a": torch.zeros(3)}, metadata)
+        with pytest.raises(ValueError, match=rf"other.safetensors holds {named}; allowed are .*DigitUNet"):
+            checkpoints.load(path)
+
+
+def test_weights_that_do_not_fit_the_network_are_refused_with_the_path(tmp_path):
+    path, network = tmp_path / "other.safetensors", small()
+    for arguments in ({**SMALL, "classes": 4}, {**SMALL, "depth": 3}):
+        checkpoints.save(path, network, network.state_dict(), arguments, {})
+        with pytest.raises(ValueError, match=re.escape(f"path {path} does not fit this version's DigitUNet")):
+            checkpoints.load(path)
+
+
+def test_a_missing_file_is_refused_by_its_name(tmp_path):
+    with pytest.raises(ValueError, match=re.escape(f"path {tmp_path / 'no.safetensors'} does not exist")):
+        checkpoints.load(tmp_path / "no.safetensors")
+
+
+@pytest.mark.parametrize("name", ["nobody", "runs/denoiser"])
+def test_an_unknown_shipped_name_lists_those_there_are(name):
+    """Also a path whose suffix was forgotten: never the shipped network of the same name in its place."""
+    listed = "'denoiser', 'guide', 'judge', 'reference'"
+    with pytest.raises(ValueError, match=rf"^name must be one of \[{listed}\], got '.*(nobody|denoiser)'$"):
+        checkpoints.load(name)
+
+
+def test_nothing_in_the_package_can_unpickle():
+    """A pickle may run any code when it is loaded; safetensors cannot."""
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py")))
+    assert not re.findall(r"\btorch\.(load|save)\b|\bimport (pickle|joblib|dill)\b|allow_pickle", sources)
+
+
+# ---- what ships
+
+
+def test_the_shipped_files_are_these_and_under_8_mb():
+    files = sorted(WEIGHTS.iterdir())
+    names = sorted([*NETWORKS, "reference"])
+    expected = [f"{name}.{suffix}" for name in names for suffix in ("json", "safetensors")]
+    assert [file.name for file in files] == expected
+    assert sum(file.stat().st_size for file in files) < 8e6
+    for name in (*NETWORKS, "reference"):
+        with safe_open(checkpoints.shipped(name), framework="pt") as file:
+            assert all(bool(file.get_tensor(key).isfinite().all()) for key in file.keys())
+
+
+@every_network
+def test_a_shipped_network_is_what_its_card_says(name):
+    network, card = checkpoints.load(name)
+    assert type(network) is NETWORKS[name] and network.classes == 10
+    assert card["task"] == card["recipe"]["task"] == name
+    assert card["parameters"] == sum(p.numel() for p in network.parameters())
+    assert card["data_sha256"] == data.data_hash("mnist") and card["recipe"]["data"] == "mnist"
+    assert card["command"].startswith(f"difflesson train {name}")
+    assert card["device"] in ("cpu", "cuda", "mps") and card["precision"] in ("no", "bf16")
+    assert card["seconds"] > 0 and card["difflesson"] and card["torch"]
+    assert not any(part in json.dumps(card) for part in ("/home", "/tmp", "/work", "/Users", "\\\\"))
+
+
+@every_network
+def test_the_recipe_of_a_shipped_network_is_the_default_recipe(name):
+    """So that `difflesson train NAME` without options makes it again."""
+    card = json.loads(checkpoints.shipped(name).with_suffix(".json").read_text(encoding="utf-8"))
+    assert card["recipe"] == json.loads(json.dumps(asdict(training.recipe(name))))
+
+
+@every_network
+def test_the_loss_of_a_shipped_network_went_down_to_the_last_step(name):
+    _, card = checkpoints.load(name)
+    steps, losses = zip(*card["loss"], strict=True)
+    assert list(steps) == sorted(set(steps)) and steps[-1] == card["recipe"]["steps"]
+    tenth = len(losses) // 10
+    assert sum(losses[-tenth:]) < 0.8 * sum(losses[:tenth])
+
+
+def test_the_shipped_reference_is_of_the_ten_thousand_test_images():
+    statistics, card = metrics.load_reference()
+    assert statistics.mean.shape == (128,) and statistics.cov.shape == (128, 128)
+    assert statistics.mean.dtype == statistics.cov.dtype == torch.float64
+    assert statistics.count == card["images"] == 10_000
+    assert card["data_sha256"] == data.data_hash("mnist")
+    assert card["judge_accuracy_on_test"] >= 0.995
+    assert 0 < card["digit_fid_floor"] < 0.1 * float(statistics.cov.trace())
+    assert float((statistics.cov - statistics.cov.T).abs().max()) < 1e-12
+    assert float(torch.linalg.eigvalsh(statistics.cov)[0]) > -1e-9
+    written = json.loads(checkpoints.shipped("reference").with_suffix(".json").read_text(encoding="utf-8"))
+    assert written == card  # the readable card is the one inside

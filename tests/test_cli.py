@@ -1,0 +1,327 @@
+"""The command line: pictures, training and evaluation end to end, and one clear line for a wrong argument."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib
+import pytest
+import torch
+
+from difflesson import cli
+from difflesson.digits import checkpoints, data, metrics, networks, sampling
+
+matplotlib.use("Agg")
+ROOT = Path(__file__).resolve().parent.parent
+PNG = b"\x89PNG\r\n\x1a\n"
+SMALL = {"widths": (8, 16), "embedding": 16}
+
+
+@pytest.fixture
+def difflesson(monkeypatch, capsys, tmp_path):
+    """Run the command line in this process, in an empty folder: `difflesson("sample", "--label", 7)`."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["difflesson", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=stop.value.code or 0, out=out, err=err)
+
+    return run
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No connection leaves this process."""
+
+    def refuse(*arguments):
+        raise AssertionError("somebody went to the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.delenv("DIFFLESSON_DATA", raising=False)
+
+
+def save_small(path: Path, kind=networks.DigitUNet, trained_on: str = "mnist") -> Path:
+    """A small network with random weights, and a card."""
+    network, generator = kind(**SMALL), torch.Generator().manual_seed(0)
+    state = {name: torch.randn(w.shape, generator=generator) / 8 for name, w in network.state_dict().items()}
+    checkpoints.save(path, network, state, SMALL, {"recipe": {"data": trained_on}})
+    return path
+
+
+# ---- sample
+
+
+def test_one_command_draws_guided_sevens(tmp_path):
+    """As a reader types it, with fewer digits and steps: a picture where asked for, one line that says so."""
+    command = [sys.executable, "-m", "difflesson", "sample", "--label", "7", "--gamma", "3", "--count", "4"]
+    command += ["--steps", "3", "--device", "cpu", "--out", "new/sevens.png"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    picture = Path("new") / "sevens.png"
+    assert re.fullmatch(rf"{re.escape(str(picture))}: 4 digits, \d+\.\d s\n", done.stdout)
+    assert (tmp_path / picture).read_bytes().startswith(PNG)
+
+
+def test_sample_draws_what_was_asked_for(difflesson, monkeypatch, tmp_path):
+    asked = []
+
+    def generate(network, labels, gamma, **options):
+        asked.append((labels.tolist(), gamma, options))
+        return torch.zeros(len(labels), 1, 8, 8)
+
+    monkeypatch.setattr(sampling, "generate", generate)
+    done = difflesson("sample", "--label", 7, "--gamma", 3, "--seed", 5, "--device", "cpu")
+    assert done.code == 0 and (tmp_path / "figures" / "sample.png").read_bytes().startswith(PNG)
+    labels, gamma, options = asked[0]
+    assert labels == 64 * [7] and gamma == 3.0
+    assert (options["seed"], options["steps"], options["sampler"], options["size"]) == (5, 50, "ddpm", 28)
+    assert options["guide"] is None and options["dtype"] is None
+
+    arguments = ("--count", 13, "--steps", 7, "--sampler", "ddim", "--guidance", "classifier")
+    assert difflesson("sample", *arguments, "--device", "cpu").code == 0
+    labels, gamma, options = asked[1]
+    assert labels == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2] and gamma == 2.0
+    assert (options["seed"], options["steps"], options["sampler"]) == (0, 7, "ddim")
+    assert isinstance(options["guide"], networks.DigitClassifier)
+
+
+def test_the_same_command_draws_the_same_picture(difflesson, tmp_path):
+    network = save_small(tmp_path / "mine.safetensors")
+    pictures = []
+    for seed in (1, 1, 2):
+        arguments = ("--network", network, "--seed", seed, "--count", 3, "--steps", 2, "--device", "cpu")
+        assert difflesson("sample", *arguments).code == 0
+        pictures.append((tmp_path / "figures" / "sample.png").read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+    assert not matplotlib.pyplot.get_fignums()  # nothing is left open
+
+
+# ---- train
+
+
+def test_training_runs_end_to_end_without_a_network_and_its_result_draws(difflesson, offline, tmp_path):
+    """The embedded digits: train, a card beside, and an 8x8 picture of the result."""
+    arguments = ("--data", "embedded", "--steps", 6, "--batch", 8, "--seed", 3, "--learning-rate", 0.001)
+    done = difflesson("train", "denoiser", *arguments, "--device", "cpu", "--folder", "mine")
+    path = tmp_path / "mine" / "denoiser.safetensors"
+    assert done.code == 0
+    assert done.out.startswith(f"{Path('mine') / 'denoiser.safetensors'}: trained for 6 steps")
+    assert sorted(p.name for p in path.parent.iterdir()) == ["denoiser.json", "denoiser.safetensors"]
+    card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    asked = {"task": "denoiser", "data": "embedded", "steps": 6, "batch": 8, "seed": 3, "learning_rate": 1e-3}
+    assert card["recipe"] | asked == card["recipe"]
+    assert card["command"].startswith("difflesson train denoiser --data embedded --steps 6")
+
+    arguments = ("--network", path, "--label", 3, "--count", 4, "--steps", 3, "--device", "cpu")
+    assert difflesson("sample", *arguments, "--out", "three.png").code == 0
+    assert (tmp_path / "three.png").read_bytes().startswith(PNG)
+    images = sampling.generate(checkpoints.load(path).network, torch.full((4,), 3), 2.0, steps=3, size=8)
+    assert images.shape == (4, 1, 8, 8) and bool(images.isfinite().all())
+
+
+def test_a_small_network_is_sampled_in_the_size_it_was_trained_on(difflesson, monkeypatch, tmp_path):
+    sizes = []
+
+    def generate(network, labels, gamma, *, size, **options):
+        sizes.append(size)
+        return torch.zeros(len(labels), 1, size, size)
+
+    monkeypatch.setattr(sampling, "generate", generate)
+    for trained_on in ("mnist", "embedded"):
+        network = save_small(tmp_path / f"{trained_on}.safetensors", trained_on=trained_on)
+        assert difflesson("sample", "--network", network, "--device", "cpu").code == 0
+    assert sizes == [28, 8]
+
+
+# ---- evaluate and reference
+
+
+def test_evaluate_reports_the_metrics_of_the_digits_it_draws(difflesson, tmp_path):
+    path = save_small(tmp_path / "mine.safetensors")
+    arguments = ("--network", path, "--count", 100, "--steps", 2, "--sampler", "ddim", "--seed", 4)
+    done = difflesson("evaluate", *arguments, "--gamma", 1, "--gamma", 2.5, "--card", "--device", "cpu")
+    assert done.code == 0
+    written = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    assert written["recipe"] == {"data": "mnist"}  # what was there stays
+    ((setting, rows),) = written["metrics"].items()
+    assert setting == "classifier-free, ddim, 2 steps, 100 digits, seed 4" and list(rows) == ["1", "2.5"]
+
+    reference, about = metrics.load_reference()
+    assert f"floor of digit-FID: {about['digit_fid_floor']:.4f}" in done.out
+    judge, mine = checkpoints.load("judge").network, checkpoints.load(path).network
+    labels = torch.arange(100) % 10
+    for gamma, line in zip((1.0, 2.5), done.out.splitlines()[-2:], strict=True):
+        images = sampling.generate(mine, labels, gamma, seed=4, steps=2, sampler="ddim")
+        report = metrics.digit_report(judge, images, labels, reference)
+        assert rows[f"{gamma:g}"] == report
+        numbers = [float(word) for word in line.split()][:4]
+        expected = [gamma, report["accuracy"], report["entropy"], report["digit_fid"]]
+        assert max(abs(a - b) for a, b in zip(numbers, expected, strict=True)) < 6e-5
+
+
+def test_reference_writes_the_statistics_and_the_floor(difflesson, monkeypatch, tmp_path):
+    """Made-up digits stand for MNIST."""
+
+    def load(name, split):
+        seed = {"train": 1, "test": 2}[split]
+        generator, count = torch.Generator().manual_seed(seed), {"train": 60, "test": 40}[split]
+        images = torch.randint(0, 256, (count, 28, 28), generator=generator, dtype=torch.uint8)
+        return data.Digits(images, torch.arange(count) % 10)
+
+    monkeypatch.setattr(data, "load", load)
+    path = save_small(tmp_path / "judge.safetensors", networks.DigitClassifier)
+    done = difflesson("reference", "--judge", path, "--out", "new/reference.safetensors")
+    assert done.code == 0
+    (mean, cov, count), card = metrics.load_reference(tmp_path / "new" / "reference.safetensors")
+    assert json.loads(done.out) == card and count == card["images"] == 40
+    judge, images = checkpoints.load(path).network, data.to_unit(load("mnist", "test").images)
+    with torch.no_grad():
+        features = judge.features(images).double()
+        accuracy = float((judge(images).argmax(1) == torch.arange(40) % 10).double().mean())
+    assert float((mean - features.mean(0)).abs().max()) < 1e-6
+    assert float((cov - features.T.cov()).abs().max()) < 1e-6
+    assert abs(card["judge_accuracy_on_test"] - accuracy) < 1e-5 and card["digit_fid_floor"] > 0
+    assert card["data_sha256"] == data.data_hash("mnist") and "reference --judge" in card["command"]
+
+
+# ---- a wrong argument
+
+
+def wrong(*arguments, says: str):
+    return pytest.param(arguments, says, id=" ".join(map(str, arguments)))
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        wrong("sample", "--label", 11, says=r"label must lie in 0\.\.9, got \[11\]"),
+        wrong("sample", "--label", -1, says=r"label must lie in 0\.\.9, got \[-1\]"),
+        wrong("sample", "--gamma", "nan", says="gamma must be one finite number, got nan"),
+        wrong("sample", "--gamma", "inf", says="gamma must be one finite number, got inf"),
+        wrong("sample", "--sampler", "magic", says=r"sampler must be one of \[.*'ddim'.*\], got 'magic'"),
+        wrong("sample", "--guidance", "faith", says="guidance must be .*, got 'faith'"),
+        wrong("sample", "--device", "abacus", says="device 'abacus' cannot be used here: .*"),
+        wrong("sample", "--network", "no.safetensors", says="path no.safetensors does not exist; .*"),
+        wrong("sample", "--network", "nobody", says=r"name must be one of \[.*'denoiser'.*\], got 'nobody'"),
+        wrong("sample", "--network", "mine/denoiser", says="name must be one of .*, got '.*denoiser'"),
+        wrong("sample", "--network", "torn.safetensors", says="path torn.safetensors is not a readable .*"),
+        wrong("sample", "--network", "judge", says="network must be a denoiser, judge holds a Digit.*"),
+        wrong("sample", "--out", "sheet.jpg", says="out must end in .png, got sheet.jpg"),
+        wrong(
+            *("sample", "--network", "small.safetensors", "--guidance", "classifier"),
+            says="network must draw 28x28 digits, .*; small.safetensors draws 8x8",
+        ),
+        wrong(
+            *("evaluate", "--network", "small.safetensors", "--count", 100),
+            says="network must draw 28x28 digits, .*; small.safetensors draws 8x8",
+        ),
+        wrong("evaluate", "--network", "no.safetensors", says="path no.safetensors does not exist; .*"),
+        wrong("evaluate", "--network", "judge", says="network must be a denoiser, judge holds a Digit.*"),
+        wrong("evaluate", "--guidance", "faith", says="guidance must be .*, got 'faith'"),
+        wrong("evaluate", "--precision", "fp8", says='precision must be "no" or "bf16", got \'fp8\''),
+        wrong("train", "artist", says=r"task must be one of \[.*'denoiser'.*\], got 'artist'"),
+        wrong("train", "judge", "--data", "imagenet", says="name must be .*mnist.*embedded.*, got 'imagenet'"),
+        wrong("train", "judge", "--learning-rate", 0, says="learning_rate must be positive, got 0.0"),
+        wrong("train", "judge", "--precision", "fp16", says='precision must be "no" or "bf16", got \'fp16\''),
+        wrong(
+            *("train", "judge", "--device", "abacus", "--precision", "no"),
+            says="device must be .*, got 'abacus'",
+        ),
+    ],
+)
+def test_a_wrong_argument_ends_in_one_clear_line(difflesson, tmp_path, arguments, says):
+    (tmp_path / "torn.safetensors").write_bytes(b"12345678901234567890")
+    save_small(tmp_path / "small.safetensors", trained_on="embedded")
+    made = sorted(tmp_path.iterdir())
+    device = () if "--device" in arguments else ("--device", "cpu")
+    done = difflesson(*arguments, *device)
+    assert done.code == 2
+    assert re.fullmatch(f"error: {says}", done.err.removesuffix("\n"))
+    assert sorted(tmp_path.iterdir()) == made  # and nothing was written
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+@pytest.mark.parametrize("command", [("sample",), ("evaluate",), ("train", "judge")], ids=" ".join)
+def test_a_device_that_is_missing_here_is_not_replaced_by_another(difflesson, command):
+    done = difflesson(*command, "--device", "cuda")
+    assert done.code == 2 and re.fullmatch("error: device .*cuda.*", done.err.removesuffix("\n"))
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (("sample", "--label", "seven"), "--label"),
+        (("sample", "--count", 0), "--count"),
+        (("sample", "--steps", 1), "--steps"),
+        (("sample", "--seed", -1), "--seed"),
+        (("sample", "--seed", 2**63), "--seed"),
+        (("evaluate", "--count", 99), "--count"),
+        (("train",), "task"),
+        (("train", "judge", "--save-every", 0), "--save-every"),
+        (("paint",), "paint"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_parsed_is_named_too(difflesson, tmp_path, arguments, says):
+    done = difflesson(*arguments)
+    assert done.code == 2 and says in done.err.lower() and list(tmp_path.iterdir()) == []
+
+
+def test_training_without_accelerate_says_what_to_install(difflesson, monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    done = difflesson("train", "judge", "--data", "embedded", "--device", "cpu")
+    assert done.code == 2
+    assert done.err == "error: training needs accelerate: pip install 'difflesson[train]'\n"
+
+
+def test_training_on_mnist_without_mnist_says_what_to_do(difflesson, monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFLESSON_DATA", str(tmp_path / "nowhere"))
+    done = difflesson("train", "judge", "--device", "cpu", "--steps", 1)
+    assert done.code == 2 and done.err.startswith("error: ") and "DIFFLESSON_DATA" in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+# ---- tour and help
+
+
+def test_the_tour_draws_runs_the_first_chapter_and_says_where_to_go(difflesson, monkeypatch, tmp_path):
+    def generate(network, labels, gamma, **options):
+        assert labels.tolist() == [i % 10 for i in range(60)] and gamma == 2.0
+        return torch.zeros(60, 1, 28, 28)
+
+    calls, outcomes = [], [0, 1]
+
+    def run(command, cwd):
+        calls.append((command[1:], cwd))
+        return SimpleNamespace(returncode=outcomes[len(calls) - 1])
+
+    monkeypatch.setattr(sampling, "generate", generate)
+    monkeypatch.setattr(cli.subprocess, "run", run)
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    assert difflesson("tour").err.startswith(f"error: {tmp_path} is not a checkout of the course")
+    assert list(tmp_path.iterdir()) == []
+    tool = tmp_path / "tools" / "notebooks.py"
+    tool.parent.mkdir()
+    tool.touch()
+    done = difflesson("tour")
+    assert done.code == 0 and calls == [([str(tool), "run", "00"], tmp_path)]
+    assert (tmp_path / "figures" / "tour.png").read_bytes().startswith(PNG)
+    assert "notebooks/00_start_here.ipynb" in done.out
+    assert (ROOT / "notebooks" / "00_start_here.ipynb").exists()
+    assert difflesson("tour").code == 1  # the chapter failed
+
+
+def test_help_lists_every_command(difflesson):
+    done = difflesson("--help")
+    assert done.code == 0
+    assert all(command in done.out for command in ("tour", "sample", "train", "evaluate", "reference"))
