@@ -370,7 +370,7 @@ def test_draws_have_the_mean_and_the_covariance_that_the_step_states():
         for kernel in (ddpm, kernels.hessian(data, SCHEDULE), kernels.exact(data, SCHEDULE)):
             step = kernel(torch.full((n, data.dim), -0.5).double(), 0.8, 0.3)
             cov, draws = covariance(step, data.dim), step.sample(generator)
-            white = torch.linalg.solve(torch.linalg.cholesky(cov), (draws - step.mean).T)  # mean 0, covariance I
+            white = torch.linalg.solve(torch.linalg.cholesky(cov), (draws - step.mean).T)
             assert draws.shape == (n, data.dim)
             assert max_error(white.mean(1), torch.zeros(data.dim)) < 5 / math.sqrt(n)
             assert max_error(white @ white.T / n, torch.eye(data.dim)) < 5 * math.sqrt(2 / n)

@@ -61,7 +61,7 @@ class Attention(nn.Module):
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (batch, pixels, channels)
         qkv = self.qkv(tokens).view(batch, height * width, 3, self.heads, channels // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, pixels, channels / heads)
-        # Written out: with 49 pixels this trains five times faster on a CPU than the fused kernel, in bf16.
+        # Written out: the fused kernel took a sixth of a training step here (CPU, bf16), for 49 pixels.
         weights = torch.softmax(q @ k.transpose(2, 3) / math.sqrt(channels // self.heads), dim=-1)
         mixed = (weights.to(v) @ v).transpose(1, 2).reshape(tokens.shape)
         return x + self.out(mixed).transpose(1, 2).view(x.shape)

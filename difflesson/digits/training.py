@@ -213,7 +213,8 @@ def train(
     if accelerator.is_main_process:
         card = {
             "task": recipe.task, "recipe": asdict(recipe), "data_sha256": data.data_hash(recipe.data),
-            "command": " ".join(["difflesson", *sys.argv[1:]]), "difflesson": __version__, "torch": torch.__version__,
+            "command": command(recipe, accelerator.device.type, precision),
+            "difflesson": __version__, "torch": torch.__version__,
             "device": accelerator.device.type, "precision": precision, "seconds": round(time.monotonic() - clock),
             "parameters": sum(p.numel() for p in network.parameters()), "loss": losses, "metrics": {},
         }  # fmt: skip
@@ -221,6 +222,16 @@ def train(
         state.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return final
+
+
+def command(recipe: Recipe, device: str, precision: str) -> str:
+    """The shell command that trains this recipe; what it leaves out is the task's default."""
+    usual = Recipe(recipe.task, **TASKS[recipe.task])
+    words = ["difflesson", "train", recipe.task, "--device", device, "--precision", precision]
+    for name in ("data", "steps", "batch", "learning_rate", "seed"):
+        if (value := getattr(recipe, name)) != getattr(usual, name):
+            words += ["--" + name.replace("_", "-"), str(value)]
+    return " ".join(words)
 
 
 def _store(path, recipe, step, seconds, losses, network, average, optimizer) -> None:
