@@ -16,7 +16,7 @@ from torch import Tensor
 
 from difflesson.denoiser import Denoiser
 from difflesson.guidance import Gradient
-from difflesson.mixture import GaussianMixture, ReverseStep
+from difflesson.mixture import GaussianMixture, ReverseStep, standard_normal
 from difflesson.schedule import Schedule, as_time
 
 
@@ -52,7 +52,7 @@ class Gaussian:
         """Draw x_s.  Raises: ValueError if a generator is needed (`var > 0`) and there is none."""
         if self.var.device.type == "cpu" and self.var == 0:
             return self.mean
-        return self.mean + self.var.sqrt() * _normal(self.mean, generator)
+        return self.mean + self.var.sqrt() * standard_normal(self.mean.shape, self.mean, generator)
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,10 @@ class FullGaussian:
         return FullGaussian(self.mean + by, self.cov)
 
     def sample(self, generator: torch.Generator | None) -> Tensor:
-        """Draw x_s; a covariance of zero (the last step) gives the mean."""
+        """Draw x_s.  Raises: ValueError if there is no generator."""
         variances, axes = torch.linalg.eigh(self.cov)
-        noise = _normal(self.mean, generator)[:, :, None]
+        noise = standard_normal(self.mean.shape, self.mean, generator)[:, :, None]
         return self.mean + (axes * variances.clamp_min(0).sqrt()[:, None] @ noise)[:, :, 0]
-
-
-def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    if generator is None:
-        raise ValueError("generator must be a torch.Generator, this kernel adds noise; got None")
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
 def posterior_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
@@ -98,7 +92,8 @@ def ddpm(denoiser: Denoiser, schedule: Schedule, variance: str = "small") -> Ker
         mean = (alpha_{t|s} sigma_s^2 x + alpha_s sigma_{t|s}^2 x0) / sigma_t^2
 
     Args: variance: "small", the posterior's (right for a single point), or "large", `sigma_{t|s}^2` (right for
-    standard normal data).  Raises: ValueError on another variance.  Source: Ho et al. 2020, eq. 7 and section 3.2.
+    standard normal data). A step to the data itself, `sigma_s = 0`, adds no noise.
+    Raises: ValueError on another variance.  Source: Ho et al. 2020 (arXiv 2006.11239), eq. 7, section 3.2, algorithm 2.
     """
     if variance not in ("small", "large"):
         raise ValueError(f'variance must be "small" or "large", got {variance!r}')
@@ -107,8 +102,9 @@ def ddpm(denoiser: Denoiser, schedule: Schedule, variance: str = "small") -> Ker
         alpha_ts, sigma_ts = schedule.transition(t, s)
         sigma_s, sigma_t = schedule.sigma(s), schedule.sigma(t)
         keep, pull = alpha_ts * (sigma_s / sigma_t) ** 2, schedule.alpha(s) * (sigma_ts / sigma_t) ** 2
-        small = posterior_variance(schedule, t, s)
-        return Gaussian(keep * x + pull * denoiser(x, t).x0, small if variance == "small" else sigma_ts**2)
+        large = sigma_ts**2 * (sigma_s > 0)
+        var = posterior_variance(schedule, t, s) if variance == "small" else large
+        return Gaussian(keep * x + pull * denoiser(x, t).x0, var)
 
     return kernel
 
@@ -231,6 +227,8 @@ def shift(kernel: Kernel, grad: Gradient, gamma: float, at: str = "x", time: str
     def shifted(x: Tensor, t: Tensor, s: Tensor) -> Step:
         step = kernel(x, t, s)
         g = grad(x if at == "x" else step.mean, t if time == "t" else s)
+        if g.shape != x.shape:
+            raise ValueError(f"grad must return the shape of x, {tuple(x.shape)}, got {tuple(g.shape)}")
         return step.shifted(gamma * step.times_var(g))
 
     return shifted
@@ -263,8 +261,8 @@ def hessian(mixture: GaussianMixture, schedule: Schedule, label: int | None = No
     def kernel(x: Tensor, t: Tensor, s: Tensor) -> FullGaussian:
         alpha_ts, sigma_ts = schedule.transition(t, s)
         noisy = clean.noised(schedule.alpha(t), schedule.sigma(t))
-        identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
         mean = (x + sigma_ts**2 * noisy.score(x)) / alpha_ts
+        identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
         return FullGaussian(mean, (sigma_ts / alpha_ts) ** 2 * (identity + sigma_ts**2 * noisy.hessian(x)))
 
     return kernel

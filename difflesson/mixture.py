@@ -184,7 +184,7 @@ class GaussianMixture:
         """Draw `count` points: x (count, d) and labels (count,).  Raises: ValueError if count < 1, no generator."""
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
-        noise = _normal((count, self.dim), self.means, generator)
+        noise = standard_normal((count, self.dim), self.means, generator)
         which = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         spread = (self.axes * self.variances.sqrt()[:, None])[which]  # (count, d, d)
         x = self.means[which] + (spread @ noise[:, :, None])[:, :, 0]
@@ -268,15 +268,16 @@ class ReverseStep:
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Draw one point from each mixture, (N, d).  Raises: ValueError without a generator."""
-        noise = _normal(self.means.shape[1:], self.means, generator)
+        noise = standard_normal(self.means.shape[1:], self.means, generator)
         which = torch.multinomial(self.log_weights.exp().T, 1, generator=generator)[:, 0]  # (N,)
         spread = (self.axes * self.variances.sqrt()[:, None])[which]  # (N, d, d)
         return self.means[which, torch.arange(len(which), device=which.device)] + (spread @ noise[:, :, None])[:, :, 0]
 
 
-def _normal(shape, like: Tensor, generator: torch.Generator) -> Tensor:
+def standard_normal(shape, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers of the dtype and device of `like`.  Raises: ValueError without a generator."""
     if generator is None:
-        raise ValueError("generator must be a torch.Generator, got None")
+        raise ValueError("generator must be a torch.Generator, random numbers are needed here; got None")
     return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
 
 

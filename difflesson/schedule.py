@@ -165,9 +165,13 @@ class TableSchedule(Schedule):
         return len(self.table) - 1
 
     def _cell(self, t):
-        """Index of the interval that holds `t`, and the position in it, in units of one step."""
+        """Index of the interval that ends at or after `t`, and the position in it, in units of one step.
+
+        A node belongs to the interval before it, the one that a reverse step from there crosses, also where
+        rounding puts `t * steps` a little beyond the node.
+        """
         position = as_time(t).double() * self.steps
-        index = position.floor().long().clamp(0, self.steps - 1)
+        index = (position - 1e-9).ceil().long().sub(1).clamp(0, self.steps - 1)
         return index, position - index
 
     def integrated_beta(self, t):

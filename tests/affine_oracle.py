@@ -60,7 +60,7 @@ def ddpm(m: float, c: float, t: Level, s: Level, large: bool = False) -> Line:
     (slope, intercept), _ = _regress(m, c, t)
     k, a, left = _observe(s.sigma**2, t, s)
     pull = (1 - k * a) * s.alpha
-    return Line(k + pull * slope, pull * intercept, t.sigma**2 - a**2 * s.sigma**2 if large else left)
+    return Line(k + pull * slope, pull * intercept, t.sigma**2 - a**2 * s.sigma**2 if large and s.sigma > 0 else left)
 
 
 def ddim(m: float, c: float, t: Level, s: Level, eta: float) -> Line:

@@ -248,6 +248,23 @@ def test_the_loss_of_a_shipped_network_went_down_to_the_last_step(name):
     assert sum(losses[-tenth:]) < 0.8 * sum(losses[:tenth])
 
 
+def test_the_card_of_the_denoiser_reports_the_quality_that_was_asked_for():
+    """10,000 digits in at most 50 steps: accuracy by the judge, and digit-FID against its floor.
+
+    That the numbers are true is for `difflesson evaluate` to show, in minutes; test_digit_sampling draws 200.
+    """
+    _, card = checkpoints.load("denoiser")
+    _, reference = metrics.load_reference()
+    rows = []
+    for setting, curve in card["metrics"].items():
+        steps, count = (int(re.search(rf"(\d+) {what}", setting)[1]) for what in ("steps", "digits"))
+        assert steps <= 50 and count == 10_000 and setting.startswith("classifier")
+        rows += [(float(gamma), row["accuracy"], row["digit_fid"]) for gamma, row in curve.items()]
+    assert max(accuracy for gamma, accuracy, _ in rows if gamma == 1) >= 0.985
+    assert max(accuracy for _, accuracy, _ in rows) >= 0.999
+    assert min(distance for _, _, distance in rows) <= 5 * reference["digit_fid_floor"]
+
+
 def test_the_shipped_reference_is_of_the_ten_thousand_test_images():
     statistics, card = metrics.load_reference()
     assert statistics.mean.shape == (128,) and statistics.cov.shape == (128, 128)

@@ -228,11 +228,11 @@ def wrong(*arguments, says: str):
         wrong("evaluate", "--network", "no.safetensors", says="path no.safetensors does not exist; .*"),
         wrong("evaluate", "--network", "judge", says="network must be a denoiser, judge holds a Digit.*"),
         wrong("evaluate", "--guidance", "faith", says="guidance must be .*, got 'faith'"),
-        wrong("evaluate", "--precision", "fp8", says='precision must be "no" or "bf16", got \'fp8\''),
+        wrong("evaluate", "--precision", "fp8", says="precision must be .*, got 'fp8'"),
         wrong("train", "artist", says=r"task must be one of \[.*'denoiser'.*\], got 'artist'"),
         wrong("train", "judge", "--data", "imagenet", says="name must be .*mnist.*embedded.*, got 'imagenet'"),
         wrong("train", "judge", "--learning-rate", 0, says="learning_rate must be positive, got 0.0"),
-        wrong("train", "judge", "--precision", "fp16", says='precision must be "no" or "bf16", got \'fp16\''),
+        wrong("train", "judge", "--precision", "fp16", says="precision must be .*, got 'fp16'"),
         wrong(
             *("train", "judge", "--device", "abacus", "--precision", "no"),
             says="device must be .*, got 'abacus'",
