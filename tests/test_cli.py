@@ -84,7 +84,7 @@ def test_sample_draws_what_was_asked_for(difflesson, monkeypatch, tmp_path):
     assert done.code == 0 and (tmp_path / "figures" / "sample.png").read_bytes().startswith(PNG)
     labels, gamma, options = asked[0]
     assert labels == 64 * [7] and gamma == 3.0
-    assert (options["seed"], options["steps"], options["sampler"], options["size"]) == (5, 50, "ddpm", 28)
+    assert (options["seed"], options["steps"], options["sampler"], options["size"]) == (5, 16, "ddpm", 28)
     assert options["guide"] is None and options["dtype"] is None
 
     arguments = ("--count", 13, "--steps", 7, "--sampler", "ddim", "--guidance", "classifier")
@@ -120,7 +120,7 @@ def test_training_runs_end_to_end_without_a_network_and_its_result_draws(diffles
     card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     asked = {"task": "denoiser", "data": "embedded", "steps": 6, "batch": 8, "seed": 3, "learning_rate": 1e-3}
     assert card["recipe"] | asked == card["recipe"]
-    assert card["command"].startswith("difflesson train denoiser --data embedded --steps 6")
+    assert card["command"].startswith("difflesson train denoiser --device cpu --precision no --data embedded --steps 6")
 
     arguments = ("--network", path, "--label", 3, "--count", 4, "--steps", 3, "--device", "cpu")
     assert difflesson("sample", *arguments, "--out", "three.png").code == 0

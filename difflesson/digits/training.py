@@ -111,29 +111,38 @@ def build(recipe: Recipe) -> nn.Module:
         return (DigitUNet if recipe.task == "denoiser" else DigitClassifier)(**dict(recipe.arguments))
 
 
-def denoiser_loss(network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int) -> Tensor:
-    """Mean square error of `v = alpha eps - sigma x0`, with label dropout.  [eq-v-loss]
+def times_and_noise(x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Times (batch,) stratified over [0, 1), and standard normal noise shaped like x0.
 
-    Times are stratified over the batch (one uniform number serves all of it), which lowers the variance of the loss
-    (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
+    One uniform number serves the whole batch, which lowers the variance of the loss (Kingma et al. 2021, arXiv
+    2107.00630, appendix I.1).
     """
-    batch, noise = len(x0), schedule.cosine()
-    t = (torch.rand((), generator=generator, device=x0.device) + torch.arange(batch, device=x0.device) / batch) % 1
-    eps = torch.randn(x0.shape, generator=generator, device=x0.device)
-    drop = torch.rand(batch, generator=generator, device=x0.device) < recipe.label_dropout
+    batch, device = len(x0), x0.device
+    t = (torch.rand((), generator=generator, device=device) + torch.arange(batch, device=device) / batch) % 1
+    return t, torch.randn(x0.shape, generator=generator, device=device)
+
+
+def denoiser_loss(
+    network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int
+) -> Tensor:
+    """Mean square error of `v = alpha eps - sigma x0`, with label dropout.  [eq-v-loss]"""
+    noise = schedule.cosine()
+    t, eps = times_and_noise(x0, generator)
+    drop = torch.rand(len(x0), generator=generator, device=x0.device) < recipe.label_dropout
     alpha, sigma = (schedule.expand_as(c, x0) for c in (noise.alpha(t), noise.sigma(t)))
     v = network(alpha * x0 + sigma * eps, noise.log_snr(t), label.masked_fill(drop, null))
     return functional.mse_loss(v.float(), alpha * eps - sigma * x0)
 
 
-def classifier_loss(network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, _: int) -> Tensor:
+def classifier_loss(
+    network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int
+) -> Tensor:
     """Cross-entropy: on shifted clean images for the judge, at stratified noise levels for the guide."""
     if recipe.task == "judge":
         by = torch.randint(-recipe.shift, recipe.shift + 1, (2,), generator=generator, device=x0.device).tolist()
         return functional.cross_entropy(network(x0.roll(by, dims=(2, 3))).float(), label)
-    batch, noise = len(x0), schedule.cosine()
-    t = (torch.rand((), generator=generator, device=x0.device) + torch.arange(batch, device=x0.device) / batch) % 1
-    eps = torch.randn(x0.shape, generator=generator, device=x0.device)
+    noise = schedule.cosine()
+    t, eps = times_and_noise(x0, generator)
     return functional.cross_entropy(network(noise.add_noise(x0, eps, t), noise.log_snr(t)).float(), label)
 
 
