@@ -5,6 +5,7 @@ author = "The difflesson authors"
 copyright = "2026, the difflesson authors. Text and figures CC BY 4.0, code MIT"
 
 extensions = ["myst_nb"]
+nb_render_markdown_format = "myst"  # Markdown that a cell displays has tables too
 nb_execution_mode = "off"  # the notebooks come executed; `make notebooks` is what runs them
 myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3  # [text](07_mean_shift.ipynb#heading-slug)

@@ -37,7 +37,7 @@ class GaussianMixture:
         if means.dim() != 2 or means.numel() == 0 or not means.is_floating_point() or not _finite(means):
             raise ValueError(f"means must be finite floats of shape (K, d), got {means.dtype} {tuple(means.shape)}")
         count, dim = means.shape
-        weights, covs = (torch.as_tensor(a).to(means) for a in (weights, covs))
+        weights, covs = (torch.as_tensor(a, dtype=means.dtype, device=means.device) for a in (weights, covs))
         if weights.shape != (count,) or not bool((weights >= 0).all()) or abs(float(weights.sum()) - 1) > 1e-5:
             raise ValueError(f"weights must have shape ({count},), be at least 0 and sum to 1, got {weights.tolist()}")
         if covs.shape != (count, dim, dim) or not _finite(covs):

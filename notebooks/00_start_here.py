@@ -33,12 +33,14 @@ from difflesson.schedule import cosine, vp_linear
 
 # %%
 network, card = checkpoints.load("denoiser")
-print(f"{card['parameters'] / 1e6:.1f} M parameters, trained for {card['recipe']['steps']} steps")
+steps = card["recipe"]["steps"]
+print(f"{card['parameters']:,} parameters, {steps:,} training steps")
 
 # %%
 scales = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 sevens = torch.full((5,), 7)
-columns = [sampling.generate(network, sevens, gamma, seed=2, sampler="ddim", steps=25) for gamma in scales]
+still = {"seed": 2, "sampler": "ddim", "steps": 25}
+columns = [sampling.generate(network, sevens, g, **still) for g in scales]
 
 # %% tags=["hide-input"]
 with plotting.style():
@@ -77,7 +79,8 @@ noise = cosine()
 pair = network_pair(network, noise, label=7)
 guided = guidance.classifier_free(pair, gamma=3.0)
 kernel = kernels.ddim(guided, noise)
-start = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(11))
+generator = torch.Generator().manual_seed(11)
+start = torch.randn(1, 1, 28, 28, generator=generator)
 seven = draw(kernel, start, sampling.digit_times(25, noise))
 
 # %% [markdown]
@@ -87,8 +90,9 @@ seven = draw(kernel, start, sampling.digit_times(25, noise))
 # %%
 judge = checkpoints.load("judge").network
 _, log_probs = metrics.judged(judge, seven)
-print(f"the judge sees a {int(log_probs.argmax())}, with probability {float(log_probs.max().exp()):.4f}")
-assert int(log_probs.argmax()) == 7
+log_prob, seen = log_probs.max(dim=1)
+print(f"the judge sees a {int(seen)}, probability {float(log_prob.exp()):.4f}")
+assert seen == 7
 
 # %% [markdown]
 # Equation $\eqref{eq-cfg}$ as one writes it first, and as the package has it. They agree to rounding: this is what
@@ -98,8 +102,9 @@ assert int(log_probs.argmax()) == 7
 t = torch.tensor(0.5, dtype=torch.float64)
 cond, uncond = pair(start, t)
 by_hand = uncond.eps + 3.0 * (cond.eps - uncond.eps)
-print(f"largest difference {float((by_hand - guided(start, t).eps).abs().max()):.0e}")
-torch.testing.assert_close(guided(start, t).eps, by_hand)
+compact = guided(start, t).eps
+print(f"largest difference {float((by_hand - compact).abs().max()):.0e}")
+torch.testing.assert_close(compact, by_hand)
 
 # %% [markdown]
 # ## What the knob costs
@@ -112,8 +117,9 @@ wanted = torch.arange(100) % 10
 right = {}
 for gamma in (0.0, 1.0, 3.0):
     digits = sampling.generate(network, wanted, gamma, seed=5)
-    right[gamma] = int((metrics.judged(judge, digits)[1].argmax(1) == wanted).sum())
-    print(f"gamma {gamma:g}: {right[gamma]} of 100 digits are what was asked for")
+    seen = metrics.judged(judge, digits)[1].argmax(dim=1)
+    right[gamma] = int((seen == wanted).sum())
+    print(f"gamma {gamma:g}: {right[gamma]} of 100 are what was asked for")
 assert right[0.0] < 30 and right[1.0] >= 90 and right[3.0] >= right[1.0]
 
 # %% [markdown]
@@ -125,9 +131,10 @@ assert right[0.0] < 30 and right[1.0] >= 90 and right[3.0] >= right[1.0]
 # %%
 setting, curve = next(iter(card["metrics"].items()))
 real = metrics.load_reference()[1]
-print(f"{setting}; real digits: accuracy {real['judge_accuracy_on_test']:.4f}")
+print(f"{setting}\n gamma  accuracy  digit-FID")
 for gamma, row in curve.items():
-    print(f"gamma {gamma:>4}: accuracy {row['accuracy']:.4f}, digit-FID {row['digit_fid']:.3f}")
+    print(f"{gamma:>6}  {row['accuracy']:8.4f}  {row['digit_fid']:9.3f}")
+print(f"  real  {real['judge_accuracy_on_test']:8.4f}  {real['digit_fid_floor']:9.3f}")
 
 # %% tags=["hide-input"]
 floor = real["digit_fid_floor"]
@@ -136,8 +143,8 @@ with plotting.style():
     figure, (left, middle) = plotting.plt.subplots(1, 2, figsize=(7, 2.8))
     wrong = [max(1 - row["accuracy"], 3e-5) for row in curve.values()]  # a logarithm has no place for "none"
     left.plot(gammas, wrong, "o-", color=plotting.COLOURS["guided"])
-    left.annotate("none of 10,000", (gammas[-1], wrong[-1]), xytext=(0, 8), textcoords="offset points", ha="right")
-    left.set(xlabel="guidance scale $\\gamma$", ylabel="share of wrong digits", yscale="log", title="not what was asked")
+    left.annotate("none of 10,000", (gammas[-1], 2e-5), ha="right", va="top")
+    left.set(ylim=(5e-6, 2), xlabel="guidance scale $\\gamma$", ylabel="share of wrong digits", yscale="log", title="not what was asked")
     middle.plot(gammas, [row["digit_fid"] for row in curve.values()], "o-", color=plotting.COLOURS["guided"])
     middle.axhline(floor, color=plotting.COLOURS["truth"], linestyle="dashed")
     middle.text(gammas[-1], floor * 1.15, "real against real", ha="right")
@@ -160,12 +167,18 @@ shown
 
 # %%
 mixture = GaussianMixture(
-    weights=torch.tensor([0.30, 0.30, 0.25, 0.15]),
-    means=torch.tensor([[-2.0, -0.5], [-0.2, 1.4], [0.4, -0.6], [2.4, 1.0]], dtype=torch.float64),
-    covs=torch.tensor(
-        [[[0.5, 0.2], [0.2, 0.4]], [[0.4, -0.2], [-0.2, 0.3]], [[0.4, 0.1], [0.1, 0.5]], [[0.3, -0.1], [-0.1, 0.3]]]
+    weights=[0.30, 0.30, 0.25, 0.15],
+    means=torch.tensor(
+        [[-2.0, -0.5], [-0.2, 1.4], [0.4, -0.6], [2.4, 1.0]],
+        dtype=torch.float64,
     ),
-    labels=torch.tensor([0, 0, 1, 1]),
+    covs=[
+        [[0.5, 0.2], [0.2, 0.4]],
+        [[0.4, -0.2], [-0.2, 0.3]],
+        [[0.4, 0.1], [0.1, 0.5]],
+        [[0.3, -0.1], [-0.1, 0.3]],
+    ],
+    labels=[0, 0, 1, 1],
 )
 
 # %% [markdown]
@@ -174,12 +187,12 @@ mixture = GaussianMixture(
 # $\eqref{eq-cfg}$ delivers.
 
 # %%
-plane = vp_linear()
-times = torch.cat([time_grid(100, None, 1.0, 1e-3), torch.zeros(1, dtype=torch.float64)])
-first = torch.randn(3000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-drawn = {}
+plane, times, drawn = vp_linear(), time_grid(200), {}
+generator = torch.Generator().manual_seed(0)
+first = torch.randn(3000, 2, generator=generator, dtype=torch.float64)
+ideal = mixture.pair(plane, label=1)
 for gamma in (0.0, 1.0, 3.0, 8.0):
-    steered = guidance.classifier_free(mixture.pair(plane, label=1), gamma)
+    steered = guidance.classifier_free(ideal, gamma)
     drawn[gamma] = draw(kernels.ddim(steered, plane), first, times)
 
 # %% tags=["hide-input"]
@@ -212,9 +225,10 @@ shown
 # %%
 exact, _ = mixture.sample(200_000, torch.Generator().manual_seed(1))
 for gamma, points in drawn.items():
-    weights = (gamma * mixture.class_log_prob(exact, label=1)).softmax(0)
-    told, got = float(weights @ exact[:, 0]), float(points[:, 0].mean())
-    print(f"gamma {gamma:g}: mean of x1 should be {told:5.2f}, is {got:5.2f}")
+    log_weights = gamma * mixture.class_log_prob(exact, label=1)
+    told = float(log_weights.softmax(0) @ exact[:, 0])
+    got = float(points[:, 0].mean())
+    print(f"gamma {gamma:g}: mean of x1 is {got:5.2f}, the story says {told:5.2f}")
     assert abs(told - got) < 0.08 if gamma <= 1 else got - told > 0.8
 
 # %% [markdown]
@@ -234,7 +248,7 @@ for gamma, points in drawn.items():
 w = conventions.guidance_scale(3.0, "gamma", "ho-salimans")
 torch.testing.assert_close((1 + w) * cond.eps - w * uncond.eps, by_hand)
 cfg_scale = conventions.guidance_scale(3.0, "gamma", "smalldiffusion")
-print(f"gamma = 3 is w = {w:g}, and cfg_scale = {cfg_scale:g} in smalldiffusion")
+print(f"gamma 3 is w = {w:g}, and cfg_scale = {cfg_scale:g} in smalldiffusion")
 
 # %% [markdown]
 # This is the card for guidance scales. `difflesson.conventions` converts each to each, and refuses names that do not
@@ -243,15 +257,20 @@ print(f"gamma = 3 is w = {w:g}, and cfg_scale = {cfg_scale:g} in smalldiffusion"
 # %%
 from IPython.display import Markdown
 
-rows = conventions.card()
-Markdown(conventions.markdown([row for row in rows if row["question"] in ("guidance", "no single gamma")]))
+
+def table(*questions):
+    rows = [row for row in conventions.card() if row["question"] in questions]
+    return Markdown(conventions.markdown(rows))
+
+
+table("guidance", "no single gamma")
 
 # %% [markdown]
 # The same for noise levels and for what a network's output means. In this course `alpha` and `sigma` are always those
 # of $\eqref{eq-forward-marginal}$, and $\gamma$ is always that of $\eqref{eq-cfg}$.
 
 # %%
-Markdown(conventions.markdown([row for row in rows if row["question"] in ("noise", "one step", "output")]))
+table("noise", "one step", "output")
 
 # %% [markdown]
 # For one noisy point all outputs say the same thing in different words,
@@ -282,7 +301,7 @@ typed = guidance.classifier_free(pair, gamma=1.0)
 missing = meant(start, t).eps - typed(start, t).eps
 torch.testing.assert_close(missing, cond.eps - uncond.eps)
 off = float(missing.norm() / cond.eps.norm())
-print(f"gamma should have been {intended:g}; at t = {float(t)} the guess is off by {off:.1%} of its length")
+print(f"gamma should be {intended:g}; at t = {float(t)} the guess is off by {off:.1%}")
 
 # %% [markdown]
 # On the digits' card above, it is the difference between the rows $\gamma = 2$ and $\gamma = 1$: compare their share of
@@ -336,11 +355,13 @@ print(guidance.classifier_free.__doc__.splitlines()[0])
 # </details>
 
 # %%
-steered = guidance.classifier_free(mixture.pair(plane, label=1), 3.0)
-noisy = draw(kernels.ddpm(steered, plane), first, times, torch.Generator().manual_seed(2))
-ddim_mean, ddpm_mean = float(drawn[3.0][:, 0].mean()), float(noisy[:, 0].mean())
-print(f"mean of x1 at gamma 3: ddim {ddim_mean:.2f}, ddpm {ddpm_mean:.2f}")
-assert abs(ddpm_mean - ddim_mean) > 0.1
+means = {}
+for gamma in (1.0, 3.0):
+    steered = guidance.classifier_free(ideal, gamma)
+    noisy = draw(kernels.ddpm(steered, plane), first, times, generator)
+    means[gamma] = float(drawn[gamma][:, 0].mean()), float(noisy[:, 0].mean())
+    print("gamma {:g}: mean of x1 by ddim {:.2f}, by ddpm {:.2f}".format(gamma, *means[gamma]))
+assert abs(means[1.0][0] - means[1.0][1]) < 0.08 < 0.1 < abs(means[3.0][0] - means[3.0][1])
 
 # %% [markdown]
 # ## Remember
