@@ -10,6 +10,8 @@ nb_execution_mode = "off"  # the notebooks come executed; `make notebooks` is wh
 myst_enable_extensions = ["amsmath", "dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3  # [text](07_mean_shift.ipynb#heading-slug)
 
+smartquotes = False  # an option such as --scale is two hyphens
+
 html_theme = "sphinx_book_theme"
 html_title = "difflesson"
 html_static_path = ["_build/static"]

@@ -126,7 +126,7 @@ assert right[0.0] < 30 and right[1.0] >= 90 and right[3.0] >= right[1.0]
 # So more guidance is better? Accuracy is only half of it. The *digit-FID* compares the whole crowd of generated digits
 # with 10,000 real ones: it is small when the crowd is as good *and as varied* as reality (how it is made:
 # `difflesson.digits.metrics`). Both were measured with 10,000 digits a scale by
-# `difflesson evaluate --gamma 0 --gamma 1 --gamma 1.5 --gamma 2 --gamma 3 --precision bf16 --card` and stand on the network's card.
+# `difflesson evaluate --precision bf16 --card --gamma 0 --gamma 0.5 --gamma 1 ...` and stand on the network's card.
 
 # %%
 setting, curve = next(iter(card["metrics"].items()))
@@ -218,8 +218,8 @@ shown
 # *Above: twelve requests for a 7, the same twelve noises in each panel. Below: 3,000 guided samples (dots), and 50, 90
 # and 99 % of the mass of $p(x)\,p(y \mid x)^\gamma$ (dashed).*
 #
-# At $\gamma = 0$ and $\gamma = 1$ the dots fill the contours: the story is true there, and exactly so. Beyond, it is
-# false. The contours hardly move, the dots run away from the other class and lose one of the two blobs. With numbers,
+# At $\gamma = 0$ and $\gamma = 1$ the dots fill the contours: the story is true there. Beyond, it is
+# false. The contours hardly move, the dots run away from the other class and nearly lose one of the two blobs. With numbers,
 # the story's mean computed by reweighting exact samples:
 
 # %%
@@ -259,7 +259,7 @@ from IPython.display import Markdown
 
 
 def table(*questions):
-    rows = [row for row in conventions.card() if row["question"] in questions]
+    rows = [r for r in conventions.card() if r.pop("question") in questions]
     return Markdown(conventions.markdown(rows))
 
 
