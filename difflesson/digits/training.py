@@ -146,6 +146,24 @@ def classifier_loss(
     return functional.cross_entropy(network(noise.add_noise(x0, eps, t), noise.log_snr(t)).float(), label)
 
 
+def start_accelerator(recipe: Recipe, device: str | None, precision: str | None):
+    """An `accelerate.Accelerator` for a run; arguments and errors are those of `train`."""
+    if precision not in (None, "no", "bf16"):
+        raise ValueError(f'precision must be "no" or "bf16", got {precision!r}')
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise ImportError("training needs accelerate: pip install 'difflesson[train]'") from error
+
+    precision = precision or ("bf16" if device != "cpu" and torch.cuda.is_available() else "no")
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    if device not in (None, accelerator.device.type):
+        raise ValueError(f"device must be one that accelerate finds here, {accelerator.device.type!r}, got {device!r}")
+    if recipe.batch % accelerator.num_processes:
+        raise ValueError(f"batch must be a multiple of the {accelerator.num_processes} processes, got {recipe.batch}")
+    return accelerator
+
+
 def train(
     recipe: Recipe,
     folder: Path,
@@ -166,19 +184,7 @@ def train(
     Raises: ValueError if the folder's state belongs to another recipe, the device is not there, the precision is
     unknown or the batch cannot be shared equally by the processes;  ImportError without accelerate.
     """
-    if precision not in (None, "no", "bf16"):
-        raise ValueError(f'precision must be "no" or "bf16", got {precision!r}')
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise ImportError("training needs accelerate: pip install 'difflesson[train]'") from error
-
-    precision = precision or ("bf16" if device != "cpu" and torch.cuda.is_available() else "no")
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
-    if device not in (None, accelerator.device.type):
-        raise ValueError(f"device must be one that accelerate finds here, {accelerator.device.type!r}, got {device!r}")
-    if recipe.batch % accelerator.num_processes:
-        raise ValueError(f"batch must be a multiple of the {accelerator.num_processes} processes, got {recipe.batch}")
+    accelerator = start_accelerator(recipe, device, precision)
     network = build(recipe).to(accelerator.device)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
     optimizer = torch.optim.AdamW(
@@ -220,17 +226,22 @@ def train(
         if accelerator.is_main_process and saving and not last:
             _store(state, recipe, step + 1, time.monotonic() - clock, losses, network, average, optimizer)
     if accelerator.is_main_process:
-        card = {
-            "task": recipe.task, "recipe": asdict(recipe), "data_sha256": data.data_hash(recipe.data),
-            "command": command(recipe, accelerator.device.type, precision),
-            "difflesson": __version__, "torch": torch.__version__,
-            "device": accelerator.device.type, "precision": precision, "seconds": round(time.monotonic() - clock),
-            "parameters": sum(p.numel() for p in network.parameters()), "loss": losses, "metrics": {},
-        }  # fmt: skip
+        card = make_card(recipe, accelerator, losses, time.monotonic() - clock)
+        card["parameters"] = sum(p.numel() for p in network.parameters())
         checkpoints.save(final, network, average.module.state_dict(), dict(recipe.arguments), card)
         state.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return final
+
+
+def make_card(recipe: Recipe, accelerator, losses: list, seconds: float) -> dict[str, Any]:
+    """What a reader must know to trust a checkpoint, or to train it again."""
+    device, precision = accelerator.device.type, accelerator.mixed_precision
+    return {
+        "task": recipe.task, "recipe": asdict(recipe), "data_sha256": data.data_hash(recipe.data),
+        "command": command(recipe, device, precision), "difflesson": __version__, "torch": torch.__version__,
+        "device": device, "precision": precision, "seconds": round(seconds), "loss": losses, "metrics": {},
+    }  # fmt: skip
 
 
 def command(recipe: Recipe, device: str, precision: str) -> str:
