@@ -3,7 +3,7 @@
 #
 # A diffusion model turns noise into pictures. Left alone, it draws whatever it likes. *Guidance* is how you tell it what
 # you want: a class, a caption, a style. Nearly every image generator exposes it as one number, `guidance_scale`, and
-# few documentations say what it does. This course is about that number.
+# this course is about that number: what it does, and what the pictures it gives are samples of.
 #
 # **After this chapter you can**
 # * draw a digit of your choice with a trained network, in five lines;
@@ -53,7 +53,7 @@ shown
 # %% [markdown]
 # *Five starting noises (rows), six guidance scales (columns), one request: draw a 7.*
 #
-# At $\gamma = 0$ the network ignores the request and each noise becomes the digit it was closest to. At $\gamma = 1$ it
+# At $\gamma = 0$ the network ignores the request and each noise becomes whatever digit it leads to. At $\gamma = 1$ it
 # draws a seven as people write them: varied, sometimes odd. As $\gamma$ grows, the sevens become cleaner and more
 # alike. Two questions follow, and they are the whole course: **how does one number do this, and what exactly are the
 # pictures on the right a sample of?**
@@ -85,7 +85,8 @@ seven = draw(kernel, start, sampling.digit_times(25, noise))
 
 # %% [markdown]
 # `pair` is the network asked both ways, `guided` is equation $\eqref{eq-cfg}$, `kernel` is one step from more noise to
-# less, and `draw` repeats it. A third network, which never saw a generated picture, tells us what it sees:
+# less, and `draw` repeats it. A second network, the *judge*, was trained only to name
+# real digits; it tells us what it sees:
 
 # %%
 judge = checkpoints.load("judge").network
@@ -161,7 +162,7 @@ shown
 #
 # ## Where the truth can be computed
 #
-# For digits nobody knows the true distribution. So this course keeps a second laboratory: mixtures of Gaussians in the
+# For digits nobody knows the true distribution. So this course keeps a second laboratory: mixtures of Gaussians, sums of a few bell-shaped blobs, in the
 # plane, where the noise guess, the class probabilities and the densities at every noise level have closed forms. Here
 # are four blobs, two of class 0 and two of class 1.
 
@@ -369,7 +370,7 @@ assert abs(means[1.0][0] - means[1.0][1]) < 0.08 < 0.1 < abs(means[3.0][0] - mea
 # 1. Guidance moves the network's noise guess along the line from "without the label" to "with the label": $\eqref{eq-cfg}$.
 # 2. $\gamma = 0$ ignores the label, $\gamma = 1$ is plain conditional sampling, $w = \gamma - 1$.
 # 3. More guidance: fewer wrong digits, less variety.
-# 4. For $\gamma \ne 0, 1$ guided samples are *not* samples of $p(x)\,p(y \mid x)^\gamma$, even with a perfect network.
+# 4. For $\gamma \ne 0, 1$ guided samples are in general *not* samples of $p(x)\,p(y \mid x)^\gamma$, even with a perfect network.
 # 5. Before comparing scales, look at the convention card.
 #
 # **Where it comes from.** Equation $\eqref{eq-cfg-weight}$: Ho & Salimans, *Classifier-Free Diffusion Guidance*,
