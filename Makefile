@@ -5,12 +5,15 @@ VENV    ?= .venv
 WORKERS ?= 2
 PY      := $(VENV)/bin/python
 
-.PHONY: help setup tour test notebooks book lint clean
+.PHONY: help setup tour test notebooks chapter mutants ledger book lint clean
 
 help:
 	@echo "make tour       install, draw a guided sheet of digits, run the opening chapter (start here)"
 	@echo "make test       every test, every notebook, the drift check and the linter"
 	@echo "make notebooks  execute the chapters that changed:  NN_slug.py -> NN_slug.ipynb"
+	@echo "make chapter    NN=12 TITLE='A question?': the skeleton of a new chapter, its checkers and its tests"
+	@echo "make ledger     every numbered equation, its function, its tests; fails on an orphan"
+	@echo "make mutants    plant every listed wrong formula and see the tests fail"
 	@echo "make book       the web pages, in book/_build/html (needs npm, once, for MathJax)"
 	@echo "make lint       ruff"
 	@echo "make clean      remove what the other targets made, but for $(VENV)"
@@ -35,6 +38,15 @@ test: setup lint
 
 notebooks: setup
 	$(PY) tools/notebooks.py build
+
+chapter: setup
+	$(PY) tools/chapter.py "$(NN)" "$(TITLE)"
+
+ledger: setup
+	$(PY) tools/ledger.py check
+
+mutants: setup
+	$(PY) tools/mutants.py
 
 book: setup
 	$(PY) book/build.py

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from difflesson.denoiser import Denoiser, Pair, Prediction, check_labels, expand_label
-from difflesson.schedule import Schedule
+from difflesson.schedule import Schedule, as_time
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
 """`grad(x, t) -> (batch, *data)`: the gradient in x of log p_t(y | x), of a similarity, of minus an energy, ..."""
@@ -101,6 +101,56 @@ def gradient(log_prob: Callable[[Tensor, Tensor], Tensor]) -> Gradient:
             return torch.autograd.grad(values.sum(), leaf)[0]
 
     return grad
+
+
+def linearise(log_prob: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: float | Tensor) -> Callable:
+    """The first-order Taylor polynomial of `log p_t(y | x)`, in the point and in time.  [eq-taylor]
+
+        (x_s, s) -> log p_t(y | x) + (x_s - x) . grad_x log p_t(y | x) + (s - t) d/dt log p_t(y | x)
+
+    The derivative in time is a number for each point x: it does not depend on x_s.
+
+    Args: log_prob: `log_prob(x, t) -> (batch,)`, differentiable in both;  x: (batch, d);  t: one time.
+    Returns: a function of x_s (..., batch, d) and s with values (..., batch).
+    """
+    t = as_time(t)
+    value, rate = torch.func.jvp(lambda time: log_prob(x, time), (t,), (torch.ones_like(t),))
+    slope = gradient(log_prob)(x, t)
+    return lambda x_s, s: value + ((x_s - x) * slope).sum(-1) + (s - t) * rate
+
+
+def implicit_gradient(pair: Pair, schedule: Schedule) -> Gradient:
+    """The gradient of the classifier that two denoisers imply, `p(x | y) / p(x)`.  [eq-implicit-classifier]
+
+        grad log (p_t(x | y) / p_t(x)) = (eps_u - eps_c) / sigma
+
+    For networks it need not be the gradient of anything.
+    Source: Ho & Salimans 2022 (arXiv 2207.12598), section 3.2.
+    """
+
+    def grad(x: Tensor, t: Tensor) -> Tensor:
+        cond, uncond = pair(x, t)
+        return (uncond.eps - cond.eps) / schedule.sigma(t)
+
+    return grad
+
+
+def tempered(denoiser: Denoiser, kappa: float, schedule: Schedule) -> Denoiser:
+    """The score times kappa, which is *not* how one samples `p(x)^kappa`.  [eq-low-temperature]
+
+        eps -> kappa eps          x0 -> x0 + (1 - kappa) sigma / alpha eps
+
+    Args: kappa: finite, at least 0; 1 changes nothing.  Raises: ValueError otherwise.
+    Source: Ho & Salimans 2022 (arXiv 2207.12598), section 1, report that it fails on images.
+    """
+    if not (math.isfinite(kappa) and kappa >= 0):
+        raise ValueError(f"kappa must be finite and at least 0, got {kappa}")
+
+    def scaled(x: Tensor, t: Tensor) -> Prediction:
+        x0, eps = denoiser(x, t)
+        return Prediction(x0 + (1 - kappa) * schedule.sigma(t) / schedule.alpha(t) * eps, kappa * eps)
+
+    return scaled
 
 
 def classifier_log_prob(network: torch.nn.Module, schedule: Schedule, label: int | Tensor) -> Callable:

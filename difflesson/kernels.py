@@ -1,80 +1,25 @@
 """One reverse step at a time: kernels `kernel(x, t, s) -> Step` from time t back to an earlier time s.
 
-A step knows its mean and its spread and can be sampled. Most kernels are Gaussian with one variance; the
-Hessian-corrected one has a full covariance, and the exact one is a mixture. Kernels are made from a denoiser, guided
+Most steps are Gaussian with one variance; the Hessian-corrected one has a full covariance, and the exact one is a
+mixture. Kernels are made from a denoiser, guided
 or not: they never see a label or a scale. Deterministic kernels (DDIM with `eta = 0`, Heun, DPM-Solver++) are steps of
 variance zero.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from difflesson.denoiser import Denoiser
 from difflesson.guidance import Gradient
-from difflesson.mixture import GaussianMixture, ReverseStep, standard_normal
+from difflesson.mixture import GaussianMixture, ReverseStep
 from difflesson.schedule import Schedule, as_time
-
-
-class Step(Protocol):
-    """What a kernel answers: the distribution of x_s."""
-
-    mean: Tensor
-
-    def sample(self, generator: torch.Generator | None) -> Tensor:
-        """Draw x_s, shaped like the mean."""
-
+from difflesson.steps import FullGaussian, Gaussian, Step
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Step]
 """`kernel(x, t, s)` with x: (batch, *data) at time t and 0-dim times `0 <= s < t <= 1`."""
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """`N(mean, var I)`: mean (batch, *data), var a 0-dim tensor, at least 0."""
-
-    mean: Tensor
-    var: Tensor
-
-    def times_var(self, g: Tensor) -> Tensor:
-        """The variance times a vector field g, (batch, *data)."""
-        return self.var * g
-
-    def shifted(self, by: Tensor) -> "Gaussian":
-        """The same spread around `mean + by`."""
-        return Gaussian(self.mean + by, self.var)
-
-    def sample(self, generator: torch.Generator | None) -> Tensor:
-        """Draw x_s.  Raises: ValueError if a generator is needed (`var > 0`) and there is none."""
-        if self.var.device.type == "cpu" and self.var == 0:
-            return self.mean
-        return self.mean + self.var.sqrt() * standard_normal(self.mean.shape, self.mean, generator)
-
-
-@dataclass(frozen=True)
-class FullGaussian:
-    """`N(mean, cov)` with a full covariance for each point: mean (N, d), cov (N, d, d)."""
-
-    mean: Tensor
-    cov: Tensor
-
-    def times_var(self, g: Tensor) -> Tensor:
-        """The covariance times a vector field g, (N, d)."""
-        return (self.cov @ g[:, :, None])[:, :, 0]
-
-    def shifted(self, by: Tensor) -> "FullGaussian":
-        """The same spread around `mean + by`."""
-        return FullGaussian(self.mean + by, self.cov)
-
-    def sample(self, generator: torch.Generator | None) -> Tensor:
-        """Draw x_s.  Raises: ValueError if there is no generator."""
-        variances, axes = torch.linalg.eigh(self.cov)
-        noise = standard_normal(self.mean.shape, self.mean, generator)[:, :, None]
-        return self.mean + (axes * variances.clamp_min(0).sqrt()[:, None] @ noise)[:, :, 0]
 
 
 def posterior_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
@@ -86,24 +31,26 @@ def posterior_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
     return (schedule.sigma(s) * sigma_ts / schedule.sigma(t)) ** 2
 
 
-def ddpm(denoiser: Denoiser, schedule: Schedule, variance: str = "small") -> Kernel:
+def ddpm(denoiser: Denoiser, schedule: Schedule, variance: str | float = "small") -> Kernel:
     """DDPM's ancestral step: the mean of `q(x_s | x_t, x_0)` at the predicted x0.  [eq-ddpm]
 
         mean = (alpha_{t|s} sigma_s^2 x + alpha_s sigma_{t|s}^2 x0) / sigma_t^2
+        var  = small^{1 - v} large^v     [eq-variance-interpolation]
 
-    Args: variance: "small", the posterior's (right for a single point), or "large", `sigma_{t|s}^2` (right for
-    standard normal data). A step to the data itself, `sigma_s = 0`, adds no noise.
-    Raises: ValueError on another variance.  Source: Ho et al. 2020 (arXiv 2006.11239), eq. 7, section 3.2, algorithm 2.
+    Args: variance: "small" (`v = 0`), the posterior's, right for a single point; "large" (`v = 1`), `sigma_{t|s}^2`,
+    right for standard normal data; or v in [0, 1]. A step to the data itself, `sigma_s = 0`, adds no noise.
+    Raises: ValueError on another variance.  Source: Ho et al. 2020 (arXiv 2006.11239), eq. 7, section 3.2, algorithm 2;
+    the interpolation: Ho & Salimans 2022 (arXiv 2207.12598), algorithm 2.
     """
-    if variance not in ("small", "large"):
-        raise ValueError(f'variance must be "small" or "large", got {variance!r}')
+    v = {"small": 0.0, "large": 1.0}.get(variance, variance)
+    if not (isinstance(v, int | float) and 0 <= v <= 1):
+        raise ValueError(f'variance must be "small", "large" or a number in [0, 1], got {variance!r}')
 
     def kernel(x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         alpha_ts, sigma_ts = schedule.transition(t, s)
         sigma_s, sigma_t = schedule.sigma(s), schedule.sigma(t)
         keep, pull = alpha_ts * (sigma_s / sigma_t) ** 2, schedule.alpha(s) * (sigma_ts / sigma_t) ** 2
-        large = sigma_ts**2 * (sigma_s > 0)
-        var = posterior_variance(schedule, t, s) if variance == "small" else large
+        var = posterior_variance(schedule, t, s) ** (1 - v) * (sigma_ts**2 * (sigma_s > 0)) ** v
         return Gaussian(keep * x + pull * denoiser(x, t).x0, var)
 
     return kernel
@@ -229,15 +176,28 @@ def shift(kernel: Kernel, grad: Gradient, gamma: float, at: str = "x", time: str
         g = grad(x if at == "x" else step.mean, t if time == "t" else s)
         if g.shape != x.shape:
             raise ValueError(f"grad must return the shape of x, {tuple(x.shape)}, got {tuple(g.shape)}")
-        return step.shifted(gamma * step.times_var(g))
+        return step.tilted(gamma * g)
 
     return shifted
+
+
+def one_step_mean(x: Tensor, score: Tensor, schedule: Schedule, t: float | Tensor, s: float | Tensor) -> Tensor:
+    """Tweedie's formula for one step, exact however long it is.  [eq-one-step-tweedie]
+
+        E[x_s | x_t] = (x_t + sigma_{t|s}^2 grad log p_t(x_t)) / alpha_{t|s}
+
+    With the score of p_t(x | y) it is E[x_s | x_t, y].  Args: x, score: (batch, *data).  Returns: the same shape.
+    Source: Efron 2011 (doi 10.1198/jasa.2011.tm11181), applied to x_t = alpha_{t|s} x_s + sigma_{t|s} eps.
+    """
+    alpha_ts, sigma_ts = schedule.transition(t, s)
+    return (x + sigma_ts**2 * score) / alpha_ts
 
 
 def exact(mixture: GaussianMixture, schedule: Schedule, label: int | None = None) -> Kernel:
     """The true reverse kernel of a mixture, `p(x_s | x_t)` or `p(x_s | x_t, label)`: no step is too long.
 
-    [eq-exact-reverse]  Raises: ValueError if the label is not a class.
+    [eq-exact-reverse]  The second is the first times `p(label | x_s) / p(label | x_t)`.  [eq-bayes-step]
+    Raises: ValueError if the label is not a class.
     """
     clean = mixture if label is None else mixture.given(label)
 
@@ -250,7 +210,7 @@ def exact(mixture: GaussianMixture, schedule: Schedule, label: int | None = None
 def hessian(mixture: GaussianMixture, schedule: Schedule, label: int | None = None) -> Kernel:
     """The Gaussian with the true mean and covariance of the reverse kernel, from score and Hessian.
 
-        mean = (x + sigma_{t|s}^2 grad log p_t) / alpha_{t|s}
+        mean = `one_step_mean`
         cov  = sigma_{t|s}^2 / alpha_{t|s}^2 (I + sigma_{t|s}^2 grad grad log p_t)          [eq-second-order]
 
     Both are Tweedie's formulas for one step, exact for any step length; only the Gaussian shape is an approximation.
@@ -261,7 +221,7 @@ def hessian(mixture: GaussianMixture, schedule: Schedule, label: int | None = No
     def kernel(x: Tensor, t: Tensor, s: Tensor) -> FullGaussian:
         alpha_ts, sigma_ts = schedule.transition(t, s)
         noisy = clean.noised(schedule.alpha(t), schedule.sigma(t))
-        mean = (x + sigma_ts**2 * noisy.score(x)) / alpha_ts
+        mean = one_step_mean(x, noisy.score(x), schedule, t, s)
         identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
         return FullGaussian(mean, (sigma_ts / alpha_ts) ** 2 * (identity + sigma_ts**2 * noisy.hessian(x)))
 

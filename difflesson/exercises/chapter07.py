@@ -1,0 +1,298 @@
+"""Exercises of chapter 07, the mean shift."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from difflesson.divergence import hermite
+from difflesson.exercises import Exercise, Mistake
+from difflesson.mixture import GaussianMixture
+
+BLOBS = GaussianMixture(
+    weights=[0.2, 0.5, 0.3],
+    means=torch.tensor([[-1.0, 0.3], [0.8, -0.4], [0.1, 1.5]], dtype=torch.float64),
+    covs=[[[0.5, 0.2], [0.2, 0.3]], [[0.3, -0.1], [-0.1, 0.6]], [[0.4, 0.0], [0.0, 0.2]]],
+    labels=[0, 1, 1],
+)
+POINTS = torch.tensor([[0.0, 0.0], [0.7, -1.1], [-0.6, 1.3]], dtype=torch.float64)
+
+
+# --- 7.1 ----------------------------------------------------------------------------------------------------
+
+
+def gaussians() -> dict[str, tuple]:
+    tilted = torch.tensor([[0.6, -0.4], [-0.4, 0.5]], dtype=torch.float64)
+    g = torch.tensor([0.7, 1.1], dtype=torch.float64)
+    mean = torch.tensor([0.5, -1.0], dtype=torch.float64)
+    solid = torch.tensor([[0.5, 0.2, 0.1], [0.2, 0.9, -0.3], [0.1, -0.3, 0.4]], dtype=torch.float64)
+    return {
+        "gamma = 1, in the plane": (mean, tilted, g, 1.0),
+        "gamma = 2.5": (mean, tilted, g, 2.5),
+        "gamma = -0.5, in three dimensions": (torch.ones(3).double(), solid, torch.arange(3).double() / 3, -0.5),
+    }
+
+
+def mean_by_quadrature(mean: Tensor, cov: Tensor, g: Tensor, gamma: float) -> Tensor:
+    nodes, weights = hermite(30, len(mean))
+    x = mean + nodes @ torch.linalg.cholesky(cov).T
+    weights = weights * (gamma * (x @ g)).exp()
+    return weights @ x / weights.sum()
+
+
+# --- 7.2 ----------------------------------------------------------------------------------------------------
+
+
+def coefficient_by_brute_force(alpha_t: float, alpha_s: float) -> float:
+    """In one dimension: both conditional means on a grid, and the classifier's gradient by a difference quotient."""
+    grid = torch.linspace(-12, 12, 48_001, dtype=torch.float64)
+    alpha_ts = alpha_t / alpha_s
+    var = 1 - alpha_ts**2
+    class_at_s = [normal(grid, alpha_s * m, 1 - 0.6 * alpha_s**2) for m in (-1.0, 1.4)]  # data: variance 0.4
+
+    def at(x_t: float):
+        joint = torch.stack([p * normal(x_t, alpha_ts * grid, var) for p in class_at_s])  # (classes, grid)
+        means = (joint[1] @ grid / joint[1].sum(), joint.sum(0) @ grid / joint.sum())
+        return means[0] - means[1], (joint[1].sum() / joint.sum()).log()
+
+    h = 1e-4
+    gradient = (at(0.3 + h)[1] - at(0.3 - h)[1]) / (2 * h)
+    return float(at(0.3)[0] / gradient)
+
+
+def normal(x, mean, var: float) -> Tensor:
+    return torch.exp(-((x - mean) ** 2) / (2 * var)) / math.sqrt(2 * math.pi * var)
+
+
+# --- 7.3 ----------------------------------------------------------------------------------------------------
+
+
+def covariance_by_brute_force(at_s: GaussianMixture, x: Tensor, label: int, alpha_ts: float) -> Tensor:
+    """Moments of prior times likelihood on a grid over the plane."""
+    axis = torch.linspace(-8, 8, 401, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    log_prior = at_s.given(label).log_prob(grid)
+    covs = []
+    for point in x:
+        log = log_prior - (point - alpha_ts * grid).square().sum(1) / (2 * (1 - alpha_ts**2))
+        share = log.softmax(0)
+        off = grid - share @ grid
+        covs.append((share[:, None] * off).T @ off)
+    return torch.stack(covs)
+
+
+def covariance(at_s, x, label, alpha_ts, *, curvature="class", front=2, inner=1.0):
+    """The solution with parts that can be got wrong."""
+    var = 1 - alpha_ts**2
+    at_t = at_s.noised(alpha_ts, math.sqrt(var))
+    given = at_t.given(label)
+    hessian = {
+        "class": given.hessian(x),
+        "everything": at_t.hessian(x),
+        "classifier": given.hessian(x) - at_t.hessian(x),
+    }[curvature]
+    return var / alpha_ts**front * (torch.eye(2, dtype=x.dtype) + inner * var * hessian)
+
+
+# --- 7.4 ----------------------------------------------------------------------------------------------------
+
+
+def rate_by_noising_a_little(at_t: GaussianMixture, x: Tensor, label: int, rate: float) -> Tensor:
+    """One-sided difference quotients of two lengths, extrapolated: noise can be added, not taken away."""
+    first = at_t.class_log_prob(x, label)
+
+    def quotient(h: float) -> Tensor:
+        later = at_t.noised(math.exp(-rate * h / 2), math.sqrt(-math.expm1(-rate * h)))
+        return (later.class_log_prob(x, label) - first) / h
+
+    return 2 * quotient(1e-5) - quotient(2e-5)
+
+
+def rate_of_change(at_t, x, label, rate, *, half=0.5, cross=2.0, square=1.0, drift=1.0):
+    """The solution with parts that can be got wrong."""
+    g = at_t.class_gradient(x, label)
+    laplacian = (at_t.given(label).hessian(x) - at_t.hessian(x)).diagonal(dim1=1, dim2=2).sum(1)
+    terms = drift * (x * g) + square * g * g + cross * g * at_t.score(x)
+    return half * rate * (terms.sum(1) + laplacian)
+
+
+# --- 7.5 ----------------------------------------------------------------------------------------------------
+
+
+def constant_by_quadrature(third: float) -> float:
+    """KL of `exp(-u^2 / 2 beta + third u^3 / 6)` from its closest Gaussian over beta^3, extrapolated to beta = 0."""
+
+    def ratio(beta: float) -> Tensor:
+        z = torch.linspace(-9, 9, 20_001, dtype=torch.float64)  # u in units of sqrt(beta)
+        p = torch.exp(-(z**2) / 2 + third * beta**1.5 * z**3 / 6)
+        p = p / p.sum()
+        mean = p @ z
+        var = p @ (z - mean) ** 2
+        gaussian = torch.exp(-((z - mean) ** 2) / (2 * var))
+        return p @ (p.log() - (gaussian / gaussian.sum()).log()) / beta**3
+
+    beta = 0.05 / max(1.0, abs(third)) ** (2 / 3)
+    return float((8 * ratio(beta / 2) - ratio(beta)) / 7)  # the next term is of relative order beta^3
+
+
+EXERCISES = [
+    Exercise(
+        number="7.1",
+        title="multiplying by the exponential of a linear function moves a Gaussian by its covariance times the slope",
+        cases=gaussians,
+        truth=mean_by_quadrature,
+        mistakes=[
+            Mistake(
+                "only the diagonal of the covariance",
+                lambda mean, cov, g, gamma: mean + gamma * cov.diagonal() * g,
+                "right for round Gaussians only. What does a correlation between coordinates do to the step?",
+            ),
+            Mistake(
+                "standard deviation for variance",
+                lambda mean, cov, g, gamma: mean + gamma * torch.linalg.cholesky(cov) @ g,
+                "check the units: mean has the unit of x, g its inverse. What has the unit of x squared?",
+            ),
+            Mistake(
+                "precision for covariance",
+                lambda mean, cov, g, gamma: mean + gamma * torch.linalg.solve(cov, g),
+                "a wide Gaussian must move further than a narrow one; yours moves less.",
+            ),
+            Mistake(
+                "gamma forgotten",
+                lambda mean, cov, g, gamma: mean + cov @ g,
+                "your answer does not depend on gamma.",
+            ),
+            Mistake(
+                "wrong sign",
+                lambda mean, cov, g, gamma: mean - gamma * cov @ g,
+                "it moves to where the factor is small. Look at the sign once more.",
+            ),
+        ],
+    ),
+    Exercise(
+        number="7.2",
+        title="the exact coefficient is beta / alpha, not any variance",
+        cases=lambda: {
+            "a short step": (0.6, 0.61),
+            "a long step": (0.3, 0.9),
+            "to the data": (0.5, 1.0),
+        },
+        truth=coefficient_by_brute_force,
+        mistakes=[
+            Mistake(
+                "the large variance",
+                lambda alpha_t, alpha_s: 1 - (alpha_t / alpha_s) ** 2,
+                "good for short steps. x_t is a shrunken x_s: who divides by the shrinking?",
+            ),
+            Mistake(
+                "the small variance",
+                lambda alpha_t, alpha_s: (1 - alpha_s**2) / (1 - alpha_t**2) * (1 - (alpha_t / alpha_s) ** 2),
+                "this is the variance of DDPM's step. Your answer does nothing in a step to the data; the truth does.",
+            ),
+            Mistake(
+                "alpha of the whole way for alpha of the step",
+                lambda alpha_t, alpha_s: (1 - alpha_t**2) / alpha_t,
+                "this is a step all the way to the data. How much does the signal shrink between s and t?",
+            ),
+            Mistake(
+                "alpha squared",
+                lambda alpha_t, alpha_s: (alpha_s / alpha_t) ** 2 - 1,
+                "too large by one factor of alpha_{t|s}: mean and covariance do not divide by the same power.",
+            ),
+        ],
+        tolerance=1e-5,
+    ),
+    Exercise(
+        number="7.3",
+        title="Tweedie's second formula, with the class's own curvature",
+        cases=lambda: {
+            "a short step, label 1": (BLOBS, POINTS, 1, 0.98),
+            "a long step, label 1": (BLOBS, POINTS, 1, 0.6),
+            "a long step, label 0": (BLOBS, POINTS, 0, 0.6),
+        },
+        truth=covariance_by_brute_force,
+        mistakes=[
+            Mistake(
+                "the label forgotten",
+                lambda *a: covariance(*a, curvature="everything"),
+                "this is the covariance of p(x_s | x_t). Where does the label come in?",
+            ),
+            Mistake(
+                "the classifier's curvature alone",
+                lambda *a: covariance(*a, curvature="classifier"),
+                "this uses the second derivatives of log p(y | x). The formula is about another density.",
+            ),
+            Mistake(
+                "one alpha too few",
+                lambda *a: covariance(*a, front=1),
+                "a covariance scales with the square of its variable. How does x_t shrink with x_s?",
+            ),
+            Mistake(
+                "the variance counted twice",
+                lambda at_s, x, label, alpha_ts: covariance(at_s, x, label, alpha_ts, inner=1 - alpha_ts**2),
+                "the curvature counts too little in short steps. What multiplies it inside the bracket?",
+            ),
+        ],
+    ),
+    Exercise(
+        number="7.4",
+        title="the time term is a Fokker-Planck equation",
+        cases=lambda: {
+            "label 1, rate 1": (BLOBS.noised(0.8, 0.6), POINTS, 1, 1.0),
+            "label 0, rate 4": (BLOBS.noised(0.6, 0.8), POINTS, 0, 4.0),
+        },
+        truth=rate_by_noising_a_little,
+        mistakes=[
+            Mistake(
+                "square of the difference for difference of the squares",
+                lambda *a: rate_of_change(*a, cross=0.0),
+                "the score of the whole mixture is missing. Expand |s + g|^2 - |s|^2.",
+            ),
+            Mistake(
+                "the squares forgotten",
+                lambda *a: rate_of_change(*a, cross=0.0, square=0.0),
+                "log p does not obey the same equation as p: the logarithm adds a term.",
+            ),
+            Mistake(
+                "one half forgotten",
+                lambda *a: rate_of_change(*a, half=1.0),
+                "off by a constant factor everywhere. Look at the coefficient of the equation.",
+            ),
+            Mistake(
+                "the drift forgotten",
+                lambda *a: rate_of_change(*a, drift=0.0),
+                "right at the origin only. The forward process also shrinks.",
+            ),
+            Mistake(
+                "time backwards",
+                lambda *a: rate_of_change(*a, half=-0.5),
+                "right size, wrong direction. Which way does the forward equation run?",
+            ),
+        ],
+        tolerance=1e-5,
+    ),
+    Exercise(
+        number="7.5",
+        title="the divergence of a nearly Gaussian density is its skewness squared over twelve",
+        cases=lambda: {"third = 1": (1.0,), "third = -2": (-2.0,), "third = 0.5": (0.5,)},
+        truth=constant_by_quadrature,
+        mistakes=[
+            Mistake(
+                "not squared",
+                lambda third: third / 12,
+                "a divergence cannot be negative, and turning the axis round cannot change it.",
+            ),
+            Mistake(
+                "the mean square of He_3 forgotten",
+                lambda third: third**2 / 72,
+                "nearly: what is the mean of the square of the third Hermite polynomial?",
+            ),
+            Mistake(
+                "the one half of the divergence forgotten",
+                lambda third: third**2 / 6,
+                "twice too large: r - 1 - log r is how much, to second order in r - 1?",
+            ),
+        ],
+        tolerance=1e-4,
+    ),
+]

@@ -1,0 +1,1038 @@
+# %% [markdown]
+# # 07 · The mean shift: what does a classifier change in one step?
+#
+# You have a diffusion model that knows nothing about classes, and a classifier that can name a noisy picture. You want
+# pictures of class $y$. Classifier guidance answers with one line: at every reverse step, *move the mean by the
+# variance times the gradient of the log-probability of the class*. Where does this line come from, how wrong is it, and
+# what does each of its details cost? On a Gaussian mixture all of that can be computed.
+#
+# **After this chapter you can**
+# * derive the shift in two ways, for a full covariance matrix, and say what each Taylor expansion neglects;
+# * predict its error: which power of the step length, and with which constant in front;
+# * judge a well-known "bug" of the reference implementation, and find the term that matters more;
+# * choose the point, the coefficient and the variance of a guided step for a reason.
+#
+# **You need** chapter 00, Bayes' rule and Taylor expansions. Chapter 06 derives the first equation at leisure; all of
+# it that is used stands here.
+#
+# *40 minutes to read, half a minute to run, on a laptop, without a GPU or a network connection.*
+
+# %%
+import math
+
+import torch
+
+from difflesson import divergence, exercises, guidance, kernels, plotting
+from difflesson.mixture import GaussianMixture
+from difflesson.samplers import draw, time_grid
+from difflesson.schedule import from_betas, vp_linear
+from difflesson.steps import FullGaussian, Gaussian
+
+# %% [markdown]
+# ## One step, seen from above
+#
+# The laboratory is the mixture of chapter 00: four blobs in the plane with unequal weights and full covariances, two of
+# class 0 and two of class 1. We ask for class 1.
+
+# %%
+mixture = GaussianMixture(
+    weights=[0.30, 0.30, 0.25, 0.15],
+    means=torch.tensor(
+        [[-2.0, -0.5], [-0.2, 1.4], [0.4, -0.6], [2.4, 1.0]],
+        dtype=torch.float64,
+    ),
+    covs=[
+        [[0.5, 0.2], [0.2, 0.4]],
+        [[0.4, -0.2], [-0.2, 0.3]],
+        [[0.4, 0.1], [0.1, 0.5]],
+        [[0.3, -0.1], [-0.1, 0.3]],
+    ],
+    labels=[0, 0, 1, 1],
+)
+noise, label = vp_linear(), 1
+
+# %% [markdown]
+# Under noise, $x_t = \alpha_t x_0 + \sigma_t \varepsilon$, a mixture stays a mixture. So at every time there is an exact
+# density $p_t(x)$, an exact density of one class $p_t(x \mid y)$, an exact classifier $p_t(y \mid x)$, and its gradient
+# $g_t(x) = \nabla \log p_t(y \mid x)$. We give two of them names:
+
+# %%
+def noised(t):
+    return mixture.noised(noise.alpha(t), noise.sigma(t))
+
+
+def grad(x, t):
+    return noised(t).class_gradient(x, label)
+
+
+# %% [markdown]
+# A *reverse step* goes from $x_t$ back to an earlier, less noisy $x_s$, $s < t$. The forward process got from $x_s$ to
+# $x_t$ by shrinking and adding noise, $x_t = \alpha_{t|s}\, x_s + \sigma_{t|s}\, \varepsilon$ with
+# $\alpha_{t|s} = \alpha_t / \alpha_s$ and $\alpha_{t|s}^2 + \sigma_{t|s}^2 = 1$. We measure the length of a step by
+# $\beta = \sigma_{t|s}^2$, the variance of that noise, and often want the $s$ that belongs to a given $t$ and $\beta$:
+
+# %%
+def earlier(t, beta):
+    left = noise.integrated_beta(t) + math.log1p(-beta)
+    return noise.time(-torch.log(torch.expm1(left)))
+
+
+t = torch.tensor(0.2, dtype=torch.float64)
+s = earlier(t, 0.1)
+print(f"t = {float(t)}, s = {float(s):.4f}")
+print(f"beta = {float(noise.transition(t, s)[1] ** 2):.4f}")
+
+# %% [markdown]
+# Now look at one point $x_t$ between the classes, and at three steps from it: a short, a middle and a long one. Grey is
+# where the model that ignores the label goes, $p(x_s \mid x_t)$. Dashed is where it should go,
+# $p(x_s \mid x_t, y)$. Orange is the answer of this chapter: a Gaussian with the mean shifted by the variance times
+# $g_t(x_t)$, the arrow.
+
+# %% tags=["hide-input"]
+here, now = torch.tensor([[-0.35, 0.1]], dtype=torch.float64), torch.tensor(0.25, dtype=torch.float64)
+free = mixture.denoiser(noise)
+ignoring, truth = kernels.exact(mixture, noise), kernels.exact(mixture, noise, label)
+guided = kernels.shift(kernels.ddpm(free, noise, "large"), grad, gamma=1.0)
+with plotting.style():
+    figure, axes = plotting.plt.subplots(1, 3, figsize=(8.4, 3.1), sharex=True, sharey=True)
+    for panel, beta in zip(axes, (0.02, 0.1, 0.3), strict=True):
+        then, width = earlier(now, beta), math.sqrt(beta)
+        for kernel, colour, line in (
+            (ignoring, "unconditional", "solid"), (guided, "guided", "solid"), (truth, "truth", "dashed")
+        ):
+            step = kernel(here, now, then)
+            plotting.density(
+                panel, lambda u, step=step, width=width: step.log_prob(here + width * u[:, None])[:, 0], (-3.6, 3.6, -3.6, 3.6),
+                colors=plotting.COLOURS[colour], linestyles=line, linewidths=1.3,
+            )
+        start, end = ((k(here, now, then).mean[0] - here[0]) / width for k in (kernels.ddpm(free, noise, "large"), guided))
+        panel.annotate("", end.tolist(), start.tolist(), arrowprops={"arrowstyle": "->", "color": plotting.COLOURS["guided"]})
+        panel.set(xlabel=r"$(x_{s,1} - x_{t,1}) / \sqrt{\beta}$", aspect="equal", title=f"$\\beta = {beta}$")
+    axes[0].set_ylabel(r"$(x_{s,2} - x_{t,2}) / \sqrt{\beta}$")
+    shown = plotting.show(figure, "07_one_step", alt="Contours of three densities around one point, for a short, a middle and a long step. Short: all three nearly coincide. Middle: the orange circles lie on the dashed truth, grey is shifted away. Long: the orange circles have the right place, but the dashed truth is egg-shaped and lopsided.")
+shown
+
+# %% [markdown]
+# *One step from one point, in units of the step's own spread; contours hold 50, 90 and 99 % of the mass. Grey ignores
+# the label, dashed is the truth, orange has the mean shifted along the arrow.*
+#
+# Read it from left to right. In a short step the label changes little, and the shift gets all of that little. In a long
+# step the shift finds the right place, and what is left is *shape*: the truth is no longer a circle. Both halves of this
+# observation will become theorems below.
+#
+# ## What has to be approximated
+#
+# The forward process adds noise without looking at the label. Hence $p(y \mid x_s, x_t) = p(y \mid x_s)$: once you know the
+# cleaner point, the noisier one says nothing more about the class. Bayes' rule for one step then reads
+#
+# $$ p(x_s \mid x_t, y) = p(x_s \mid x_t)\, \frac{p(y \mid x_s)}{p(y \mid x_t)}. \tag{7.1}\label{eq-bayes-step} $$
+#
+# On the mixture both sides have closed forms that share no code: on the left the reverse kernel of class 1 alone, on the
+# right the reverse kernel of everything, and two class posteriors.
+
+# %%
+x_t, x_s = torch.randn(2, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+left = truth(x_t, t, s).log_prob(x_s)
+right = ignoring(x_t, t, s).log_prob(x_s)
+right += noised(s).class_log_prob(x_s, label) - noised(t).class_log_prob(x_t, label)
+print(f"largest difference of the logarithms {float((left - right).abs().max()):.0e}")
+torch.testing.assert_close(left, right)
+
+# %% [markdown]
+# The model gives you $p(x_s \mid x_t)$, nearly a Gaussian when the step is short. The factor
+# $p(y \mid x_s) / p(y \mid x_t)$ is the problem: a classifier is a network, and Gaussian times network is nothing you can
+# draw from. Two roads lead out, and they end at the same formula.
+#
+# ## Road one: expand in point and time
+#
+# Short steps mean that $(x_s, s)$ is near $(x_t, t)$. The logarithm of the classifier is a smooth function of both, so
+# expand it in both:
+#
+# $$ \log p_s(y \mid x_s) \approx \log p_t(y \mid x_t) + (x_s - x_t) \cdot \nabla \log p_t(y \mid x_t)
+# + (s - t)\, \partial_t \log p_t(y \mid x_t). \tag{7.2}\label{eq-taylor} $$
+#
+# `guidance.linearise` is this line. The gradient comes from one backward pass, the derivative in time from one
+# forward-mode pass. Against finite differences:
+
+# %%
+def log_class(x, time):
+    return noised(time).class_log_prob(x, label)
+
+
+h = 1e-5
+rate = (log_class(x_t, t + h) - log_class(x_t, t - h)) / (2 * h)
+by_hand = log_class(x_t, t) + ((x_s - x_t) * grad(x_t, t)).sum(1) + (s - t) * rate
+compact = guidance.linearise(log_class, x_t, t)(x_s, s)
+print(f"largest difference {float((compact - by_hand).abs().max()):.0e}")
+torch.testing.assert_close(compact, by_hand, atol=1e-8, rtol=0)
+
+# %% [markdown]
+# What is neglected? Walk away from $(x_t, t)$ along a straight line and shorten the walk by tens. With the time term the
+# error falls as the *square* of the distance, as a first-order polynomial should; without it, only as the distance:
+
+# %%
+line = guidance.linearise(log_class, x_t, t)
+errors = []
+for h in (1e-1, 1e-2, 1e-3):
+    point, time = x_t + h * (x_s - x_t), t - 0.2 * h
+    value = log_class(point, time)
+    with_time, without = line(point, time) - value, line(point, t) - value
+    errors.append([float(e.abs().max()) for e in (with_time, without)])
+    print("{:.0e}: error {:.1e}, without the time term {:.1e}".format(h, *errors[-1]))
+falls = [errors[1][i] / errors[2][i] for i in (0, 1)]
+assert 95 < falls[0] < 105 and 9.5 < falls[1] < 10.5
+
+# %% [markdown]
+# Yet nobody computes the time term. Look at what it multiplies: nothing that depends on $x_s$. As a factor of a density in
+# $x_s$ it is a constant, and normalisation removes it. It matters for the *value* of $p(y \mid x_s)$, not for where the
+# step goes.
+#
+# One more honest remark. The first-order term is not "larger than the rest" for the reason one reads. In a step of length
+# $\beta$ the distance $|x_s - x_t|$ is about $\sqrt\beta$. So the linear term is of size $\sqrt\beta$, and the neglected
+# second-order term in $x$ is of size $\beta$, just like the time term. The time term drops out; the second-order term
+# does *not* depend on nothing: it changes the shape. It is the whole leading error of what follows.
+#
+# ## Complete the square
+#
+# Put the expansion into $\eqref{eq-bayes-step}$, keep what depends on $x_s$, and write $g = \nabla \log p_t(y \mid x_t)$.
+# Let the model's step be a Gaussian with any covariance $\Sigma$:
+#
+# $$ p(x_s \mid x_t, y) \;\propto\; \exp\!\Big(-\tfrac12 (x_s - \mu)^\top \Sigma^{-1} (x_s - \mu) + g^\top x_s\Big). $$
+#
+# Try $m = \mu + \Sigma g$ as the new centre and expand:
+# $(x_s - m)^\top \Sigma^{-1} (x_s - m) = (x_s - \mu)^\top \Sigma^{-1} (x_s - \mu) - 2\, g^\top (x_s - \mu) + g^\top \Sigma g$,
+# where $\Sigma^{-1} \Sigma g = g$ and the symmetry of $\Sigma$ did the work. Half of it, with a minus sign, is the exponent
+# above up to terms without $x_s$. So multiplying a Gaussian by the exponential of a linear function *moves* it and does nothing else:
+#
+# $$ \mathcal N(x;\, \mu, \Sigma)\; e^{\,g^\top x} \;=\; \mathcal N(x;\, \mu + \Sigma g,\, \Sigma)\;
+# e^{\,g^\top \mu + \frac12 g^\top \Sigma g}. \tag{7.3}\label{eq-complete-square} $$
+#
+# Check it with a tilted ellipse, where $\Sigma g$ points elsewhere than $g$. The naive form multiplies densities; the package's
+# Gaussians have the method `tilted`:
+
+# %%
+mu = torch.tensor([[0.5, -1.0]], dtype=torch.float64)
+cov = torch.tensor([[[0.6, -0.4], [-0.4, 0.5]]], dtype=torch.float64)
+g = torch.tensor([[0.7, 1.1]], dtype=torch.float64)
+ellipse = FullGaussian(mu, cov)
+product = ellipse.log_prob(x_s[:, None]) + (g * x_s[:, None]).sum(-1)
+constant = (g * mu).sum() + (g @ cov[0] @ g.T)[0, 0] / 2
+moved = ellipse.tilted(g)
+print(f"g = {g[0].numpy()}, moved by {(moved.mean - mu)[0].numpy().round(2)}")
+torch.testing.assert_close(product - constant, moved.log_prob(x_s[:, None]))
+
+# %% [markdown]
+# The gradient points to the upper right, but the Gaussian moves straight up: it goes where the gradient points *and* the
+# ellipse has room. With a multiple $\gamma$ of the gradient, this is the result of classifier guidance:
+#
+# $$ p(x_s \mid x_t, y) \;\approx\; \mathcal N\big(\mu + \gamma\, \Sigma\, g,\; \Sigma\big),
+# \qquad g = \nabla \log p_t(y \mid x_t). \tag{7.4}\label{eq-mean-shift} $$
+#
+# In this chapter $\gamma = 1$, which is what Bayes' rule says; chapters 08 and 17 ask what other values mean. In the
+# package, `kernels.shift` turns any kernel into its shifted version:
+
+# %%
+plain = kernels.ddpm(free, noise, "large")
+step = plain(x_t, t, s)
+by_hand = Gaussian(step.mean + step.var * grad(x_t, t), step.var)
+compact = kernels.shift(plain, grad, gamma=1.0)(x_t, t, s)
+torch.testing.assert_close(compact.mean, by_hand.mean)
+print(f"the means agree, the variance is {float(step.var):.4f} in both")
+
+# %% [markdown]
+# ## Algorithm 1
+#
+# Repeat the step from noise to data and you have Algorithm 1 of [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233):
+#
+# > draw $x$ from $\mathcal N(0, I)$; for each step from $t$ to $s$: compute $\mu$ and $\Sigma$ of the model's step, and draw the next $x$
+# > from $\mathcal N(\mu + \gamma \Sigma g, \Sigma)$.
+#
+# Written out, and in one line; the same random numbers give the same points:
+
+# %%
+times = time_grid(25)
+start = torch.randn(5000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+generator, x = torch.Generator().manual_seed(2), start
+for a, b in zip(times[:-1], times[1:], strict=True):
+    step = plain(x, a, b)
+    mean = step.mean + step.var * grad(x, a)
+    eps = torch.randn(x.shape, dtype=x.dtype, generator=generator) if b > 0 else 0
+    x = mean + step.var.sqrt() * eps
+shifted = kernels.shift(plain, grad, gamma=1.0)
+again = draw(shifted, start, times, torch.Generator().manual_seed(2))
+torch.testing.assert_close(again, x)
+print(f"mean of the points {x.mean(0).numpy().round(3)}")
+print(f"mean of class 1    {(mixture.given(label).weights @ mixture.given(label).means).numpy().round(3)}")
+
+# %% [markdown]
+# Close, and not equal. With 5,000 points the mean of $x_1$ has a standard error below 0.02; this difference is no accident, it is
+# the approximation.
+#
+# ## Road two: expand at the mean
+#
+# The original paper expands elsewhere. A step lands near its mean $\mu$, so $\log p_s(y \mid x_s)$ is expanded *there*, at the
+# noise level $s$ to which $x_s$ belongs:
+#
+# $$ \log p_s(y \mid x_s) \approx \log p_s(y \mid \mu) + (x_s - \mu) \cdot \nabla \log p_s(y \mid \mu). $$
+#
+# Now no time term appears at all, and completing the square gives the same formula with another gradient. (Their letters: what
+# is $s$ here is their $t$, and what is $t$ here is their $t + 1$.) There are four ways to evaluate a classifier now, two points and two noise
+# levels:
+#
+# | point | noise level | who |
+# |---|---|---|
+# | $x_t$ | $t$ | road one; the reference implementation |
+# | $\mu$ | $s$ | road two; the text of the original paper |
+# | $\mu$ | $t$ | implementations "fixed" by replacing the argument `x` by `mean` and nothing else |
+# | $x_t$ | $s$ | nobody we know of |
+#
+# That the paper says one thing and its code another was noticed early. A reader reported it as a bug
+# ([guided-diffusion, number 51](https://github.com/openai/guided-diffusion/issues/51)); an author agreed that it is a slight one
+# and added that the repair had made no noticeable difference. Another library then repaired it by the third row
+# ([denoising-diffusion-pytorch, number 277](https://github.com/lucidrains/denoising-diffusion-pytorch/pull/277)), and others copied that.
+# Who is right? `shift` takes the place as arguments, so ask.
+
+# %%
+places = {"x_t, t": ("x", "t"), "mu, s": ("mu", "s"), "mu, t": ("mu", "t"), "x_t, s": ("x", "s")}
+
+
+def shift_at(kernel, place):
+    at, time = places[place]
+    return kernels.shift(kernel, grad, gamma=1.0, at=at, time=time)
+
+
+# %% [markdown]
+# ## How to measure a step
+#
+# A kernel is as good as its divergence from the truth is small. For one point $x_t$,
+#
+# $$ \mathrm{KL}(p \,\|\, q) = \mathbb E_{p}\big[\log p - \log q\big] = \mathbb E_p\big[r - 1 - \log r\big], \qquad
+# r = q / p, \tag{7.5}\label{eq-kl} $$
+#
+# with $p = p(x_s \mid x_t, y)$ and $q$ the kernel's answer. The second form adds $\mathbb E_p[r] - 1 = 0$. It makes
+# every term positive: divergences far below the rounding error of a logarithm keep their digits. The expectation is Gauss-Hermite quadrature over the components of the exact step. Next to
+# it, the naive form with a million random draws:
+
+# %%
+one, many = x_t[:1], torch.Generator().manual_seed(3)
+p, q = truth(one, t, s), kernels.shift(plain, grad, gamma=1.0)(one, t, s)
+draws = truth(one.expand(1_000_000, 2), t, s).sample(many)[:, None]
+values = (p.log_prob(draws) - q.log_prob(draws))[:, 0]
+print(f"naive    {float(values.mean()):.6f} +- {float(values.std()) / 1000:.6f}")
+print(f"compact  {float(divergence.kl(p, q)[0]):.6f} nats")
+assert abs(float(values.mean() - divergence.kl(p, q)[0])) < 5 * float(values.std()) / 1000
+
+# %% [markdown]
+# One point proves nothing, so average over $x_t$ drawn from $p_t(x \mid y)$, again by quadrature: `points` and their shares.
+
+# %%
+t = torch.tensor(0.4, dtype=torch.float64)
+points, shares = divergence.mixture_nodes(noised(t).given(label), order=8)
+
+
+def measure(kernel, beta):
+    """Root mean square error of the mean, and mean divergence, of one step of length beta from t."""
+    s = earlier(t, beta)
+    p, q = truth(points, t, s), kernel(points, t, s)
+    off = (q.mean - p.mean).square().sum(1)
+    return float((shares @ off).sqrt()), float(shares @ divergence.kl(p, q))
+
+
+# %% [markdown]
+# ## Three orders of error
+#
+# Before measuring, predict. If you ignore the label, the mean is off by $\Sigma g \approx \beta g$, and two Gaussians of variance
+# $\beta$ whose means differ by $\delta$ are $|\delta|^2 / 2 \beta$ apart:
+#
+# $$ \mathrm{KL}_{\text{no shift}} = \frac{\beta}{2}\, |g|^2 + O(\beta^2). \tag{7.6}\label{eq-kl-no-shift} $$
+#
+# With the shift, the error of the mean is of order $\beta^2$ (you will see), which contributes only $\beta^4 / \beta = \beta^3$. What remains is the shape. Write
+# $H$ for the second derivatives of $\log p_t(x \mid y)$ at $x_t$. The true covariance is $\beta\,(I + \beta\,(I + H))$ up to higher
+# orders (the section on second order derives it), the kernel's is $\beta I$ with the large variance. Two Gaussians with covariances
+# $\beta I$ and $\beta (I + E)$ are $\frac14 |E|^2$ apart to leading order, where $|\cdot|$ sums the squares of all entries. Hence
+#
+# $$ \mathrm{KL}_{\text{shift}} = \frac{\beta^2}{4}\, \big| H + c\, I \big|^2 + O(\beta^3), \qquad
+# c = 1 \text{ (large variance)}, \quad c = 1 / \sigma_t^2 \text{ (small variance)}. \tag{7.7}\label{eq-kl-shift} $$
+#
+# "Small" is the posterior variance $\sigma_s^2 \sigma_{t|s}^2 / \sigma_t^2$ of DDPM, "large" is $\sigma_{t|s}^2$; they are exact for a
+# data set of one point, where $H = -I / \sigma_t^2$, and for standard normal data, where $H = -I$. The formula says so: $c$ is what makes it vanish there.
+#
+# Note what is *not* in these formulas: the place where the gradient was taken.
+
+# %%
+g, beta = grad(points, t), torch.tensor(1e-4, dtype=torch.float64)
+curvature = noised(t).given(label).hessian(points)
+predicted = {
+    "no shift": shares @ (beta * g.square().sum(1) / 2),
+    "shift": shares @ (beta**2 * (curvature + torch.eye(2)).square().sum((1, 2)) / 4),
+}
+compact = {
+    "no shift": shares @ divergence.leading_kl_without_shift(g, beta),
+    "shift": shares @ divergence.leading_kl_with_shift(curvature, beta, prior=1.0),
+}
+for name, kernel in {"no shift": plain, "shift": shift_at(plain, "x_t, t")}.items():
+    torch.testing.assert_close(compact[name], predicted[name])
+    ratio = measure(kernel, 1e-4)[1] / float(predicted[name])
+    print(f"{name:8s}  measured over predicted: {ratio:.4f}")
+    assert abs(ratio - 1) < 2e-3
+
+# %% [markdown]
+# No constant was fitted. Now over four decades of step length, with a third method that comes next:
+
+# %%
+betas = [10 ** (-k / 2) for k in range(2, 11)]
+methods = {
+    "no shift": plain,
+    "shift": shift_at(plain, "x_t, t"),
+    "second order": kernels.hessian(mixture, noise, label),
+}
+losses = {name: [measure(k, b)[1] for b in betas] for name, k in methods.items()}
+orders = {name: math.log10(v[-5] / v[-1]) / 2 for name, v in losses.items()}
+for name, order in orders.items():
+    print(f"{name:12s}  KL falls like beta^{order:.2f}")
+assert [round(order, 1) for order in orders.values()] == [1, 2, 3]
+
+# %% tags=["hide-input"]
+with plotting.style():
+    figure, panel = plotting.plt.subplots(figsize=(5.6, 3.7))
+    colours = {"no shift": "unconditional", "shift": "guided", "second order": "other"}
+    for name, values in losses.items():
+        panel.loglog(betas, values, "o", color=plotting.COLOURS[colours[name]], markersize=5)
+        panel.text(betas[0] * 1.25, values[0], name, color=plotting.COLOURS[colours[name]], va="center")
+    for name, value in predicted.items():
+        order = {"no shift": 1, "shift": 2}[name]
+        line = [float(value) * (b / 1e-4) ** order for b in betas]
+        panel.loglog(betas, line, "--", color=plotting.COLOURS["truth"], linewidth=1, zorder=0)
+    panel.set(xlabel=r"length of the step, $\beta = \sigma_{t|s}^2$", ylabel="KL from the exact step [nats]", xlim=(6e-6, 1.3))
+    shown = plotting.show(figure, "07_orders", alt="Log-log plot of the divergence over step length from 1e-5 to 0.1. Three straight rows of dots with slopes one, two and three. Dashed lines predicted from theory run through the first two rows.")
+shown
+
+# %% [markdown]
+# *Divergence of one step from the truth. Dots are measured; dashed lines are the predictions (7.6) and (7.7), without a fitted constant.*
+#
+# Ten times shorter steps: the label ignored gives 10 times less error, a shifted mean 100 times, second order 1,000 times. But
+# the number of steps grows by ten, too. So for the *whole path* one power is lost, and the first method gains nothing from
+# short steps. We return to that.
+#
+# ## Second order: three names for one Gaussian
+#
+# The shift leaves the shape wrong, so correct the shape. Expand the classifier at $\mu$ to second order, with second derivatives
+# $G = \nabla \nabla \log p_s(y \mid \mu)$. Exponents of second order still complete to a square; the precision $\Sigma^{-1}$
+# becomes $\Sigma^{-1} - G$:
+#
+# $$ \mathcal N(x;\, \mu, \Sigma)\; e^{\,g^\top (x - \mu) + \frac12 (x - \mu)^\top G (x - \mu)} \;\propto\;
+# \mathcal N\big(x;\, \mu + \Sigma' g,\; \Sigma'\big), \qquad \Sigma' = (\Sigma^{-1} - G)^{-1}. \tag{7.8}\label{eq-taylor-second} $$
+
+# %%
+G = torch.tensor([[[-0.3, 0.2], [0.2, 0.4]]], dtype=torch.float64)
+g_here = torch.tensor([[0.7, 1.1]], dtype=torch.float64)
+away = x_s[:, None] - mu
+bent = ellipse.log_prob(x_s[:, None]) + (away * g_here).sum(-1)
+bent = bent + (away * (away @ G[0])).sum(-1) / 2
+compact = ellipse.tilted(g_here, hessian=G)
+constants = (bent - compact.log_prob(x_s[:, None]))[:, 0]
+print("the logarithms differ by one constant:", constants.numpy().round(6))
+torch.testing.assert_close(constants, constants[:1].expand(5))
+
+# %% [markdown]
+# That is route one to second order. Route two asks for no expansion at all: which Gaussian has the *true* mean and covariance of
+# $p(x_s \mid x_t, y)$? Since $x_t = \alpha_{t|s} x_s + \sigma_{t|s} \varepsilon$ is a noising like any other, Tweedie's
+# formulas hold for it, with the score and the second derivatives of what it produces, $p_t(x \mid y)$:
+#
+# $$ \mathrm{Cov}(x_s \mid x_t, y) = \frac{\sigma_{t|s}^2}{\alpha_{t|s}^2} \Big( I + \sigma_{t|s}^2\, \nabla \nabla \log p_t(x_t \mid y) \Big).
+# \tag{7.9}\label{eq-second-order} $$
+#
+# (Where from: $p_t(x) = \int \mathcal N(x;\, \alpha x_s, \sigma^2 I)\, p_s(x_s)\, dx_s$. Differentiate its logarithm once and the posterior
+# mean of $\alpha x_s$ appears, twice and its covariance does.) It is exact for steps of any length, and it gives the $\beta (I + \beta (I + H))$ used above:
+# $\sigma^2 / \alpha^2 = \beta / (1 - \beta) = \beta + \beta^2 + \dots$ The exact step is a mixture whose covariance can be summed up by hand:
+
+# %%
+s = earlier(t, 0.1)
+exact_step = truth(points, t, s)
+alpha_ts, sigma_ts = noise.transition(t, s)
+by_hand = (sigma_ts / alpha_ts) ** 2 * (torch.eye(2) + sigma_ts**2 * curvature)
+compact = kernels.hessian(mixture, noise, label)(points, t, s).cov
+torch.testing.assert_close(compact, by_hand)
+error = float((compact - exact_step.cov).abs().max())
+print(f"against the covariance of the exact mixture: {error:.0e}")
+assert error < 1e-12
+
+# %% [markdown]
+# Route three is variational: among *all* Gaussians $q$, take the one that minimises the divergence. Only $-\mathbb E_p[\log q]$ depends on
+# $q$, and $\log q$ is quadratic, so this expectation sees the first two moments of $p$ and nothing else. The minimiser matches them:
+#
+# $$ \arg\min_{q \text{ Gaussian}} \mathrm{KL}(p \,\|\, q) = \mathcal N\big(\mathbb E_p[x],\, \mathrm{Cov}_p[x]\big).
+# \tag{7.10}\label{eq-moment-matching} $$
+#
+# Do it blindly: start from the shifted kernel, minimise the quadrature by a quasi-Newton method, and see where it ends.
+
+# %%
+p = truth(x_t, t, s)
+begin = shift_at(plain, "x_t, t")(x_t, t, s)
+mean = begin.mean.clone().requires_grad_()
+root = (begin.var.sqrt() * torch.eye(2).double()).repeat(5, 1, 1).requires_grad_()
+search = torch.optim.LBFGS([mean, root], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+
+def loss():
+    search.zero_grad()
+    value = divergence.kl(p, FullGaussian(mean, root @ root.mT)).sum()
+    value.backward()
+    return value
+
+
+search.step(loss)
+best = divergence.closest_gaussian(p)
+print(f"means differ by {float((mean - best.mean).abs().max().detach()):.0e}")
+print(f"covariances by  {float((root @ root.mT - best.cov).abs().max().detach()):.0e}")
+torch.testing.assert_close(root.detach() @ root.detach().mT, best.cov, atol=1e-6, rtol=0)
+
+# %% [markdown]
+# Moment matching, the variational optimum and Tweedie's second formula are one Gaussian, exactly. The Taylor route (7.8) is a
+# different Gaussian that agrees with it up to higher orders: both have divergences of order $\beta^3$. The better one needs no
+# more than the other, a Hessian; for images both are expensive, which is why practice stays with the shift.
+
+# %%
+def taylor(x, t, s):
+    step = kernels.hessian(mixture, noise)(x, t, s)
+    at_s = noised(s)
+    bend = at_s.given(label).hessian(step.mean) - at_s.hessian(step.mean)
+    return step.tilted(grad(step.mean, s), bend)
+
+
+values = [measure(taylor, b)[1] for b in betas]
+order = math.log10(values[-5] / values[-1]) / 2
+print(f"Taylor to second order: KL falls like beta^{order:.2f}")
+print(f"at beta = 0.1 it is {values[0] / losses['second order'][0]:.1f} times the optimum")
+assert abs(order - 3) < 0.1 and values[0] > losses["second order"][0]
+
+# %% [markdown]
+# ## The surprise: the mean was never approximate
+#
+# Tweedie had two formulas, and we only used the second. The first, in three lines. The noising from $x_s$ to $x_t$ has the density
+# $p_t(x \mid y) = \int \mathcal N(x;\, \alpha_{t|s} x_s, \sigma_{t|s}^2 I)\, p_s(x_s \mid y)\, dx_s$. Take the gradient under the integral,
+# which multiplies by $(\alpha_{t|s} x_s - x) / \sigma_{t|s}^2$, and divide by $p_t$: $\nabla \log p_t(x \mid y) = (\alpha_{t|s}\, \mathbb E[x_s \mid x, y] - x) / \sigma_{t|s}^2$. Solve:
+#
+# $$ \mathbb E[x_s \mid x_t, y] = \frac{x_t + \sigma_{t|s}^2\, \nabla \log p_t(x_t \mid y)}{\alpha_{t|s}}
+# = \frac{x_t + \beta\, \nabla \log p_t(x_t \mid y)}{\sqrt{1 - \beta}}. \tag{7.11}\label{eq-one-step-tweedie} $$
+
+# %%
+worst = 0.0
+for t_long, s_long in [(0.4, 0.39), (0.4, 0.1), (0.9, 0.2), (1.0, 0.0)]:
+    exact_mean = truth(points, t_long, s_long).mean
+    alpha_ts, sigma_ts = noise.transition(t_long, s_long)
+    score = noised(t_long).given(label).score(points)
+    by_hand = (points + sigma_ts**2 * score) / alpha_ts
+    compact = kernels.one_step_mean(points, score, noise, t_long, s_long)
+    torch.testing.assert_close(compact, by_hand)
+    worst = max(worst, float((compact - exact_mean).abs().max()))
+print(f"largest error, over steps of every length: {worst:.0e}")
+assert worst < 1e-12
+
+# %% [markdown]
+# No small step was assumed; the last of these goes from noise to data at once. Write the same formula without the label and subtract.
+# Since $\nabla \log p_t(x \mid y) = \nabla \log p_t(x) + g_t(x)$,
+#
+# $$ \mathbb E[x_s \mid x_t, y] - \mathbb E[x_s \mid x_t] = \frac{\sigma_{t|s}^2}{\alpha_{t|s}}\; g_t(x_t). $$
+#
+# So the exact shift *is* a multiple of the gradient at $x_t$ and at the noise level $t$. Taking it there was no approximation, and nothing was gained by moving to $\mu$. What was
+# approximate is the *coefficient*: it should be $\sigma_{t|s}^2 / \alpha_{t|s}$, and classifier guidance multiplies by the variance it happens to use. With the small
+# variance the coefficient is too small by the factor $\alpha_{t|s}\, \sigma_s^2 / \sigma_t^2$, with the large one by $\alpha_{t|s}$:
+
+# %%
+def shares_of_the_shift(times, schedule=noise):
+    """Which share of the exact shift each step gets, with the small and with the large variance."""
+    rows = []
+    for a, b in zip(times[:-1], times[1:], strict=True):
+        alpha_ts, sigma_ts = schedule.transition(a, b)
+        right = sigma_ts**2 / alpha_ts
+        small = kernels.posterior_variance(schedule, a, b)
+        rows.append((float(a), float(small / right), float(sigma_ts**2 / right)))
+    return torch.tensor(rows)
+
+
+table = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+ddpm_table = from_betas(table)
+for steps in (1000, 250, 25):
+    got = shares_of_the_shift(torch.linspace(1, 0, steps + 1, dtype=torch.float64), ddpm_table)
+    first, middle, last = (got[int(i)] for i in (0, steps // 2, steps - 1))
+    print(f"{steps:4d} steps: small variance {first[1]:.3f} {middle[1]:.3f} ... last {last[1]:.3f};"
+          f" large {first[2]:.3f} ... {last[2]:.3f}")
+
+# %% tags=["hide-input"]
+with plotting.style():
+    figure, panel = plotting.plt.subplots(figsize=(5.6, 3.1))
+    for steps, line in ((25, "solid"), (250, "dashed")):
+        got = shares_of_the_shift(torch.linspace(1, 0, steps + 1, dtype=torch.float64), ddpm_table)
+        panel.plot(got[:, 0], got[:, 1], color=plotting.COLOURS["guided"], linestyle=line)
+        panel.plot(got[:, 0], got[:, 2], color=plotting.COLOURS["conditional"], linestyle=line)
+    panel.axhline(1, color=plotting.COLOURS["truth"], linewidth=0.8, linestyle="dotted")
+    panel.text(0.06, 1.03, "exact coefficient")
+    panel.text(0.47, 0.885, "large variance", color=plotting.COLOURS["conditional"])
+    panel.text(0.2, 0.5, "small variance", color=plotting.COLOURS["guided"])
+    panel.set(xlabel="time $t$ (0 is data)", ylabel="share of the exact shift", ylim=(0, 1.12))
+    shown = plotting.show(figure, "07_coefficient", alt="Two pairs of curves over time: the share of the exact shift with the large and with the small variance. With 25 steps both start at two thirds at t = 1; the large one rises to one at t = 0, the small one to 0.8 and then falls to zero. With 250 steps both are near one, but the small one still falls to zero at the end.")
+shown
+
+# %% [markdown]
+# *The share of the exact shift that a guided step gets on DDPM's linear table, for 25 steps (solid) and 250 (dashed).*
+#
+# With a thousand steps nobody notices. With 25 steps a third of the first shift is missing, and with the small variance
+# the last steps, where details are decided, get almost nothing: the very last one has variance zero and no guidance.
+#
+# There is a guidance that has the right coefficient without being told. If the gradient is added to the *score*, as
+# `guidance.tilt` does (chapter 10), the mean of the DDPM step moves by exactly $\sigma_{t|s}^2 / \alpha_{t|s}$ times it:
+
+# %%
+tilted = guidance.tilt(free, grad, gamma=1.0, schedule=noise)
+exact_coefficient = kernels.ddpm(tilted, noise)
+for t_long, s_long in [(0.4, 0.39), (0.4, 0.1), (0.9, 0.2)]:
+    got = exact_coefficient(points, t_long, s_long).mean
+    error = float((got - truth(points, t_long, s_long).mean).abs().max())
+    print(f"from {t_long} to {s_long}: the mean is off by {error:.0e}")
+    assert error < 1e-12
+
+# %% [markdown]
+# ## What each choice costs
+#
+# Point, coefficient, variance: now each of them has a price. One step from $t = 0.4$ with $\beta = 0.01$; the orders are
+# measured between $\beta = 10^{-2}$ and $10^{-3}$.
+
+# %%
+small, large = kernels.ddpm(free, noise), plain
+choices = {"no shift, large": large}
+choices |= {f"{place}, small": shift_at(small, place) for place in places}
+choices |= {f"{place}, large": shift_at(large, place) for place in places}
+choices |= {
+    "exact coefficient, small": exact_coefficient,
+    "exact coefficient, large": kernels.ddpm(tilted, noise, "large"),
+    "x_t, t, full covariance": shift_at(kernels.hessian(mixture, noise), "x_t, t"),
+    "second order": kernels.hessian(mixture, noise, label),
+}
+
+# %%
+print(f"{'':26s} error of mean  order     KL      order")
+price = {}
+for name, kernel in choices.items():
+    (off, loss), (off_less, loss_less) = (measure(kernel, b) for b in (1e-2, 1e-3))
+    order = math.log10(loss / loss_less)
+    mean_order = f"{math.log10(off / off_less):5.2f}" if off > 1e-12 else "exact"
+    price[name] = off, loss, order
+    shown_off = f"{off:8.1e}" if off > 1e-12 else "       0"
+    print(f"{name:26s} {shown_off}       {mean_order}  {loss:8.1e}  {order:5.2f}")
+
+# %% tags=["remove-cell"]
+assert all(abs(price[f"{place}, {v}"][2] - 2) < 0.1 for place in places for v in ("small", "large"))
+assert price["exact coefficient, small"][0] < 1e-12 and price["second order"][2] > 2.9
+assert price["mu, s, small"][0] < price["x_t, t, small"][0]
+kls = [price[f"{place}, small"][1] for place in places]
+assert max(kls) / min(kls) < 1.05 and 3 < min(kls) / price["x_t, t, large"][1] < 4
+
+# %% [markdown]
+# Read the columns one by one.
+#
+# * **The point.** All four places have the same orders and nearly the same divergence. The place moves only the mean, and
+#   an error of the mean costs $\beta^3$. Still, $\mu, s$ has the smallest error of the mean. That does not make it the right
+#   place: two errors cancel, as the next cell shows.
+# * **The coefficient.** The exact one makes the mean exact. The divergence hardly notices.
+# * **The variance.** It decides the divergence: the small one costs more than three times as much as the large one here. Even the full
+#   covariance of the model's own step stays at order two, since it is not the covariance *given the label*. Only second
+#   derivatives of the classifier raise the order.
+#
+# Why $\mu, s$ does well: at an earlier time the classifier is surer of itself, so its gradient there is *longer* than the
+# right one at $x_t, t$, while the coefficient is too *small*.
+
+# %%
+s = earlier(t, 1e-2)
+alpha_ts, sigma_ts = noise.transition(t, s)
+right, at_mu = grad(points, t), grad(small(points, t, s).mean, s)
+longer = float(shares @ (at_mu * right).sum(1) / (shares @ right.square().sum(1)))
+shorter = float(kernels.posterior_variance(noise, t, s) * alpha_ts / sigma_ts**2)
+print(f"gradient {longer:.4f} of the right one, coefficient {shorter:.4f}, product {longer * shorter:.4f}")
+assert shorter < 1 < longer
+
+# %% [markdown]
+# So is the place irrelevant? In one short step, yes. But nobody takes infinitely many steps, and errors of the mean
+# point the same way step after step. So run the samplers.
+#
+# ## The samplers, compared with the truth
+#
+# The truth for class 1: its mean, its covariance, the *class mass* $\mathbb E[p(y \mid x)]$ (how sure the exact classifier is of
+# the points, on average; the blobs overlap, so it is not 1), and the *share* of the points in the right one of its two blobs.
+
+# %%
+alone = mixture.given(label)
+two_blobs = GaussianMixture(alone.weights, alone.means, alone.covs)
+
+
+def moments(x, w):
+    mean = w @ x
+    cov = (w[:, None] * (x - mean)).T @ (x - mean)
+    mass = w @ mixture.class_log_prob(x, label).exp()
+    return mean, cov, mass, w @ two_blobs.class_log_prob(x, 1).exp()
+
+
+true = moments(*divergence.mixture_nodes(alone, order=40))
+print(f"mean {true[0].numpy().round(3)}, class mass {true[2]:.4f}, share {true[3]:.4f}")
+
+# %%
+def errors_of(kernel, times, count=20_000, seed=0):
+    """Errors of a sampler: mean and covariance (norms), class mass and share (signed)."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 2, dtype=torch.float64, generator=generator)
+    x = draw(kernel, x, times, generator)
+    got = moments(x, torch.full((count,), 1 / count, dtype=torch.float64))
+    mean, cov = ((g - e).norm() for g, e in zip(got[:2], true[:2], strict=True))
+    return [float(v) for v in (mean, cov, got[2] - true[2], got[3] - true[3])]
+
+
+choices["the exact step"] = truth
+run = {name: errors_of(kernel, time_grid(25)) for name, kernel in choices.items()}
+print(f"25 steps{'':19s}mean  covariance  class mass   share")
+for name, row in run.items():
+    print("{:24s} {:6.3f}      {:6.3f}      {:+.3f}  {:+.3f}".format(name, *row))
+
+# %% tags=["remove-cell"]
+assert run["the exact step"][0] < 0.03 and run["exact coefficient, small"][0] < 0.03
+cut = {place: 1 - run[f"{place}, small"][0] / run["x_t, t, small"][0] for place in places}
+assert 0.25 < cut["mu, s"] < 0.45 and cut["mu, t"] < 0.1
+assert run["x_t, t, large"][0] < run["x_t, t, small"][0] / 2
+assert run["second order"][1] < 0.05 < run["exact coefficient, large"][1] < run["exact coefficient, small"][1]
+assert all(run[f"{place}, small"][2] < -0.04 for place in places)
+
+# %% [markdown]
+# The last line is the exact step: its errors are what 20,000 points cannot resolve. Everything at that level is right.
+#
+# Now the debate can be settled. With 25 steps and the small variance, the place of the reference implementation, $x_t, t$,
+# leaves a large error of the mean. The paper's place, $\mu, s$, removes about a third of it. The popular repair, $\mu, t$, removes less
+# than a tenth: it asks the classifier of one noise level about a point of another. The exact coefficient at $x_t, t$
+# removes all of it. **The gradient was taken at the right place. It was multiplied by the wrong number.**
+#
+# Where the coefficient is too small, so is the class mass: these samplers guide too little. With a real model you would have
+# blamed the classifier, and cured it with a larger $\gamma$.
+
+# %% tags=["hide-input"]
+curves = {
+    "$x_t, t$: the reference code": (shift_at(small, "x_t, t"), "guided", "o-"),
+    r"$\mu, t$: the repair": (shift_at(small, "mu, t"), "other", "s-"),
+    r"$\mu, s$: the paper": (shift_at(small, "mu, s"), "conditional", "D-"),
+    "$x_t, t$, exact coefficient": (exact_coefficient, "guided", "o--"),
+    "the exact step": (truth, "truth", "--"),
+}
+counts = (10, 20, 40, 80, 160)
+found = {name: [errors_of(k, time_grid(n))[0] for n in counts] for name, (k, _, _) in curves.items()}
+with plotting.style():
+    figure, panel = plotting.plt.subplots(figsize=(6, 3.4))
+    for name, (_, colour, marks) in curves.items():
+        panel.loglog(counts, found[name], marks, color=plotting.COLOURS[colour], markersize=4, label=name)
+    panel.set(xlabel="steps", ylabel="error of the mean", xticks=counts, xticklabels=counts)
+    panel.minorticks_off()
+    panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    shown = plotting.show(figure, "07_samplers", alt="Error of the mean of a guided sampler over the number of steps, from 10 to 160, with the small variance. The reference code and the repair are nearly one line, falling like one over the number of steps. The paper's line lies somewhat lower. The exact coefficient lies at the level of the exact step, about 0.01, for all numbers of steps.")
+shown
+
+# %% [markdown]
+# *Error of the mean of 20,000 guided points, small variance. The dashed lines are at the resolution of the experiment:
+# with the exact coefficient ten steps are as good as the exact step.*
+#
+# ### What it means for the original setting
+#
+# The reference implementation samples with 250 steps of the linear table, and its networks learn a variance between the
+# small and the large one. So its shift is somewhere between these rows:
+
+# %%
+grid_250 = torch.linspace(1, 0, 251, dtype=torch.float64)
+free_table = mixture.denoiser(ddpm_table)
+
+
+def grad_table(x, t):
+    level = ddpm_table.alpha(t), ddpm_table.sigma(t)
+    return mixture.noised(*level).class_gradient(x, label)
+
+
+original = {}
+for variance in ("small", "large"):
+    base = kernels.ddpm(free_table, ddpm_table, variance)
+    for at in ("x", "mu"):
+        guided = kernels.shift(base, grad_table, gamma=1.0, at=at)
+        original[variance, at] = row = errors_of(guided, grid_250)
+        print(f"{variance}, at {at:2s}: mean {row[0]:.3f}, class mass {row[2]:+.4f}")
+tilted_table = guidance.tilt(free_table, grad_table, 1.0, ddpm_table)
+exact_250 = errors_of(kernels.ddpm(tilted_table, ddpm_table), grid_250)
+print(f"exact coefficient: mean {exact_250[0]:.3f}, class mass {exact_250[2]:+.4f}")
+
+# %% tags=["remove-cell"]
+assert original["small", "x"][0] < 0.06 and abs(original["small", "x"][2]) < 0.03
+assert exact_250[0] < 0.02
+
+# %% [markdown]
+# With 250 steps the whole question is worth a few hundredths of a unit, where the blobs lie two to three units apart. The author's answer, that the repair
+# did not noticeably change results, is what this computation predicts. With 25 steps it would not have been true.
+#
+# *Limits of this comparison:* a two-dimensional mixture, an exact model, an exact classifier, $\gamma = 1$. Pictures have many
+# directions in which, given the rest, almost nothing is left to choose; there the small variance is the better one. The orders do not depend on that,
+# the constants do.
+#
+# ## The whole path
+#
+# The divergences of the steps add up to that of the path: let $P$ be the law of the exact path from noise to data, given the
+# label, and $Q$ the law of what a kernel walks. By the chain rule
+#
+# $$ \mathrm{KL}(P \,\|\, Q) = \sum_{\text{steps}} \mathbb E_{x_t \sim p_t(\cdot \mid y)}\,
+# \mathrm{KL}\big(p(x_s \mid x_t, y) \,\|\, q(x_s \mid x_t)\big), \tag{7.12}\label{eq-path-kl} $$
+#
+# and what comes out at the end differs by at most that, since the end point is a function of the path. `divergence.path_kl`
+# computes it; by hand, for eight steps:
+
+# %%
+grid = time_grid(8, end=0.01)
+kernel = shift_at(large, "x_t, t")
+by_hand = 0.0
+for a, b in zip(grid[:-1], grid[1:], strict=True):
+    x, w = divergence.mixture_nodes(noised(a).given(label))
+    by_hand += float(w @ divergence.kl(truth(x, a, b), kernel(x, a, b)))
+compact = float(divergence.path_kl(mixture, noise, label, kernel, grid))
+print(f"{by_hand:.6f} and {compact:.6f} nats")
+assert abs(by_hand - compact) < 1e-12
+
+# %% [markdown]
+# (The paths end at $t = 0.01$, since the step to $t = 0$ has no density with DDPM's variances.) Now over the number of steps:
+
+# %%
+def path_kl(kernel, steps, order=8):
+    grid = time_grid(steps, end=0.01)
+    return float(divergence.path_kl(mixture, noise, label, kernel, grid, order))
+
+
+numbers = (8, 16, 32, 64, 128)
+walkers = {
+    "no shift": large,
+    "shift, small variance": shift_at(small, "x_t, t"),
+    "shift, large variance": shift_at(large, "x_t, t"),
+    "second order": choices["second order"],
+}
+path = {name: [path_kl(k, n) for n in numbers] for name, k in walkers.items()}
+slopes = {name: math.log2(v[-1] / v[-2]) for name, v in path.items()}
+for name, values in path.items():
+    row = " ".join(f"{v:8.2e}" for v in values)
+    print(f"{name:22s} {row}   T^{slopes[name]:+.2f}")
+assert abs(slopes["shift, large variance"] + 1) < 0.1
+assert abs(slopes["second order"] + 2) < 0.15
+
+# %% tags=["hide-input"]
+with plotting.style():
+    figure, panel = plotting.plt.subplots(figsize=(5.8, 3.6))
+    look = {"no shift": ("unconditional", "o-"), "shift, small variance": ("guided", "s--"), "shift, large variance": ("guided", "o-"),
+            "second order": ("other", "o-")}
+    for name, (colour, marks) in look.items():
+        panel.loglog(numbers, path[name], marks, color=plotting.COLOURS[colour], markersize=4)
+        drop = 0.72 if name == "no shift" else 1.25 if "small" in name else 1
+        panel.text(numbers[-1] * 1.15, path[name][-1] * drop, name, color=plotting.COLOURS[colour], va="center")
+    panel.set(xlabel="steps $T$", ylabel="KL of the path [nats]", xticks=numbers, xticklabels=numbers, xlim=(7, 700))
+    panel.minorticks_off()
+    shown = plotting.show(figure, "07_path", alt="Divergence of the whole path over the number of steps, 8 to 128, log-log. Without a shift the curve levels off near 0.8 nats. With a shift and the large variance it falls like one over the number of steps, with second order like one over its square. With a shift and the small variance it starts far above and comes down to one nat.")
+shown
+
+# %% [markdown]
+# *Divergence of the whole path from the exact one, for paths from $t = 1$ to $t = 0.01$. One power of the step length is
+# lost on the way from a step to a path.*
+#
+# $T$ steps of length $\beta \sim 1 / T$ turn $\beta^2$ into $1 / T$ and $\beta^3$ into $1 / T^2$. The small variance shows what a wrong shape
+# costs: on this data it is worse than ignoring the label, until the steps are short. And the grey curve does not fall to zero at all. It levels
+# off, and its limit has a name. For the *exact* kernel without the label the sum has a closed form: forward in time,
+# both laws use the same noising, so the paths differ exactly as much as the data do.
+
+# %%
+blind = {steps: path_kl(ignoring, steps, order=16) for steps in (8, 64)}
+end = noised(0.01)
+x, w = divergence.mixture_nodes(end.given(label), order=40)
+information = float(w @ (end.given(label).log_prob(x) - end.log_prob(x)))
+for steps, value in blind.items():
+    print(f"path without the label, {steps:2d} steps: {value:.4f} nats")
+    assert abs(value - information) < 1e-3
+print(f"KL(p(x | y) || p(x)) at its end:    {information:.4f} nats")
+
+# %% [markdown]
+# That is the information that this label carries. No number of steps brings it in. A shift does: what it fails to bring in falls like $1 / T$.
+#
+# ## Pitfall: the standard deviation
+#
+# A reverse step is written `mean + std * noise`. It is tempting to put the gradient into the same bracket,
+# `mean + std * (noise + grad)`: a shift by the *standard deviation* times the gradient. In one step it looks like stronger
+# guidance. But $T$ shifts of size $1 / \sqrt T$ add up to $\sqrt T$. So this mistake has a signature: it gets *worse* with more steps.
+
+# %%
+def mistaken(x, t, s):
+    step = large(x, t, s)
+    return Gaussian(step.mean + step.var.sqrt() * grad(x, t), step.var)
+
+
+correct, off = shift_at(large, "x_t, t"), {}
+for steps in (25, 100, 400):
+    kinds = (mistaken, correct)
+    off[steps] = [errors_of(k, time_grid(steps), count=4000)[0] for k in kinds]
+    print("{:3d} steps: mean off by {:.2f}; with the variance {:.2f}".format(steps, *off[steps]))
+assert off[25][0] < off[100][0] < off[400][0] and off[400][1] < off[25][1]
+
+# %% [markdown]
+# When you suspect your own guidance, double the number of steps: a right first-order method gets better, this one worse.
+#
+# The second quick test is to switch the noise off. A shift by the variance dies with the variance, while the distribution you want does not care
+# how you sample it. At zero variance the formula of this chapter has nothing to say; chapter 10 takes over there.
+
+# %%
+quiet = kernels.ddim(free, noise)
+same = shift_at(quiet, "x_t, t")(points, t, s).mean
+assert torch.equal(same, quiet(points, t, s).mean)
+print("DDIM with a shift is DDIM without it")
+
+# %% [markdown]
+# ## Exercises
+#
+# Type where it says "your turn", run the cell, then run the check below it. The check knows the common mistakes and says where
+# to look again.
+#
+# ### Exercise 7.1 (easy): the shift
+#
+# A Gaussian with mean `mean`, shape `(d,)`, and covariance `cov`, `(d, d)`, is multiplied by $e^{\gamma\, g^\top x}$ and normalised.
+# Return the mean of the result.
+#
+# <details><summary>Hint</summary>
+#
+# Equation $\eqref{eq-complete-square}$ with $\gamma g$ in place of $g$. The covariance is a matrix.
+#
+# </details>
+
+# %% tags=["exercise"]
+def shifted_mean(mean, cov, g, gamma):
+    ### BEGIN SOLUTION
+    return mean + gamma * cov @ g
+    ### END SOLUTION
+
+
+# %%
+exercises.check("7.1", shifted_mean)
+
+# %% [markdown]
+# ### Exercise 7.2 (easy): the exact coefficient
+#
+# $\mathbb E[x_s \mid x_t, y] - \mathbb E[x_s \mid x_t] = c\, g_t(x_t)$. Return $c$, given the numbers $\alpha_t < \alpha_s$ of a
+# variance-preserving schedule.
+#
+# <details><summary>Hint</summary>
+#
+# Write $\eqref{eq-one-step-tweedie}$ with and without the label. What is $\alpha_{t|s}$ in terms of the two numbers, and what
+# follows for $\sigma_{t|s}$?
+#
+# </details>
+
+# %% tags=["exercise"]
+def exact_shift_coefficient(alpha_t, alpha_s):
+    ### BEGIN SOLUTION
+    alpha_ts = alpha_t / alpha_s
+    return (1 - alpha_ts**2) / alpha_ts
+    ### END SOLUTION
+
+
+# %%
+exercises.check("7.2", exact_shift_coefficient)
+
+# %% [markdown]
+# ### Exercise 7.3 (medium): the covariance given the label
+#
+# `at_s` is a `GaussianMixture`, the distribution at time $s$; `x` are points at time $t$, shape `(N, 2)`, with
+# $x_t = \alpha_{t|s}\, x_s + \sigma_{t|s}\, \varepsilon$ and the number `alpha_ts`. Return the covariance of $p(x_s \mid x_t, y)$ at each point,
+# shape `(N, 2, 2)`. The mixture's methods `noised(alpha, sigma)`, `given(label)` and `hessian(x)` help.
+#
+# <details><summary>Hint</summary>
+#
+# Equation $\eqref{eq-second-order}$ speaks of the density at time $t$, given the label. `noised` gets you from $s$ to $t$.
+#
+# </details>
+
+# %% tags=["exercise"]
+def covariance_given_label(at_s, x, label, alpha_ts):
+    ### BEGIN SOLUTION
+    var = 1 - alpha_ts**2
+    at_t = at_s.noised(alpha_ts, math.sqrt(var)).given(label)
+    identity = torch.eye(x.shape[1], dtype=x.dtype)
+    return var / alpha_ts**2 * (identity + var * at_t.hessian(x))
+    ### END SOLUTION
+
+
+# %%
+exercises.check("7.3", covariance_given_label)
+
+# %% [markdown]
+# ### Exercise 7.4 (hard): the time term
+#
+# The time term of $\eqref{eq-taylor}$ has a closed form. Both $p_t(x)$ and $p_t(x \mid y)$ obey the Fokker-Planck equation of the
+# forward process, $\partial_t p = \frac{r}{2} \big(\nabla \cdot (x\, p) + \Delta p\big)$, where $r$ is the noise rate at time $t$.
+# Derive $\partial_t \log p_t(y \mid x)$ and return it, shape `(N,)`. `at_t` is the mixture at time $t$, `rate` is $r$.
+#
+# <details><summary>Hint</summary>
+#
+# Divide by $p$ to get an equation for $\ell = \log p$: it contains $\Delta \ell$ and $|\nabla \ell|^2$. Subtract the equation of
+# $\log p_t(x)$ from that of $\log p_t(x \mid y)$. The difference of the squares is not the square of the difference.
+#
+# </details>
+
+# %% tags=["exercise"]
+def time_derivative(at_t, x, label, rate):
+    ### BEGIN SOLUTION
+    g = at_t.class_gradient(x, label)
+    curvature = at_t.given(label).hessian(x) - at_t.hessian(x)
+    laplacian = curvature.diagonal(dim1=1, dim2=2).sum(1)
+    squares = (g * (g + 2 * at_t.score(x))).sum(1)
+    return rate / 2 * ((x * g).sum(1) + laplacian + squares)
+    ### END SOLUTION
+
+
+# %%
+exercises.check("7.4", time_derivative)
+
+# %% [markdown]
+# ### Exercise 7.5 (research): what is left after second order
+#
+# With the exact mean and covariance, the divergence of one step is $c\, \beta^3 + O(\beta^4)$. In one dimension $c$ depends on one
+# number, the third derivative of $\log p_t(x \mid y)$ at $x_t$, called `third`. Return $c$. (Then go on: in the plane, which
+# contraction of the tensor of third derivatives takes its place? `divergence.kl` tells you whether you are right.)
+#
+# <details><summary>Hint</summary>
+#
+# Which cumulant is the first that a Gaussian cannot have? To leading order the step is $e^{-u^2 / 2 \beta + a u^3 / 6}$, where $a$
+# is `third`. Find its skewness, then the divergence of a nearly Gaussian density from its Gaussian: expand their ratio
+# in Hermite polynomials, whose squares have known means.
+#
+# </details>
+
+# %% tags=["exercise"]
+def third_order_constant(third):
+    ### BEGIN SOLUTION
+    # Skewness: third cumulant over sd^3 = third beta^3 / beta^1.5. The series p = q (1 + skewness He_3 / 6)
+    # has KL = E[(r - 1)^2] / 2 = skewness^2 E[He_3^2] / 72, and E[He_3^2] = 3! = 6.
+    return third**2 / 12
+    ### END SOLUTION
+
+
+# %%
+exercises.check("7.5", third_order_constant)
+
+# %% [markdown]
+# ## Remember
+#
+# 1. Bayes' rule for a step is exact, $\eqref{eq-bayes-step}$. A linear function in the exponent moves a Gaussian by $\Sigma g$,
+#    $\eqref{eq-complete-square}$, and that is the mean shift.
+# 2. The time term of the expansion is as large as what is neglected in $x$, but it does not depend on $x_s$ and drops out.
+# 3. Divergence of one step: order $\beta$ without the shift, $\beta^2$ with it, $\beta^3$ with second order. Over a whole path, one
+#    power less.
+# 4. The conditional mean moves by *exactly* $\sigma_{t|s}^2 / \alpha_{t|s}$ times the gradient at $x_t$, for steps of any length. The
+#    place was never wrong; the coefficient was.
+# 5. With few steps, the variance as a coefficient guides too little. Add the gradient to the score instead: the mean is exact.
+#
+# **Where it comes from.** The shift, the expansion at $\mu$ and Algorithm 1: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233),
+# section 4.1, after [Sohl-Dickstein et al. (2015)](https://arxiv.org/abs/1503.03585). The expansion in $(x, t)$ at $x_t$:
+# [Su (2022)](https://spaces.ac.cn/archives/9257). The two variances: [Ho et al. (2020)](https://arxiv.org/abs/2006.11239), section 3.2. Tweedie's formula:
+# [Efron (2011)](https://doi.org/10.1198/jasa.2011.tm11181). The code in question: `condition_mean` in
+# [gaussian_diffusion.py](https://github.com/openai/guided-diffusion/blob/main/guided_diffusion/gaussian_diffusion.py). The orders and their constants,
+# the table and the judgement are computed here.
