@@ -7,18 +7,19 @@
 #
 # **After this chapter you can**
 # * draw a digit of your choice with a trained network, in five lines;
-# * say what the guidance scale $\gamma$ does to one picture, and to a thousand;
+# * say what the guidance scale $\gamma$ does to one picture, and to ten thousand;
 # * translate anybody's guidance scale into ours, and see why mixing them up is not a detail;
 # * check every claim of this course yourself.
 #
-# **You need** PyTorch and Bayes' rule. Nothing about diffusion models: what is used here is explained from chapter 01 on.
+# **You need** PyTorch, and what a probability density is. Nothing about diffusion models: this chapter uses them, the
+# next ones explain them.
 #
-# *15 minutes to read, half a minute to run, on a laptop, without a GPU or a network connection.*
+# *20 minutes to read, half a minute to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import torch
 
-from difflesson import conventions, guidance, kernels, plotting
+from difflesson import conventions, exercises, guidance, kernels, plotting
 from difflesson.denoiser import network_pair
 from difflesson.digits import checkpoints, metrics, sampling
 from difflesson.mixture import GaussianMixture
@@ -58,7 +59,7 @@ shown
 # alike. Two questions follow, and they are the whole course: **how does one number do this, and what exactly are the
 # pictures on the right a sample of?**
 #
-# ## The five lines
+# ## One noisy picture, two guesses
 #
 # A diffusion model is trained on pictures $x_0$ to which noise was added,
 #
@@ -66,8 +67,34 @@ shown
 # \alpha_t^2 + \sigma_t^2 = 1. \tag{0.1}\label{eq-forward-marginal} $$
 #
 # Time $t$ runs from 0 (the picture) to 1 (noise); a *schedule* says how $\alpha_t$ falls and $\sigma_t$ grows.
+# Here is the equation on the five sevens of the third column: first as one writes it, then as the package has it. The two
+# agree to rounding. This is what "executed" means in this book: a cell like this one follows every numbered equation.
+
+# %%
+schedule, t = cosine(), 0.5
+x_0 = columns[2]  # the sevens at gamma = 1, (5, 1, 28, 28)
+eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(4))
+by_hand = schedule.alpha(t) * x_0 + schedule.sigma(t) * eps
+x_t = schedule.add_noise(x_0, eps, t)
+print(f"alpha {schedule.alpha(t):.3f}, sigma {schedule.sigma(t):.3f}")
+torch.testing.assert_close(x_t, by_hand)
+
+# %% tags=["hide-input"]
+with plotting.style():
+    figure, axes = plotting.plt.subplots(1, 6, figsize=(6.4, 1.3))
+    for panel, time in zip(axes, (0, 0.2, 0.4, 0.6, 0.8, 1), strict=True):
+        noisy = schedule.add_noise(x_0[2:3], eps[2:3], time)
+        plotting.show_digits(panel, noisy, columns=1, title=f"$t = {time:g}$")
+    shown = plotting.show(figure, "00_noising", alt="A drawn seven at six times from 0 to 1: clear at time 0, still recognisable at 0.4, lost in noise from 0.8 on.")
+shown
+
+# %% [markdown]
+# *One seven and one noise, mixed by $\eqref{eq-forward-marginal}$. A diffusion model learns to walk this row from right
+# to left.*
+#
 # The network looks at $x_t$ and guesses the noise in it, $\varepsilon$. Ours guesses twice: knowing the label,
-# $\varepsilon_c$, and not knowing it, $\varepsilon_u$. Classifier-free guidance is a line through the two guesses:
+# $\varepsilon_c$ (c for *conditional*), and not knowing it, $\varepsilon_u$ (*unconditional*). Classifier-free guidance
+# is the line through the two guesses:
 #
 # $$ \varepsilon = \varepsilon_u + \gamma\,(\varepsilon_c - \varepsilon_u). \tag{0.2}\label{eq-cfg} $$
 #
@@ -75,18 +102,31 @@ shown
 # walk past it: the difference between the two guesses is what the label changes, and you ask for more of it.
 
 # %%
-noise = cosine()
-pair = network_pair(network, noise, label=7)
+pair = network_pair(network, schedule, label=7)
+cond, uncond = pair(x_t, t)
+by_hand = uncond.eps + 3.0 * (cond.eps - uncond.eps)
 guided = guidance.classifier_free(pair, gamma=3.0)
-kernel = kernels.ddim(guided, noise)
-generator = torch.Generator().manual_seed(11)
-start = torch.randn(1, 1, 28, 28, generator=generator)
-seven = draw(kernel, start, sampling.digit_times(25, noise))
+compact = guided(x_t, t).eps
+print(f"largest difference {float((by_hand - compact).abs().max()):.0e}")
+torch.testing.assert_close(compact, by_hand)
+
+# %% [markdown]
+# ## The five lines
+#
+# Start from pure noise, guess the noise in it, take a little of it away, guess again: that is all of sampling. Here is
+# one guided seven, from the network to the picture, in 25 such steps. The rule for a step is called DDIM.
+
+# %%
+pair = network_pair(network, schedule, label=7)
+guided = guidance.classifier_free(pair, gamma=3.0)
+kernel = kernels.ddim(guided, schedule)
+start = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(11))
+seven = draw(kernel, start, sampling.digit_times(25, schedule))
 
 # %% [markdown]
 # `pair` is the network asked both ways, `guided` is equation $\eqref{eq-cfg}$, `kernel` is one step from more noise to
-# less, and `draw` repeats it. A second network, the *judge*, was trained only to name
-# real digits; it tells us what it sees:
+# less, and `draw` repeats it. A second network, the *judge*, was trained only to name real digits; it tells us what it
+# sees:
 
 # %%
 judge = checkpoints.load("judge").network
@@ -94,18 +134,6 @@ _, log_probs = metrics.judged(judge, seven)
 log_prob, seen = log_probs.max(dim=1)
 print(f"the judge sees a {int(seen)}, probability {float(log_prob.exp()):.4f}")
 assert seen == 7
-
-# %% [markdown]
-# Equation $\eqref{eq-cfg}$ as one writes it first, and as the package has it. They agree to rounding: this is what
-# "executed" means in this book, and a cell like this follows every numbered equation.
-
-# %%
-t = torch.tensor(0.5, dtype=torch.float64)
-cond, uncond = pair(start, t)
-by_hand = uncond.eps + 3.0 * (cond.eps - uncond.eps)
-compact = guided(start, t).eps
-print(f"largest difference {float((by_hand - compact).abs().max()):.0e}")
-torch.testing.assert_close(compact, by_hand)
 
 # %% [markdown]
 # ## What the knob costs
@@ -156,15 +184,15 @@ shown
 # %% [markdown]
 # *Left: guidance makes wrong digits rare. Right: beyond $\gamma = 1$ the crowd drifts away from the real one.*
 #
-# The left curve falls, the right one turns round at $\gamma = 1$. From 1.5 on, guided digits are recognised more
-# reliably than real ones, and they are less like real ones. Nothing is broken; but it is no longer true that you sample "digits, given that they are sevens".
-# Then what do you sample?
+# The left curve falls, the right one turns round at $\gamma = 1$. From 1.5 on, the judge recognises guided digits more
+# reliably than real ones, and yet as a crowd they are less like real ones. Nothing is broken; but it is no longer true
+# that you sample "digits, given that they are sevens". Then what do you sample?
 #
 # ## Where the truth can be computed
 #
-# For digits nobody knows the true distribution. So this course keeps a second laboratory: mixtures of Gaussians, sums of a few bell-shaped blobs, in the
-# plane, where the noise guess, the class probabilities and the densities at every noise level have closed forms. Here
-# are four blobs, two of class 0 and two of class 1.
+# For digits nobody knows the true distribution. So this course keeps a second laboratory: mixtures of Gaussians in the
+# plane, that is, a few bell-shaped blobs with weights. For them the best possible noise guess, the class probabilities
+# and the densities at every noise level have closed forms. Here are four blobs, two of class 0 and two of class 1.
 
 # %%
 mixture = GaussianMixture(
@@ -183,8 +211,10 @@ mixture = GaussianMixture(
 )
 
 # %% [markdown]
-# The common story says that $\gamma$ sharpens the class: you sample $p(x)\,p(y \mid x)^\gamma$, up to a constant. With
-# an ideal model, no training error and a fine solver, we can look. Dashed lines are that story; dots are what equation
+# The common story says that $\gamma$ sharpens the class: you sample $p(x)\,p(y \mid x)^\gamma$, up to a constant. Here
+# $p(x)$ is the density of all blobs together and $p(y \mid x)$ the probability that a point at $x$ is of class $y$. At
+# $\gamma = 1$ the product is proportional to $p(x \mid y)$, by Bayes' rule. With an ideal model, no training error and
+# a fine solver (200 small steps), we can look at the other scales too. Below, dashed lines are that story; dots are what equation
 # $\eqref{eq-cfg}$ delivers.
 
 # %%
@@ -220,8 +250,10 @@ shown
 # and 99 % of the mass of $p(x)\,p(y \mid x)^\gamma$ (dashed).*
 #
 # At $\gamma = 0$ and $\gamma = 1$ the dots fill the contours: the story is true there. Beyond, it is
-# false. The contours hardly move, the dots run away from the other class and nearly lose one of the two blobs. With numbers,
-# the story's mean computed by reweighting exact samples:
+# false. The contours hardly move, the dots run away from the other class and nearly lose one of the two blobs.
+#
+# With numbers: the mean of $x_1$ that the story predicts is an average over exact samples of $p(x)$, each weighted by
+# $p(y \mid x)^\gamma$. `softmax` makes the weights sum to one.
 
 # %%
 exact, _ = mixture.sample(200_000, torch.Generator().manual_seed(1))
@@ -233,27 +265,43 @@ for gamma, points in drawn.items():
     assert abs(told - got) < 0.08 if gamma <= 1 else got - told > 0.8
 
 # %% [markdown]
-# That gap is no numerical accident: chapter 17 derives it, chapter 18 shows what it takes to close it. And it is not the
-# only thing said about guidance that does not survive being computed.
+# Perhaps the story is wrong and another distribution is right? Then every good solver should find that one. `ddim`, used
+# so far, adds no noise on its way; `ddpm` adds some at every step. At $\gamma = 1$ the two are known to sample the same
+# distribution. At $\gamma = 3$?
+
+# %%
+for gamma in (1.0, 3.0):
+    steered = guidance.classifier_free(ideal, gamma)
+    solvers = kernels.ddim(steered, plane), kernels.ddpm(steered, plane)
+    for steps in (100, 800):
+        runs = (draw(kernel, first, time_grid(steps), generator) for kernel in solvers)
+        by_ddim, by_ddpm = (float(points[:, 0].mean()) for points in runs)
+        print(f"gamma {gamma:g}, {steps} steps: mean of x1 by ddim {by_ddim:.2f}, by ddpm {by_ddpm:.2f}")
+        assert abs(by_ddim - by_ddpm) < 0.08 if gamma == 1 else by_ddim - by_ddpm > 0.2
+
+# %% [markdown]
+# They part, and eight times as many steps do not bring them together: there is no *single* guided distribution. Chapter 17
+# derives both gaps, chapter 18 shows what it takes to close them. And this is not the only thing said about guidance that
+# does not survive being computed.
 #
 # ## The convention card
 #
-# The first source of wrong results with guidance is not mathematics, it is names. Libraries and papers agree on
-# equation $\eqref{eq-cfg}$ and disagree about what they call zero. Ho and Salimans (2022) write the same line with
-# $w = \gamma - 1$:
+# Guided results often go wrong not in the mathematics but in the names. Libraries and papers agree on equation
+# $\eqref{eq-cfg}$ and disagree about what they call zero.
+# [Ho & Salimans (2022)](https://arxiv.org/abs/2207.12598) write the same line with $w = \gamma - 1$:
 #
 # $$ (1 + w)\,\varepsilon_c - w\,\varepsilon_u = \varepsilon_u + \gamma\,(\varepsilon_c - \varepsilon_u),
 # \qquad w = \gamma - 1. \tag{0.3}\label{eq-cfg-weight} $$
 
 # %%
 w = conventions.guidance_scale(3.0, "gamma", "ho-salimans")
-torch.testing.assert_close((1 + w) * cond.eps - w * uncond.eps, by_hand)
+torch.testing.assert_close((1 + w) * cond.eps - w * uncond.eps, compact)
 cfg_scale = conventions.guidance_scale(3.0, "gamma", "smalldiffusion")
 print(f"gamma 3 is w = {w:g}, and cfg_scale = {cfg_scale:g} in smalldiffusion")
 
 # %% [markdown]
 # This is the card for guidance scales. `difflesson.conventions` converts each to each, and refuses names that do not
-# determine a scale; the last column but one says whether a row was read in the code or in the paper.
+# determine a scale; the column "checked in" says whether a row was read in the code or in the paper.
 
 # %%
 from IPython.display import Markdown
@@ -274,19 +322,27 @@ table("guidance", "no single gamma")
 table("noise", "one step", "output")
 
 # %% [markdown]
-# For one noisy point all outputs say the same thing in different words,
+# A network may be trained to output the noise, the clean picture, their combination $v$, or the *score*, the gradient of
+# the log-density of noisy pictures $p_t$. For one noisy point all of them say the same thing in different words,
 #
 # $$ x_t = \alpha_t x_0 + \sigma_t \varepsilon, \qquad v = \alpha_t \varepsilon - \sigma_t x_0, \qquad
 # \nabla \log p_t(x_t) = -\varepsilon / \sigma_t, \tag{0.4}\label{eq-parameterisations} $$
 #
-# so a prediction of one is a prediction of all:
+# so a prediction of one is a prediction of all. That is why a guess has two parts here: the noise `eps`, and the clean
+# picture `x0` that is left when this noise is taken away. The first two equations can be computed with the network's
+# guess; the third needs a density to compare with, so we ask the mixture.
 
 # %%
-alpha, sigma = noise.alpha(t), noise.sigma(t)
-v = conventions.convert(cond.eps, "eps", "v", start, alpha, sigma)
-back = conventions.convert(v, "v", "x0", start, alpha, sigma)
-torch.testing.assert_close(back, cond.x0, atol=1e-5, rtol=1e-5)
-print(f"eps -> v -> x0 closes to {float((back - cond.x0).abs().max()):.0e}")
+alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+v = alpha * cond.eps - sigma * cond.x0
+torch.testing.assert_close(x_t, alpha * cond.x0 + sigma * cond.eps)
+converted = conventions.convert(cond.eps, "eps", "v", x_t, alpha, sigma)
+torch.testing.assert_close(converted, v, atol=1e-5, rtol=1e-5)
+
+ideal_eps = mixture.denoiser(schedule)(first, t).eps  # at the 3,000 points in the plane
+score = conventions.convert(ideal_eps, "eps", "score", first, alpha, sigma)
+torch.testing.assert_close(score, mixture.noised(alpha, sigma).score(first))
+print(f"v by both ways: {float((converted - v).abs().max()):.0e} apart")
 
 # %% [markdown]
 # ### Pitfall: one letter, one unit
@@ -299,20 +355,20 @@ print(f"eps -> v -> x0 closes to {float((back - cond.x0).abs().max()):.0e}")
 intended = conventions.guidance_scale(1.0, "ho-salimans")
 meant = guidance.classifier_free(pair, gamma=intended)
 typed = guidance.classifier_free(pair, gamma=1.0)
-missing = meant(start, t).eps - typed(start, t).eps
+missing = meant(x_t, t).eps - typed(x_t, t).eps
 torch.testing.assert_close(missing, cond.eps - uncond.eps)
 off = float(missing.norm() / cond.eps.norm())
-print(f"gamma should be {intended:g}; at t = {float(t)} the guess is off by {off:.1%}")
+print(f"gamma should be {intended:g}; at t = {t} the guess is off by {off:.1%}")
 
 # %% [markdown]
-# On the digits' card above, it is the difference between the rows $\gamma = 2$ and $\gamma = 1$: compare their share of
-# wrong digits.
+# In the table of accuracies above, it is the difference between the rows 2 and 1: compare their share of wrong digits.
 #
 # ## What stands behind a claim
 #
 # * **A numbered equation** is followed by a cell that computes it. The function that implements it names the equation's
 #   label in its docstring, and a test under `tests/` carries the same label and compares it with an independent
-#   computation (quadrature, finite differences, another library).
+#   computation (quadrature, finite differences, another library). To show that such a test can fail, wrong formulas are
+#   planted one by one, and each must turn a test red: `make mutants`.
 
 # %%
 print(guidance.classifier_free.__doc__.splitlines()[0])
@@ -337,32 +393,90 @@ print(guidance.classifier_free.__doc__.splitlines()[0])
 # In a hurry: part II, then chapter 17. For a lecture: every chapter stands on its own and every figure has its cell.
 # The table of chapters that are finished is in the README; the others are being written in this order.
 #
-# ## Try it
+# ## Exercises
 #
-# 1. *(easy)* A pipeline of the `diffusers` library runs with `guidance_scale=7.5`. What is $w$? What happens there at
-#    `guidance_scale=0.5`?
-# 2. *(medium)* Draw digits with `gamma=-1` and label 7. Before you run it: what will the judge say?
-# 3. *(hard)* Replace `kernels.ddim` by `kernels.ddpm` in the laboratory above, with the same $\gamma = 3$. Both solvers
-#    sample the same distribution at $\gamma = 1$. Do they still agree on the mean of $x_1$?
+# Write your answer where the function says `raise NotImplementedError("your turn")`, run the cell, then run the check
+# below it. The check compares your function with an independent computation and says what to look at again.
 #
-# <details><summary>Answers</summary>
+# ### Exercise 0.1 (easy): what does the pipeline do?
 #
-# 1. $w = 6.5$. Its pipelines switch guidance off at 1 and below, so 0.5 gives plain conditional samples, not the
-#    half-way mixture of $\eqref{eq-cfg}$; `conventions.guidance_scale(0.5, "diffusers")` refuses for that reason.
-# 2. Anything but a seven: the step goes away from what the label adds. This is how a *negative prompt* works.
-# 3. They do not. With $\gamma \ne 1$ the answer depends on the solver's noise level, however small the steps: there is
-#    no single guided distribution. Chapter 17 explains both numbers.
+# The pipelines of the `diffusers` library take a `guidance_scale` which is our $\gamma$. At 1 and below they switch
+# guidance off and use the guess with the label alone. Write the function that gives the $w$ of $\eqref{eq-cfg-weight}$
+# with which such a pipeline really runs. What is it at 7.5? At 0.5?
+#
+# <details><summary>Hint</summary>
+#
+# Which $\gamma$ is "the guess with the label alone" in $\eqref{eq-cfg}$? Find the $\gamma$ that acts first, then go
+# from $\gamma$ to $w$.
 #
 # </details>
 
+# %% tags=["exercise"]
+def pipeline_weight(guidance_scale):
+    """The w with which a pipeline runs, for any guidance_scale of at least 0."""
+    ### BEGIN SOLUTION
+    gamma = max(guidance_scale, 1.0)
+    return gamma - 1
+    ### END SOLUTION
+
+
 # %%
-means = {}
-for gamma in (1.0, 3.0):
-    steered = guidance.classifier_free(ideal, gamma)
-    noisy = draw(kernels.ddpm(steered, plane), first, times, generator)
-    means[gamma] = float(drawn[gamma][:, 0].mean()), float(noisy[:, 0].mean())
-    print("gamma {:g}: mean of x1 by ddim {:.2f}, by ddpm {:.2f}".format(gamma, *means[gamma]))
-assert abs(means[1.0][0] - means[1.0][1]) < 0.08 < 0.1 < abs(means[3.0][0] - means[3.0][1])
+exercises.check("0.1", pipeline_weight)
+
+# %% [markdown]
+# ### Exercise 0.2 (medium): what does a negative scale do?
+#
+# Two bells of width one on a line: without the label the data are $\mathcal N(m_u, 1)$, with it $\mathcal N(m_c, 1)$.
+# Guide with any $\gamma$, also a negative one. In this case the samples are again a bell of width one. Around which
+# point? Predict it, and write it as a function. Then look at digits:
+# `sampling.generate(network, sevens, -1.0, **still)` asks for *less* seven than no request at all. This is how a
+# *negative prompt* works.
+#
+# <details><summary>Hint</summary>
+#
+# Noise leaves the width at one and moves the middle to $\alpha_t m$. Take the log-density of that bell, and the third
+# part of $\eqref{eq-parameterisations}$ gives its noise guess $\varepsilon$: a straight line in $x_t$. Put two such
+# lines into $\eqref{eq-cfg}$. Of which bell is the result the noise guess?
+#
+# </details>
+
+# %% tags=["exercise"]
+def guided_centre(uncond_mean, cond_mean, gamma):
+    """The middle of the guided samples, a number."""
+    ### BEGIN SOLUTION
+    # eps = sigma (x - alpha m) for a bell around m, so guidance replaces m by the point below.
+    return uncond_mean + gamma * (cond_mean - uncond_mean)
+    ### END SOLUTION
+
+
+# %%
+exercises.check("0.2", guided_centre)
+
+# %% [markdown]
+# ### Exercise 0.3 (hard): the story from samples of the class
+#
+# Above, the story's mean came from samples of $p(x)$. Often you only have samples of the class, of $p(x \mid y)$.
+# Compute the mean of $p(x)\,p(y \mid x)^\gamma$, both coordinates, from those.
+#
+# <details><summary>Hint</summary>
+#
+# A weight is the density you want divided by the density you have. Write $p(x \mid y)$ by Bayes' rule, divide, and
+# drop what does not depend on $x$. Check yourself at $\gamma = 1$.
+#
+# </details>
+
+# %% tags=["exercise"]
+def story_mean(mixture, points, label, gamma):
+    """The mean of p(x) p(y | x)^gamma, (d,), from points (N, d) drawn from p(x | label)."""
+    ### BEGIN SOLUTION
+    # wanted / had = p(x) p(y | x)^gamma / (p(x) p(y | x) / p(y)), so gamma - 1 is what is left of gamma.
+    log_weights = (gamma - 1) * mixture.class_log_prob(points, label)
+    return log_weights.softmax(0) @ points
+    ### END SOLUTION
+
+
+# %%
+exercises.check("0.3", story_mean)
 
 # %% [markdown]
 # ## Remember
@@ -370,9 +484,10 @@ assert abs(means[1.0][0] - means[1.0][1]) < 0.08 < 0.1 < abs(means[3.0][0] - mea
 # 1. Guidance moves the network's noise guess along the line from "without the label" to "with the label": $\eqref{eq-cfg}$.
 # 2. $\gamma = 0$ ignores the label, $\gamma = 1$ is plain conditional sampling, $w = \gamma - 1$.
 # 3. More guidance: fewer wrong digits, less variety.
-# 4. For $\gamma \ne 0, 1$ guided samples are in general *not* samples of $p(x)\,p(y \mid x)^\gamma$, even with a perfect network.
+# 4. For other $\gamma$, guided samples are in general *not* samples of $p(x)\,p(y \mid x)^\gamma$, even with a perfect
+#    network, and different solvers sample different things.
 # 5. Before comparing scales, look at the convention card.
 #
-# **Where it comes from.** Equation $\eqref{eq-cfg-weight}$: Ho & Salimans, *Classifier-Free Diffusion Guidance*,
-# [arXiv:2207.12598](https://arxiv.org/abs/2207.12598), eq. 6. The question what $\gamma$ samples: Bradley & Nakkiran,
-# [arXiv:2408.09000](https://arxiv.org/abs/2408.09000). The conventions: see the card. MNIST: LeCun, Cortes, Burges.
+# **Where it comes from.** Equation $\eqref{eq-cfg-weight}$: [Ho & Salimans (2022)](https://arxiv.org/abs/2207.12598),
+# eq. 6. The question what $\gamma$ samples: [Bradley & Nakkiran (2024)](https://arxiv.org/abs/2408.09000). The
+# conventions: see the card. MNIST: LeCun, Cortes, Burges.

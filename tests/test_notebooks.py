@@ -6,13 +6,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 import typer
+import yaml
+from IPython.core.inputtransformer2 import TransformerManager
 from typer.testing import CliRunner
 
 from tools import notebooks
+from tools.exercise_cells import SourceError
 
 ROOT = Path(notebooks.__file__).resolve().parent.parent
 
@@ -94,6 +98,10 @@ def test_committed_notebooks_are_what_their_sources_give():
     assert notebooks.check(notebooks.NOTEBOOKS) == {}
 
 
+def test_committed_chapters_have_their_seven_parts_and_nothing_is_left_to_do():
+    assert notebooks.unfinished(notebooks.NOTEBOOKS) == {}
+
+
 def test_the_built_chapter_is_in_order_and_carries_both_kinds_of_picture(built: Path):
     assert notebooks.check(built) == {}
     cells = nbformat.read(built / "00_tiny.ipynb", as_version=4).cells
@@ -140,8 +148,8 @@ def test_only_the_edited_chapter_runs_again_and_a_failure_keeps_its_old_notebook
 
 def test_a_chapter_that_writes_to_stderr_is_reported_by_the_build(tmp_path: Path):
     (tmp_path / "00_loud.py").write_text("# %%\nimport warnings\nwarnings.warn('look here')\n")
-    assert notebooks.build([], tmp_path) == {"00_loud": ["cell 0: writes to stderr"]}
-    assert notebooks.check(tmp_path) == {"00_loud": ["cell 0: writes to stderr"]}
+    assert notebooks.build([], tmp_path) == {"00_loud": ["cell 1: writes to stderr"]}
+    assert notebooks.check(tmp_path) == {"00_loud": ["cell 1: writes to stderr"]}
 
 
 def stream(name: str, text: str) -> dict:
@@ -156,9 +164,9 @@ ERROR = {"output_type": "error", "ename": "KeyError", "evalue": "'x'", "tracebac
 SPOILERS = {
     "cell 0: source differs": lambda nb: nb["cells"][0].update(source="# Another title"),
     "cell 0: type differs": lambda nb: nb["cells"][0].update(cell_type="raw"),
-    "cell 2: tags differs": lambda nb: nb["cells"][2].update(metadata={}),
-    "10 cells, the source has 9": lambda nb: nb["cells"].append(nb["cells"][0] | {"id": "more"}),
-    "8 cells, the source has 9": lambda nb: nb["cells"].pop(),
+    "cell 3: tags differs": lambda nb: nb["cells"][3].update(metadata={}),
+    "11 cells, the source has 10": lambda nb: nb["cells"].append(nb["cells"][0] | {"id": "more"}),
+    "9 cells, the source has 10": lambda nb: nb["cells"].pop(),
     "cell 1: never executed": lambda nb: nb["cells"][1].update(execution_count=None),
     "cell 1: error output: KeyError": lambda nb: nb["cells"][1]["outputs"].append(ERROR),
     "cell 1: writes to stderr": lambda nb: nb["cells"][1]["outputs"].append(stream("stderr", "50%")),
@@ -173,7 +181,7 @@ SPOILERS = {
         display("image/png", "A" * 400_000) | {"metadata": {"image/png": {"alt": "a picture"}}}
     ),
     "cell 1: a picture without alt text": lambda nb: nb["cells"][1]["outputs"].append(display("image/png", "AAAA")),
-    "cell 6: tagged raises-exception, raised nothing": lambda nb: nb["cells"][6].update(outputs=[]),
+    "cell 7: tagged raises-exception, raised nothing": lambda nb: nb["cells"][7].update(outputs=[]),
     "carries widget state": lambda nb: nb["metadata"].update(widgets={}),
     "built from another version": lambda nb: nb["metadata"]["difflesson"].update(source_sha256="0" * 64),
 }
@@ -213,7 +221,7 @@ def test_cell_ids_are_unique_valid_and_survive_an_insertion(tmp_path: Path):
     source = tmp_path / "00_tiny.py"
     source.write_text(TINY, encoding="utf-8")
     before = [cell.id for cell in notebooks.notebook_of(source).cells]
-    source.write_text("# %%\nprint('first of all')\n\n" + TINY, encoding="utf-8")
+    source.write_text("# %% [markdown]\n# first of all\n\n" + TINY, encoding="utf-8")
     after = [cell.id for cell in notebooks.notebook_of(source).cells]
     assert after[1:] == before
     assert len(set(after)) == len(after)
@@ -227,11 +235,117 @@ def test_an_unknown_chapter_is_refused_with_the_known_ones(chapter: Path):
 
 def test_the_check_command_exits_with_the_answer(chapter: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(notebooks, "NOTEBOOKS", chapter.parent)
+    unfinished = CliRunner().invoke(notebooks.app, ["check"])
+    assert unfinished.exit_code == 1
+    assert "00_tiny: has 0 exercises, three is the least" in unfinished.stderr
+    monkeypatch.setattr(notebooks, "missing_parts", lambda cells: [])
     assert CliRunner().invoke(notebooks.app, ["check"]).exit_code == 0
     chapter.unlink()
-    result = CliRunner().invoke(notebooks.app, ["check"])
-    assert result.exit_code == 1
-    assert "00_tiny: not built yet" in result.stderr
+    drifted = CliRunner().invoke(notebooks.app, ["check"])
+    assert drifted.exit_code == 1
+    assert "00_tiny: not built yet" in drifted.stderr
+
+
+# --- the cell for Colab ---------------------------------------------------------------------------------------
+
+
+def colab_cell(folder: Path):
+    (folder / "00_tiny.py").write_text(TINY, encoding="utf-8")
+    return notebooks.notebook_of(folder / "00_tiny.py").cells[1]
+
+
+def test_the_first_code_cell_is_for_colab_and_stays_out_of_the_way(built: Path):
+    cells = nbformat.read(built / "00_tiny.ipynb", as_version=4).cells
+    first = next(cell for cell in cells if cell.cell_type == "code")
+    assert "remove-cell" in first.metadata["tags"]  # on the web page
+    assert first.metadata["jupyter"]["source_hidden"]  # in JupyterLab
+    assert first.outputs == [] and first.execution_count == 1
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_colab_cell_installs_the_course_from_its_repository_only_where_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+):
+    commands = []
+    shell = {"get_ipython": lambda: SimpleNamespace(run_line_magic=lambda *command: commands.append(command))}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
+    exec(TransformerManager().transform_cell(colab_cell(tmp_path).source), shell)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert commands == ([] if installed else [("pip", f"install -q git+{citation['repository-code']}")])
+
+
+# --- exercises ------------------------------------------------------------------------------------------------
+
+EXERCISE = """\
+# %% [markdown]
+# ### Exercise 7.1 (easy)
+# <details><summary>Hint</summary>
+#
+# Look at the sign.
+#
+# </details>
+
+# %% tags=["exercise"]
+def shifted(x):
+    \"\"\"Move x.\"\"\"
+    y = 2 * x
+    ### BEGIN SOLUTION
+    return y + 1
+    ### END SOLUTION
+
+
+# %%
+exercises.check("7.1", shifted)
+
+# %% [markdown]
+# After it.
+"""
+
+
+def cells_from(folder: Path, text: str) -> list:
+    (folder / "07_exercise.py").write_text(text, encoding="utf-8")
+    return notebooks.notebook_of(folder / "07_exercise.py").cells
+
+
+def test_an_exercise_becomes_a_stub_its_check_and_a_folded_solution(tmp_path: Path):
+    text, _, stub, check, solution, after = cells_from(tmp_path, EXERCISE)
+    head = 'def shifted(x):\n    """Move x."""\n    y = 2 * x\n'
+    assert stub.source == head + '    raise NotImplementedError("your turn")'
+    assert check.source == 'exercises.check("7.1", shifted)'
+    assert solution.cell_type == "markdown"
+    assert solution.source == (
+        f"<details><summary>Solution of 7.1</summary>\n\n```python\n{head}    return y + 1\n```\n\n</details>"
+    )
+    assert after.source == "After it." and "Look at the sign." in text.source
+
+
+BROKEN_EXERCISES = {
+    "needs one line '### BEGIN SOLUTION'": ("    ### BEGIN SOLUTION\n", ""),
+    "needs one line '### BEGIN SOLUTION', then one line '### END SOLUTION'": ("    ### END SOLUTION\n", ""),
+    "and no more of them": ("    ### END SOLUTION\n", "    ### END SOLUTION\n    ### END SOLUTION\n"),
+    "the next cell must hold its check": ('exercises.check("7.1", shifted)', "print(shifted(1))"),
+    "its check names moved, which it does not define": ('"7.1", shifted', '"7.1", moved'),
+    "its check says '7.2', which the Markdown cell before it does not mention": ('"7.1", shifted', '"7.2", shifted'),
+    "does not mention": ("Exercise 7.1 ", "Exercise 7.11 "),
+    "7.1 has no <details><summary>Hint</summary>": ("<summary>Hint</summary>", "<summary>Answer</summary>"),
+    "7.1 has no <details>": ("# Look at the sign.\n#\n# </details>", "# </details>"),
+}
+
+
+@pytest.mark.parametrize("message", BROKEN_EXERCISES)
+def test_an_incomplete_exercise_is_reported_with_its_cell(tmp_path: Path, message: str):
+    old, new = BROKEN_EXERCISES[message]
+    assert old in EXERCISE
+    with pytest.raises(SourceError, match=re.escape(message)) as raised:
+        cells_from(tmp_path, EXERCISE.replace(old, new))
+    assert str(raised.value).startswith("exercise cell 'def shifted(x):': ")
+    (reported,) = notebooks.build([], tmp_path)["07_exercise"]
+    assert reported == str(raised.value)
+    (tmp_path / "07_exercise.ipynb").write_text(json.dumps(nbformat.v4.new_notebook()))
+    assert notebooks.check(tmp_path) == {"07_exercise": [reported]}
+
+
+# --- the notebooks as tests -----------------------------------------------------------------------------------
 
 
 def test_a_false_claim_and_a_changed_line_turn_the_notebook_tests_red(tmp_path: Path):

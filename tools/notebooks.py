@@ -3,18 +3,19 @@
     python tools/notebooks.py build           execute the chapters that changed and write their .ipynb
     python tools/notebooks.py build 00 07     only these (a chapter is named by how its name starts)
     python tools/notebooks.py build --all     execute every chapter, changed or not
-    python tools/notebooks.py check           report pairs that have drifted apart; exit status 1 if any has
+    python tools/notebooks.py check           report drifted pairs and unfinished chapters; exit status 1 if any
     python tools/notebooks.py run 00          execute a chapter and write nothing
+
+The notebook is the source with two additions. Every solved exercise becomes a stub and a folded solution
+(tools/exercise_cells.py), and one cell before the first code cell installs the package on Colab.
 
 Two builds of one source give the same bytes: cell ids come from the cells, execution leaves no times, paths
 or widget state, and the kernel starts from a fixed environment with one thread.
 """
 
 import hashlib
-import os
 import re
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -23,18 +24,25 @@ from typing import Annotated
 import jupytext
 import nbformat
 import typer
-from ipykernel.kernelspec import get_kernel_dict
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import AsyncKernelManager
-from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that `python tools/notebooks.py` finds the folder `tools` as the tests do
+
+from tools.chapter_parts import missing_parts  # noqa: E402
+from tools.execution import execute  # noqa: E402
+from tools.exercise_cells import SourceError, for_readers  # noqa: E402
+
 NOTEBOOKS = ROOT / "notebooks"
 CELL_TIMEOUT = 120  # seconds; pyproject.toml gives the tests the same, so what was built can also be tested
 PNG_LIMIT = 150_000  # bytes
+ON_COLAB = """\
+# Only for Colab, which starts without this course; elsewhere this cell does nothing.
+from importlib.util import find_spec
+
+if find_spec("difflesson") is None:
+    %pip install -q git+{address}"""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -50,74 +58,32 @@ def source_hash(source: Path) -> str:
     return hashlib.sha256(source.read_text(encoding="utf-8").encode()).hexdigest()
 
 
+def repository() -> str:
+    """The address of the repository, from the one place where it stands."""
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    return re.search(r"^repository-code:\s*[\"']?([^\"'\s]+)", citation, re.MULTILINE).group(1)
+
+
+def cells_of(source: Path) -> list[NotebookNode]:
+    """The cells of `source` (percent format) as its author wrote them."""
+    return jupytext.reads(source.read_text(encoding="utf-8"), fmt="py:percent").cells
+
+
 def notebook_of(source: Path) -> NotebookNode:
-    """The notebook that `source` (percent format) describes, not executed."""
-    cells = jupytext.reads(source.read_text(encoding="utf-8"), fmt="py:percent").cells
+    """The notebook that `source` describes, not executed.  Raises: SourceError if an exercise is incomplete."""
+    cells = for_readers(cells_of(source))
+    first_code = next((index for index, cell in enumerate(cells) if cell.cell_type == "code"), len(cells))
+    aside = {"tags": ["remove-cell"], "jupyter": {"source_hidden": True}}  # off the web page, folded in JupyterLab
+    cells.insert(first_code, nbformat.v4.new_code_cell(ON_COLAB.format(address=repository()), metadata=aside))
     seen = Counter()
     for cell in cells:
         # An id depends on the text and how often that text came before: inserting a cell changes no other id.
         content = f"{cell.cell_type}\n{cell.source}"
         cell.id = hashlib.sha256(f"{seen[content]}\n{content}".encode()).hexdigest()[:12]
         seen[content] += 1
-        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        cell.metadata = {key: cell.metadata[key] for key in ("tags", "jupyter") if cell.metadata.get(key)}
     stamp = {"difflesson": {"source_sha256": source_hash(source)}}
     return nbformat.v4.new_notebook(cells=cells, metadata=METADATA | stamp)
-
-
-# --- execution ----------------------------------------------------------------------------------------------
-
-
-class SameInterpreter(AsyncKernelManager):
-    """Starts the kernel with the interpreter that runs this tool, whatever the machine knows as python3."""
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        return KernelSpec(**get_kernel_dict())
-
-
-def kernel_environment(scratch: Path) -> dict[str, str]:
-    """This process's environment, less what would make the outputs depend on whose machine it is."""
-    (scratch / "matplotlibrc").write_text("svg.hashsalt: difflesson\n", encoding="utf-8")
-    fixed = {
-        "OMP_NUM_THREADS": "1",  # the order of a sum, so its last digits, depends on the number of threads
-        "MKL_NUM_THREADS": "1",
-        "PYTHONHASHSEED": "0",
-        "SOURCE_DATE_EPOCH": "0",  # matplotlib then dates every SVG alike
-        "MATPLOTLIBRC": str(scratch / "matplotlibrc"),  # not the one in the author's home
-        "IPYTHONDIR": str(scratch),  # nor the author's start-up files
-    }
-    dropped = {"MPLBACKEND", "PYTHONSTARTUP", "PYTHONWARNINGS", "FORCE_COLOR"}
-    return {name: value for name, value in os.environ.items() if name not in dropped} | fixed
-
-
-def execute(notebook: NotebookNode, folder: Path, name: str) -> NotebookNode:
-    """Run every cell in `folder` and keep the outputs. Raises nbclient's exception where a cell does."""
-    import matplotlib.font_manager  # noqa: F401  fills the font cache here, not with a message in a cell
-
-    code_cells = sum(cell.cell_type == "code" for cell in notebook.cells)
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
-        tqdm(total=code_cells, desc=name, unit="cell", disable=None, leave=False) as bar,
-    ):
-        NotebookClient(
-            notebook,
-            kernel_name="python3",
-            kernel_manager_class=SameInterpreter,
-            extra_arguments=["--log-level=ERROR"],  # it warns that it talks unencrypted, to this process
-            timeout=CELL_TIMEOUT,
-            record_timing=False,
-            store_widget_state=False,
-            coalesce_streams=True,
-            resources={"metadata": {"path": str(folder)}},
-            on_cell_complete=lambda cell, cell_index: bar.update(),
-        ).execute(env=kernel_environment(Path(scratch)))
-
-    stamp = {"difflesson": notebook.metadata["difflesson"]}
-    notebook.metadata = nbformat.from_dict(METADATA | stamp)
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        if output.output_type == "error":  # an error that is meant: its message, without the machine's paths
-            output.traceback = [f"{output.ename}: {output.evalue}"]
-    return notebook
 
 
 # --- what can be wrong with a pair --------------------------------------------------------------------------
@@ -179,7 +145,10 @@ def problems(source: Path) -> list[str]:
         notebook = nbformat.read(target, as_version=4)
     except ValueError as error:
         return [f"not a notebook: {error}"]
-    found = drift(notebook_of(source), notebook)
+    try:
+        found = drift(notebook_of(source), notebook)
+    except SourceError as error:
+        return [str(error)]
     if notebook.metadata.get("difflesson", {}).get("source_sha256") != source_hash(source):
         found.append("built from another version of the source")
     if "widgets" in notebook.metadata:
@@ -206,8 +175,8 @@ def execute_chapter(source: Path, write: bool) -> list[str]:
     """Execute one chapter. Returns what is wrong; a chapter that fails leaves its old notebook as it was."""
     start = time.perf_counter()
     try:
-        notebook = execute(notebook_of(source), source.parent, name=source.stem)
-    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        notebook = execute(notebook_of(source), source.parent, source.stem, CELL_TIMEOUT)
+    except (SourceError, CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         return [str(error)]
     print(f"{source.stem}: executed in {time.perf_counter() - start:.1f} s", flush=True)
     if not write:
@@ -236,6 +205,18 @@ def check(folder: Path) -> dict[str, list[str]]:
     return {name: messages for name, messages in found.items() if messages}
 
 
+def unfinished(folder: Path) -> dict[str, list[str]]:
+    """What the chapters still lack of a chapter's seven parts, and what is still to do in their tests, by chapter."""
+    missing = {}
+    for source in chapters([], folder):
+        missing[source.stem] = missing_parts(cells_of(source))
+        for companion in ("difflesson/exercises/chapter{}.py", "tests/test_chapter_{}.py"):
+            path = folder.parent / companion.format(source.stem[:2])
+            if path.exists() and (todo := re.search(r"TODO.*", path.read_text(encoding="utf-8"))):
+                missing[source.stem].append(f"{path.name}: still {todo[0]}")
+    return {name: messages for name, messages in missing.items() if messages}
+
+
 def report(found: dict[str, list[str]]) -> None:
     for name, messages in found.items():
         for message in messages:
@@ -257,8 +238,9 @@ def build_command(names: Names = None, force: All = False) -> None:
 
 @app.command("check")
 def check_command() -> None:
-    """Report the notebooks that are not what their source gives; exit status 1 if there are any."""
-    report(check(NOTEBOOKS))
+    """Report notebooks that are not what their source gives, and chapters with parts missing; then exit status 1."""
+    drifted, missing = check(NOTEBOOKS), unfinished(NOTEBOOKS)
+    report({name: drifted.get(name, []) + missing.get(name, []) for name in sorted(drifted | missing)})
     print(f"notebooks in order: {len(chapters([], NOTEBOOKS))}")
 
 

@@ -1,0 +1,49 @@
+"""What makes an exercise fair: it accepts the truth, tells its mistakes apart, and accepts nothing that is empty."""
+
+import math
+
+import torch
+
+from difflesson.exercises import Exercise, judge
+
+
+def like(value, fill: float):
+    """An answer of the shape of `value` that holds nothing but `fill`."""
+    if isinstance(value, tuple):
+        return tuple(like(part, fill) for part in value)
+    if isinstance(value, str | bool):
+        return type(value)()
+    return torch.full_like(torch.as_tensor(value, dtype=torch.float64), fill)
+
+
+def defects(exercise: Exercise) -> list[str]:
+    """What makes an exercise unfair, or lets a wrong answer pass. Empty: nothing."""
+    found = []
+    if judge(exercise, exercise.truth).kind != "done":
+        found.append("refuses its own truth: it is not finite, or differs from run to run")
+    if len(exercise.mistakes) < 2:
+        found.append("names fewer than two mistakes")
+    for mistake in exercise.mistakes:
+        try:
+            exercise.run(mistake.answer)
+        except Exception as error:  # then no answer could be compared with it
+            return [*found, f"the mistake {mistake.name!r} raises {error!r}"]
+    for mistake in exercise.mistakes:
+        verdict = judge(exercise, mistake.answer)
+        if verdict.kind == "done":
+            found.append(f"accepts the mistake {mistake.name!r}")
+        elif verdict.mistake != mistake.name:
+            found.append(f"takes the mistake {mistake.name!r} for {verdict.mistake or verdict.message!r}")
+        elif verdict.message != f"{exercise.number} not yet: {mistake.message}" or not mistake.message:
+            found.append(f"does not say the message of the mistake {mistake.name!r}")
+    truth = exercise.run(exercise.truth)
+    for what, answers in {
+        "zeros": [like(value, 0.0) for value in truth],
+        "NaN": [like(value, math.nan) for value in truth],
+        "one thing too many": [(value, value, value) for value in truth],
+        "nothing": [None for _ in truth],
+    }.items():
+        replay = iter(answers)
+        if judge(exercise, lambda *arguments, replay=replay: next(replay)).kind == "done":
+            found.append(f"accepts an answer of {what}")
+    return found
