@@ -1,0 +1,211 @@
+"""A new chapter: what the tool writes builds, passes, and says what is left to do."""
+
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from fair_exercises import defects
+
+from difflesson import exercises
+from tools import chapter as chapter_tool
+from tools import notebooks
+from tools.chapter import next_steps, slug, start_chapter
+from tools.chapter_parts import missing_parts
+from tools.exercise_cells import find_exercises
+
+TITLE = "When the classifier only knows clean data"
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> list[Path]:
+    return start_chapter("12", TITLE, root=tmp_path)
+
+
+def todos(path: Path) -> list[str]:
+    return re.findall(r"TODO.*", path.read_text(encoding="utf-8"))
+
+
+def test_three_files_are_written(written: list[Path], tmp_path: Path):
+    assert [path.relative_to(tmp_path).as_posix() for path in written] == [
+        "notebooks/12_when_the_classifier_only_knows_clean_data.py",
+        "difflesson/exercises/chapter12.py",
+        "tests/test_chapter_12.py",
+    ]
+    assert not any("@" in line for path in written[:2] for line in path.read_text("utf-8").splitlines())
+
+
+def test_a_new_chapter_lacks_nothing_but_what_it_marks_as_to_do(written: list[Path]):
+    source, checkers, tests = written
+    expected = [f"still {todo}" for todo in todos(source)]
+    expected += [f"{path.name}: still {todos(path)[0]}" for path in (checkers, tests)]
+    assert len(expected) > 20
+    assert notebooks.unfinished(source.parent) == {source.stem: expected}
+
+
+def test_the_exercises_of_a_new_chapter_pass_and_are_fair(written: list[Path]):
+    source, checkers, _ = written
+    cells = notebooks.cells_of(source)
+    checked = {exercise.number: exercise for exercise in runpy.run_path(str(checkers))["EXERCISES"]}
+    solved = find_exercises(cells)
+    assert [exercise.number for exercise in solved] == list(checked) == ["12.1", "12.2", "12.3"]
+    for exercise in solved:
+        namespace = {}
+        exec(next(cell.source for cell in cells if cell.cell_type == "code"), namespace)
+        exec(exercise.solution, namespace)
+        assert exercises.judge(checked[exercise.number], namespace[exercise.name]).kind == "done"
+        assert defects(checked[exercise.number]) == []
+
+
+@pytest.mark.slow
+def test_a_new_chapter_builds_its_tests_pass_and_the_linter_agrees(
+    written: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source, _, tests = written
+    package = shutil.ignore_patterns("__pycache__", "weights")
+    shutil.copytree(notebooks.ROOT / "difflesson", tmp_path / "difflesson", ignore=package, dirs_exist_ok=True)
+    shutil.copy(notebooks.ROOT / "pyproject.toml", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # so that the kernel knows the new exercises
+    assert notebooks.build([], source.parent) == {}
+    assert notebooks.check(source.parent) == {}
+    cells = nbformat.read(source.with_suffix(".ipynb"), as_version=4).cells
+    said = [output.text for cell in cells if "exercises.check(" in cell.source for output in cell.get("outputs", [])]
+    assert said == [f"12.{k} still to do\n" for k in (1, 2, 3)]
+    for command in (["pytest", "-q", "-p", "no:cacheprovider", tests.name], ["ruff", "check", "--no-cache", *written]):
+        command = [sys.executable, "-m", *command]
+        run = subprocess.run(command, cwd=tests.parent, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(
+    ("title", "expected"),
+    [
+        ("The mean shift: what does a classifier change?", "mean_shift"),
+        ("What does gamma sample?", "what_does_gamma_sample"),
+        ("The SDE & the ODE: one family", "sde_the_ode"),
+        ("Schrödinger's bridge", "schrodingers_bridge"),
+        ("A", "a"),
+    ],
+)
+def test_a_title_gives_a_short_file_name(title: str, expected: str):
+    assert slug(title) == expected
+
+
+def test_a_title_that_is_a_question_is_kept_and_another_one_asks_for_it(tmp_path: Path):
+    asked = start_chapter("7", "The mean shift: what moves?", root=tmp_path)[0]
+    assert asked.name == "07_mean_shift.py"
+    assert asked.read_text(encoding="utf-8").splitlines()[1] == "# # 07 · The mean shift: what moves?"
+    stated = start_chapter("08", "The normaliser", root=tmp_path)[0]
+    assert "# # 08 · The normaliser: TODO the question" in stated.read_text(encoding="utf-8").splitlines()[1]
+
+
+@pytest.mark.parametrize("number", ["", "0", "00", "100", "-1", "1.5", "twelve", "²", " 12"])
+def test_a_bad_number_is_refused(tmp_path: Path, number: str):
+    with pytest.raises(ValueError, match=f"NN must be a chapter number from 1 to 99, got '{re.escape(number)}'"):
+        start_chapter(number, TITLE, root=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("title", ["", "  ", "?!", "雪", ": why?", "two\nlines", 'a "quote"', "a \\ b", "long " * 20])
+def test_a_bad_title_is_refused(tmp_path: Path, title: str):
+    with pytest.raises(ValueError, match="TITLE must be one line of 1 to 90 characters"):
+        start_chapter("12", title, root=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_nothing_is_overwritten_when_only_one_of_the_files_is_there(written: list[Path], tmp_path: Path, left: int):
+    for index, path in enumerate(written):
+        path.unlink() if index != left else path.write_text("mine")
+    with pytest.raises(ValueError, match=f"NN=12 is taken, nothing was written: .*{written[left].name}"):
+        start_chapter("12", TITLE, root=tmp_path)
+    assert [path.exists() for path in written] == [index == left for index in range(3)]
+    assert written[left].read_text() == "mine"
+
+
+def test_another_title_does_not_make_a_second_chapter_of_the_same_number(written: list[Path], tmp_path: Path):
+    written[1].unlink()
+    written[2].unlink()
+    with pytest.raises(ValueError, match="NN=12 is taken, .*notebooks/12_when_the_classifier"):
+        start_chapter("12", "Another title", root=tmp_path)
+
+
+def test_the_next_steps_name_the_equations_that_wait_for_the_chapter(written: list[Path], tmp_path: Path):
+    (tmp_path / "book").mkdir()
+    planned = tmp_path / "book" / "planned_equations.toml"
+    planned.write_text('12 = ["eq-jensen-gap", "eq-clean-posterior"]\n07 = ["eq-path-kl"]\n')
+    text = next_steps(written, root=tmp_path)
+    assert "eq-jensen-gap, eq-clean-posterior" in text and "eq-path-kl" not in text
+    assert "notebooks.py build 12" in text
+    planned.write_text("")
+    assert "planned_equations" not in next_steps(written, root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [([], "expected a number and a title"), (["", TITLE], "NN must be"), (["12", ""], "TITLE must be")],
+)
+def test_the_command_explains_itself_without_a_traceback(arguments: list[str], message: str, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["chapter.py", *arguments])
+    with pytest.raises(SystemExit, match=f"chapter: {message}.*make chapter NN=12 TITLE="):
+        chapter_tool.main()
+
+
+# --- the seven parts ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def complete(tmp_path: Path) -> Path:
+    """The skeleton of a chapter with everything that is to do declared done."""
+    source = start_chapter("7", "The mean shift: what moves?", root=tmp_path)[0]
+    source.write_text(source.read_text(encoding="utf-8").replace("TODO", "Done:"), encoding="utf-8")
+    return source
+
+
+def lacking(source: Path) -> list[str]:
+    return missing_parts(notebooks.cells_of(source))
+
+
+def test_a_complete_chapter_lacks_nothing(complete: Path):
+    assert lacking(complete) == []
+
+
+PARTS = {
+    "lacks the title '# NN · a question?'": ("what moves?", "what moves"),
+    "lacks '**After this chapter you can**'": ("**After this", "**After that"),
+    "lacks '**You need** ...'": ("**You need**", "You need"),
+    "lacks the times": ("minutes to read", "minutes"),
+    "lacks a numbered equation": ("\\tag{7.1}", ""),
+    "lacks a heading that starts with 'Pitfall'": ("### Pitfall", "### A pit"),
+    "lacks the heading '## Exercises'": ("## Exercises", "## Tasks"),
+    "lacks the heading '## Remember'": ("## Remember", "## Summary"),
+    "lacks 'Where it comes from'": ("Where it comes from", "Sources"),
+    "lacks a figure": ("plotting.show(figure,", "str(figure,"),
+    "lacks a picture before the first numbered equation": ("# ## Done: a pict", "# \\tag{7.0}\n# ## Done: a pict"),
+    "figure 07_question lacks a caption": ("# *Done: a caption", "# Done: a caption"),
+    "has 2 exercises, three is the least": ('tags=["exercise"]', ""),
+}
+
+
+@pytest.mark.parametrize("message", PARTS)
+def test_a_missing_part_is_reported(complete: Path, message: str):
+    old, new = PARTS[message]
+    text = complete.read_text(encoding="utf-8")
+    assert old in text
+    complete.write_text(text.replace(old, new, 1), encoding="utf-8")
+    (reported,) = lacking(complete)
+    assert reported.startswith(message)
+
+
+def test_what_is_left_to_do_is_reported_wherever_it_stands(complete: Path):
+    tests = complete.parent.parent / "tests" / "test_chapter_07.py"
+    checkers = complete.parent.parent / "difflesson" / "exercises" / "chapter07.py"
+    text = complete.read_text(encoding="utf-8")
+    complete.write_text(text + "\n# %%\nx = 1  # TODO name it\n", encoding="utf-8")
+    found = notebooks.unfinished(complete.parent)["07_mean_shift"]
+    assert found[0] == "still TODO name it"
+    assert [line.split(":")[0] for line in found[1:]] == [checkers.name, tests.name]
