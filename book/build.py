@@ -2,11 +2,11 @@
 
 The notebooks are not executed here. MathJax becomes part of the pages, because pages that ask a server for it
 show no equation without a network: the first build fetches it with npm, later ones reuse it.
+`python book/build.py FOLDER` builds into FOLDER/html instead.
 """
 
 import base64
 import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -14,74 +14,75 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from sphinx.cmd.build import main as sphinx_build
-
 BOOK = Path(__file__).resolve().parent
-BUILD = BOOK / "_build"
+ROOT = BOOK.parent
+sys.path.insert(0, str(ROOT))  # this file is run as a script, and the modules are found from the repository's root
+
+from sphinx.cmd.build import main as sphinx_build  # noqa: E402
+
+from book import staging  # noqa: E402
+
 MATHJAX = "mathjax@3.2.2"
 MATHJAX_SHA512 = "Bt+SSVU8eBG27zChVewOicYs7Xsdt40qm4+UpHyX7k0/O9NliPc+x77k1/FEsPsjKPZGJvtRZM1vO+geW0OhGw=="
 MATHJAX_PARTS = ("package/LICENSE", "package/es5/tex-mml-chtml.js", "package/es5/output/chtml/fonts/woff-v2/")
+VENDORED = BOOK / "_build" / "static" / "mathjax"
 
 
-def vendor_mathjax(target: Path) -> None:
-    """Put the parts of MathJax that the pages use into `target`, from the package that npm delivers."""
+class MathJaxOutOfReach(Exception):
+    """The equations' program is not here yet, and cannot be fetched; the message says why."""
+
+
+def vendor_mathjax() -> None:
+    """Put the parts of MathJax that the pages use into VENDORED, from the package that npm delivers.
+
+    Raises: MathJaxOutOfReach without npm or network; ValueError if npm delivers something else.
+    """
+    if VENDORED.exists():
+        return
     npm = shutil.which("npm")
     if npm is None:
-        sys.exit(
-            "book: npm is not on the path. It comes with Node.js, and fetches MathJax for the equations.\n"
-            "book: only the web book needs it; the notebooks show their equations without it."
+        raise MathJaxOutOfReach(
+            "npm is not on the path. It comes with Node.js, and fetches MathJax for the equations of the web book; "
+            "the notebooks show their equations without it."
         )
-    with tempfile.TemporaryDirectory() as folder:
-        fetched = subprocess.run([npm, "pack", MATHJAX, "--silent"], cwd=folder, check=False)
+    VENDORED.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=VENDORED.parent.parent) as folder:
+        fetched = subprocess.run([npm, "pack", MATHJAX, "--silent"], cwd=folder, stdout=subprocess.DEVNULL, check=False)
         archives = list(Path(folder).glob("*.tgz"))
         if fetched.returncode != 0 or not archives:
-            sys.exit(f"book: npm could not fetch {MATHJAX} (see above). The first build needs a network.")
+            raise MathJaxOutOfReach(f"npm could not fetch {MATHJAX}; the first build of the book needs a network.")
         digest = base64.b64encode(hashlib.sha512(archives[0].read_bytes()).digest()).decode()
         if digest != MATHJAX_SHA512:
-            sys.exit(f"book: what npm fetched is not {MATHJAX}: SHA-512 {digest}, expected {MATHJAX_SHA512}")
-        unpacked = Path(folder) / "unpacked"
+            raise ValueError(f"what npm fetched is not {MATHJAX}: SHA-512 {digest}, expected {MATHJAX_SHA512}")
         with tarfile.open(archives[0]) as archive:
             for member in archive.getmembers():
                 if member.isfile() and member.name.startswith(MATHJAX_PARTS):
-                    archive.extract(member, unpacked, filter="data")
+                    archive.extract(member, folder, filter="data")
         # The pages expect the script at the top and the fonts at output/chtml/fonts beside it.
-        shutil.copytree(unpacked / "package" / "es5", target)
-        shutil.copy(unpacked / "package" / "LICENSE", target)
+        package = Path(folder) / "package"
+        shutil.move(package / "LICENSE", package / "es5")
+        (package / "es5").rename(VENDORED)  # at once: a build that is interrupted leaves no half of it
 
 
-def stage(source: Path) -> None:
-    """Lay out what Sphinx reads: the book's pages at the top, the other folders as in the repository."""
-    shutil.rmtree(source, ignore_errors=True)
-    source.mkdir(parents=True)
-    for page in BOOK.glob("*.md"):
-        shutil.copy2(page, source)
-    for folder in ("notebooks", "figures"):
-        left_out = shutil.ignore_patterns("*.py", ".*")
-        shutil.copytree(BOOK.parent / folder, source / folder, ignore=left_out)
-    for path in (source / "notebooks").glob("*.ipynb"):
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        for cell in notebook["cells"]:
-            keep_alt_text(cell)
-        path.write_text(json.dumps(notebook), encoding="utf-8")
-
-
-def keep_alt_text(cell: dict) -> None:
-    """Repeat the alt text of display(figure, metadata={"image/png": {"alt": ...}}) where MyST-NB reads it."""
-    for output in cell.get("outputs", []):
-        for settings in output.get("metadata", {}).values():
-            if isinstance(settings, dict) and "alt" in settings:
-                cell["metadata"]["mystnb"] = {"image": {"alt": settings["alt"]}}
+def build(folder: Path, root: Path = ROOT) -> int:
+    """Build the book of the repository at `root` into `folder`/html. Warnings are errors. Returns the exit status."""
+    staging.stage(folder / "source", root)
+    options = ["-b", "html", "-c", str(BOOK), "-d", str(folder / "doctrees"), "-q", "--fail-on-warning"]
+    status = sphinx_build([*options, str(folder / "source"), str(folder / "html")])
+    for notebook in (root / "notebooks").glob("*.ipynb"):  # readers download the notebook, not what was staged
+        shutil.copy(notebook, folder / "html" / "_sources" / "notebooks")
+    return status
 
 
 def main() -> int:
-    mathjax = BUILD / "static" / "mathjax"
-    if not mathjax.exists():
-        vendor_mathjax(mathjax)
-    stage(BUILD / "source")
-    options = ["-b", "html", "-c", str(BOOK), "-d", str(BUILD / "doctrees"), "-q", "--fail-on-warning"]
-    status = sphinx_build([*options, str(BUILD / "source"), str(BUILD / "html")])
+    folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else BOOK / "_build"
+    try:
+        vendor_mathjax()
+        status = build(folder)
+    except (MathJaxOutOfReach, ValueError) as error:
+        sys.exit(f"book: {error}")
     if status == 0:
-        print(f"the book: {BUILD / 'html' / 'index.html'}")
+        print(f"the book: {folder / 'html' / 'index.html'}")
     return status
 
 

@@ -1,0 +1,265 @@
+"""The web book as its readers get it: built from the committed notebooks, opened from the disk in a real browser.
+
+Needs npm once (it brings MathJax) and a browser; without one of them the tests say so and skip.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from book import build
+
+playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install -e '.[all]'")
+
+ROOT = build.ROOT
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+NO_BROWSER = "no browser: `python -m playwright install chromium`, or on Debian `apt-get install chromium`"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+CHAPTERS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in NOTEBOOKS}
+PAGES = ["index", "ledger", "references", *(f"notebooks/{name}" for name in CHAPTERS)]
+PHONE, LAPTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+
+# Runs in the page: what a reader would miss on it.
+LOOK = """async () => {
+    if (window.MathJax) await MathJax.startup.promise;
+    const all = selector => [...document.querySelectorAll(selector)];
+    const bare = element => !element.querySelector("mjx-container");
+    return {
+        equations: all("article .math").length,
+        notRendered: all(".math").filter(bare).map(e => e.textContent),
+        wrong: all("mjx-merror").map(e => e.dataset.mjxError || e.textContent),
+        references: all("mjx-container a[href]").map(a => a.getAttribute("href")),
+        targets: all("[id^='mjx-eqn']").map(e => "#" + encodeURIComponent(e.id)),
+        noAlt: all("article img").filter(i => !i.alt.trim()).map(i => i.src),
+        noCaption: all("article img").filter(i => !i.closest("figure")?.querySelector("figcaption")?.innerText.trim())
+            .map(i => i.alt),
+        broken: all("article img").filter(i => i.complete && !i.naturalWidth).map(i => i.src),
+        open: all("article details[open]").length,
+        folded: all("article details:not([class])").length,
+        plainCode: all("article details pre").filter(e => !e.querySelector("span")).map(e => e.textContent),
+    };
+}"""
+
+# Runs in the page: what is wider than it, and equations whose beginning cannot be scrolled to.
+SQUEEZE = """() => ({
+    page: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    cut: [...document.querySelectorAll(".math")].filter(box => {
+        const equation = box.querySelector("mjx-container")?.getBoundingClientRect();
+        return equation && equation.width && equation.left < box.getBoundingClientRect().left - 1;
+    }).map(box => box.textContent),
+})"""
+
+# Runs in the page: text whose contrast with what it stands on is under 4.5 to 1, as WCAG computes it.
+PALE = """() => {
+    const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+    const rgba = colour => {
+        canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+        return [...canvas.getImageData(0, 0, 1, 1).data];
+    };
+    const light = ([r, g, b]) => [r, g, b].map(c => c / 255)
+        .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+    const under = element => {
+        for (let e = element; e; e = e.parentElement) {
+            const colour = rgba(getComputedStyle(e).backgroundColor);
+            if (colour[3] === 255) return colour;
+        }
+        return [255, 255, 255];
+    };
+    const speaks = e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+    const found = new Set();
+    for (const e of document.querySelectorAll("article *, nav *")) {
+        if (!e.checkVisibility() || e.closest(".headerlink, mjx-assistive-mml")) continue;
+        if (!speaks(e) && !e.matches("mjx-c")) continue;
+        const [a, b] = [light(rgba(getComputedStyle(e).color)), light(under(e))].sort((x, y) => y - x);
+        const contrast = (a + 0.05) / (b + 0.05);
+        const what = `${e.tagName}.${e.className} ${contrast.toFixed(1)}: ${e.textContent.slice(0, 20)}`;
+        if (contrast < 4.5) found.add(what);
+    }
+    return [...found];
+}"""
+
+
+class Book(NamedTuple):
+    html: Path
+    status: int
+    messages: str
+    seconds: float
+
+    def page(self, name: str) -> str:
+        return (self.html / f"{name}.html").as_uri()
+
+
+class Visit(NamedTuple):
+    """What the browser saw of the whole book, by page."""
+
+    laptop: dict[str, dict]
+    phone: dict[str, dict]
+    complaints: list[str]
+    outside: list[str]
+    found: list[str]
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory) -> Book:
+    try:
+        build.vendor_mathjax()
+    except build.MathJaxOutOfReach as reason:
+        pytest.skip(str(reason))
+    folder = tmp_path_factory.mktemp("book")
+    command = [sys.executable, str(ROOT / "book" / "build.py"), str(folder)]
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    return Book(folder / "html", done.returncode, done.stdout + done.stderr, time.perf_counter() - start)
+
+
+@pytest.fixture(scope="module")
+def browser(book: Book):
+    if book.status != 0:
+        pytest.skip("the book did not build")
+    with playwright.sync_playwright() as tool:
+        path = tool.chromium.executable_path
+        if not Path(path).exists():
+            names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+            path = next(filter(None, map(shutil.which, names)), None)
+        if path is None:
+            pytest.skip(NO_BROWSER)
+        chromium = tool.chromium.launch(executable_path=path, headless=True, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser):
+    context = browser.new_context(viewport=LAPTOP, color_scheme="light")
+    context.set_default_timeout(20_000)
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def visit(book: Book, page) -> Visit:
+    seen = Visit({}, {}, [], [], [])
+    page.on("console", lambda said: seen.complaints.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+    page.on("requestfailed", lambda request: seen.complaints.append(f"not found: {request.url}"))
+    here = ("file:", "data:", "blob:")
+    page.on("request", lambda request: request.url.startswith(here) or seen.outside.append(request.url))
+    for name in PAGES:
+        page.goto(book.page(name))
+        seen.laptop[name] = page.evaluate(LOOK)
+        page.set_viewport_size(PHONE)
+        seen.phone[name] = page.evaluate(SQUEEZE)
+        page.set_viewport_size(LAPTOP)
+    page.goto(book.page("search") + "?q=guidance")
+    page.wait_for_function("document.querySelector('#search-results .search-summary')?.innerText.includes('found')")
+    seen.found.extend(page.evaluate("[...document.querySelectorAll('#search-results li a')].map(a => a.href)"))
+    return seen
+
+
+def in_markdown(name: str, pattern: str) -> list[str]:
+    """What `pattern` finds in the Markdown cells of a chapter."""
+    cells = CHAPTERS[name]["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return re.findall(pattern, text)
+
+
+def test_the_book_builds_without_a_warning_in_under_a_minute(book: Book):
+    assert book.status == 0, book.messages
+    assert "WARNING" not in book.messages
+    assert book.seconds < 60
+
+
+def test_every_equation_is_rendered(visit: Visit):
+    for name, seen in visit.laptop.items():
+        assert seen["notRendered"] == [], name
+        assert seen["wrong"] == [], name
+    for name in CHAPTERS:
+        written = in_markdown(name, r"\$\$[^$]+\$\$|\$[^$]+\$")
+        assert visit.laptop[f"notebooks/{name}"]["equations"] == len(written) > 0, name
+
+
+def test_every_numbered_equation_is_a_target_and_every_reference_leads_to_one(visit: Visit):
+    for name in CHAPTERS:
+        seen = visit.laptop[f"notebooks/{name}"]
+        labels = in_markdown(name, r"\\label\{([^}]+)\}")
+        assert sorted(seen["targets"]) == sorted(f"#mjx-eqn%3A{label}" for label in labels), name
+        assert len(seen["references"]) == len(in_markdown(name, r"\\eqref\{")), name
+        assert set(seen["references"]) <= set(seen["targets"]), name
+
+
+def test_a_reference_jumps_to_its_equation(book: Book, page, visit: Visit):
+    name = next(iter(CHAPTERS))
+    page.goto(book.page(f"notebooks/{name}"))
+    page.evaluate("() => MathJax.startup.promise")
+    link = page.locator("mjx-container a[href]").last
+    target = link.get_attribute("href")
+    link.click()
+    box = page.locator(f"[id='{target[1:].replace('%3A', ':')}']").bounding_box()
+    header = page.locator(".bd-header-article").bounding_box()
+    assert page.url.endswith(target)
+    assert header["y"] + header["height"] <= box["y"] + box["height"] <= LAPTOP["height"]
+
+
+def test_nothing_is_wrong_in_the_console_and_no_request_leaves_the_machine(visit: Visit):
+    assert visit.complaints == []
+    assert visit.outside == []
+
+
+def test_search_finds_the_pages_that_have_a_word(book: Book, visit: Visit):
+    chapters = {book.page(f"notebooks/{name}") for name in CHAPTERS}
+    assert chapters <= {url.split("#")[0].split("?")[0] for url in visit.found}
+
+
+def test_every_figure_has_alt_text_and_a_caption(visit: Visit):
+    for name, seen in visit.laptop.items():
+        assert (seen["noAlt"], seen["noCaption"], seen["broken"]) == ([], [], []), name
+
+
+def test_solutions_are_folded_and_their_code_is_highlighted(visit: Visit):
+    for name in CHAPTERS:
+        seen = visit.laptop[f"notebooks/{name}"]
+        assert seen["open"] == 0, name
+        assert seen["folded"] == len(in_markdown(name, "<details>")) > 0, name
+        assert seen["plainCode"] == [], name
+
+
+def test_on_a_phone_no_page_is_wider_than_the_screen_and_no_equation_is_cut(visit: Visit):
+    assert visit.phone == {name: {"page": 0, "cut": []} for name in PAGES}
+
+
+def test_dark_mode_is_two_clicks_away_and_readable(book: Book, page, visit: Visit):
+    page.goto(book.page("index"))
+    page.locator(".theme-switch-button:visible").click()
+    page.locator(".theme-change-button[data-mode=dark]:visible").click()
+    for name in PAGES:
+        page.goto(book.page(name))
+        page.evaluate("() => window.MathJax && MathJax.startup.promise")
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark", name
+        page.wait_for_timeout(300)  # colours fade over
+        assert page.evaluate(PALE) == [], name
+
+
+def test_a_chapter_can_be_opened_elsewhere_and_downloaded_as_it_is_committed(book: Book, page, visit: Visit):
+    repository = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["repository-code"]
+    slug = repository.removeprefix("https://github.com/")
+    for name in CHAPTERS:
+        page.goto(book.page(f"notebooks/{name}"))
+        links = page.evaluate("[...document.querySelectorAll('.bd-header-article a')].map(a => a.href)")
+        assert f"https://colab.research.google.com/github/{slug}/blob/main/notebooks/{name}.ipynb" in links
+        assert f"https://mybinder.org/v2/gh/{slug}/main?urlpath=lab/tree/notebooks/{name}.ipynb" in links
+        assert f"{repository}/blob/main/notebooks/{name}.py" in links
+        assert (book.html / "_sources" / "notebooks" / f"{name}.ipynb").as_uri() in links
+        downloaded = (book.html / "_sources" / "notebooks" / f"{name}.ipynb").read_bytes()
+        assert downloaded == (ROOT / "notebooks" / f"{name}.ipynb").read_bytes()
