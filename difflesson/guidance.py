@@ -110,12 +110,17 @@ def linearise(log_prob: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: float 
 
     The derivative in time is a number for each point x: it does not depend on x_s.
 
-    Args: log_prob: `log_prob(x, t) -> (batch,)`, differentiable in both;  x: (batch, d);  t: one time.
+    Args: log_prob: `log_prob(x, t) -> (batch,)`, twice differentiable;  x: (batch, d);  t: one time.
     Returns: a function of x_s (..., batch, d) and s with values (..., batch).
     """
-    t = as_time(t)
-    value, rate = torch.func.jvp(lambda time: log_prob(x, time), (t,), (torch.ones_like(t),))
-    slope = gradient(log_prob)(x, t)
+    with torch.enable_grad():
+        time = as_time(t).detach().requires_grad_()
+        value = log_prob(x.detach(), time)
+        # One time, many values: differentiate a weighted sum in time, then the result in the weights.
+        weights = torch.ones_like(value).requires_grad_()
+        (total,) = torch.autograd.grad((weights * value).sum(), time, create_graph=True)
+        (rate,) = torch.autograd.grad(total, weights)
+    value, slope = value.detach(), gradient(log_prob)(x, t)
     return lambda x_s, s: value + ((x_s - x) * slope).sum(-1) + (s - t) * rate
 
 

@@ -67,9 +67,15 @@ def grad(x, t):
 
 # %% [markdown]
 # A *reverse step* goes from $x_t$ back to an earlier, less noisy $x_s$, $s < t$. The forward process got from $x_s$ to
-# $x_t$ by shrinking and adding noise, $x_t = \alpha_{t|s}\, x_s + \sigma_{t|s}\, \varepsilon$ with
-# $\alpha_{t|s} = \alpha_t / \alpha_s$ and $\alpha_{t|s}^2 + \sigma_{t|s}^2 = 1$. We measure the length of a step by
-# $\beta = \sigma_{t|s}^2$, the variance of that noise, and often want the $s$ that belongs to a given $t$ and $\beta$:
+# $x_t$ by shrinking and adding noise:
+#
+# $$ x_t = \alpha_{t|s}\, x_s + \sigma_{t|s}\, \varepsilon, \qquad \alpha_{t|s} = \alpha_t / \alpha_s, \qquad
+# \alpha_{t|s}^2 + \sigma_{t|s}^2 = 1. \tag{7.1}\label{eq-forward-transition} $$
+#
+# We measure the length of a step by $\beta = \sigma_{t|s}^2$, the variance of that noise. Often we want the $s$ that belongs to a
+# given $t$ and $\beta$. With the noise rate integrated up to $t$, $B$, a schedule has $\alpha_t^2 = e^{-B}$; so a step of length $\beta$ lowers
+# $B$ by $-\log(1 - \beta)$, and $-\log(e^B - 1)$ is the log signal-to-noise ratio from which the schedule finds the time. (A step
+# can be no longer than $\sigma_t^2$.)
 
 # %%
 def earlier(t, beta):
@@ -79,22 +85,33 @@ def earlier(t, beta):
 
 t = torch.tensor(0.2, dtype=torch.float64)
 s = earlier(t, 0.1)
-print(f"t = {float(t)}, s = {float(s):.4f}")
-print(f"beta = {float(noise.transition(t, s)[1] ** 2):.4f}")
+alpha_ts, sigma_ts = noise.transition(t, s)
+print(f"t = {float(t)}, s = {float(s):.4f}, beta = {float(sigma_ts**2):.4f}")
+torch.testing.assert_close(alpha_ts, noise.alpha(t) / noise.alpha(s))
+torch.testing.assert_close(alpha_ts**2 + sigma_ts**2, torch.ones(()).double())
 
 # %% [markdown]
-# Now look at one point $x_t$ between the classes, and at three steps from it: a short, a middle and a long one. Grey is
+# Four reverse kernels, each a function of $x_t$, $t$ and $s$ that answers with a distribution of $x_s$. Two are exact, without the label and with it. The third is what
+# practice uses without the label, DDPM's Gaussian; of its two usual variances this is the one called "large", which is
+# $\beta$. The fourth is the subject of this chapter.
+
+# %%
+free = mixture.denoiser(noise)
+ignoring = kernels.exact(mixture, noise)
+truth = kernels.exact(mixture, noise, label)
+plain = kernels.ddpm(free, noise, "large")
+guided = kernels.shift(plain, grad, gamma=1.0)
+
+# %% [markdown]
+# Look at one point $x_t$ between the classes, and at three steps from it: a short, a middle and a long one. Grey is
 # where the model that ignores the label goes, $p(x_s \mid x_t)$. Dashed is where it should go,
-# $p(x_s \mid x_t, y)$. Orange is the answer of this chapter: a Gaussian with the mean shifted by the variance times
+# $p(x_s \mid x_t, y)$. Orange is the fourth: a Gaussian with the mean shifted by the variance times
 # $g_t(x_t)$, the arrow.
 
 # %% tags=["hide-input"]
 here, now = torch.tensor([[-0.35, 0.1]], dtype=torch.float64), torch.tensor(0.25, dtype=torch.float64)
-free = mixture.denoiser(noise)
-ignoring, truth = kernels.exact(mixture, noise), kernels.exact(mixture, noise, label)
-guided = kernels.shift(kernels.ddpm(free, noise, "large"), grad, gamma=1.0)
 with plotting.style():
-    figure, axes = plotting.plt.subplots(1, 3, figsize=(8.4, 3.1), sharex=True, sharey=True)
+    figure, axes = plotting.plt.subplots(1, 3, figsize=(7.4, 2.8), sharex=True, sharey=True)
     for panel, beta in zip(axes, (0.02, 0.1, 0.3), strict=True):
         then, width = earlier(now, beta), math.sqrt(beta)
         for kernel, colour, line in (
@@ -105,7 +122,7 @@ with plotting.style():
                 panel, lambda u, step=step, width=width: step.log_prob(here + width * u[:, None])[:, 0], (-3.6, 3.6, -3.6, 3.6),
                 colors=plotting.COLOURS[colour], linestyles=line, linewidths=1.3,
             )
-        start, end = ((k(here, now, then).mean[0] - here[0]) / width for k in (kernels.ddpm(free, noise, "large"), guided))
+        start, end = ((k(here, now, then).mean[0] - here[0]) / width for k in (plain, guided))
         panel.annotate("", end.tolist(), start.tolist(), arrowprops={"arrowstyle": "->", "color": plotting.COLOURS["guided"]})
         panel.set(xlabel=r"$(x_{s,1} - x_{t,1}) / \sqrt{\beta}$", aspect="equal", title=f"$\\beta = {beta}$")
     axes[0].set_ylabel(r"$(x_{s,2} - x_{t,2}) / \sqrt{\beta}$")
@@ -117,26 +134,29 @@ shown
 # the label, dashed is the truth, orange has the mean shifted along the arrow.*
 #
 # Read it from left to right. In a short step the label changes little, and the shift gets all of that little. In a long
-# step the shift finds the right place, and what is left is *shape*: the truth is no longer a circle. Both halves of this
-# observation will become theorems below.
+# step the shift goes the right way but not quite far enough, and the *shape* is wrong: the truth is no longer a circle.
+# Each of these three observations becomes a theorem below.
 #
 # ## What has to be approximated
 #
 # The forward process adds noise without looking at the label. Hence $p(y \mid x_s, x_t) = p(y \mid x_s)$: once you know the
 # cleaner point, the noisier one says nothing more about the class. Bayes' rule for one step then reads
 #
-# $$ p(x_s \mid x_t, y) = p(x_s \mid x_t)\, \frac{p(y \mid x_s)}{p(y \mid x_t)}. \tag{7.1}\label{eq-bayes-step} $$
+# $$ p(x_s \mid x_t, y) = p(x_s \mid x_t)\, \frac{p(y \mid x_s)}{p(y \mid x_t)}. \tag{7.2}\label{eq-bayes-step} $$
 #
 # On the mixture both sides have closed forms that share no code: on the left the reverse kernel of class 1 alone, on the
 # right the reverse kernel of everything, and two class posteriors.
 
 # %%
-x_t, x_s = torch.randn(2, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-left = truth(x_t, t, s).log_prob(x_s)
-right = ignoring(x_t, t, s).log_prob(x_s)
-right += noised(s).class_log_prob(x_s, label) - noised(t).class_log_prob(x_t, label)
-print(f"largest difference of the logarithms {float((left - right).abs().max()):.0e}")
-torch.testing.assert_close(left, right)
+generator = torch.Generator().manual_seed(0)
+x_t, x_s = torch.randn(2, 5, 2, dtype=torch.float64, generator=generator)
+left_side = truth(x_t, t, s).log_prob(x_s)
+right_side = ignoring(x_t, t, s).log_prob(x_s)
+right_side += noised(s).class_log_prob(x_s, label)
+right_side -= noised(t).class_log_prob(x_t, label)
+error = float((left_side - right_side).abs().max())
+print(f"largest difference of the logarithms {error:.0e}")
+torch.testing.assert_close(left_side, right_side)
 
 # %% [markdown]
 # The model gives you $p(x_s \mid x_t)$, nearly a Gaussian when the step is short. The factor
@@ -149,7 +169,7 @@ torch.testing.assert_close(left, right)
 # expand it in both:
 #
 # $$ \log p_s(y \mid x_s) \approx \log p_t(y \mid x_t) + (x_s - x_t) \cdot \nabla \log p_t(y \mid x_t)
-# + (s - t)\, \partial_t \log p_t(y \mid x_t). \tag{7.2}\label{eq-taylor} $$
+# + (s - t)\, \partial_t \log p_t(y \mid x_t). \tag{7.3}\label{eq-taylor} $$
 #
 # `guidance.linearise` is this line. The gradient comes from one backward pass, the derivative in time from one
 # forward-mode pass. Against finite differences:
@@ -187,10 +207,10 @@ assert 95 < falls[0] < 105 and 9.5 < falls[1] < 10.5
 # $x_s$ it is a constant, and normalisation removes it. It matters for the *value* of $p(y \mid x_s)$, not for where the
 # step goes.
 #
-# One more honest remark. The first-order term is not "larger than the rest" for the reason one reads. In a step of length
-# $\beta$ the distance $|x_s - x_t|$ is about $\sqrt\beta$. So the linear term is of size $\sqrt\beta$, and the neglected
-# second-order term in $x$ is of size $\beta$, just like the time term. The time term drops out; the second-order term
-# does *not* depend on nothing: it changes the shape. It is the whole leading error of what follows.
+# How large is what we neglect? In a step of length $\beta$ the distance $|x_s - x_t|$ is about $\sqrt\beta$. So the linear term
+# is of size $\sqrt\beta$, and the second-order term in $x$ is of size $\beta$, like the time term. But the time term drops
+# out, and the second-order term depends on $x_s$: it changes the shape of the step. Remember it; it comes back as half of
+# the leading error (the other half is the model's own Gaussian, whose shape is not right either).
 #
 # ## Complete the square
 #
@@ -205,7 +225,7 @@ assert 95 < falls[0] < 105 and 9.5 < falls[1] < 10.5
 # above up to terms without $x_s$. So multiplying a Gaussian by the exponential of a linear function *moves* it and does nothing else:
 #
 # $$ \mathcal N(x;\, \mu, \Sigma)\; e^{\,g^\top x} \;=\; \mathcal N(x;\, \mu + \Sigma g,\, \Sigma)\;
-# e^{\,g^\top \mu + \frac12 g^\top \Sigma g}. \tag{7.3}\label{eq-complete-square} $$
+# e^{\,g^\top \mu + \frac12 g^\top \Sigma g}. \tag{7.4}\label{eq-complete-square} $$
 #
 # Check it with a tilted ellipse, where $\Sigma g$ points elsewhere than $g$. The naive form multiplies densities; the package's
 # Gaussians have the method `tilted`:
@@ -222,17 +242,16 @@ print(f"g = {g[0].numpy()}, moved by {(moved.mean - mu)[0].numpy().round(2)}")
 torch.testing.assert_close(product - constant, moved.log_prob(x_s[:, None]))
 
 # %% [markdown]
-# The gradient points to the upper right, but the Gaussian moves straight up: it goes where the gradient points *and* the
-# ellipse has room. With a multiple $\gamma$ of the gradient, this is the result of classifier guidance:
+# The gradient points to the upper right, but the Gaussian moves straight up: $\Sigma g$ is longest along the ellipse's long
+# axis. This is classifier guidance: where the model steps by $\mathcal N(\mu, \Sigma)$, step by
 #
-# $$ p(x_s \mid x_t, y) \;\approx\; \mathcal N\big(\mu + \gamma\, \Sigma\, g,\; \Sigma\big),
-# \qquad g = \nabla \log p_t(y \mid x_t). \tag{7.4}\label{eq-mean-shift} $$
+# $$ q(x_s \mid x_t) = \mathcal N\big(\mu + \gamma\, \Sigma\, g,\; \Sigma\big),
+# \qquad g = \nabla \log p_t(y \mid x_t), \tag{7.5}\label{eq-mean-shift} $$
 #
-# In this chapter $\gamma = 1$, which is what Bayes' rule says; chapters 08 and 17 ask what other values mean. In the
-# package, `kernels.shift` turns any kernel into its shifted version:
+# where $\gamma = 1$ is the approximation of $p(x_s \mid x_t, y)$ just derived. In this chapter $\gamma = 1$ throughout; chapters 08
+# and 17 ask what other values mean. In the package, `kernels.shift` turns any kernel into its shifted version:
 
 # %%
-plain = kernels.ddpm(free, noise, "large")
 step = plain(x_t, t, s)
 by_hand = Gaussian(step.mean + step.var * grad(x_t, t), step.var)
 compact = kernels.shift(plain, grad, gamma=1.0)(x_t, t, s)
@@ -256,8 +275,10 @@ generator, x = torch.Generator().manual_seed(2), start
 for a, b in zip(times[:-1], times[1:], strict=True):
     step = plain(x, a, b)
     mean = step.mean + step.var * grad(x, a)
-    eps = torch.randn(x.shape, dtype=x.dtype, generator=generator) if b > 0 else 0
-    x = mean + step.var.sqrt() * eps
+    x = mean
+    if b > 0:  # DDPM's last step, to the data, adds no noise
+        eps = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+        x = mean + step.var.sqrt() * eps
 shifted = kernels.shift(plain, grad, gamma=1.0)
 again = draw(shifted, start, times, torch.Generator().manual_seed(2))
 torch.testing.assert_close(again, x)
@@ -281,15 +302,16 @@ print(f"mean of class 1    {(mixture.given(label).weights @ mixture.given(label)
 #
 # | point | noise level | who |
 # |---|---|---|
-# | $x_t$ | $t$ | road one; the reference implementation |
-# | $\mu$ | $s$ | road two; the text of the original paper |
-# | $\mu$ | $t$ | implementations "fixed" by replacing the argument `x` by `mean` and nothing else |
+# | $x_t$ | $t$ | road one; the original paper's Algorithm 1, and its code |
+# | $\mu$ | $s$ | road two; the original paper's derivation |
+# | $\mu$ | $t$ | a repaired implementation, see below |
 # | $x_t$ | $s$ | nobody we know of |
 #
-# That the paper says one thing and its code another was noticed early. A reader reported it as a bug
+# That the derivation says one thing and the code another was noticed early. A reader reported it as a bug
 # ([guided-diffusion, number 51](https://github.com/openai/guided-diffusion/issues/51)); an author agreed that it is a slight one
-# and added that the repair had made no noticeable difference. Another library then repaired it by the third row
-# ([denoising-diffusion-pytorch, number 277](https://github.com/lucidrains/denoising-diffusion-pytorch/pull/277)), and others copied that.
+# and added that the repair had made no noticeable difference. Another library then repaired it by replacing $x_t$ with $\mu$
+# and leaving $t$ as it was, the third row
+# ([denoising-diffusion-pytorch, number 277](https://github.com/lucidrains/denoising-diffusion-pytorch/pull/277)).
 # Who is right? `shift` takes the place as arguments, so ask.
 
 # %%
@@ -307,11 +329,11 @@ def shift_at(kernel, place):
 # A kernel is as good as its divergence from the truth is small. For one point $x_t$,
 #
 # $$ \mathrm{KL}(p \,\|\, q) = \mathbb E_{p}\big[\log p - \log q\big] = \mathbb E_p\big[r - 1 - \log r\big], \qquad
-# r = q / p, \tag{7.5}\label{eq-kl} $$
+# r = q / p, \tag{7.6}\label{eq-kl} $$
 #
-# with $p = p(x_s \mid x_t, y)$ and $q$ the kernel's answer. The second form adds $\mathbb E_p[r] - 1 = 0$. It makes
-# every term positive: divergences far below the rounding error of a logarithm keep their digits. The expectation is Gauss-Hermite quadrature over the components of the exact step. Next to
-# it, the naive form with a million random draws:
+# with $p = p(x_s \mid x_t, y)$ and $q$ the kernel's answer. The second form adds $\mathbb E_p[r] - 1 = 0$. Its terms are about
+# $(r - 1)^2 / 2$, so nothing large cancels, and divergences of $10^{-15}$ keep their digits. The expectation is Gauss-Hermite
+# quadrature over the components of the exact step. Next to it, the naive form with a million random draws:
 
 # %%
 one, many = x_t[:1], torch.Generator().manual_seed(3)
@@ -323,11 +345,11 @@ print(f"compact  {float(divergence.kl(p, q)[0]):.6f} nats")
 assert abs(float(values.mean() - divergence.kl(p, q)[0])) < 5 * float(values.std()) / 1000
 
 # %% [markdown]
-# One point proves nothing, so average over $x_t$ drawn from $p_t(x \mid y)$, again by quadrature: `points` and their shares.
+# One point proves nothing, so average over $x_t$ drawn from $p_t(x \mid y)$, again by quadrature: `points` and their weights.
 
 # %%
 t = torch.tensor(0.4, dtype=torch.float64)
-points, shares = divergence.mixture_nodes(noised(t).given(label), order=8)
+points, weights = divergence.mixture_nodes(noised(t).given(label), order=8)
 
 
 def measure(kernel, beta):
@@ -335,27 +357,42 @@ def measure(kernel, beta):
     s = earlier(t, beta)
     p, q = truth(points, t, s), kernel(points, t, s)
     off = (q.mean - p.mean).square().sum(1)
-    return float((shares @ off).sqrt()), float(shares @ divergence.kl(p, q))
+    return float((weights @ off).sqrt()), float(weights @ divergence.kl(p, q))
 
 
 # %% [markdown]
 # ## Three orders of error
 #
-# Before measuring, predict. If you ignore the label, the mean is off by $\Sigma g \approx \beta g$, and two Gaussians of variance
-# $\beta$ whose means differ by $\delta$ are $|\delta|^2 / 2 \beta$ apart:
+# DDPM knows two variances. The large one is $\beta = \sigma_{t|s}^2$. The small one is that of $x_s$ when the clean point is known,
 #
-# $$ \mathrm{KL}_{\text{no shift}} = \frac{\beta}{2}\, |g|^2 + O(\beta^2). \tag{7.6}\label{eq-kl-no-shift} $$
+# $$ \mathrm{Var}(x_s \mid x_t, x_0) = \frac{\sigma_s^2}{\sigma_t^2}\, \sigma_{t|s}^2 \tag{7.7}\label{eq-posterior-variance} $$
 #
-# With the shift, the error of the mean is of order $\beta^2$ (you will see), which contributes only $\beta^4 / \beta = \beta^3$. What remains is the shape. Write
-# $H$ for the second derivatives of $\log p_t(x \mid y)$ at $x_t$. The true covariance is $\beta\,(I + \beta\,(I + H))$ up to higher
-# orders (the section on second order derives it), the kernel's is $\beta I$ with the large variance. Two Gaussians with covariances
-# $\beta I$ and $\beta (I + E)$ are $\frac14 |E|^2$ apart to leading order, where $|\cdot|$ sums the squares of all entries. Hence
+# (two Gaussian pieces of information about $x_s$, from either side, add their precisions):
+
+# %%
+t_late, s_late = 0.4, 0.3
+alpha_ts, sigma_ts = noise.transition(t_late, s_late)
+precision = 1 / noise.sigma(s_late) ** 2 + alpha_ts**2 / sigma_ts**2
+compact = kernels.posterior_variance(noise, t_late, s_late)
+torch.testing.assert_close(compact, 1 / precision)
+print(f"large {float(sigma_ts**2):.3f}, small {float(compact):.3f}")
+
+# %% [markdown]
+# Before measuring, predict, for a fixed $t$ and $\beta$ much smaller than $\sigma_t^2$. If you ignore the label, the mean is off by
+# $\Sigma g \approx \beta g$, and two Gaussians of variance $\beta$ whose means differ by $\delta$ are $|\delta|^2 / 2 \beta$ apart:
+#
+# $$ \mathrm{KL}_{\text{no shift}} = \frac{\beta}{2}\, |g|^2 + O(\beta^2). \tag{7.8}\label{eq-kl-no-shift} $$
+#
+# With the shift, the error of the mean is of order $\beta^2$ (you will see), which contributes only $(\beta^2)^2 / \beta = \beta^3$. What
+# remains is the shape. Write $H$ for the second derivatives of $\log p_t(x \mid y)$ at $x_t$. The true covariance is
+# $\beta\,(I + \beta\,(I + H))$ up to higher orders (derived below), the kernel's is $\beta I$ with the large variance. Two Gaussians with
+# covariances $\beta I$ and $\beta (I + E)$ are $\frac14 |E|^2$ apart to leading order, where $|\cdot|^2$ sums the squares of all entries. Hence
 #
 # $$ \mathrm{KL}_{\text{shift}} = \frac{\beta^2}{4}\, \big| H + c\, I \big|^2 + O(\beta^3), \qquad
-# c = 1 \text{ (large variance)}, \quad c = 1 / \sigma_t^2 \text{ (small variance)}. \tag{7.7}\label{eq-kl-shift} $$
+# c = 1 \text{ (large variance)}, \quad c = 1 / \sigma_t^2 \text{ (small variance)}. \tag{7.9}\label{eq-kl-shift} $$
 #
-# "Small" is the posterior variance $\sigma_s^2 \sigma_{t|s}^2 / \sigma_t^2$ of DDPM, "large" is $\sigma_{t|s}^2$; they are exact for a
-# data set of one point, where $H = -I / \sigma_t^2$, and for standard normal data, where $H = -I$. The formula says so: $c$ is what makes it vanish there.
+# The small variance is exact for a data set of one point, where $H = -I / \sigma_t^2$; the large one for standard normal data,
+# where $H = -I$. The formula says so: it vanishes there.
 #
 # Note what is *not* in these formulas: the place where the gradient was taken.
 
@@ -363,12 +400,12 @@ def measure(kernel, beta):
 g, beta = grad(points, t), torch.tensor(1e-4, dtype=torch.float64)
 curvature = noised(t).given(label).hessian(points)
 predicted = {
-    "no shift": shares @ (beta * g.square().sum(1) / 2),
-    "shift": shares @ (beta**2 * (curvature + torch.eye(2)).square().sum((1, 2)) / 4),
+    "no shift": weights @ (beta * g.square().sum(1) / 2),
+    "shift": weights @ (beta**2 * (curvature + torch.eye(2)).square().sum((1, 2)) / 4),
 }
 compact = {
-    "no shift": shares @ divergence.leading_kl_without_shift(g, beta),
-    "shift": shares @ divergence.leading_kl_with_shift(curvature, beta, prior=1.0),
+    "no shift": weights @ divergence.leading_kl_without_shift(g, beta),
+    "shift": weights @ divergence.leading_kl_with_shift(curvature, beta, prior=1.0),
 }
 for name, kernel in {"no shift": plain, "shift": shift_at(plain, "x_t, t")}.items():
     torch.testing.assert_close(compact[name], predicted[name])
@@ -408,20 +445,113 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Divergence of one step from the truth. Dots are measured; dashed lines are the predictions (7.6) and (7.7), without a fitted constant.*
+# *Divergence of one step from the truth. Dots are measured; dashed lines are the predictions (7.8) and (7.9), without a fitted constant.*
 #
 # Ten times shorter steps: the label ignored gives 10 times less error, a shifted mean 100 times, second order 1,000 times. But
 # the number of steps grows by ten, too. So for the *whole path* one power is lost, and the first method gains nothing from
 # short steps. We return to that.
 #
-# ## Second order: three names for one Gaussian
+# Two things are still wrong in a shifted step: its mean by a little, its shape by more. First the mean.
 #
-# The shift leaves the shape wrong, so correct the shape. Expand the classifier at $\mu$ to second order, with second derivatives
-# $G = \nabla \nabla \log p_s(y \mid \mu)$. Exponents of second order still complete to a square; the precision $\Sigma^{-1}$
-# becomes $\Sigma^{-1} - G$:
+# ## The surprise: the direction was never approximate
+#
+# Look at $\eqref{eq-forward-transition}$ again: $x_t$ is a noisy version of $x_s$, just as it is one of $x_0$. So Tweedie's formula, which gives the
+# mean of what is under the noise, holds for a single step. In three lines: $x_t$ has the density
+# $p_t(x \mid y) = \int \mathcal N(x;\, \alpha_{t|s} x_s, \sigma_{t|s}^2 I)\, p_s(x_s \mid y)\, dx_s$. Its gradient multiplies the integrand by
+# $(\alpha_{t|s} x_s - x) / \sigma_{t|s}^2$. Divide by $p_t(x \mid y)$: $\nabla \log p_t(x \mid y) = (\alpha_{t|s}\, \mathbb E[x_s \mid x, y] - x) / \sigma_{t|s}^2$. Solved for the mean,
+#
+# $$ \mathbb E[x_s \mid x_t, y] = \frac{x_t + \sigma_{t|s}^2\, \nabla \log p_t(x_t \mid y)}{\alpha_{t|s}}
+# = \frac{x_t + \beta\, \nabla \log p_t(x_t \mid y)}{\sqrt{1 - \beta}}. \tag{7.10}\label{eq-one-step-tweedie} $$
+
+# %%
+worst = 0.0
+for t_long, s_long in [(0.4, 0.39), (0.4, 0.1), (0.9, 0.2), (1.0, 0.0)]:
+    exact_mean = truth(points, t_long, s_long).mean
+    alpha_ts, sigma_ts = noise.transition(t_long, s_long)
+    score = noised(t_long).given(label).score(points)
+    by_hand = (points + sigma_ts**2 * score) / alpha_ts
+    compact = kernels.one_step_mean(points, score, noise, t_long, s_long)
+    torch.testing.assert_close(compact, by_hand)
+    worst = max(worst, float((compact - exact_mean).abs().max()))
+print(f"largest error, over steps of every length: {worst:.0e}")
+assert worst < 1e-12
+
+# %% [markdown]
+# No small step was assumed; the last of these goes from noise to data at once. Write the same formula without the label
+# and subtract. Since $\nabla \log p_t(x \mid y) = \nabla \log p_t(x) + g_t(x)$,
+#
+# $$ \mathbb E[x_s \mid x_t, y] - \mathbb E[x_s \mid x_t] = \frac{\sigma_{t|s}^2}{\alpha_{t|s}}\; g_t(x_t). $$
+#
+# So the exact shift of the mean *is* a multiple of the gradient at $x_t$ and at the noise level $t$. Taking it there was no approximation.
+# What was approximate is the *coefficient*: it should be $\sigma_{t|s}^2 / \alpha_{t|s}$, and classifier guidance multiplies by the
+# variance that it happens to use. The large variance is too small a coefficient by the factor $\alpha_{t|s}$, the small one by
+# $\alpha_{t|s}\, \sigma_s^2 / \sigma_t^2$. Here are these fractions on the table of noise rates of the original DDPM, from the kernels themselves:
+
+# %%
+ddpm_table = from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+free_table = mixture.denoiser(ddpm_table)
+
+
+def fractions(steps, variance):
+    """Time, and fraction of the exact shift that the step from it gets."""
+    kernel = kernels.ddpm(free_table, ddpm_table, variance)
+    grid, found = time_grid(steps), []
+    for a, b in zip(grid[:-1], grid[1:], strict=True):
+        alpha_ts, sigma_ts = ddpm_table.transition(a, b)
+        used = kernel(points[:1], a, b).var
+        found.append((float(a), float(used * alpha_ts / sigma_ts**2)))
+    return found
+
+
+for steps in (1000, 250, 25):
+    for variance in ("large", "small"):
+        got = [f"{fraction:.3f}" for _, fraction in fractions(steps, variance)]
+        print(f"{steps:4d} steps, {variance}: first {got[0]}, middle {got[steps // 2]}, last three {' '.join(got[-3:])}")
+
+# %% tags=["hide-input"]
+with plotting.style():
+    figure, panel = plotting.plt.subplots(figsize=(5.6, 3.1))
+    for variance, colour in (("large", "conditional"), ("small", "guided")):
+        for steps, line in ((25, "solid"), (250, "dashed")):
+            panel.plot(*zip(*fractions(steps, variance)[:-1], strict=True), color=plotting.COLOURS[colour], linestyle=line)
+    panel.axhline(1, color=plotting.COLOURS["truth"], linewidth=0.8, linestyle="dotted")
+    panel.text(0.06, 1.03, "exact coefficient")
+    panel.text(0.47, 0.885, "large variance", color=plotting.COLOURS["conditional"])
+    panel.text(0.24, 0.5, "small variance", color=plotting.COLOURS["guided"])
+    panel.set(xlabel="time $t$ (0 is data)", ylabel="fraction of the exact shift", ylim=(0, 1.12))
+    shown = plotting.show(figure, "07_coefficient", alt="Two pairs of curves over time: the fraction of the exact shift with the large and with the small variance. With 25 steps both start at two thirds at t = 1; the large one rises to one at t = 0, the small one to 0.8 and then falls below one third. With 250 steps both are near one, but the small one still falls steeply at the end.")
+shown
+
+# %% [markdown]
+# *The fraction of the exact shift that a guided step gets on DDPM's table, for 25 steps (solid) and 250 (dashed), without
+# the very last step.*
+#
+# With a thousand steps nobody notices. With 25 steps a third of the first shift is missing, and with the small variance
+# the last steps, where details are decided, get less than half. The very last step adds no noise with either variance, so it has no
+# shift at all.
+#
+# There is a guidance that has the right coefficient without being told. Add the gradient to the *score*, as
+# `guidance.tilt` does (chapter 10): then the predicted clean point moves by $\sigma_t^2\, g / \alpha_t$, and the mean of DDPM's step, which weighs that point by
+# $\alpha_s \sigma_{t|s}^2 / \sigma_t^2$, moves by $\sigma_{t|s}^2\, g / \alpha_{t|s}$, as it should:
+
+# %%
+tilted = guidance.tilt(free, grad, gamma=1.0, schedule=noise)
+exact_coefficient = kernels.ddpm(tilted, noise)
+for t_long, s_long in [(0.4, 0.39), (0.4, 0.1), (0.9, 0.2)]:
+    got = exact_coefficient(points, t_long, s_long).mean
+    error = float((got - truth(points, t_long, s_long).mean).abs().max())
+    print(f"from {t_long} to {s_long}: the mean is off by {error:.0e}")
+    assert error < 1e-12
+
+# %% [markdown]
+# ## Second order: correct the shape
+#
+# Road two goes one order further: expand the classifier at $\mu$ with its second derivatives, $g = \nabla \log p_s(y \mid \mu)$ and
+# $G = \nabla \nabla \log p_s(y \mid \mu)$. Exponents of second order still complete to a square; the precision
+# $\Sigma^{-1}$ becomes $\Sigma^{-1} - G$ (which must be positive definite, or there is no such Gaussian):
 #
 # $$ \mathcal N(x;\, \mu, \Sigma)\; e^{\,g^\top (x - \mu) + \frac12 (x - \mu)^\top G (x - \mu)} \;\propto\;
-# \mathcal N\big(x;\, \mu + \Sigma' g,\; \Sigma'\big), \qquad \Sigma' = (\Sigma^{-1} - G)^{-1}. \tag{7.8}\label{eq-taylor-second} $$
+# \mathcal N\big(x;\, \mu + \Sigma' g,\; \Sigma'\big), \qquad \Sigma' = (\Sigma^{-1} - G)^{-1}. \tag{7.11}\label{eq-taylor-second} $$
 
 # %%
 G = torch.tensor([[[-0.3, 0.2], [0.2, 0.4]]], dtype=torch.float64)
@@ -435,22 +565,22 @@ print("the logarithms differ by one constant:", constants.numpy().round(6))
 torch.testing.assert_close(constants, constants[:1].expand(5))
 
 # %% [markdown]
-# That is route one to second order. Route two asks for no expansion at all: which Gaussian has the *true* mean and covariance of
-# $p(x_s \mid x_t, y)$? Since $x_t = \alpha_{t|s} x_s + \sigma_{t|s} \varepsilon$ is a noising like any other, Tweedie's
-# formulas hold for it, with the score and the second derivatives of what it produces, $p_t(x \mid y)$:
+# Another way asks for no expansion: take the Gaussian with the *true* mean and covariance of $p(x_s \mid x_t, y)$. The mean is
+# $\eqref{eq-one-step-tweedie}$. For the covariance, differentiate $\log p_t(x \mid y)$ a second time: its second derivatives are
+# $\alpha_{t|s}^2\, \mathrm{Cov}(x_s \mid x, y) / \sigma_{t|s}^4 - I / \sigma_{t|s}^2$. Solved for the covariance,
 #
 # $$ \mathrm{Cov}(x_s \mid x_t, y) = \frac{\sigma_{t|s}^2}{\alpha_{t|s}^2} \Big( I + \sigma_{t|s}^2\, \nabla \nabla \log p_t(x_t \mid y) \Big).
-# \tag{7.9}\label{eq-second-order} $$
+# \tag{7.12}\label{eq-second-order} $$
 #
-# (Where from: $p_t(x) = \int \mathcal N(x;\, \alpha x_s, \sigma^2 I)\, p_s(x_s)\, dx_s$. Differentiate its logarithm once and the posterior
-# mean of $\alpha x_s$ appears, twice and its covariance does.) It is exact for steps of any length, and it gives the $\beta (I + \beta (I + H))$ used above:
-# $\sigma^2 / \alpha^2 = \beta / (1 - \beta) = \beta + \beta^2 + \dots$ The exact step is a mixture whose covariance can be summed up by hand:
+# It is exact for steps of any length, and it gives the $\beta (I + \beta (I + H))$ used above, since
+# $\sigma_{t|s}^2 / \alpha_{t|s}^2 = \beta / (1 - \beta) = \beta + \beta^2 + \dots$ The exact step is a mixture; its covariance can be summed up by hand:
 
 # %%
 s = earlier(t, 0.1)
 exact_step = truth(points, t, s)
 alpha_ts, sigma_ts = noise.transition(t, s)
-by_hand = (sigma_ts / alpha_ts) ** 2 * (torch.eye(2) + sigma_ts**2 * curvature)
+H = noised(t).given(label).hessian(points)
+by_hand = (sigma_ts / alpha_ts) ** 2 * (torch.eye(2) + sigma_ts**2 * H)
 compact = kernels.hessian(mixture, noise, label)(points, t, s).cov
 torch.testing.assert_close(compact, by_hand)
 error = float((compact - exact_step.cov).abs().max())
@@ -458,13 +588,14 @@ print(f"against the covariance of the exact mixture: {error:.0e}")
 assert error < 1e-12
 
 # %% [markdown]
-# Route three is variational: among *all* Gaussians $q$, take the one that minimises the divergence. Only $-\mathbb E_p[\log q]$ depends on
-# $q$, and $\log q$ is quadratic, so this expectation sees the first two moments of $p$ and nothing else. The minimiser matches them:
+# A third way is variational: among *all* Gaussians $q$, take the one that minimises the divergence. Since $\log q$ is quadratic,
+# $\mathbb E_p[\log q]$ stays the same when $p$ is replaced by the Gaussian with the mean and covariance of $p$. So up to a constant
+# we minimise the divergence from that Gaussian, and it is zero when $q$ *is* that Gaussian:
 #
 # $$ \arg\min_{q \text{ Gaussian}} \mathrm{KL}(p \,\|\, q) = \mathcal N\big(\mathbb E_p[x],\, \mathrm{Cov}_p[x]\big).
-# \tag{7.10}\label{eq-moment-matching} $$
+# \tag{7.13}\label{eq-moment-matching} $$
 #
-# Do it blindly: start from the shifted kernel, minimise the quadrature by a quasi-Newton method, and see where it ends.
+# Do it blindly: start from the shifted kernel, minimise the divergence by a quasi-Newton method, and see where it ends.
 
 # %%
 p = truth(x_t, t, s)
@@ -485,12 +616,13 @@ search.step(loss)
 best = divergence.closest_gaussian(p)
 print(f"means differ by {float((mean - best.mean).abs().max().detach()):.0e}")
 print(f"covariances by  {float((root @ root.mT - best.cov).abs().max().detach()):.0e}")
-torch.testing.assert_close(root.detach() @ root.detach().mT, best.cov, atol=1e-6, rtol=0)
+torch.testing.assert_close(mean.detach(), best.mean, atol=1e-5, rtol=0)
+torch.testing.assert_close((root @ root.mT).detach(), best.cov, atol=1e-5, rtol=0)
 
 # %% [markdown]
-# Moment matching, the variational optimum and Tweedie's second formula are one Gaussian, exactly. The Taylor route (7.8) is a
-# different Gaussian that agrees with it up to higher orders: both have divergences of order $\beta^3$. The better one needs no
-# more than the other, a Hessian; for images both are expensive, which is why practice stays with the shift.
+# Moment matching by Tweedie and the variational optimum are one Gaussian, exactly. The Taylor way $\eqref{eq-taylor-second}$ gives another one, whose
+# divergence is of order $\beta^3$ as well, if it starts from the right covariance of the model's own step (here
+# `kernels.hessian` without the label):
 
 # %%
 def taylor(x, t, s):
@@ -507,90 +639,7 @@ print(f"at beta = 0.1 it is {values[0] / losses['second order'][0]:.1f} times th
 assert abs(order - 3) < 0.1 and values[0] > losses["second order"][0]
 
 # %% [markdown]
-# ## The surprise: the mean was never approximate
-#
-# Tweedie had two formulas, and we only used the second. The first, in three lines. The noising from $x_s$ to $x_t$ has the density
-# $p_t(x \mid y) = \int \mathcal N(x;\, \alpha_{t|s} x_s, \sigma_{t|s}^2 I)\, p_s(x_s \mid y)\, dx_s$. Take the gradient under the integral,
-# which multiplies by $(\alpha_{t|s} x_s - x) / \sigma_{t|s}^2$, and divide by $p_t$: $\nabla \log p_t(x \mid y) = (\alpha_{t|s}\, \mathbb E[x_s \mid x, y] - x) / \sigma_{t|s}^2$. Solve:
-#
-# $$ \mathbb E[x_s \mid x_t, y] = \frac{x_t + \sigma_{t|s}^2\, \nabla \log p_t(x_t \mid y)}{\alpha_{t|s}}
-# = \frac{x_t + \beta\, \nabla \log p_t(x_t \mid y)}{\sqrt{1 - \beta}}. \tag{7.11}\label{eq-one-step-tweedie} $$
-
-# %%
-worst = 0.0
-for t_long, s_long in [(0.4, 0.39), (0.4, 0.1), (0.9, 0.2), (1.0, 0.0)]:
-    exact_mean = truth(points, t_long, s_long).mean
-    alpha_ts, sigma_ts = noise.transition(t_long, s_long)
-    score = noised(t_long).given(label).score(points)
-    by_hand = (points + sigma_ts**2 * score) / alpha_ts
-    compact = kernels.one_step_mean(points, score, noise, t_long, s_long)
-    torch.testing.assert_close(compact, by_hand)
-    worst = max(worst, float((compact - exact_mean).abs().max()))
-print(f"largest error, over steps of every length: {worst:.0e}")
-assert worst < 1e-12
-
-# %% [markdown]
-# No small step was assumed; the last of these goes from noise to data at once. Write the same formula without the label and subtract.
-# Since $\nabla \log p_t(x \mid y) = \nabla \log p_t(x) + g_t(x)$,
-#
-# $$ \mathbb E[x_s \mid x_t, y] - \mathbb E[x_s \mid x_t] = \frac{\sigma_{t|s}^2}{\alpha_{t|s}}\; g_t(x_t). $$
-#
-# So the exact shift *is* a multiple of the gradient at $x_t$ and at the noise level $t$. Taking it there was no approximation, and nothing was gained by moving to $\mu$. What was
-# approximate is the *coefficient*: it should be $\sigma_{t|s}^2 / \alpha_{t|s}$, and classifier guidance multiplies by the variance it happens to use. With the small
-# variance the coefficient is too small by the factor $\alpha_{t|s}\, \sigma_s^2 / \sigma_t^2$, with the large one by $\alpha_{t|s}$:
-
-# %%
-def shares_of_the_shift(times, schedule=noise):
-    """Which share of the exact shift each step gets, with the small and with the large variance."""
-    rows = []
-    for a, b in zip(times[:-1], times[1:], strict=True):
-        alpha_ts, sigma_ts = schedule.transition(a, b)
-        right = sigma_ts**2 / alpha_ts
-        small = kernels.posterior_variance(schedule, a, b)
-        rows.append((float(a), float(small / right), float(sigma_ts**2 / right)))
-    return torch.tensor(rows)
-
-
-table = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-ddpm_table = from_betas(table)
-for steps in (1000, 250, 25):
-    got = shares_of_the_shift(torch.linspace(1, 0, steps + 1, dtype=torch.float64), ddpm_table)
-    first, middle, last = (got[int(i)] for i in (0, steps // 2, steps - 1))
-    print(f"{steps:4d} steps: small variance {first[1]:.3f} {middle[1]:.3f} ... last {last[1]:.3f};"
-          f" large {first[2]:.3f} ... {last[2]:.3f}")
-
-# %% tags=["hide-input"]
-with plotting.style():
-    figure, panel = plotting.plt.subplots(figsize=(5.6, 3.1))
-    for steps, line in ((25, "solid"), (250, "dashed")):
-        got = shares_of_the_shift(torch.linspace(1, 0, steps + 1, dtype=torch.float64), ddpm_table)
-        panel.plot(got[:, 0], got[:, 1], color=plotting.COLOURS["guided"], linestyle=line)
-        panel.plot(got[:, 0], got[:, 2], color=plotting.COLOURS["conditional"], linestyle=line)
-    panel.axhline(1, color=plotting.COLOURS["truth"], linewidth=0.8, linestyle="dotted")
-    panel.text(0.06, 1.03, "exact coefficient")
-    panel.text(0.47, 0.885, "large variance", color=plotting.COLOURS["conditional"])
-    panel.text(0.2, 0.5, "small variance", color=plotting.COLOURS["guided"])
-    panel.set(xlabel="time $t$ (0 is data)", ylabel="share of the exact shift", ylim=(0, 1.12))
-    shown = plotting.show(figure, "07_coefficient", alt="Two pairs of curves over time: the share of the exact shift with the large and with the small variance. With 25 steps both start at two thirds at t = 1; the large one rises to one at t = 0, the small one to 0.8 and then falls to zero. With 250 steps both are near one, but the small one still falls to zero at the end.")
-shown
-
-# %% [markdown]
-# *The share of the exact shift that a guided step gets on DDPM's linear table, for 25 steps (solid) and 250 (dashed).*
-#
-# With a thousand steps nobody notices. With 25 steps a third of the first shift is missing, and with the small variance
-# the last steps, where details are decided, get almost nothing: the very last one has variance zero and no guidance.
-#
-# There is a guidance that has the right coefficient without being told. If the gradient is added to the *score*, as
-# `guidance.tilt` does (chapter 10), the mean of the DDPM step moves by exactly $\sigma_{t|s}^2 / \alpha_{t|s}$ times it:
-
-# %%
-tilted = guidance.tilt(free, grad, gamma=1.0, schedule=noise)
-exact_coefficient = kernels.ddpm(tilted, noise)
-for t_long, s_long in [(0.4, 0.39), (0.4, 0.1), (0.9, 0.2)]:
-    got = exact_coefficient(points, t_long, s_long).mean
-    error = float((got - truth(points, t_long, s_long).mean).abs().max())
-    print(f"from {t_long} to {s_long}: the mean is off by {error:.0e}")
-    assert error < 1e-12
+# Both need second derivatives. For images these are expensive, which is why practice stays with the shift.
 
 # %% [markdown]
 # ## What each choice costs
@@ -636,24 +685,24 @@ assert max(kls) / min(kls) < 1.05 and 3 < min(kls) / price["x_t, t, large"][1] <
 #   place: two errors cancel, as the next cell shows.
 # * **The coefficient.** The exact one makes the mean exact. The divergence hardly notices.
 # * **The variance.** It decides the divergence: the small one costs more than three times as much as the large one here. Even the full
-#   covariance of the model's own step stays at order two, since it is not the covariance *given the label*. Only second
-#   derivatives of the classifier raise the order.
+#   covariance of the model's own step (last row but one) stays at order two and is no better than the large variance: it
+#   is not the covariance *given the label*. Order three needs both, the model's second derivatives and the classifier's.
 #
-# Why $\mu, s$ does well: at an earlier time the classifier is surer of itself, so its gradient there is *longer* than the
-# right one at $x_t, t$, while the coefficient is too *small*.
+# Why $\mu, s$ does well: the gradient there is *longer* than the right one at $x_t, t$, the coefficient is too *small*, and
+# the two errors cancel in part.
 
 # %%
 s = earlier(t, 1e-2)
 alpha_ts, sigma_ts = noise.transition(t, s)
-right, at_mu = grad(points, t), grad(small(points, t, s).mean, s)
-longer = float(shares @ (at_mu * right).sum(1) / (shares @ right.square().sum(1)))
+g, at_mu = grad(points, t), grad(small(points, t, s).mean, s)
+longer = float(weights @ (at_mu * g).sum(1) / (weights @ g.square().sum(1)))
 shorter = float(kernels.posterior_variance(noise, t, s) * alpha_ts / sigma_ts**2)
 print(f"gradient {longer:.4f} of the right one, coefficient {shorter:.4f}, product {longer * shorter:.4f}")
 assert shorter < 1 < longer
 
 # %% [markdown]
-# So is the place irrelevant? In one short step, yes. But nobody takes infinitely many steps, and errors of the mean
-# point the same way step after step. So run the samplers.
+# So is the place irrelevant? In one short step, yes. But the errors of the mean point the same way step after step:
+# $T \sim 1 / \beta$ of them add up to an error of order $\beta$ in the end, which their divergences, $T$ times $\beta^3$, hide. So run the samplers.
 #
 # ## The samplers, compared with the truth
 #
@@ -674,6 +723,8 @@ def moments(x, w):
 
 true = moments(*divergence.mixture_nodes(alone, order=40))
 print(f"mean {true[0].numpy().round(3)}, class mass {true[2]:.4f}, share {true[3]:.4f}")
+resolution = math.sqrt(float(true[1].trace()) / 20_000)
+print(f"20,000 points resolve the mean to {resolution:.3f}")
 
 # %%
 def errors_of(kernel, times, count=20_000, seed=0):
@@ -701,21 +752,22 @@ assert run["second order"][1] < 0.05 < run["exact coefficient, large"][1] < run[
 assert all(run[f"{place}, small"][2] < -0.04 for place in places)
 
 # %% [markdown]
-# The last line is the exact step: its errors are what 20,000 points cannot resolve. Everything at that level is right.
+# The last line is the exact step: its errors are chance. Everything at that level is right.
 #
-# Now the debate can be settled. With 25 steps and the small variance, the place of the reference implementation, $x_t, t$,
-# leaves a large error of the mean. The paper's place, $\mu, s$, removes about a third of it. The popular repair, $\mu, t$, removes less
+# Now the debate can be settled. With 25 steps and the small variance, the place of Algorithm 1 and its code, $x_t, t$,
+# leaves a large error of the mean. The derivation's place, $\mu, s$, removes about a third of it. The repair, $\mu, t$, removes less
 # than a tenth: it asks the classifier of one noise level about a point of another. The exact coefficient at $x_t, t$
-# removes all of it. **The gradient was taken at the right place. It was multiplied by the wrong number.**
+# removes all that can be resolved. **The gradient was taken at the right place. It was multiplied by the wrong number.**
 #
-# Where the coefficient is too small, so is the class mass: these samplers guide too little. With a real model you would have
+# (What is exact is the mean of each step, given $x_t$. That the mean of the *samples* comes out right as well is an observation; their covariance does not, the
+# variance still being wrong.) In all four rows with the small variance the class mass is too small: these samplers guide too little. With a real model you would have
 # blamed the classifier, and cured it with a larger $\gamma$.
 
 # %% tags=["hide-input"]
 curves = {
-    "$x_t, t$: the reference code": (shift_at(small, "x_t, t"), "guided", "o-"),
+    "$x_t, t$: Algorithm 1, its code": (shift_at(small, "x_t, t"), "guided", "o-"),
     r"$\mu, t$: the repair": (shift_at(small, "mu, t"), "other", "s-"),
-    r"$\mu, s$: the paper": (shift_at(small, "mu, s"), "conditional", "D-"),
+    r"$\mu, s$: the derivation": (shift_at(small, "mu, s"), "conditional", "D-"),
     "$x_t, t$, exact coefficient": (exact_coefficient, "guided", "o--"),
     "the exact step": (truth, "truth", "--"),
 }
@@ -728,12 +780,12 @@ with plotting.style():
     panel.set(xlabel="steps", ylabel="error of the mean", xticks=counts, xticklabels=counts)
     panel.minorticks_off()
     panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    shown = plotting.show(figure, "07_samplers", alt="Error of the mean of a guided sampler over the number of steps, from 10 to 160, with the small variance. The reference code and the repair are nearly one line, falling like one over the number of steps. The paper's line lies somewhat lower. The exact coefficient lies at the level of the exact step, about 0.01, for all numbers of steps.")
+    shown = plotting.show(figure, "07_samplers", alt="Error of the mean of a guided sampler over the number of steps, from 10 to 160, with the small variance. Algorithm 1 and the repair are nearly one line, falling like one over the number of steps. The derivation's line lies somewhat lower. The exact coefficient lies at the level of the exact step, about 0.01, for all numbers of steps.")
 shown
 
 # %% [markdown]
-# *Error of the mean of 20,000 guided points, small variance. The dashed lines are at the resolution of the experiment:
-# with the exact coefficient ten steps are as good as the exact step.*
+# *Error of the mean of 20,000 guided points, small variance. The dashed lines are at the resolution of the experiment: as
+# far as the mean goes, ten steps with the exact coefficient are as good as exact steps.*
 #
 # ### What it means for the original setting
 #
@@ -741,10 +793,6 @@ shown
 # small and the large one. So its shift is somewhere between these rows:
 
 # %%
-grid_250 = torch.linspace(1, 0, 251, dtype=torch.float64)
-free_table = mixture.denoiser(ddpm_table)
-
-
 def grad_table(x, t):
     level = ddpm_table.alpha(t), ddpm_table.sigma(t)
     return mixture.noised(*level).class_gradient(x, label)
@@ -753,12 +801,12 @@ def grad_table(x, t):
 original = {}
 for variance in ("small", "large"):
     base = kernels.ddpm(free_table, ddpm_table, variance)
-    for at in ("x", "mu"):
-        guided = kernels.shift(base, grad_table, gamma=1.0, at=at)
-        original[variance, at] = row = errors_of(guided, grid_250)
-        print(f"{variance}, at {at:2s}: mean {row[0]:.3f}, class mass {row[2]:+.4f}")
+    for at, time in (("x", "t"), ("mu", "s")):
+        shifted = kernels.shift(base, grad_table, gamma=1.0, at=at, time=time)
+        original[variance, at] = row = errors_of(shifted, time_grid(250))
+        print(f"{variance}, {at}, {time}: mean {row[0]:.3f}, class mass {row[2]:+.4f}")
 tilted_table = guidance.tilt(free_table, grad_table, 1.0, ddpm_table)
-exact_250 = errors_of(kernels.ddpm(tilted_table, ddpm_table), grid_250)
+exact_250 = errors_of(kernels.ddpm(tilted_table, ddpm_table), time_grid(250))
 print(f"exact coefficient: mean {exact_250[0]:.3f}, class mass {exact_250[2]:+.4f}")
 
 # %% tags=["remove-cell"]
@@ -766,20 +814,21 @@ assert original["small", "x"][0] < 0.06 and abs(original["small", "x"][2]) < 0.0
 assert exact_250[0] < 0.02
 
 # %% [markdown]
-# With 250 steps the whole question is worth a few hundredths of a unit, where the blobs lie two to three units apart. The author's answer, that the repair
-# did not noticeably change results, is what this computation predicts. With 25 steps it would not have been true.
+# With 250 steps the whole error is at most a few hundredths of a unit, where the blobs are two to three units apart, and the difference between the
+# two places is below what 20,000 points resolve. The author's answer, that the repair made no noticeable difference, is
+# what this computation predicts. With the 25 steps above it would have been noticed.
 #
 # *Limits of this comparison:* a two-dimensional mixture, an exact model, an exact classifier, $\gamma = 1$. Pictures have many
-# directions in which, given the rest, almost nothing is left to choose; there the small variance is the better one. The orders do not depend on that,
-# the constants do.
+# directions in which, given the rest, almost nothing is left to choose; there $H \approx -I / \sigma_t^2$, and the small variance is the better one. In such directions
+# a step counts as short only when $\beta$ is far below $\sigma_t^2$.
 #
 # ## The whole path
 #
-# The divergences of the steps add up to that of the path: let $P$ be the law of the exact path from noise to data, given the
-# label, and $Q$ the law of what a kernel walks. By the chain rule
+# The divergences of the steps add up to that of the path. Let $P$ be the law of the exact path from noise to data, given the
+# label, and $Q$ the law of what a kernel walks when it starts where $P$ starts. By the chain rule
 #
 # $$ \mathrm{KL}(P \,\|\, Q) = \sum_{\text{steps}} \mathbb E_{x_t \sim p_t(\cdot \mid y)}\,
-# \mathrm{KL}\big(p(x_s \mid x_t, y) \,\|\, q(x_s \mid x_t)\big), \tag{7.12}\label{eq-path-kl} $$
+# \mathrm{KL}\big(p(x_s \mid x_t, y) \,\|\, q(x_s \mid x_t)\big), \tag{7.14}\label{eq-path-kl} $$
 #
 # and what comes out at the end differs by at most that, since the end point is a function of the path. `divergence.path_kl`
 # computes it; by hand, for eight steps:
@@ -796,7 +845,7 @@ print(f"{by_hand:.6f} and {compact:.6f} nats")
 assert abs(by_hand - compact) < 1e-12
 
 # %% [markdown]
-# (The paths end at $t = 0.01$, since the step to $t = 0$ has no density with DDPM's variances.) Now over the number of steps:
+# (The paths end at $t = 0.01$: DDPM's step to $t = 0$ adds no noise and has no density.) Now over the number of steps:
 
 # %%
 def path_kl(kernel, steps, order=8):
@@ -804,7 +853,7 @@ def path_kl(kernel, steps, order=8):
     return float(divergence.path_kl(mixture, noise, label, kernel, grid, order))
 
 
-numbers = (8, 16, 32, 64, 128)
+numbers = (8, 16, 32, 64, 128, 256)
 walkers = {
     "no shift": large,
     "shift, small variance": shift_at(small, "x_t, t"),
@@ -826,11 +875,11 @@ with plotting.style():
             "second order": ("other", "o-")}
     for name, (colour, marks) in look.items():
         panel.loglog(numbers, path[name], marks, color=plotting.COLOURS[colour], markersize=4)
-        drop = 0.72 if name == "no shift" else 1.25 if "small" in name else 1
+        drop = 1.15 if name == "no shift" else 0.85 if "small" in name else 1
         panel.text(numbers[-1] * 1.15, path[name][-1] * drop, name, color=plotting.COLOURS[colour], va="center")
-    panel.set(xlabel="steps $T$", ylabel="KL of the path [nats]", xticks=numbers, xticklabels=numbers, xlim=(7, 700))
+    panel.set(xlabel="steps $T$", ylabel="KL of the path [nats]", xticks=numbers, xticklabels=numbers, xlim=(7, 1500))
     panel.minorticks_off()
-    shown = plotting.show(figure, "07_path", alt="Divergence of the whole path over the number of steps, 8 to 128, log-log. Without a shift the curve levels off near 0.8 nats. With a shift and the large variance it falls like one over the number of steps, with second order like one over its square. With a shift and the small variance it starts far above and comes down to one nat.")
+    shown = plotting.show(figure, "07_path", alt="Divergence of the whole path over the number of steps, 8 to 256, log-log. Without a shift the curve levels off near 0.8 nats. With a shift and the large variance it falls like one over the number of steps, with second order like one over its square. With a shift and the small variance it starts far above and crosses the curve without a shift between 128 and 256 steps.")
 shown
 
 # %% [markdown]
@@ -838,19 +887,24 @@ shown
 # lost on the way from a step to a path.*
 #
 # $T$ steps of length $\beta \sim 1 / T$ turn $\beta^2$ into $1 / T$ and $\beta^3$ into $1 / T^2$. The small variance shows what a wrong shape
-# costs: on this data it is worse than ignoring the label, until the steps are short. And the grey curve does not fall to zero at all. It levels
-# off, and its limit has a name. For the *exact* kernel without the label the sum has a closed form: forward in time,
-# both laws use the same noising, so the paths differ exactly as much as the data do.
+# costs: on this data it is worse than ignoring the label at 128 steps, and better only at 256. And the grey curve does not fall to zero at
+# all. It levels off, and its limit has a name. For the *exact* kernel without the label the sum has a closed form: forward
+# in time both laws use the same noising, so the paths differ exactly as much as their two ends at $t = 0.01$ do, less what their starts at $t = 1$ differ by.
 
 # %%
-blind = {steps: path_kl(ignoring, steps, order=16) for steps in (8, 64)}
-end = noised(0.01)
-x, w = divergence.mixture_nodes(end.given(label), order=40)
-information = float(w @ (end.given(label).log_prob(x) - end.log_prob(x)))
-for steps, value in blind.items():
-    print(f"path without the label, {steps:2d} steps: {value:.4f} nats")
-    assert abs(value - information) < 1e-3
-print(f"KL(p(x | y) || p(x)) at its end:    {information:.4f} nats")
+def information(t):
+    """KL(p_t(x | y) || p_t(x)), what the label says about x_t."""
+    at_t = noised(t)
+    x, w = divergence.mixture_nodes(at_t.given(label), order=40)
+    return float(w @ (at_t.given(label).log_prob(x) - at_t.log_prob(x)))
+
+
+known = information(0.01) - information(1.0)
+print(f"information at the end {known:.4f}, at the start {information(1.0):.0e} nats")
+for steps in (8, 64):
+    blind = path_kl(ignoring, steps, order=16)
+    print(f"path without the label, {steps:2d} steps: {blind:.4f} nats")
+    assert abs(blind - known) < 1e-3
 
 # %% [markdown]
 # That is the information that this label carries. No number of steps brings it in. A shift does: what it fails to bring in falls like $1 / T$.
@@ -859,7 +913,8 @@ print(f"KL(p(x | y) || p(x)) at its end:    {information:.4f} nats")
 #
 # A reverse step is written `mean + std * noise`. It is tempting to put the gradient into the same bracket,
 # `mean + std * (noise + grad)`: a shift by the *standard deviation* times the gradient. In one step it looks like stronger
-# guidance. But $T$ shifts of size $1 / \sqrt T$ add up to $\sqrt T$. So this mistake has a signature: it gets *worse* with more steps.
+# guidance. But $T$ shifts of size $1 / \sqrt T$ add up like $\sqrt T$, until the gradient gives out. So this mistake has a signature: it
+# gets *worse* with more steps.
 
 # %%
 def mistaken(x, t, s):
@@ -867,12 +922,11 @@ def mistaken(x, t, s):
     return Gaussian(step.mean + step.var.sqrt() * grad(x, t), step.var)
 
 
-correct, off = shift_at(large, "x_t, t"), {}
+kinds, table = (mistaken, shift_at(large, "x_t, t")), {}
 for steps in (25, 100, 400):
-    kinds = (mistaken, correct)
-    off[steps] = [errors_of(k, time_grid(steps), count=4000)[0] for k in kinds]
-    print("{:3d} steps: mean off by {:.2f}; with the variance {:.2f}".format(steps, *off[steps]))
-assert off[25][0] < off[100][0] < off[400][0] and off[400][1] < off[25][1]
+    table[steps] = [errors_of(k, time_grid(steps), count=4000)[0] for k in kinds]
+    print("{:3d} steps: mean off by {:.2f}; with the variance {:.2f}".format(steps, *table[steps]))
+assert table[25][0] < table[100][0] < table[400][0] and table[400][1] < table[25][1]
 
 # %% [markdown]
 # When you suspect your own guidance, double the number of steps: a right first-order method gets better, this one worse.
@@ -882,8 +936,8 @@ assert off[25][0] < off[100][0] < off[400][0] and off[400][1] < off[25][1]
 
 # %%
 quiet = kernels.ddim(free, noise)
-same = shift_at(quiet, "x_t, t")(points, t, s).mean
-assert torch.equal(same, quiet(points, t, s).mean)
+same = shift_at(quiet, "x_t, t")(points, 0.4, 0.3).mean
+assert torch.equal(same, quiet(points, 0.4, 0.3).mean)
 print("DDIM with a shift is DDIM without it")
 
 # %% [markdown]
@@ -942,7 +996,7 @@ exercises.check("7.2", exact_shift_coefficient)
 #
 # `at_s` is a `GaussianMixture`, the distribution at time $s$; `x` are points at time $t$, shape `(N, 2)`, with
 # $x_t = \alpha_{t|s}\, x_s + \sigma_{t|s}\, \varepsilon$ and the number `alpha_ts`. Return the covariance of $p(x_s \mid x_t, y)$ at each point,
-# shape `(N, 2, 2)`. The mixture's methods `noised(alpha, sigma)`, `given(label)` and `hessian(x)` help.
+# shape `(N, 2, 2)`. The mixture's methods `noised(alpha, sigma)`, `given(label)` and `hessian(x)` help; `sigma` is a standard deviation.
 #
 # <details><summary>Hint</summary>
 #
@@ -968,7 +1022,8 @@ exercises.check("7.3", covariance_given_label)
 #
 # The time term of $\eqref{eq-taylor}$ has a closed form. Both $p_t(x)$ and $p_t(x \mid y)$ obey the Fokker-Planck equation of the
 # forward process, $\partial_t p = \frac{r}{2} \big(\nabla \cdot (x\, p) + \Delta p\big)$, where $r$ is the noise rate at time $t$.
-# Derive $\partial_t \log p_t(y \mid x)$ and return it, shape `(N,)`. `at_t` is the mixture at time $t$, `rate` is $r$.
+# Derive $\partial_t \log p_t(y \mid x)$ and return it, shape `(N,)`. `at_t` is the mixture at time $t$ with its methods `score(x)`, `hessian(x)`,
+# `class_gradient(x, label)` and `given(label)`; `rate` is $r$.
 #
 # <details><summary>Hint</summary>
 #
@@ -995,14 +1050,14 @@ exercises.check("7.4", time_derivative)
 # ### Exercise 7.5 (research): what is left after second order
 #
 # With the exact mean and covariance, the divergence of one step is $c\, \beta^3 + O(\beta^4)$. In one dimension $c$ depends on one
-# number, the third derivative of $\log p_t(x \mid y)$ at $x_t$, called `third`. Return $c$. (Then go on: in the plane, which
+# number, called `third`: the third derivative of $\log p_t(x \mid y)$ at $x_t$ (or of $\log p_s(x \mid y)$, they differ by $O(\beta)$). Return $c$. (Then go on: in the plane, which
 # contraction of the tensor of third derivatives takes its place? `divergence.kl` tells you whether you are right.)
 #
 # <details><summary>Hint</summary>
 #
 # Which cumulant is the first that a Gaussian cannot have? To leading order the step is $e^{-u^2 / 2 \beta + a u^3 / 6}$, where $a$
-# is `third`. Find its skewness, then the divergence of a nearly Gaussian density from its Gaussian: expand their ratio
-# in Hermite polynomials, whose squares have known means.
+# is `third`. Find its third cumulant, then its skewness $\kappa$. A nearly Gaussian density with this skewness is its Gaussian times
+# $1 + \kappa\, \mathrm{He}_3 / 6$, and $\mathbb E[\mathrm{He}_3^2] = 3!$ under the Gaussian. What is the divergence to second order in $\kappa$?
 #
 # </details>
 
@@ -1023,15 +1078,16 @@ exercises.check("7.5", third_order_constant)
 #
 # 1. Bayes' rule for a step is exact, $\eqref{eq-bayes-step}$. A linear function in the exponent moves a Gaussian by $\Sigma g$,
 #    $\eqref{eq-complete-square}$, and that is the mean shift.
-# 2. The time term of the expansion is as large as what is neglected in $x$, but it does not depend on $x_s$ and drops out.
+# 2. The time term of the expansion is as large as the second-order term in $x$, but it does not depend on $x_s$ and drops out.
 # 3. Divergence of one step: order $\beta$ without the shift, $\beta^2$ with it, $\beta^3$ with second order. Over a whole path, one
 #    power less.
-# 4. The conditional mean moves by *exactly* $\sigma_{t|s}^2 / \alpha_{t|s}$ times the gradient at $x_t$, for steps of any length. The
-#    place was never wrong; the coefficient was.
-# 5. With few steps, the variance as a coefficient guides too little. Add the gradient to the score instead: the mean is exact.
+# 4. The label moves the mean of a step by *exactly* $\sigma_{t|s}^2 / \alpha_{t|s}$ times the gradient at $x_t$, however long the
+#    step. The place was never wrong; the coefficient was.
+# 5. With few steps, the variance as a coefficient guides too little. Add the gradient to the score instead: then the mean of
+#    each step is exact.
 #
 # **Where it comes from.** The shift, the expansion at $\mu$ and Algorithm 1: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233),
-# section 4.1, after [Sohl-Dickstein et al. (2015)](https://arxiv.org/abs/1503.03585). The expansion in $(x, t)$ at $x_t$:
+# section 4.1 (the box writes the gradient at $x_t$, the derivation above it at $\mu$), after [Sohl-Dickstein et al. (2015)](https://arxiv.org/abs/1503.03585). The expansion in $(x, t)$ at $x_t$:
 # [Su (2022)](https://spaces.ac.cn/archives/9257). The two variances: [Ho et al. (2020)](https://arxiv.org/abs/2006.11239), section 3.2. Tweedie's formula:
 # [Efron (2011)](https://doi.org/10.1198/jasa.2011.tm11181). The code in question: `condition_mean` in
 # [gaussian_diffusion.py](https://github.com/openai/guided-diffusion/blob/main/guided_diffusion/gaussian_diffusion.py). The orders and their constants,

@@ -12,8 +12,11 @@ from difflesson.guidance import (
     classifier_guided,
     classifier_log_prob,
     gradient,
+    implicit_gradient,
+    linearise,
     mix,
     scale_at,
+    tempered,
     tilt,
 )
 from difflesson.mixture import GaussianMixture
@@ -508,3 +511,85 @@ def test_autocast_runs_the_network_in_low_precision_and_combines_in_full():
     assert 0 < farthest(low, full) < 0.05
     explained = schedule.alpha(0.4) * low.x0 + schedule.sigma(0.4) * low.eps
     assert worst(explained, x) < 1e-6
+
+
+# --- the Taylor polynomial, the implied classifier, the wrong temperature --------------------------------------
+
+
+@pytest.mark.equation("eq-taylor")
+@every_mixture
+@every_schedule
+def test_the_taylor_polynomial_has_the_value_and_the_slopes_of_finite_differences(mixture, schedule):
+    def log_prob(x, t):
+        return mixture.noised(schedule.alpha(t), schedule.sigma(t)).class_log_prob(x, 1)
+
+    x, t, h = points(mixture.dim), 0.4, 1e-5
+    polynomial = linearise(log_prob, x, t)
+    away = torch.randn(3, *x.shape, generator=torch.Generator().manual_seed(1), dtype=F64)
+    rate = (log_prob(x, t + h) - log_prob(x, t - h)) / (2 * h)
+    slopes = [(log_prob(x + h * e, t) - log_prob(x - h * e, t)) / (2 * h) for e in torch.eye(mixture.dim, dtype=F64)]
+    want = log_prob(x, t) + (away * torch.stack(slopes, dim=1)).sum(-1) - 0.1 * rate
+    assert worst(polynomial(x + away, t - 0.1), want) < 1e-7 * max(1.0, float(want.abs().max()))
+    assert worst(polynomial(x, t), log_prob(x, t)) == 0
+
+
+@pytest.mark.equation("eq-taylor")
+def test_the_error_of_the_taylor_polynomial_is_of_second_order_only_with_its_time_term():
+    mixture, schedule = MIXTURES[2], vp_linear()
+
+    def log_prob(x, t):
+        return mixture.noised(schedule.alpha(t), schedule.sigma(t)).class_log_prob(x, 1)
+
+    x, t = points(2), 0.4
+    polynomial, direction = linearise(log_prob, x, t), torch.tensor([0.5, -0.8], dtype=F64)
+    errors = {1e-2: [], 1e-3: []}
+    for h, both in errors.items():
+        value = log_prob(x + h * direction, t - h)
+        both += [worst(polynomial(x + h * direction, s), value) for s in (t - h, t)]
+    with_time, without = (errors[1e-2][i] / errors[1e-3][i] for i in (0, 1))
+    assert 80 < with_time < 120
+    assert 8 < without < 12
+
+
+@pytest.mark.equation("eq-implicit-classifier")
+@every_mixture
+@every_schedule
+@pytest.mark.parametrize("t", [0.01, 0.4, 0.95])
+def test_the_implicit_gradient_is_the_slope_of_the_log_ratio_of_densities(mixture, schedule, t):
+    noisy, x, h = mixture.noised(schedule.alpha(t), schedule.sigma(t)), points(mixture.dim), 1e-5
+
+    def log_ratio(x):
+        return noisy.given(1).log_prob(x) - noisy.log_prob(x)
+
+    steps = h * torch.eye(mixture.dim, dtype=F64)
+    want = torch.stack([(log_ratio(x + e) - log_ratio(x - e)) / (2 * h) for e in steps], dim=1)
+    got = implicit_gradient(mixture.pair(schedule, 1), schedule)(x, t)
+    assert worst(got, want) < 1e-5 * max(1.0, float(want.abs().max()))
+
+
+@pytest.mark.equation("eq-low-temperature")
+@every_mixture
+@pytest.mark.parametrize("kappa", [0.0, 0.5, 1.0, 2.5])
+def test_tempering_multiplies_the_score_and_keeps_x0_and_eps_of_one_mind(mixture, kappa):
+    schedule, x, t = vp_linear(), points(mixture.dim), 0.4
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    prediction = tempered(mixture.denoiser(schedule), kappa, schedule)(x, t)
+    assert worst(prediction.score(sigma), kappa * mixture.noised(alpha, sigma).score(x)) < 1e-11
+    assert worst(alpha * prediction.x0 + sigma * prediction.eps, x) < 1e-12
+
+
+@pytest.mark.equation("eq-low-temperature")
+def test_tempering_is_right_for_no_schedule_even_on_one_gaussian():
+    """For N(0, v) data the score at noise level t of p(x)^kappa is -x / (alpha^2 v / kappa + sigma^2), not that."""
+    schedule, v, kappa, t = vp_linear(), 0.7, 3.0, 0.4
+    blob = GaussianMixture([1.0], torch.zeros(1, 1, dtype=F64), [[[v]]])
+    x, alpha, sigma = points(1), float(schedule.alpha(t)), float(schedule.sigma(t))
+    got = tempered(blob.denoiser(schedule), kappa, schedule)(x, t).score(sigma)
+    assert worst(got, -kappa * x / (alpha**2 * v + sigma**2)) < 1e-12
+    assert worst(got, -x / (alpha**2 * v / kappa + sigma**2)) > 0.1
+
+
+@pytest.mark.parametrize("kappa", [-1.0, math.nan, math.inf])
+def test_a_temperature_that_is_none_is_refused(kappa):
+    with pytest.raises(ValueError, match="kappa"):
+        tempered(MIXTURES[2].denoiser(vp_linear()), kappa, vp_linear())

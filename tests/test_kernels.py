@@ -438,3 +438,33 @@ def test_gaussian_kernels_take_images_and_a_batch_of_one():
 def test_bad_input_is_named(name, make):
     with pytest.raises(ValueError, match=f"^{name}"):
         make(MIXTURE.denoiser(SCHEDULE))
+
+
+@pytest.mark.equation("eq-variance-interpolation")
+@pytest.mark.parametrize("v", [0.0, 0.3, 1.0])
+def test_the_variance_between_small_and_large_is_a_weighted_geometric_mean(v):
+    """From the two levels by hand: log var is the line from log small to log large."""
+    t, s = 0.7, 0.4
+    a = level(t).alpha / level(s).alpha
+    large = 1 - a**2
+    small = large * (level(s).sigma / level(t).sigma) ** 2
+    step = kernels.ddpm(MIXTURE.denoiser(SCHEDULE), SCHEDULE, v)(POINTS, t, s)
+    assert abs(math.log(float(step.var)) - ((1 - v) * math.log(small) + v * math.log(large))) < 1e-12
+    assert small < large / 1.5
+
+
+@pytest.mark.equation("eq-variance-interpolation")
+def test_the_ends_of_the_interpolation_are_the_two_named_variances_and_a_step_to_data_adds_no_noise():
+    plain = MIXTURE.denoiser(SCHEDULE)
+    for t, s in TIMES:
+        for v, name in [(0, "small"), (1.0, "large")]:
+            numbered, named = (kernels.ddpm(plain, SCHEDULE, choice)(POINTS, t, s) for choice in (v, name))
+            assert torch.equal(numbered.var, named.var) and torch.equal(numbered.mean, named.mean)
+        if s == 0:
+            assert all(float(kernels.ddpm(plain, SCHEDULE, v)(POINTS, t, s).var) == 0 for v in (0.0, 0.5, 1.0))
+
+
+@pytest.mark.parametrize("variance", [-0.1, 1.5, math.nan, "medium", None])
+def test_a_variance_that_is_none_is_refused(variance):
+    with pytest.raises(ValueError, match="variance"):
+        kernels.ddpm(MIXTURE.denoiser(SCHEDULE), SCHEDULE, variance)

@@ -81,17 +81,25 @@ def covariance_by_brute_force(at_s: GaussianMixture, x: Tensor, label: int, alph
     return torch.stack(covs)
 
 
-def covariance(at_s, x, label, alpha_ts, *, curvature="class", front=2, inner=1.0):
-    """The solution with parts that can be got wrong."""
+def covariance(at_s, x, label, alpha_ts, *, curvature="class", front=2, inner=1.0, sigma=0.5):
+    """The solution with parts that can be got wrong; `sigma` is the power of the variance that `noised` is given."""
     var = 1 - alpha_ts**2
-    at_t = at_s.noised(alpha_ts, math.sqrt(var))
+    at_t = at_s.noised(alpha_ts, var**sigma)
     given = at_t.given(label)
     hessian = {
         "class": given.hessian(x),
         "everything": at_t.hessian(x),
         "classifier": given.hessian(x) - at_t.hessian(x),
+        "earlier": at_s.given(label).hessian(x),
     }[curvature]
     return var / alpha_ts**front * (torch.eye(2, dtype=x.dtype) + inner * var * hessian)
+
+
+def short_step_covariance(at_s, x, label, alpha_ts):
+    """The two leading orders, beta (I + beta (I + H))."""
+    var, identity = 1 - alpha_ts**2, torch.eye(2, dtype=x.dtype)
+    hessian = at_s.noised(alpha_ts, math.sqrt(var)).given(label).hessian(x)
+    return var * (identity + var * (identity + hessian))
 
 
 # --- 7.4 ----------------------------------------------------------------------------------------------------
@@ -108,12 +116,12 @@ def rate_by_noising_a_little(at_t: GaussianMixture, x: Tensor, label: int, rate:
     return 2 * quotient(1e-5) - quotient(2e-5)
 
 
-def rate_of_change(at_t, x, label, rate, *, half=0.5, cross=2.0, square=1.0, drift=1.0):
+def rate_of_change(at_t, x, label, rate, *, half=0.5, cross=2.0, square=1.0, drift=1.0, diffusion=1.0):
     """The solution with parts that can be got wrong."""
     g = at_t.class_gradient(x, label)
     laplacian = (at_t.given(label).hessian(x) - at_t.hessian(x)).diagonal(dim1=1, dim2=2).sum(1)
     terms = drift * (x * g) + square * g * g + cross * g * at_t.score(x)
-    return half * rate * (terms.sum(1) + laplacian)
+    return half * rate * (terms.sum(1) + diffusion * laplacian)
 
 
 # --- 7.5 ----------------------------------------------------------------------------------------------------
@@ -158,6 +166,11 @@ EXERCISES = [
                 "a wide Gaussian must move further than a narrow one; yours moves less.",
             ),
             Mistake(
+                "covariance forgotten",
+                lambda mean, cov, g, gamma: mean + gamma * g,
+                "your answer does not depend on cov. How far does a very narrow Gaussian move?",
+            ),
+            Mistake(
                 "gamma forgotten",
                 lambda mean, cov, g, gamma: mean + cov @ g,
                 "your answer does not depend on gamma.",
@@ -195,6 +208,11 @@ EXERCISES = [
                 "this is a step all the way to the data. How much does the signal shrink between s and t?",
             ),
             Mistake(
+                "standard deviation for variance",
+                lambda alpha_t, alpha_s: math.sqrt(1 - (alpha_t / alpha_s) ** 2) * alpha_s / alpha_t,
+                "check the units: the gradient has the inverse unit of x. What must multiply it to give a length?",
+            ),
+            Mistake(
                 "alpha squared",
                 lambda alpha_t, alpha_s: (alpha_s / alpha_t) ** 2 - 1,
                 "too large by one factor of alpha_{t|s}: mean and covariance do not divide by the same power.",
@@ -221,6 +239,26 @@ EXERCISES = [
                 "the classifier's curvature alone",
                 lambda *a: covariance(*a, curvature="classifier"),
                 "this uses the second derivatives of log p(y | x). The formula is about another density.",
+            ),
+            Mistake(
+                "the density at time s",
+                lambda *a: covariance(*a, curvature="earlier"),
+                "the curvature belongs to a density of the noisier point, and x is one. Which method gets you there?",
+            ),
+            Mistake(
+                "variance for standard deviation",
+                lambda *a: covariance(*a, sigma=1.0),
+                "look at the second argument of noised: is it a variance?",
+            ),
+            Mistake(
+                "leading orders only",
+                short_step_covariance,
+                "right for short steps only. The formula on the page has no approximation in it.",
+            ),
+            Mistake(
+                "no alpha at all",
+                lambda *a: covariance(*a, front=0),
+                "a covariance scales with the square of its variable. How does x_t shrink with x_s?",
             ),
             Mistake(
                 "one alpha too few",
@@ -264,6 +302,16 @@ EXERCISES = [
                 "right at the origin only. The forward process also shrinks.",
             ),
             Mistake(
+                "the drift with the wrong sign",
+                lambda *a: rate_of_change(*a, drift=-1.0),
+                "expand the divergence of x p, and divide by p: what stands in front of x . grad log p?",
+            ),
+            Mistake(
+                "the Laplacian forgotten",
+                lambda *a: rate_of_change(*a, diffusion=0.0),
+                "the squares are there, but the second derivatives of log p are not.",
+            ),
+            Mistake(
                 "time backwards",
                 lambda *a: rate_of_change(*a, half=-0.5),
                 "right size, wrong direction. Which way does the forward equation run?",
@@ -286,6 +334,16 @@ EXERCISES = [
                 "the mean square of He_3 forgotten",
                 lambda third: third**2 / 72,
                 "nearly: what is the mean of the square of the third Hermite polynomial?",
+            ),
+            Mistake(
+                "one half too many",
+                lambda third: third**2 / 24,
+                "half of the truth. The divergence is E[(r - 1)^2] / 2; is another half hidden in your coefficient?",
+            ),
+            Mistake(
+                "the quarter of the covariance",
+                lambda third: third**2 / 48,
+                "the quarter belongs to an error of the covariance. Here covariance and mean are right.",
             ),
             Mistake(
                 "the one half of the divergence forgotten",
