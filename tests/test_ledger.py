@@ -1,0 +1,301 @@
+"""Every numbered equation of this repository is in order, and the ledger notices one that is not."""
+
+import re
+
+import pytest
+
+from tools import equation_labels
+from tools.equation_labels import MUTANTS, PLANNED, Chapter, Equation, read
+from tools.ledger import ROOT, numbering_problems, page, problems
+
+CHAPTER, SECOND = "notebooks/00_line.py", "notebooks/01_curve.py"
+MODULE, TEST = "difflesson/lines.py", "tests/test_lines.py"
+CHAPTER_TEXT = r"""# %% [markdown]
+# # 00 · A line: where does it go?
+#
+# ## Two points, `one` line
+#
+# $$ y = 2 x \tag{0.1}\label{eq-line} $$
+
+# %%
+from difflesson.lines import line, slope
+print(line(1))
+
+# %% [markdown]
+# ## Two points, `one` line
+# By $\eqref{eq-line}$ it is straight,
+# $$ y' = 2. \tag{0.2}\label{eq-slope} $$
+# Quoted, neither counts: `\tag{0.7}\label{eq-not}`.
+# ```
+# ## no heading
+# $$ \tag{0.9}\label{eq-neither} $$
+# ```
+
+# %%
+print(slope(1))
+"""
+MODULE_TEXT = '''"""Lines."""
+
+
+def line(x):
+    """`y = 2 x`  [eq-line]"""
+    return 2 * x
+
+
+def slope(x):
+    """`y' = 2`  (eq-slope)"""
+    return 2
+
+
+def curve(x):
+    """`y = x^2`  [eq-curve]"""
+    return x**2
+'''
+TEST_TEXT = """import pytest
+
+
+@pytest.mark.equation("eq-line", "eq-slope")
+def test_lines():
+    pass
+
+
+@pytest.mark.equation("eq-curve")
+def test_curve():
+    pass
+"""
+MUTANTS_TEXT = """[[mutant]]
+name = "one"
+equation = "eq-line"
+
+[[mutant]]
+name = "two"
+equation = ["eq-slope", "eq-line"]
+"""
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A repository whose ledger is in order: two equations are shown, one waits for chapter 01."""
+    texts = {
+        CHAPTER: CHAPTER_TEXT,
+        MODULE: MODULE_TEXT,
+        TEST: TEST_TEXT,
+        MUTANTS: MUTANTS_TEXT,
+        PLANNED: '01 = ["eq-curve"]\n',
+        "CITATION.cff": 'repository-code: "https://example.org/lines"\n',
+    }
+    for path, text in texts.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def edit(root, path, old, new):
+    text = (root / path).read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    (root / path).write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_the_ledger_of_this_repository_is_in_order():
+    assert problems(read(ROOT)) == []
+
+
+def test_the_ledger_of_the_small_repository_is_in_order(root):
+    assert problems(read(root)) == []
+
+
+SLOPE = r"2. \tag{0.2}\label{eq-slope} $$"
+NO_DOCSTRING = "is named by no docstring of the package"
+BROKEN = {  # what is wrong: file, what stands there, what shall stand there, the one sentence
+    "shown, not implemented": (
+        MODULE, "[eq-line]", "",
+        f"{CHAPTER}: eq-line is implemented nowhere; name it in the function's docstring, [eq-line]",
+    ),
+    "shown, not executed": (
+        CHAPTER, "print(line(1))", "print(slope(1))",
+        f"{CHAPTER}: eq-line is not executed; let a cell below it use difflesson.lines.line",
+    ),
+    "shown, no mutant": (
+        MUTANTS, '["eq-slope", "eq-line"]', '["eq-line"]',
+        f"{MUTANTS}: eq-slope of {CHAPTER} has no mutant; plant a wrong formula that its test notices",
+    ),
+    "implemented, not tested": (
+        TEST, '"eq-line", ', "",
+        f"{MODULE}: eq-line of difflesson.lines.line has no test; compare it with an independent computation "
+        'under @pytest.mark.equation("eq-line")',
+    ),
+    "implemented, not shown": (
+        PLANNED, '"eq-curve"', "",
+        f"{MODULE}: eq-curve of difflesson.lines.curve is in no chapter; show it, or list it in {PLANNED}",
+    ),
+    "tested, not implemented": (
+        TEST, '"eq-curve"', '"eq-curve", "eq-other"', f"{TEST}: eq-other of test_curve {NO_DOCSTRING}",
+    ),
+    "mutant, not implemented": (
+        MUTANTS, '"eq-line"]', '"eq-line", "eq-other"]', f"{MUTANTS}: eq-other of mutant two {NO_DOCSTRING}",
+    ),
+    "number twice": (
+        CHAPTER, r"\tag{0.2}", r"\tag{0.1}",
+        f"{CHAPTER}: eq-slope has the number 0.1, which is taken; it must be 0.2",
+    ),
+    "number left out": (
+        CHAPTER, r"\tag{0.2}", r"\tag{0.3}",
+        f"{CHAPTER}: eq-slope has the number 0.3 where 0.2 comes next",
+    ),
+    "number of another chapter": (
+        CHAPTER, r"\tag{0.2}", r"\tag{7.2}",
+        f"{CHAPTER}: eq-slope has the number 7.2 of another chapter; it must be 0.2",
+    ),
+    "number without a label": (
+        CHAPTER, SLOPE, SLOPE + r" $$ y \tag{0.3} $$",
+        rf"{CHAPTER}: (0.3) needs a label; write \tag{{0.3}}\label{{eq-...}}",
+    ),
+    "label without a number": (
+        CHAPTER, SLOPE, SLOPE + r" $$ y \label{eq-slope} $$",
+        rf"{CHAPTER}: eq-slope has no number; write \tag{{..}}\label{{eq-slope}}",
+    ),
+    "label twice": (
+        CHAPTER, SLOPE, SLOPE + r" $$ y \tag{0.3}\label{eq-slope} $$",
+        rf"{CHAPTER}: eq-slope stands twice on the page; refer to it with \eqref{{eq-slope}}",
+    ),
+    "reference to another page": (
+        CHAPTER, r"\eqref{eq-line}", r"\eqref{eq-curve}",
+        rf"{CHAPTER}: \eqref{{eq-curve}} is not on this page; link to its chapter instead",
+    ),
+    "planned, but shown": (
+        PLANNED, '"eq-curve"', '"eq-curve", "eq-line"',
+        f"{PLANNED}: eq-line stands in a chapter by now; take it off the list",
+    ),
+    "planned, not implemented": (
+        PLANNED, '"eq-curve"', '"eq-curve", "eq-other"',
+        f"{PLANNED}: eq-other {NO_DOCSTRING}; take it off the list",
+    ),
+    "planned for a chapter that is there": (
+        PLANNED, "01 =", "00 =",
+        f"{PLANNED}: eq-curve waits for {CHAPTER}, which does not show it; show it there",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "old", "new", "sentence"), BROKEN.values(), ids=BROKEN)
+def test_each_broken_rule_gives_one_sentence_that_says_what_to_do(root, path, old, new, sentence):
+    edit(root, path, old, new)
+    assert problems(read(root)) == [sentence]
+
+
+def test_a_number_left_out_is_one_problem_however_many_follow():
+    equations = [Equation(f"7.{number}", f"eq-{number}", "", frozenset()) for number in (1, 3, 4, 5)]
+    chapter = Chapter("notebooks/07_line.py", "", equations, ["eq-1", "eq-5"])
+    assert numbering_problems(chapter) == ["notebooks/07_line.py: eq-3 has the number 7.3 where 7.2 comes next"]
+
+
+def test_an_equation_may_stand_in_two_chapters_each_with_a_number_of_its_own(root):
+    text = CHAPTER_TEXT.replace("# 00 ·", "# 01 ·").replace(r"\tag{0.", r"\tag{1.")
+    (root / SECOND).write_text(text.replace("eq-slope", "eq-curve").replace("slope", "curve"), encoding="utf-8")
+    edit(root, PLANNED, '"eq-curve"', "")
+    edit(root, MUTANTS, '"eq-line"]', '"eq-line", "eq-curve"]')
+    assert problems(read(root)) == []
+    assert [chapter.equations[0][:2] for chapter in read(root).chapters] == [("0.1", "eq-line"), ("1.1", "eq-line")]
+
+
+@pytest.mark.parametrize(
+    ("cell", "is_use"),
+    [
+        ("from difflesson import lines\nlines.line(1)", True),
+        ("from difflesson.lines import line as straight\nstraight(1)", True),
+        ("made_above(1)", True),  # from `made_above = partial(line)` before the equation
+        ("from difflesson.lines import line", False),
+        ("line = 3\nprint(line)", False),  # a name of the chapter's own
+        ("%time line", False),
+        ("    unexpected(indent)\n\n# %%\nfrom difflesson.lines import line\nline(1)", True),
+    ],
+)
+def test_an_equation_is_used_by_what_comes_from_the_package_after_it(tmp_path, cell, is_use):
+    text = (
+        "# %%\nfrom functools import partial\nimport difflesson.lines\nmade_above = partial(difflesson.lines.line)\n\n"
+        "# %% [markdown]\n# $$ y = 2 x \\tag{0.1}\\label{eq-line} $$\n\n# %%\n" + cell + "\n"
+    )
+    (tmp_path / "00_line.py").write_text(text, encoding="utf-8")
+    assert ("line" in equation_labels.read_chapter(tmp_path / "00_line.py").equations[0].used_after) == is_use
+
+
+def test_a_solved_exercise_is_no_use_of_its_function(root):
+    edit(root, CHAPTER, "# %%\nprint(slope(1))", '# %% tags=["exercise"]\nprint(slope(1))')
+    assert problems(read(root)) == [
+        f"{CHAPTER}: eq-slope is not executed; let a cell below it use difflesson.lines.slope"
+    ]
+
+
+def test_labels_in_docstrings_belong_to_the_innermost_definition(tmp_path):
+    (tmp_path / "lines").mkdir()
+    text = '"""[eq-a]"""\n\n\nclass Line:\n    """[eq-b]"""\n\n    def at(self, x):\n        """(eq-c), not eq-d"""\n'
+    (tmp_path / "lines" / "straight.py").write_text(text, encoding="utf-8")
+    found = equation_labels.implemented(tmp_path / "lines")
+    assert {label: (place.name, place.line) for label, (place,) in found.items()} == {
+        "eq-a": ("lines.straight", 1),
+        "eq-b": ("lines.straight.Line", 4),
+        "eq-c": ("lines.straight.Line.at", 7),
+    }
+
+
+def test_marks_are_found_on_functions_classes_parameters_and_whole_files(tmp_path):
+    text = """import pytest
+
+pytestmark = [pytest.mark.equation("eq-file"), pytest.mark.slow]
+
+
+@pytest.mark.equation("eq-class")
+class TestLines:
+    @pytest.mark.equation("eq-a", "eq-b")
+    def test_one(self):
+        pass
+
+
+@pytest.mark.parametrize("x", [1, pytest.param(2, marks=pytest.mark.equation("eq-parameter"))])
+def test_two(x):
+    pass
+
+
+@pytest.mark.equation("eq-helper")
+def helper():
+    pass
+"""
+    (tmp_path / "test_lines.py").write_text(text, encoding="utf-8")
+    names = {label: [place.name for place in places] for label, places in equation_labels.tested(tmp_path).items()}
+    assert names == {
+        "eq-file": ["TestLines.test_one", "test_two"],
+        "eq-class": ["TestLines.test_one"],
+        "eq-a": ["TestLines.test_one"],
+        "eq-b": ["TestLines.test_one"],
+        "eq-parameter": ["test_two"],
+    }
+
+
+def test_the_page_links_equations_functions_and_tests(root):
+    text = page(root)
+    assert "## 00 · A line: where does it go?" in text
+    code = "https://example.org/lines/blob/main"
+    assert (
+        f"| [(0.2)](notebooks/00_line.ipynb#two-points-one-line-1) | `eq-slope` | [`slope`]({code}/{MODULE}#L9) "
+        f"| [lines]({code}/{TEST}#L5) | 1 |" in text
+    )
+    assert f"| 01 | `eq-curve` | [`curve`]({code}/{MODULE}#L14) | [curve]({code}/{TEST}#L10) | 0 |" in text
+
+
+def test_every_link_to_a_file_of_this_repository_finds_it_and_the_line():
+    repository = re.search(r'^repository-code: "(.+)"', (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE)[1]
+    links = re.findall(rf"{re.escape(repository)}/blob/main/([^)#]+)#L(\d+)\)", page(ROOT))
+    assert len(links) > 100
+    for path, line in links:
+        first = (ROOT / path).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+        assert re.match(r"\s*(def|class) |\"\"\"", first), f"{path}#L{line}: {first}"
+
+
+def test_anchors_are_those_that_myst_gives():
+    slugs = pytest.importorskip("myst_parser.slugs", reason="only newer releases of myst-parser have such a module")
+    for title in ("00 · Start here: how do you tell?", "Second order: three names", r"What $\gamma$ is", "A `b_c` d"):
+        assert equation_labels.unique_slug(title, []) == slugs.github_slugify(re.sub(r"\$[^$]*\$|`", "", title))
+    taken = ["a-b"]
+    taken.append(equation_labels.unique_slug("A b", taken))
+    taken.append(equation_labels.unique_slug("A b", taken))
+    assert taken == ["a-b", "a-b-1", "a-b-2"]

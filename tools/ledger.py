@@ -1,0 +1,175 @@
+"""The equation ledger: every numbered equation is shown, implemented, tested, and its test has teeth.
+
+    python tools/ledger.py check    report what lacks one of the four; exit status 1 if anything does
+    python tools/ledger.py page     print the ledger as a page of the book
+
+A label joins the four. It stands in a chapter as `\\tag{7.1}\\label{eq-mean-shift}`, in a docstring of the package as
+`[eq-mean-shift]`, on a test as `@pytest.mark.equation("eq-mean-shift")`, and in tests/mutants.toml as the `equation`
+of a wrong formula that the test must notice. What is implemented before its chapter is written waits in
+book/planned_equations.toml, a list that can only get shorter.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import typer
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # this file is run as a script, and the modules are found from the repository's root
+
+from tools.equation_labels import LABEL, MUTANTS, PLANNED, Chapter, Equation, Ledger, Place, read  # noqa: E402
+
+
+def problems(ledger: Ledger) -> list[str]:
+    """One sentence for each thing that is missing or stale, with the file to change. Empty: nothing is."""
+    standing = {equation.label for chapter in ledger.chapters for equation in chapter.equations}
+    known = standing | ledger.implemented.keys()
+    found = []
+    for chapter in ledger.chapters:
+        found += numbering_problems(chapter)
+        for equation in chapter.equations:
+            found += display_problems(chapter, equation, ledger) if equation.label else []
+    for label, (place, *_) in ledger.implemented.items():
+        if label not in standing and label not in ledger.planned:
+            found.append(f"{place.path}: {label} of {place.name} is in no chapter; show it, or list it in {PLANNED}")
+        if label not in ledger.tested:
+            found.append(
+                f"{place.path}: {label} of {place.name} has no test; compare it with an independent computation "
+                f'under @pytest.mark.equation("{label}")'
+            )
+    for label, (place, *_) in ledger.tested.items():
+        if label not in known:
+            found.append(f"{place.path}: {label} of {place.name} is named by no docstring of the package")
+    for label, names in ledger.mutants.items():
+        if label not in known:
+            found.append(f"{MUTANTS}: {label} of mutant {names[0]} is named by no docstring of the package")
+    numbers = {int(chapter.number): chapter.path for chapter in ledger.chapters}
+    for label, number in ledger.planned.items():
+        if label in standing:
+            found.append(f"{PLANNED}: {label} stands in a chapter by now; take it off the list")
+        elif int(number) in numbers:
+            found.append(f"{PLANNED}: {label} waits for {numbers[int(number)]}, which does not show it; show it there")
+        elif label not in ledger.implemented:
+            found.append(f"{PLANNED}: {label} is named by no docstring of the package; take it off the list")
+    return found
+
+
+def numbering_problems(chapter: Chapter) -> list[str]:
+    """What is wrong with the tags, labels and references of one page."""
+    found, tags, labels = [], [], []
+    first, last = str(int(chapter.number)), 0
+    for tag, label, *_ in chapter.equations:
+        if not tag:
+            found.append(f"{chapter.path}: {label} has no number; write \\tag{{..}}\\label{{{label}}}")
+            continue
+        if not re.fullmatch(LABEL, label):
+            found.append(f"{chapter.path}: ({tag}) needs a label; write \\tag{{{tag}}}\\label{{eq-...}}")
+        elif label in labels:
+            found.append(f"{chapter.path}: {label} stands twice on the page; refer to it with \\eqref{{{label}}}")
+        expected = f"{first}.{last + 1}"
+        if tag in tags:
+            found.append(f"{chapter.path}: {label} has the number {tag}, which is taken; it must be {expected}")
+        elif not re.fullmatch(rf"{first}\.\d+", tag):
+            found.append(f"{chapter.path}: {label} has the number {tag} of another chapter; it must be {expected}")
+        else:
+            if tag != expected:
+                found.append(f"{chapter.path}: {label} has the number {tag} where {expected} comes next")
+            last = int(tag.split(".")[1])
+        tags.append(tag)
+        labels.append(label)
+    for label in dict.fromkeys(chapter.references):
+        if label not in labels:
+            found.append(f"{chapter.path}: \\eqref{{{label}}} is not on this page; link to its chapter instead")
+    return found
+
+
+def display_problems(chapter: Chapter, equation: Equation, ledger: Ledger) -> list[str]:
+    """What makes an equation of a chapter a mere display."""
+    label, found = equation.label, []
+    functions = [place.name for place in ledger.implemented.get(label, [])]
+    if not functions:
+        found.append(f"{chapter.path}: {label} is implemented nowhere; name it in the function's docstring, [{label}]")
+    elif not equation.used_after & {name.split(".")[-1] for name in functions}:
+        found.append(f"{chapter.path}: {label} is not executed; let a cell below it use {' or '.join(functions)}")
+    if label not in ledger.mutants:
+        found.append(f"{MUTANTS}: {label} of {chapter.path} has no mutant; plant a wrong formula that its test notices")
+    return found
+
+
+# --- the page -----------------------------------------------------------------------------------------------
+
+
+def page(root: Path = ROOT) -> str:
+    """The ledger in MyST Markdown, to stand beside a folder with the notebooks."""
+    ledger = read(root)
+    repository = re.search(r"^repository-code: *[\"']?([^\"'\s]+)", (root / "CITATION.cff").read_text("utf-8"), re.M)[1]
+
+    def links(places: list[Place], text) -> str:
+        return "<br>".join(f"[{text(place)}]({repository}/blob/main/{place.path}#L{place.line})" for place in places)
+
+    def function(place: Place) -> str:  # its module goes without saying, and the column is narrow
+        return f"`{place.name.removeprefix(place.path.removesuffix('.py').replace('/', '.') + '.')}`"
+
+    def claim(place: Place) -> str:
+        return place.name.split(".")[-1].removeprefix("test_").replace("_", " ")
+
+    def row(first: str, label: str) -> str:
+        functions = links(ledger.implemented.get(label, []), function)
+        tests = links(ledger.tested.get(label, []), claim)
+        return f"| {first} | `{label}` | {functions} | {tests} | {len(ledger.mutants.get(label, []))} |"
+
+    def table(first: str, rows: list[str]) -> list[str]:
+        head = f"| {first} | label | function | compared with an independent computation | wrong formulas |"
+        return [head, "|---|---|---|---|---|", *rows, ""]
+
+    lines = [
+        "# Every numbered equation is executed",
+        "",
+        "Each equation of the chapters, the function that implements it, and the tests that compare it with a closed",
+        "form, a quadrature, finite differences or another library. The last column counts the wrong formulas (a sign,",
+        "a missing factor, the wrong point) that were planted in the function to see these tests fail.",
+        "",
+    ]
+    for chapter in ledger.chapters:
+        if chapter.equations:
+            link = f"notebooks/{Path(chapter.path).stem}.ipynb"
+            rows = [row(f"[({tag})]({link}#{slug})", label) for tag, label, slug, _ in chapter.equations]
+            lines += [f"## {chapter.title}", "", *table("equation", rows)]
+    if ledger.planned:
+        waiting = sorted(ledger.planned.items(), key=lambda item: item[1])
+        lines += ["## Waiting for their chapter", "", "Implemented and tested, not yet derived on a page.", ""]
+        lines += table("chapter", [row(number, label) for label, number in waiting])
+    return "\n".join(lines)
+
+
+# --- commands -----------------------------------------------------------------------------------------------
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+
+@app.command("check")
+def check_command() -> None:
+    """Report what is missing or stale; exit status 1 if anything is."""
+    ledger = read(ROOT)
+    found = problems(ledger)
+    for sentence in found:
+        print(sentence, file=sys.stderr)
+    standing = {equation.label for chapter in ledger.chapters for equation in chapter.equations}
+    mutants = {name for names in ledger.mutants.values() for name in names}
+    print(
+        f"equations: {len(standing)} shown, {len(ledger.implemented)} implemented, {len(ledger.tested)} tested, "
+        f"{len(mutants)} mutants"
+    )
+    if found:
+        raise typer.Exit(1)
+
+
+@app.command("page")
+def page_command() -> None:
+    """Print the ledger as a page of the book."""
+    print(page())
+
+
+if __name__ == "__main__":
+    app()
