@@ -24,6 +24,7 @@ from tqdm import tqdm
 from difflesson import __version__, schedule
 from difflesson.digits import checkpoints, data
 from difflesson.digits.networks import DigitClassifier, DigitUNet
+from difflesson.losses import times_and_noise, v_loss
 
 
 @dataclass(frozen=True)
@@ -111,27 +112,11 @@ def build(recipe: Recipe) -> nn.Module:
         return (DigitUNet if recipe.task == "denoiser" else DigitClassifier)(**dict(recipe.arguments))
 
 
-def times_and_noise(x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Times (batch,) stratified over [0, 1), and standard normal noise shaped like x0.
-
-    One uniform number serves the whole batch, which lowers the variance of the loss (Kingma et al. 2021, arXiv
-    2107.00630, appendix I.1).
-    """
-    batch, device = len(x0), x0.device
-    t = (torch.rand((), generator=generator, device=device) + torch.arange(batch, device=device) / batch) % 1
-    return t, torch.randn(x0.shape, generator=generator, device=device)
-
-
 def denoiser_loss(
     network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int
 ) -> Tensor:
-    """Mean square error of `v = alpha eps - sigma x0`, with label dropout.  [eq-v-loss]"""
-    noise = schedule.cosine()
-    t, eps = times_and_noise(x0, generator)
-    drop = torch.rand(len(x0), generator=generator, device=x0.device) < recipe.label_dropout
-    alpha, sigma = (schedule.expand_as(c, x0) for c in (noise.alpha(t), noise.sigma(t)))
-    v = network(alpha * x0 + sigma * eps, noise.log_snr(t), label.masked_fill(drop, null))
-    return functional.mse_loss(v.float(), alpha * eps - sigma * x0)
+    """`losses.v_loss` under the schedule and the label dropout of the recipe."""
+    return v_loss(network, schedule.cosine(), x0, label, recipe.label_dropout, generator, null)
 
 
 def classifier_loss(

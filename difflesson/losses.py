@@ -1,0 +1,62 @@
+"""What a denoiser is trained on: noise, a label that is sometimes hidden, and the error of its guess.
+
+The networks are called `network(x, log_snr, label) -> v`; one label more than there are classes, the null label, stands
+for "not told". Hiding labels at random is all that classifier-free guidance asks of training.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from difflesson.schedule import Schedule, expand_as
+
+
+def times_and_noise(x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Times (batch,) stratified over [0, 1), and standard normal noise shaped like x0, both of its dtype.
+
+    One uniform number serves the whole batch, which lowers the variance of the loss (Kingma et al. 2021, arXiv
+    2107.00630, appendix I.1).
+    """
+    batch, like = len(x0), {"device": x0.device, "dtype": x0.dtype}
+    t = (torch.rand((), generator=generator, **like) + torch.arange(batch, **like) / batch) % 1
+    return t, torch.randn(x0.shape, generator=generator, **like)
+
+
+def drop_labels(label: Tensor, probability: float, null: int, generator: torch.Generator) -> Tensor:
+    """Hide each label with this probability, independently of everything else.  [eq-label-dropout]
+
+        label -> null with probability p,  label -> label with probability 1 - p
+
+    Because the choice looks at nothing, the points under the null label are distributed like all the data.
+
+    Args: label: (batch,) integers;  probability: in [0, 1];  null: the null label.  Returns: (batch,).
+    Raises: ValueError if the probability is outside [0, 1].
+    Source: Ho & Salimans 2022 (arXiv 2207.12598), algorithm 1.
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability must lie in [0, 1], got {probability}")
+    hidden = torch.rand(len(label), generator=generator, device=label.device) < probability
+    return label.masked_fill(hidden, null)
+
+
+def v_loss(
+    network, schedule: Schedule, x0: Tensor, label: Tensor, label_dropout: float, generator: torch.Generator, null: int
+) -> Tensor:
+    """Mean square error of `v = alpha eps - sigma x0` at random times, with label dropout.  [eq-v-loss]
+
+        E |network(alpha x0 + sigma eps, log_snr, label or null) - v|^2 / numbers in x0
+
+    An error of v is an error of eps divided by alpha, so this is the loss in eps with the weight `1 / alpha^2`.
+    For every `label_dropout` in (0, 1) it is smallest at `E[v | x_t, label]`, and at `E[v | x_t]` under the null label.
+    [eq-dropout-optimum]
+
+    Args: x0: (batch, *data);  label: (batch,);  label_dropout: in [0, 1];  null: the null label, `network.classes`
+    (an argument because wrapped networks hide it).  Returns: a 0-dim tensor in the dtype of x0.
+    Raises: ValueError if label_dropout is outside [0, 1].
+    Source: Salimans & Ho 2022 (arXiv 2202.00512), for v; Ho & Salimans 2022 (arXiv 2207.12598), for the dropout.
+    """
+    t, eps = times_and_noise(x0, generator)
+    seen = drop_labels(label, label_dropout, null, generator)
+    alpha, sigma = (expand_as(c, x0) for c in (schedule.alpha(t), schedule.sigma(t)))
+    v = network(alpha * x0 + sigma * eps, schedule.log_snr(t), seen)
+    return functional.mse_loss(v.to(x0.dtype), alpha * eps - sigma * x0)
