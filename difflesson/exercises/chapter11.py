@@ -1,0 +1,253 @@
+"""Exercises of chapter 11, classifier-free guidance."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from difflesson.exercises import Exercise, Mistake
+from difflesson.mixture import GaussianMixture
+
+BLOBS = GaussianMixture(
+    weights=[0.3, 0.3, 0.25, 0.15],
+    means=torch.tensor([[-2.0, -0.5], [-0.2, 1.4], [0.4, -0.6], [2.4, 1.0]], dtype=torch.float64),
+    covs=[[[0.5, 0.2], [0.2, 0.4]], [[0.4, -0.2], [-0.2, 0.3]], [[0.4, 0.1], [0.1, 0.5]], [[0.3, -0.1], [-0.1, 0.3]]],
+    labels=[0, 0, 1, 1],
+)
+
+
+# --- 11.1 ---------------------------------------------------------------------------------------------------
+
+
+def predictions() -> dict[str, tuple]:
+    generator = torch.Generator().manual_seed(11)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    return {
+        "w = 2, points of the plane": (draw(4, 2), draw(4, 2), 2.0),
+        "w = 0.3, an image": (draw(1, 1, 3, 3), draw(1, 1, 3, 3), 0.3),
+        "w = -1.5, away from the label": (draw(4, 2), draw(4, 2), -1.5),
+    }
+
+
+def guided_v_by_way_of_eps(v_cond: Tensor, v_uncond: Tensor, w: float) -> Tensor:
+    """Through eps at some x_t and back; neither x_t nor the noise level may matter."""
+    alpha, sigma, x = 0.8, 0.6, torch.full_like(v_cond, 0.7)
+    eps_cond, eps_uncond = (sigma * x + alpha * v for v in (v_cond, v_uncond))
+    return ((1 + w) * eps_cond - w * eps_uncond - sigma * x) / alpha
+
+
+# --- 11.2 ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClassGradient:
+    """`gradient(x)` of a class's log-probability, which also knows the log-probability itself."""
+
+    mixture: GaussianMixture
+    label: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.mixture.class_gradient(x, self.label)
+
+
+def segments() -> dict[str, tuple]:
+    a, b, c = torch.tensor([[-1.5, -0.5], [1.5, 0.8], [0.4, -1.6]], dtype=torch.float64)
+    clean, noisy = BLOBS.noised(0.95, math.sqrt(1 - 0.95**2)), BLOBS.noised(0.6, 0.8)
+    return {
+        "from class 0 into class 1, little noise": (ClassGradient(clean, 1), a, b),
+        "the same with much noise": (ClassGradient(noisy, 1), a, b),
+        "the way of the other class": (ClassGradient(noisy, 0), c, b),
+    }
+
+
+def gain_by_class_probabilities(gradient: ClassGradient, a: Tensor, b: Tensor) -> Tensor:
+    start, end = gradient.mixture.class_log_prob(torch.stack([a, b]), gradient.label)
+    return end - start
+
+
+def along(gradient: ClassGradient, a: Tensor, b: Tensor) -> Tensor:
+    """The gradient in the middles of a thousand parts of the way."""
+    return gradient(a + ((torch.arange(1000).double() + 0.5) / 1000)[:, None] * (b - a))
+
+
+# --- 11.3 ---------------------------------------------------------------------------------------------------
+
+
+def steps() -> dict[str, tuple]:
+    generator = torch.Generator().manual_seed(12)
+    z, clean = torch.randn(2, 5, 2, generator=generator, dtype=torch.float64)
+    return {
+        "a short step, v = 0": (z, clean, -0.2, 0.1, 0.0),
+        "a long step, v = 0.3": (z, clean, -2.0, 3.0, 0.3),
+        "near the data, v = 1": (z, clean, 4.0, 6.0, 1.0),
+    }
+
+
+def step_by_bayes(z: Tensor, clean: Tensor, lam: float, lam_next: float, v: float) -> tuple[Tensor, float]:
+    """Prior of z' from the clean point times likelihood of z, by adding precisions; no exp(lam - lam') in sight."""
+    (alpha, sigma), (alpha_next, sigma_next) = (
+        (math.cos(angle), math.sin(angle)) for angle in (math.atan(math.exp(-x / 2)) for x in (lam, lam_next))
+    )
+    ratio = alpha / alpha_next
+    large = sigma**2 - ratio**2 * sigma_next**2
+    small = 1 / (1 / sigma_next**2 + ratio**2 / large)
+    mean = small * (alpha_next * clean / sigma_next**2 + ratio * z / large)
+    return mean, math.exp((1 - v) * math.log(small) + v * math.log(large))
+
+
+def step(z, clean, lam, lam_next, v, *, mixing="geometric", backwards=False, swapped=False):
+    """The solution with parts that can be got wrong."""
+    alpha, alpha_next = ((1 + math.exp(-x)) ** -0.5 for x in (lam, lam_next))
+    r = math.exp(lam - lam_next)
+    keep = 1 - r if swapped else r
+    mean = keep * alpha_next / alpha * z + (1 - keep) * alpha_next * clean
+    small, large = (1 - r) * (1 - alpha_next**2), (1 - r) * (1 - alpha**2)
+    if backwards:
+        small, large = large, small
+    var = {
+        "geometric": small ** (1 - v) * large**v,
+        "arithmetic": (1 - v) * small + v * large,
+        "none": small,
+    }[mixing]
+    return mean, var
+
+
+# --- 11.4 ---------------------------------------------------------------------------------------------------
+
+
+def variances_by_quadrature(class_variance: float, all_variance: float, gamma: float) -> tuple[float, float]:
+    """The target's second moment on a grid; the guided equation solved by Runge-Kutta in log q from far away."""
+    x = torch.linspace(-40, 40, 160_001, dtype=torch.float64)
+    log = -(x**2) / 2 * (gamma / class_variance + (1 - gamma) / all_variance)
+    told = float(log.softmax(0) @ x**2)
+
+    def slope(log_q: float) -> float:  # d log(x / alpha) / d log q
+        q = math.exp(log_q)
+        return (gamma * q / (class_variance + q) + (1 - gamma) * q / (all_variance + q)) / 2
+
+    grid = torch.linspace(18, -18, 2001, dtype=torch.float64).tolist()
+    gain = 0.0
+    for high, low in zip(grid[:-1], grid[1:], strict=True):
+        gain += (low - high) / 6 * (slope(high) + 4 * slope((high + low) / 2) + slope(low))
+    return told, math.exp(grid[0] + 2 * gain)
+
+
+EXERCISES = [
+    Exercise(
+        number="11.1",
+        title="x_t drops out because the two weights add up to one: the line is the same for eps, x0, v and the score",
+        cases=predictions,
+        truth=guided_v_by_way_of_eps,
+        mistakes=[
+            Mistake(
+                "w taken for gamma",
+                lambda v_cond, v_uncond, w: v_uncond + w * (v_cond - v_uncond),
+                "at w = 0 the paper has plain conditional sampling. What does your function return there?",
+            ),
+            Mistake(
+                "branches swapped",
+                lambda v_cond, v_uncond, w: (1 + w) * v_uncond - w * v_cond,
+                "this walks away from the label. Which of the two predictions gets the weight above one?",
+            ),
+            Mistake(
+                "weights that add up to 1 + 2 w",
+                lambda v_cond, v_uncond, w: (1 + w) * v_cond + w * v_uncond,
+                "if both predictions are equal, guidance must change nothing; yours does.",
+            ),
+        ],
+    ),
+    Exercise(
+        number="11.2",
+        title="for a gradient every path gives the difference of the values; with curl it depends on the path",
+        cases=segments,
+        truth=gain_by_class_probabilities,
+        mistakes=[
+            Mistake(
+                "the gradient at the start only",
+                lambda gradient, a, b: gradient(a[None])[0] @ (b - a),
+                "this is the tangent at a. The gradient changes on the way: what do you do with all its values?",
+            ),
+            Mistake(
+                "unit direction",
+                lambda gradient, a, b: (along(gradient, a, b) @ ((b - a) / (b - a).norm())).mean(),
+                "this is the average slope per unit of length. How long is the way?",
+            ),
+            Mistake(
+                "backwards",
+                lambda gradient, a, b: -(along(gradient, a, b) @ (b - a)).mean(),
+                "the right size with the wrong sign: from where to where do you walk?",
+            ),
+            Mistake(
+                "size of the gradient",
+                lambda gradient, a, b: along(gradient, a, b).norm(dim=1).mean() * (b - a).norm(),
+                "the steepest slope is not the slope of your path. Which part of the gradient counts?",
+            ),
+        ],
+        tolerance=1e-3,
+    ),
+    Exercise(
+        number="11.3",
+        title="one step of Algorithm 2",
+        cases=steps,
+        truth=step_by_bayes,
+        mistakes=[
+            Mistake(
+                "v at the wrong end",
+                lambda *a: step(*a, backwards=True),
+                "the mean is right. At v = 0 the variance must be the smaller of the two.",
+            ),
+            Mistake(
+                "arithmetic interpolation",
+                lambda *a: step(*a, mixing="arithmetic"),
+                "both ends are right, what lies between is not: which quantity is interpolated linearly?",
+            ),
+            Mistake(
+                "v ignored",
+                lambda *a: step(*a, mixing="none"),
+                "your variance does not depend on v.",
+            ),
+            Mistake(
+                "r and 1 - r exchanged",
+                lambda *a: step(*a, swapped=True),
+                "look at a very short step: z' must be nearly z. What is r there?",
+            ),
+        ],
+    ),
+    Exercise(
+        number="11.4",
+        title="the target's variance is the harmonic mean, the noiseless sampler's the geometric one",
+        cases=lambda: {
+            "gamma = 3": (0.5, 2.0, 3.0),
+            "gamma = 1": (0.5, 2.0, 1.0),
+            "gamma = 0.4": (0.3, 1.5, 0.4),
+        },
+        truth=variances_by_quadrature,
+        mistakes=[
+            Mistake(
+                "the target twice",
+                lambda c, u, gamma: (1 / (gamma / c + (1 - gamma) / u),) * 2,
+                "the first number is right. The sampler does not sample the target: solve its equation.",
+            ),
+            Mistake(
+                "arithmetic mean",
+                lambda c, u, gamma: (1 / (gamma / c + (1 - gamma) / u), gamma * c + (1 - gamma) * u),
+                "the first number is right. Can a variance become negative? Yours does for large gamma.",
+            ),
+            Mistake(
+                "w for gamma",
+                lambda c, u, gamma: (1 / ((1 + gamma) / c - gamma / u), c ** (1 + gamma) * u**-gamma),
+                "the right formulas with the weight of another convention: what must come out at gamma = 1?",
+            ),
+            Mistake(
+                "start forgotten",
+                lambda c, u, gamma: (1 / (gamma / c + (1 - gamma) / u), c ** (gamma / 2) * u ** ((1 - gamma) / 2)),
+                "the first number is right, the second is the factor of x, not of its variance.",
+            ),
+        ],
+        tolerance=1e-4,
+    ),
+]

@@ -1,0 +1,271 @@
+"""What chapter 11 claims about classifier-free guidance, without its cells: by recursions, Bayes and quadrature."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from difflesson import guidance, kernels, plane
+from difflesson.denoiser import Denoiser, Pair, network_pair
+from difflesson.mixture import GaussianMixture
+from difflesson.samplers import draw, time_grid
+from difflesson.schedule import cosine, vp_linear
+
+F64 = torch.float64
+MIXTURE = GaussianMixture(
+    weights=[0.30, 0.30, 0.25, 0.15],
+    means=torch.tensor([[-2.0, -0.5], [-0.2, 1.4], [0.4, -0.6], [2.4, 1.0]], dtype=F64),
+    covs=[[[0.5, 0.2], [0.2, 0.4]], [[0.4, -0.2], [-0.2, 0.3]], [[0.4, 0.1], [0.1, 0.5]], [[0.3, -0.1], [-0.1, 0.3]]],
+    labels=[0, 0, 1, 1],
+)
+
+
+def random(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 2, generator=random(seed), dtype=F64)
+
+
+def gaussian(variance: float) -> GaussianMixture:
+    """`N(0, variance)` on the line."""
+    return GaussianMixture([1.0], torch.zeros(1, 1, dtype=F64), torch.full((1, 1, 1), variance, dtype=F64))
+
+
+def final_variance(make_kernel, denoiser: Denoiser, times: Tensor) -> float:
+    """The variance after all steps from N(0, 1), drawing nothing: linear steps of Gaussians are a recursion."""
+    kernel, variance, one = make_kernel(denoiser), 1.0, torch.ones(1, 1, dtype=F64)
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        step = kernel(one, t, s)
+        variance = float(step.mean) ** 2 * variance + float(step.var)
+    return variance
+
+
+# ---- the paper's notation
+
+
+@pytest.mark.equation("eq-forward-transition", "eq-ddpm", "eq-posterior-variance", "eq-variance-interpolation")
+@pytest.mark.parametrize("schedule", [cosine(), vp_linear()], ids=["cosine", "vp_linear"])
+@pytest.mark.parametrize("v", [0.0, 0.3, 1.0])
+def test_a_step_in_log_snr_is_the_package_s_step_and_bayes_rule(schedule, v):
+    """The paper's formulas against ours, and both against prior times likelihood with precisions added."""
+    z = normal(20)
+    for t, s in ((0.9, 0.85), (0.6, 0.1), (0.2, 0.19)):
+        lam, lam_next = (float(schedule.log_snr(time)) for time in (t, s))
+        alpha, alpha_next = ((1 + math.exp(-x)) ** -0.5 for x in (lam, lam_next))
+        var, var_next = (1 / (1 + math.exp(x)) for x in (lam, lam_next))
+        r = math.exp(lam - lam_next)
+        step = kernels.ddpm(MIXTURE.denoiser(schedule), schedule, variance=v)(z, torch.tensor(t), torch.tensor(s))
+        clean = MIXTURE.denoiser(schedule)(z, torch.tensor(t)).x0
+
+        paper = r * alpha_next / alpha * z + (1 - r) * alpha_next * clean
+        small, large = (1 - r) * var_next, (1 - r) * var
+        ratio = alpha / alpha_next
+        added = var - ratio**2 * var_next
+        narrow = 1 / (1 / var_next + ratio**2 / added)
+        bayes = narrow * (alpha_next * clean / var_next + ratio * z / added)
+
+        assert float((step.mean - paper).abs().max()) < 1e-6 and float((paper - bayes).abs().max()) < 1e-9
+        assert abs(large - added) < 1e-12 and abs(small - narrow) < 1e-12
+        assert abs(float(step.var) / math.exp((1 - v) * math.log(narrow) + v * math.log(added)) - 1) < 1e-5
+        alpha_ts, sigma_ts = schedule.transition(t, s)
+        assert abs(float(alpha_ts) - ratio) < 1e-12 and abs(float(sigma_ts) ** 2 - added) < 1e-12
+
+
+@pytest.mark.equation("eq-variance-interpolation")
+def test_with_few_steps_a_larger_v_keeps_more_of_the_spread_and_with_many_it_does_not_matter():
+    schedule, data = cosine(), gaussian(0.7)
+    found = {}
+    for steps in (5, 1000):
+        spreads = [
+            final_variance(lambda d, v=v: kernels.ddpm(d, schedule, v), data.denoiser(schedule), time_grid(steps)) / 0.7
+            for v in (0.0, 0.3, 1.0)
+        ]
+        assert spreads == sorted(spreads)
+        found[steps] = spreads
+    assert found[5][0] < 0.75 and found[5][2] - found[5][0] > 0.2
+    assert found[1000][2] - found[1000][0] < 0.01 and abs(found[1000][1] - 1) < 0.01
+
+
+# ---- the line through two answers
+
+
+@pytest.mark.equation("eq-cfg")
+def test_swapped_branches_guide_with_one_minus_gamma():
+    schedule, x, t = cosine(), normal(30), torch.tensor(0.5, dtype=F64)
+    pair = MIXTURE.pair(schedule, 1)
+    swapped = guidance.classifier_free(Pair(pair.uncond, pair.cond), 3.0)(x, t)
+    meant = guidance.classifier_free(pair, -2.0)(x, t)
+    assert float((swapped.eps - meant.eps).abs().max()) < 1e-12
+
+
+def test_hiding_more_labels_leaves_a_higher_floor():
+    """Not knowing the label can only add variance, so the loss is lowest where guidance is ruined, at p = 0."""
+    schedule, (x0, y), eps = cosine(), MIXTURE.sample(40_000, random(1)), normal(40_000, 2)
+    for t in (0.2, 0.5, 0.8):
+        t = torch.tensor(t, dtype=F64)
+        x = schedule.add_noise(x0, eps, t)
+        untold = (MIXTURE.denoiser(schedule)(x, t).eps - eps).square().sum(1)
+        told = torch.empty_like(untold)
+        for label in (0, 1):
+            known = MIXTURE.denoiser(schedule, label)(x[y == label], t).eps
+            told[y == label] = (known - eps[y == label]).square().sum(1)
+        gap = untold - told
+        assert float(gap.mean()) > 10 * float(gap.std()) / math.sqrt(len(gap))
+
+
+@pytest.mark.equation("eq-implicit-classifier")
+def test_the_implicit_gradient_integrates_to_the_class_probability_along_any_path():
+    """Line integrals over a straight way and a detour, against log p(y | x) at the ends; the way round is zero."""
+    schedule, t = cosine(), torch.tensor(0.3, dtype=F64)
+    gradient = guidance.implicit_gradient(MIXTURE.pair(schedule, 1), schedule)
+    noisy = MIXTURE.noised(schedule.alpha(t), schedule.sigma(t))
+    a, b, c = torch.tensor([[-1.0, 0.5], [1.5, -0.5], [0.3, 2.0]], dtype=F64)
+
+    def gain(start: Tensor, end: Tensor) -> float:
+        u = ((torch.arange(2000, dtype=F64) + 0.5) / 2000)[:, None]
+        return float((gradient(start + u * (end - start), t) @ (end - start)).mean())
+
+    ends = noisy.class_log_prob(torch.stack([a, b]), 1)
+    assert abs(gain(a, b) - float(ends[1] - ends[0])) < 1e-5
+    assert abs(gain(a, c) + gain(c, b) - gain(a, b)) < 1e-5
+
+
+# ---- what a network learns
+
+
+@pytest.fixture(scope="module")
+def learned() -> Pair:
+    network = plane.train(MIXTURE, cosine(), label_dropout=0.3, steps=700, batch=512)
+    return network_pair(network, cosine(), 1)
+
+
+def test_the_network_is_right_where_the_data_are_and_wrong_far_away(learned):
+    schedule, exact = cosine(), MIXTURE.pair(cosine(), 1)
+    for t in (0.2, 0.5, 0.8):
+        t = torch.tensor(t, dtype=F64)
+        here = schedule.add_noise(MIXTURE.given(1).sample(2000, random(3))[0], normal(2000, 4), t)
+        direction = normal(500, 5)
+        there = 6 * direction / direction.norm(dim=1, keepdim=True)
+        errors = [
+            float((guidance.classifier_free(learned, 3.0)(x, t).eps - guidance.classifier_free(exact, 3.0)(x, t).eps)
+                  .norm(dim=1).median())
+            for x in (here, there)
+        ]  # fmt: skip
+        assert errors[0] < 0.35 and errors[1] > 3 * errors[0]
+
+
+@pytest.mark.equation("eq-curl")
+def test_the_learned_classifier_is_close_to_a_gradient_but_is_none(learned):
+    """A small share of its derivatives turn; around a large circle it gains log-odds from nothing."""
+    schedule, t, x = cosine(), torch.tensor(0.5, dtype=F64), normal(1000, 6)
+    for pair, low, high, most in ((MIXTURE.pair(schedule, 1), 0, 1e-12, 1e-10), (learned, 3e-3, 0.3, 10)):
+        gradient = guidance.implicit_gradient(pair, schedule)
+
+        def field(p, gradient=gradient):
+            return gradient(p, t)
+
+        turning = plane.curl(field, x).square().sum() / 2 / plane.jacobian(field, x).square().sum()
+        assert low <= float(turning) ** 0.5 < high
+        angle = 2 * math.pi * torch.arange(400, dtype=F64) / 400
+        ring = 4 * torch.stack([angle.cos(), angle.sin()], dim=1)
+        circulation = (field(ring) * torch.stack([-angle.sin(), angle.cos()], dim=1)).sum() * 8 * math.pi / 400
+        assert (abs(float(circulation)) > 1e-2) == (low > 0) and abs(float(circulation)) < most
+
+
+def test_guided_samples_of_network_and_exact_fields_agree_better_at_one_than_at_six(learned):
+    schedule, start = cosine(), normal(500, 7)
+    apart = []
+    for gamma in (1.0, 6.0):
+        ends = [
+            draw(kernels.ddim(guidance.classifier_free(pair, gamma), schedule), start, time_grid(40))
+            for pair in (learned, MIXTURE.pair(schedule, 1))
+        ]
+        apart.append(float((ends[0] - ends[1]).norm(dim=1).median()))
+    assert apart[0] < 0.08 and apart[1] > 3 * apart[0]
+
+
+# ---- low temperature
+
+
+@pytest.mark.equation("eq-low-temperature")
+@pytest.mark.parametrize("kappa", [1.0, 1.5, 3.0])
+def test_a_tempered_score_gives_ddpm_a_variance_of_c_over_two_kappa_minus_one(kappa):
+    """And not the C / kappa of p^kappa. No random numbers: the recursion of the variance, with 1,000 steps."""
+    schedule, variance = cosine(), 0.6
+    cold = guidance.tempered(gaussian(variance).denoiser(schedule), kappa, schedule)
+    got = final_variance(lambda d: kernels.ddpm(d, schedule), cold, time_grid(1000))
+    assert abs(got * (2 * kappa - 1) / variance - 1) < 0.02
+
+
+@pytest.mark.equation("eq-low-temperature")
+def test_without_noise_a_tempered_score_ends_in_one_point():
+    schedule = cosine()
+    times = time_grid(1000, schedule)
+    for kappa in (1.0, 2.0):
+        cold = guidance.tempered(gaussian(0.6).denoiser(schedule), kappa, schedule)
+        got = final_variance(lambda d: kernels.ddim(d, schedule), cold, times)
+        assert abs(got / 0.6 - 1) < 0.02 if kappa == 1 else got < 1e-6
+
+
+def test_at_equal_sharpness_guidance_keeps_the_spread_and_low_temperature_starves_the_small_blob():
+    """4,000 samples: a share has a standard error below 0.008, the spread one of about 2 %."""
+    schedule, start, times = cosine(), normal(4000, 8), time_grid(150)
+    pair, parts = MIXTURE.pair(schedule, 1), MIXTURE.given(1)
+    blobs = GaussianMixture(parts.weights, parts.means, parts.covs)
+    found = {}
+    for name, denoiser in {
+        "plain": pair.cond,
+        "guided": guidance.classifier_free(pair, 2.0),
+        "cold": guidance.tempered(pair.cond, 3.0, schedule),
+    }.items():
+        x = draw(kernels.ddpm(denoiser, schedule), start, times, random(9))
+        sure = float(MIXTURE.class_log_prob(x, 1).exp().mean())
+        small = float(blobs.class_log_prob(x, 1).exp().mean())
+        found[name] = sure, small, float(torch.trace(x.T.cov()))
+    assert abs(found["guided"][0] - found["cold"][0]) < 0.01 < found["cold"][0] - found["plain"][0]
+    assert found["guided"][2] > 0.9 * found["plain"][2] and found["cold"][2] < 0.65 * found["plain"][2]
+    assert found["cold"][1] < found["plain"][1] - 0.08 and found["guided"][1] > found["plain"][1] + 0.05
+
+
+# ---- what gamma above one samples
+
+
+def test_samplers_agree_at_gamma_one_and_at_no_other_and_none_samples_the_target():
+    """Centred Gaussians, C = 0.5 and U = 2, by recursion: noiseless is the geometric mean, the target the harmonic."""
+    schedule, times = cosine(), time_grid(1000, start=0.99)
+    pair = Pair(gaussian(0.5).denoiser(schedule), gaussian(2.0).denoiser(schedule))
+    for gamma in (1.0, 3.0):
+        guided = guidance.classifier_free(pair, gamma)
+        makers = (
+            lambda d: kernels.ddim(d, schedule),
+            lambda d: kernels.ddpm(d, schedule),
+            lambda d: kernels.reverse_sde(d, schedule, 2.0),
+        )
+        ode, ddpm, noisier = (final_variance(make, guided, times) for make in makers)
+        target = 1 / (gamma / 0.5 + (1 - gamma) / 2.0)
+        geometric = 0.5**gamma * 2.0 ** (1 - gamma)
+        assert abs(ode / geometric - 1) < 0.03
+        if gamma == 1:
+            assert all(abs(value / target - 1) < 0.02 for value in (ode, ddpm, noisier))
+        else:
+            assert ode < 0.4 * ddpm < 0.4 * noisier < 0.4 * target
+
+
+def test_on_the_mixture_three_samplers_give_three_means_at_gamma_three_and_none_is_the_target_s():
+    """4,000 samples: the standard error of a mean is 0.02."""
+    schedule, start, times = cosine(), normal(4000, 10), time_grid(300, start=0.99)
+    axis = torch.linspace(-6, 8, 281, dtype=F64)
+    points = torch.cartesian_prod(axis, axis)
+    for gamma in (1.0, 3.0):
+        log = MIXTURE.log_prob(points) + gamma * MIXTURE.class_log_prob(points, 1)
+        target = float(log.softmax(0) @ points[:, 0])
+        guided = guidance.classifier_free(MIXTURE.pair(schedule, 1), gamma)
+        makers = kernels.ddim, kernels.ddpm, lambda d, s: kernels.reverse_sde(d, s, rho=2.0)
+        means = [float(draw(make(guided, schedule), start, times, random(11))[:, 0].mean()) for make in makers]
+        if gamma == 1:
+            assert max(abs(mean - target) for mean in means) < 0.09
+        else:
+            assert means[0] > means[1] + 0.2 > means[2] + 0.4 > target + 0.5
