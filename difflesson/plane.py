@@ -1,4 +1,4 @@
-"""A small network for points in the plane, trained in seconds, where the exact answer is known."""
+"""The laboratory in the plane: the mixture of the chapters, and a small network that learns it in seconds."""
 
 import math
 
@@ -8,6 +8,21 @@ from torch import Tensor, nn
 from difflesson.losses import v_loss
 from difflesson.mixture import GaussianMixture
 from difflesson.schedule import Schedule
+
+
+def four_blobs() -> GaussianMixture:
+    """The mixture of the chapters, in float64: four blobs with full covariances, the left two class 0, the others 1."""
+    return GaussianMixture(
+        weights=[0.30, 0.30, 0.25, 0.15],
+        means=torch.tensor([[-2.0, -0.5], [-0.2, 1.4], [0.4, -0.6], [2.4, 1.0]], dtype=torch.float64),
+        covs=[
+            [[0.5, 0.2], [0.2, 0.4]],
+            [[0.4, -0.2], [-0.2, 0.3]],
+            [[0.4, 0.1], [0.1, 0.5]],
+            [[0.3, -0.1], [-0.1, 0.3]],
+        ],
+        labels=[0, 0, 1, 1],
+    )
 
 
 class PlaneNetwork(nn.Module):

@@ -35,20 +35,9 @@ from difflesson.schedule import cosine
 # be asked about them, at any noise level, has a closed form, and `mixture` computes it.
 
 # %%
-mixture = GaussianMixture(
-    weights=[0.30, 0.30, 0.25, 0.15],
-    means=torch.tensor(
-        [[-2.0, -0.5], [-0.2, 1.4], [0.4, -0.6], [2.4, 1.0]],
-        dtype=torch.float64,
-    ),
-    covs=[
-        [[0.5, 0.2], [0.2, 0.4]],
-        [[0.4, -0.2], [-0.2, 0.3]],
-        [[0.4, 0.1], [0.1, 0.5]],
-        [[0.3, -0.1], [-0.1, 0.3]],
-    ],
-    labels=[0, 0, 1, 1],
-)
+mixture = plane.four_blobs()
+print(f"weights of the blobs {mixture.weights.numpy()}")
+print(f"their classes        {mixture.labels}")
 
 # %% [markdown]
 # The network sees only samples. It gets a noisy point, the noise level and a label, and guesses the noise. The labels

@@ -1,6 +1,7 @@
 """The small network of the plane: what it is, that it learns the exact fields, and the curl of vector fields."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from difflesson.denoiser import network_denoiser, network_pair
 from difflesson.losses import v_loss
 from difflesson.mixture import GaussianMixture
-from difflesson.plane import PlaneNetwork, curl, jacobian, train
+from difflesson.plane import PlaneNetwork, curl, four_blobs, jacobian, train
 from difflesson.schedule import cosine
 
 F64 = torch.float64
@@ -198,3 +199,14 @@ def test_the_jacobian_agrees_with_finite_differences():
 def test_the_curl_of_points_outside_the_plane_is_refused(shape):
     with pytest.raises(ValueError, match=r"^x must have shape \(N, 2\), got"):
         curl(swirl, torch.zeros(shape, dtype=F64))
+
+
+def test_the_mixture_of_the_chapters_is_the_one_that_chapter_00_writes_out():
+    source = Path(__file__).parents[1] / "notebooks" / "00_start_here.py"
+    cells = source.read_text(encoding="utf-8").split("# %%\n")
+    (cell,) = (c for c in cells if c.startswith("mixture = GaussianMixture("))
+    names = {"torch": torch, "GaussianMixture": GaussianMixture}
+    exec(cell.split("\n\n")[0], names)
+    for part in ("weights", "means", "variances", "axes"):
+        assert torch.equal(getattr(names["mixture"], part), getattr(four_blobs(), part))
+    assert names["mixture"].labels == four_blobs().labels

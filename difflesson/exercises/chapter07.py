@@ -124,22 +124,44 @@ def rate_of_change(at_t, x, label, rate, *, half=0.5, cross=2.0, square=1.0, dri
     return half * rate * (terms.sum(1) + diffusion * laplacian)
 
 
+def rate_of_class_density(at_t, x, label, rate):
+    """The time derivative of log p_t(x | y), without the subtraction."""
+    given = at_t.given(label)
+    score, laplacian = given.score(x), given.hessian(x).diagonal(dim1=1, dim2=2).sum(1)
+    return rate / 2 * (x.shape[1] + (x * score).sum(1) + laplacian + score.square().sum(1))
+
+
 # --- 7.5 ----------------------------------------------------------------------------------------------------
 
 
-def constant_by_quadrature(third: float) -> float:
-    """KL of `exp(-u^2 / 2 beta + third u^3 / 6)` from its closest Gaussian over beta^3, extrapolated to beta = 0."""
+def third_derivatives() -> dict[str, tuple]:
+    lopsided = torch.zeros(2, 2, 2, dtype=torch.float64)
+    lopsided[0, 0, 0] = 0.7
+    for place in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):  # d^3 / dx_1 dx_2^2, in whichever order
+        lopsided[place] = -0.5
+    return {
+        "one dimension, third = 1": (torch.ones(1, 1, 1, dtype=torch.float64),),
+        "one dimension, third = -2": (torch.full((1, 1, 1), -2.0, dtype=torch.float64),),
+        "the plane, with mixed derivatives": (lopsided,),
+    }
+
+
+def constant_by_quadrature(third: Tensor) -> float:
+    """KL of `exp(-|u|^2 / 2 beta + third(u, u, u) / 6)` from its closest Gaussian over beta^3, extrapolated to 0."""
+    dim = len(third)
+    axis = torch.linspace(-7, 7, {1: 20_001, 2: 501}[dim], dtype=torch.float64)  # in units of sqrt(beta)
+    z = torch.cartesian_prod(*[axis] * dim).view(-1, dim)
+    cubic = torch.einsum("ni,nj,nk,ijk->n", z, z, z, third) / 6
 
     def ratio(beta: float) -> Tensor:
-        z = torch.linspace(-9, 9, 20_001, dtype=torch.float64)  # u in units of sqrt(beta)
-        p = torch.exp(-(z**2) / 2 + third * beta**1.5 * z**3 / 6)
-        p = p / p.sum()
-        mean = p @ z
-        var = p @ (z - mean) ** 2
-        gaussian = torch.exp(-((z - mean) ** 2) / (2 * var))
-        return p @ (p.log() - (gaussian / gaussian.sum()).log()) / beta**3
+        log_p = (beta**1.5 * cubic - z.square().sum(1) / 2).log_softmax(0)
+        p = log_p.exp()
+        away = z - p @ z
+        precision = torch.linalg.inv((away * p[:, None]).T @ away)
+        log_q = (-torch.einsum("ni,ij,nj->n", away, precision, away) / 2).log_softmax(0)
+        return p @ (log_p - log_q) / beta**3
 
-    beta = 0.05 / max(1.0, abs(third)) ** (2 / 3)
+    beta = 0.05 / max(1.0, float(third.abs().max())) ** (2 / 3)
     return float((8 * ratio(beta / 2) - ratio(beta)) / 7)  # the next term is of relative order beta^3
 
 
@@ -241,6 +263,12 @@ EXERCISES = [
                 "this uses the second derivatives of log p(y | x). The formula is about another density.",
             ),
             Mistake(
+                "1 for the identity",
+                lambda at_s, x, label, alpha_ts: covariance(at_s, x, label, alpha_ts)
+                + (1 / alpha_ts**2 - 1) * (1 - torch.eye(2, dtype=x.dtype)),
+                "right on the diagonal. What is 1 when it stands for a matrix?",
+            ),
+            Mistake(
                 "the density at time s",
                 lambda *a: covariance(*a, curvature="earlier"),
                 "the curvature belongs to a density of the noisier point, and x is one. Which method gets you there?",
@@ -312,6 +340,11 @@ EXERCISES = [
                 "the squares are there, but the second derivatives of log p are not.",
             ),
             Mistake(
+                "the equation without the label not subtracted",
+                rate_of_class_density,
+                "this is the rate of log p(x | y). Bayes' rule has one more density in it.",
+            ),
+            Mistake(
                 "time backwards",
                 lambda *a: rate_of_change(*a, half=-0.5),
                 "right size, wrong direction. Which way does the forward equation run?",
@@ -321,34 +354,49 @@ EXERCISES = [
     ),
     Exercise(
         number="7.5",
-        title="the divergence of a nearly Gaussian density is its skewness squared over twelve",
-        cases=lambda: {"third = 1": (1.0,), "third = -2": (-2.0,), "third = 0.5": (0.5,)},
+        title="a nearly Gaussian step is its third derivatives, squared and summed over twelve, from its Gaussian",
+        cases=third_derivatives,
         truth=constant_by_quadrature,
         mistakes=[
             Mistake(
                 "not squared",
-                lambda third: third / 12,
+                lambda third: third.sum() / 12,
                 "a divergence cannot be negative, and turning the axis round cannot change it.",
             ),
             Mistake(
+                "mixed derivatives forgotten",
+                lambda third: sum(third[i, i, i] ** 2 for i in range(len(third))) / 12,
+                "right in one dimension. In the plane your answer changes when the axes turn; a divergence does not.",
+            ),
+            Mistake(
+                "traced first",
+                lambda third: torch.einsum("iik->k", third).square().sum() / 12,
+                "right in one dimension. In the plane there is more than one way to contract a tensor with itself.",
+            ),
+            Mistake(
                 "the mean square of He_3 forgotten",
-                lambda third: third**2 / 72,
+                lambda third: third.square().sum() / 72,
                 "nearly: what is the mean of the square of the third Hermite polynomial?",
             ),
             Mistake(
                 "one half too many",
-                lambda third: third**2 / 24,
+                lambda third: third.square().sum() / 24,
                 "half of the truth. The divergence is E[(r - 1)^2] / 2; is another half hidden in your coefficient?",
             ),
             Mistake(
                 "the quarter of the covariance",
-                lambda third: third**2 / 48,
+                lambda third: third.square().sum() / 48,
                 "the quarter belongs to an error of the covariance. Here covariance and mean are right.",
             ),
             Mistake(
                 "the one half of the divergence forgotten",
-                lambda third: third**2 / 6,
+                lambda third: third.square().sum() / 6,
                 "twice too large: r - 1 - log r is how much, to second order in r - 1?",
+            ),
+            Mistake(
+                "the coefficient of the polynomial forgotten",
+                lambda third: third.square().sum() / 2,
+                "six times too large: in which multiple does the third cumulant enter the expansion?",
             ),
         ],
         tolerance=1e-4,
