@@ -8,13 +8,9 @@ from torch import Tensor
 
 from difflesson.exercises import Exercise, Mistake
 from difflesson.mixture import GaussianMixture
+from difflesson.plane import four_blobs
 
-BLOBS = GaussianMixture(
-    weights=[0.3, 0.3, 0.25, 0.15],
-    means=torch.tensor([[-2.0, -0.5], [-0.2, 1.4], [0.4, -0.6], [2.4, 1.0]], dtype=torch.float64),
-    covs=[[[0.5, 0.2], [0.2, 0.4]], [[0.4, -0.2], [-0.2, 0.3]], [[0.4, 0.1], [0.1, 0.5]], [[0.3, -0.1], [-0.1, 0.3]]],
-    labels=[0, 0, 1, 1],
-)
+BLOBS = four_blobs()
 
 
 # --- 11.1 ---------------------------------------------------------------------------------------------------
@@ -99,12 +95,13 @@ def step_by_bayes(z: Tensor, clean: Tensor, lam: float, lam_next: float, v: floa
     return mean, math.exp((1 - v) * math.log(small) + v * math.log(large))
 
 
-def step(z, clean, lam, lam_next, v, *, mixing="geometric", backwards=False, swapped=False):
-    """The solution with parts that can be got wrong."""
-    alpha, alpha_next = ((1 + math.exp(-x)) ** -0.5 for x in (lam, lam_next))
+def step(z, clean, lam, lam_next, v, *, mixing="geometric", backwards=False, swapped=False, power=0.5, weight=1):
+    """The solution with parts that can be got wrong; `power` of alpha^2, and of alpha' beside the clean point."""
+    alpha, alpha_next = ((1 + math.exp(-x)) ** -power for x in (lam, lam_next))
     r = math.exp(lam - lam_next)
     keep = 1 - r if swapped else r
-    mean = keep * alpha_next / alpha * z + (1 - keep) * alpha_next * clean
+    mean = keep * alpha_next / alpha * z + (1 - keep) * alpha_next**weight * clean
+    alpha, alpha_next = ((1 + math.exp(-x)) ** -0.5 for x in (lam, lam_next))
     small, large = (1 - r) * (1 - alpha_next**2), (1 - r) * (1 - alpha**2)
     if backwards:
         small, large = large, small
@@ -154,6 +151,11 @@ EXERCISES = [
                 "this walks away from the label. Which of the two predictions gets the weight above one?",
             ),
             Mistake(
+                "one difference too many",
+                lambda v_cond, v_uncond, w: v_cond + (1 + w) * (v_cond - v_uncond),
+                "at w = 0 the paper has plain conditional sampling. From which of the two does w count?",
+            ),
+            Mistake(
                 "weights that add up to 1 + 2 w",
                 lambda v_cond, v_uncond, w: (1 + w) * v_cond + w * v_uncond,
                 "if both predictions are equal, guidance must change nothing; yours does.",
@@ -170,6 +172,11 @@ EXERCISES = [
                 "the gradient at the start only",
                 lambda gradient, a, b: gradient(a[None])[0] @ (b - a),
                 "this is the tangent at a. The gradient changes on the way: what do you do with all its values?",
+            ),
+            Mistake(
+                "the two ends only",
+                lambda gradient, a, b: (gradient(torch.stack([a, b])) @ (b - a)).mean(),
+                "the right idea with two points, a trapezium. The gradient changes on the way: take more of them.",
             ),
             Mistake(
                 "unit direction",
@@ -211,6 +218,26 @@ EXERCISES = [
                 "your variance does not depend on v.",
             ),
             Mistake(
+                "standard deviation for variance",
+                lambda *a: (step(*a)[0], math.sqrt(step(*a)[1])),
+                "the mean is right. Is your second number a variance?",
+            ),
+            Mistake(
+                "alpha squared for alpha",
+                lambda *a: step(*a, power=1.0),
+                "1 / (1 + e^-lambda) is not yet alpha.",
+            ),
+            Mistake(
+                "the clean point not shrunk",
+                lambda *a: step(*a, weight=0),
+                "if z were alpha times the clean point, z' should be alpha' times it. Is yours?",
+            ),
+            Mistake(
+                "the two noise levels exchanged",
+                lambda z, clean, lam, lam_next, v: step(z, clean, lam_next, lam, v, mixing="none"),
+                "a variance cannot be negative: which of lam and lam_next belongs to the noisier point?",
+            ),
+            Mistake(
                 "r and 1 - r exchanged",
                 lambda *a: step(*a, swapped=True),
                 "look at a very short step: z' must be nearly z. What is r there?",
@@ -227,6 +254,21 @@ EXERCISES = [
         },
         truth=variances_by_quadrature,
         mistakes=[
+            Mistake(
+                "the two exchanged",
+                lambda c, u, gamma: (c**gamma * u ** (1 - gamma), 1 / (gamma / c + (1 - gamma) / u)),
+                "right numbers in the wrong order: which of them comes from adding up exponents?",
+            ),
+            Mistake(
+                "a factor of two in the equation",
+                lambda c, u, gamma: (1 / (gamma / c + (1 - gamma) / u), (c**gamma * u ** (1 - gamma)) ** 2),
+                "the first number is right. A variance is the square of a length: where does a 2 come from, or go?",
+            ),
+            Mistake(
+                "the label's density for the classifier",
+                lambda c, u, gamma: (1 / (1 / u + gamma / c), c**gamma * u ** (1 - gamma)),
+                "the second number is right. p(y | x) is a ratio of densities, not p(x | y).",
+            ),
             Mistake(
                 "the target twice",
                 lambda c, u, gamma: (1 / (gamma / c + (1 - gamma) / u),) * 2,
