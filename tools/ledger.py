@@ -106,7 +106,7 @@ def page(root: Path = ROOT) -> str:
     repository = re.search(r"^repository-code: *[\"']?([^\"'\s]+)", (root / "CITATION.cff").read_text("utf-8"), re.M)[1]
 
     def links(places: list[Place], text) -> str:
-        return "<br>".join(f"[{text(place)}]({repository}/blob/main/{place.path}#L{place.line})" for place in places)
+        return "<br>".join(f"· [{text(place)}]({repository}/blob/main/{place.path}#L{place.line})" for place in places)
 
     def function(place: Place) -> str:  # its module goes without saying, and the column is narrow
         return f"`{place.name.removeprefix(place.path.removesuffix('.py').replace('/', '.') + '.')}`"
