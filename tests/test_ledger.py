@@ -276,10 +276,10 @@ def test_the_page_links_equations_functions_and_tests(root):
     assert "## 00 · A line: where does it go?" in text
     code = "https://example.org/lines/blob/main"
     assert (
-        f"| [(0.2)](notebooks/00_line.ipynb#two-points-one-line-1) | `eq-slope` | [`slope`]({code}/{MODULE}#L9) "
-        f"| [lines]({code}/{TEST}#L5) | 1 |" in text
+        f"| [(0.2)](notebooks/00_line.ipynb#two-points-one-line-1) | `eq-slope` | · [`slope`]({code}/{MODULE}#L9) "
+        f"| · [lines]({code}/{TEST}#L5) | 1 |" in text
     )
-    assert f"| 01 | `eq-curve` | [`curve`]({code}/{MODULE}#L14) | [curve]({code}/{TEST}#L10) | 0 |" in text
+    assert f"| 01 | `eq-curve` | · [`curve`]({code}/{MODULE}#L14) | · [curve]({code}/{TEST}#L10) | 0 |" in text
 
 
 def test_every_link_to_a_file_of_this_repository_finds_it_and_the_line():
