@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 11 · Classifier-free guidance: how can a model guide itself?
 #
-# At every step, most text-to-image models ask their network twice about the same noisy picture: once with an empty
+# At every step, many text-to-image models ask their network twice about the same noisy picture: once with an empty
 # prompt, and once with yours. Then they take neither answer: they start at the first, walk to the second, and go on.
 # Where does a network get an answer to an empty prompt, why should the line through two answers lead anywhere, and
 # what do you get beyond them? Here we train such a network, in ten seconds, on data for which every answer can be
@@ -9,7 +9,7 @@
 #
 # **After this chapter you can**
 # * train one network to answer with and without a label, and prove why that works;
-# * say what its two answers imply about a classifier, and measure how far it is from being one;
+# * say what its two answers imply about a classifier, and measure how far the network is from being one;
 # * translate between $\gamma$ and $w$, and between our time and the paper's log-SNR, to rounding;
 # * tell guidance from low temperature, and both from the distribution they are said to sample.
 #
@@ -130,8 +130,8 @@ print(f"class_gradient against autograd: {float(gap):.0e}")
 # (A guess of the noise is a score in other units: the best guess is $-\sigma_t$ times the score of the noisy data.)
 # So there are two ways to the left side of $\eqref{eq-score-decomposition}$. You can add the two terms on the right.
 # That is *classifier guidance*: keep a model of all data and add the gradient of a classifier ([Dhariwal & Nichol
-# (2021)](https://arxiv.org/abs/2105.05233)). That needs a second network, one that can name a picture at every noise
-# level, which those that name clean pictures are not (chapter 12 tries). And what enters is the *gradient* of the
+# (2021)](https://arxiv.org/abs/2105.05233)). That needs a second network, trained to classify at every noise level;
+# ordinary classifiers have only seen clean pictures (chapter 12 tries one). And what enters is the *gradient* of the
 # classifier, which its training never looked at.
 #
 # Or you can learn the left side directly, with the labels. Then the classifier is already there: its gradient is the
@@ -293,17 +293,18 @@ for time in torch.linspace(0.1, 0.9, 5).double():
     assert told < 0.1 * unit and untold < 0.3 * unit
 
 # %% [markdown]
-# In the middle of the range, where the label changes most, the error is a fraction of a percent of that change. Near
-# the data ($t = 0.1$) it is much more. The last column says why: the error of $v$, for which the network was trained,
-# is about the same at all times; the error of $\varepsilon$ is $\alpha_t^2$ times that, so it is largest near the
-# data, where the label changes little. The answer without the label is the worse one at these points, which all
-# belong to class 1. It was trained on one example in five.
+# In the middle of the range, where the label changes most, the errors are a few tenths of a percent of that change.
+# Near the data ($t = 0.1$) it is much more. The last column says why: the error of $v$, for which the network was
+# trained, is about the same at all times; the error of $\varepsilon$ is $\alpha_t^2$ times that, so it is largest
+# near the data, where the label changes little. The answer without the label is the worse one at these points, which
+# all belong to class 1. It was trained on one example in five.
 #
 # Those are averages over the data. But a field is defined everywhere, and guidance takes points to places where there
 # are no data. So here is the error of the guided answer $\varepsilon_u + 6\,(\varepsilon_c - \varepsilon_u)$ on the
 # whole plane, at three noise levels, and in it the points that a sampler guided with $\gamma = 6$ has reached by
 # then. First in numbers: the root mean square of the error inside and outside the region that holds 99 % of the noisy
-# data, on a window of the plane, and the share of the sampler's points that are outside.
+# data, on a window of the plane; then the share of the sampler's points that are outside that region, and the error
+# there.
 
 # %%
 exact = mixture.pair(schedule, label=1)
@@ -339,9 +340,10 @@ for k in (10, 25, 40):
     inside = at_t.log_prob(window) > edge
     rms = [float(off_6(window[part], time).square().mean().sqrt())
            for part in (inside, ~inside)]
-    out = float((at_t.log_prob(strong[k]) < edge).double().mean())
-    print("t = {:.1f}: error {:.2f} inside, {:.2f} outside;".format(time, *rms),
-          f"{out:.0%} of the points are outside")
+    gone = strong[k][at_t.log_prob(strong[k]) < edge]
+    there = float(off_6(gone, time).square().mean().sqrt())
+    print("t = {:.1f}: {:.2f} inside, {:.2f} outside;".format(time, *rms),
+          f"{len(gone) / 1500:.0%} of the points outside, {there:.2f}")
     assert rms[1] > 2 * rms[0]
 
 # %% tags=["hide-input"]
@@ -359,18 +361,19 @@ with plotting.style():
         panel.set(title=f"$t = {float(time):.1f}$", xlabel="$x_1$", xlim=(-4, 6), ylim=(-5, 5), aspect="equal")
     axes[0].set_ylabel("$x_2$")
     figure.colorbar(maps, ax=axes, label="error of the guided answer", shrink=0.8, format="%g")
-    shown = plotting.show(figure, "11_error_map", alt="Three maps of the plane at noise levels t = 0.8, 0.5 and 0.2, shaded by the error of the learned field. The error is small inside the dashed contours of the data and grows by a factor of ten to a hundred towards the corners of the window. The orange points, guided with gamma 6, move from the middle of the data at t = 0.8 to their right edge and beyond it at t = 0.2.")
+    shown = plotting.show(figure, "11_error_map", alt="Three maps of the plane at noise levels t = 0.8, 0.5 and 0.2, shaded by the error of the learned field. The error is small inside the dashed contours of the data and grows by a factor of ten to a hundred towards the corners of the window. The orange points, guided with gamma 6, lie right of the middle of the data at t = 0.8 and move to their right edge and beyond it at t = 0.2.")
 shown
 
 # %% [markdown]
 # *Error of the learned guided answer against the exact one, on a logarithmic scale. Dashed: 50, 90 and 99 % of all noisy
 # data. Dots: samples on their way with $\gamma = 6$.*
 #
-# The error is small where the network was trained, and more than ten times larger outside. Strong guidance goes to
-# the edge of what it knows, and at the later two times with almost a third of its points over it. Two things grow
-# with $\gamma$ at once: the weights in $6\, \varepsilon_c - 5\, \varepsilon_u$, with which the errors of the two
-# answers enter, and the share of points where there were no data. The loss controls neither. How large the error is
-# out there differs from one trained network to the next; this is one of them.
+# On this window the error is more than ten times larger where there are no data. The points do not go where it is
+# largest, but strong guidance takes them to the edge of what the network knows, and at the later two times almost a
+# third of them over it. Two things make $\gamma = 6$ harder than $\gamma = 1$: the weights in $6\, \varepsilon_c -
+# 5\, \varepsilon_u$, with which the errors of the two answers enter, and the points outside the region of the data.
+# The loss controls neither. How large the error is out there differs from one trained network to the next; this is
+# one of them.
 #
 # ## Past the answer
 #
@@ -395,7 +398,7 @@ print(f"gamma = 3 is w = {w:g}")
 
 # %% [markdown]
 # $\gamma = 0$ is the answer without the label, $\gamma = 1$ the answer with it; in between you interpolate, above 1
-# you extrapolate, and below 0 you walk away from the label, as with a *negative prompt* and nothing else. We draw
+# you extrapolate, and below 0 you walk away from the label, like a *negative prompt* without a positive one. We draw
 # 1,500 points at each of five scales: from the trained network and from the exact fields, from the same starting
 # noise, without further randomness.
 
@@ -582,10 +585,10 @@ shown
 
 # %% [markdown]
 # *Curl at $t = 0.5$. Exact fields have none. The learned ones turn, least where the data are (dashed). The curl of
-# the guided answer is 3 times that of the conditional one minus twice that of the other.*
+# the guided answer is that of the conditional one plus twice that of the difference.*
 #
-# The exact fields are gradients to the last digit, the learned ones are not; nothing in $\eqref{eq-v-loss}$ asks for
-# it. Is the curl much of what is wrong with the network? Measure it in the error alone, learned minus exact:
+# The exact fields are gradients to the last digit, the learned ones are not; $\eqref{eq-v-loss}$ has no term of its
+# own for it. Is the curl much of what is wrong with the network? Measure it in the error alone, learned minus exact:
 
 # %%
 def error_field(x):
@@ -599,11 +602,11 @@ print(f"share of turning in the error: {turning(error_field):.2f}")
 # preference would have, so the error is not mainly a matter of turning. (One network; others give similar shares.)
 # What does it matter?
 #
-# * *For the loss and for sampling: no more than any other error of its size.* A sampler follows arrows and never asks
-# for their potential. A field without curl may be just as wrong. * *For the word "classifier": everything.* There is
-# no $\phi$ whose gradient you follow. Walk in a circle, add up what the arrows promise, and you come back with
-# another $\log p(y \mid x)$ than you left with. Methods that need the *value* of a density ratio (rejection,
-# Metropolis steps) cannot get it from such arrows without choosing a path.
+# * *For the loss: no more than any other error of its size.* A field without curl may be just as wrong. What it does to
+#   samples is not measured here; a sampler only follows arrows, and never asks for their potential.
+# * *For the word "classifier": everything.* There is no $\phi$ whose gradient you follow. Walk in a circle, add up what the
+#   arrows promise, and you come back with another $\log p(y \mid x)$ than you left with. Methods that need the *value* of a
+#   density ratio (rejection, Metropolis steps) cannot get it from such arrows without choosing a path.
 
 # %%
 angle = 2 * math.pi * torch.arange(400).double() / 400
@@ -617,15 +620,15 @@ for name, pair in (("exact", exact), ("learned", learned)):
         print(f"{name:>7}, radius {radius}: gain {gain:8.1e}")
 
 # %% [markdown]
-# The exact arrows promise nothing for a walk in a circle. The learned ones promise something, and most on the large
-# circle, outside the data; its size and sign are this network's own.
+# The exact arrows promise nothing for a walk in a circle. The learned ones promise something; its size and sign are
+# this network's own.
 #
 # ## How often should the label be hidden?
 #
 # By $\eqref{eq-dropout-optimum}$, $p$ does not change the best function. It changes how a limited effort is shared.
-# So give networks the same small effort, with different $p$, three seeds each. The last columns of the table are the
-# median distance of samples at $\gamma = 3$ from those of the exact fields, same noise: the mean over the seeds, and
-# the smallest and largest.
+# So give networks the same small effort, with different $p$, three seeds each. The first two columns of the table are
+# errors as above, averaged over five times. The last is the median distance of samples at $\gamma = 3$ from those of
+# the exact fields, same noise: the mean over the seeds, in brackets the smallest and the largest.
 
 # %%
 coins, seeds = (0.0, 0.1, 0.2, 0.5, 0.9, 1.0), (0, 1, 2)
@@ -730,8 +733,8 @@ print(f"from {compact[0]:.1f} at u = 0 to {compact[-1]:.1f} at u = 1")
 
 # %% [markdown]
 # **Algorithm 1** trains. One pass, line by line: an example with its label; hide the label with probability $p$; draw
-# $\lambda$; draw $\varepsilon$; add the noise; a gradient step on $\|\varepsilon_\theta(z_\lambda, c) -
-# \varepsilon\|^2$. The function returns the paper's squares, and beside them $\alpha^2$ times those of our loss
+# $\lambda$; draw $\varepsilon$; add the noise; a gradient step (left out here) on $\|\varepsilon_\theta(z_\lambda, c)
+# - \varepsilon\|^2$. The function returns the paper's squares, and beside them $\alpha^2$ times those of our loss
 # $\eqref{eq-v-loss}$.
 
 # %%
@@ -785,13 +788,13 @@ print(f"r = {r:.3f}, added variance {sigma_ts**2:.3f}")
 
 # %% [markdown]
 # If the clean point $x$ is known, the step back is Gaussian: what $z_\lambda$ and $x$ say about $z_{\lambda'}$ is
-# weighted by precision. Precisions add, $1 / \sigma_{\lambda'}^2 + (\alpha_\lambda / \alpha_{\lambda'})^2 /
-# \sigma^2_{\lambda \mid \lambda'} = 1 / \big((1 - r)\, \sigma_{\lambda'}^2\big)$, and the mean is
+# weighted by precision. Precisions add: $1 / \sigma_{\lambda'}^2 + (\alpha_\lambda / \alpha_{\lambda'})^2 /
+# \sigma^2_{\lambda \mid \lambda'} = 1 / \big((1 - r)\, \sigma_{\lambda'}^2\big)$. So the mean is
 #
 # $$ \tilde\mu_{\lambda' \mid \lambda}(z_\lambda, x) = r\, \frac{\alpha_{\lambda'}}{\alpha_\lambda}\, z_\lambda
 # + (1 - r)\, \alpha_{\lambda'}\, x \tag{11.12}\label{eq-ddpm} $$
 #
-# and variance
+# and the variance is
 #
 # $$ \tilde\sigma^2_{\lambda' \mid \lambda} = (1 - r)\, \sigma_{\lambda'}^2 . \tag{11.13}\label{eq-posterior-variance} $$
 #
@@ -892,9 +895,9 @@ for count in (5, 20, 100):
 
 # %% [markdown]
 # With five steps the small variance, $v = 0$, loses more than a third of the spread, and $v = 1$ is nearly right,
-# since this class is as wide as a standard Gaussian. With a hundred, $v$ hardly matters (1,500 samples know their
-# spread to about 3 %). The paper used 0.3 for one of its models and 0.2 for the other. It is a repair for few steps,
-# and nothing else in this chapter depends on it.
+# since this class is about as wide as a standard Gaussian. With a hundred, $v$ hardly matters (1,500 samples know
+# their spread to about 3 %). The paper used 0.3 for one of its models and 0.2 for the other. It is a repair for few
+# steps, and nothing else in this chapter depends on it.
 #
 # ## Colder is not sharper
 #
@@ -1002,13 +1005,14 @@ shown
 # *Class 1 (dashed) by DDPM with the exact fields. The middle and the right cloud have the same mean probability of
 # class 1, and got it in opposite ways.*
 #
-# Guidance becomes sure of its class by moving away from the other one (the mean of $x_1$ grows), and the total spread
-# stays. Low temperature knows nothing about the other class. It becomes sure only because it shrinks each blob
-# towards its centre: almost half of the spread is lost, more than ordered, and the small blob is starved, from 0.37
-# to 0.24, where 0.34 was ordered. (Guidance errs the other way, 0.49. What $\gamma$ is said to order is the next
-# section.) On images, scaled scores gave blurred samples of low quality, as Ho & Salimans report from [Dhariwal &
-# Nichol (2021)](https://arxiv.org/abs/2105.05233); centres of blobs, averages of many pictures, would look like that.
-# Without noise, finally, the prediction was a single point:
+# Guidance becomes sure of its class by moving away from the other one (the mean of $x_1$ grows), and with this
+# sampler the total spread stays. Low temperature knows nothing about the other class. It becomes sure only because it
+# shrinks each blob towards its centre: almost half of the spread is lost, more than ordered, and the small blob is
+# starved, from 0.37 to 0.24, where 0.34 was ordered. (Guidance moves it the other way, to 0.49. What $\gamma$ is said
+# to order is the next section.) On images, scaled scores gave blurred samples of low quality, as Ho & Salimans report
+# from [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233); centres of blobs, averages of many pictures,
+# would look like that. Without noise, finally, one Gaussian would end with a variance of about $C^\kappa Q^{1 -
+# \kappa}$, here $e^{-40}$, a few $10^{-18}$. Two blobs do the same:
 
 # %%
 cold = guidance.tempered(exact.cond, 3.0, schedule)
@@ -1028,8 +1032,8 @@ assert spread(x) < 1e-6
 # 3$, take the network out of the game. The exact fields, fine steps, three samplers that agree at $\gamma = 1$:
 # without noise (DDIM), with the usual noise (DDPM), and with noise of twice that standard deviation (a reverse SDE:
 # with the score multiplied by $(1 + \rho^2) / 2$, noise of $\rho$ times the usual size leaves the distribution at
-# each $t$ unchanged, if the field is a diffusion's; it starts at $t = 0.99$ because its rate explodes at 1); and the
-# target itself, summed over the grid.
+# each $t$ unchanged, if the field is a diffusion's); and the target itself, summed over the grid. All start at $t =
+# 0.99$, because the rate of the SDE explodes at 1.
 
 # %%
 def run(name, gamma):
@@ -1085,11 +1089,12 @@ shown
 # One guided field, three answers.*
 #
 # At $\gamma = 1$ everybody agrees. At $\gamma = 3$ the target hardly moves, since class 1 was fairly sure already,
-# and *no* sampler finds it: all go too far to the right, give the small blob too much, and differ from one another.
-# More noise on the way brings the mean closer. There is no network here and the steps are fine, so neither is to
-# blame. "The distribution that guidance samples" is not one distribution: it depends on the sampler. Why, and which
-# of the answers can be computed in advance, is the matter of chapter 17 ([Bradley & Nakkiran
-# (2024)](https://arxiv.org/abs/2408.09000)); how to hit the target after all, of chapter 18.
+# and none of these three finds it: all go too far to the right, give the small blob too much, and differ from one
+# another. More noise on the way brings the mean closer. There is no network here, and the steps are fine (DDPM above
+# had a mean of 1.83 with 200 of them, DDIM 2.25 with 50), so neither is to blame. "The distribution that guidance
+# samples" is not one distribution: it depends on the sampler. Why, and which of the answers can be computed in
+# advance, is the matter of chapter 17 ([Bradley & Nakkiran (2024)](https://arxiv.org/abs/2408.09000)); how to hit the
+# target after all, of chapter 18.
 #
 # ## Exercises
 #
@@ -1122,7 +1127,7 @@ exercises.check("11.1", guided_v)
 #
 # You have the gradient of the implicit classifier as a function, `gradient(x)` with `x` of shape `(N, 2)`. How much
 # does $\log p(y \mid x)$ grow from point `a` to point `b`, both of shape `(2,)`? Return one number, right to three
-# digits. (For which fields does your answer depend on the path? For those with curl.)
+# digits. For which fields does your answer depend on the path you chose?
 #
 # <details><summary>Hint</summary>
 #
@@ -1134,6 +1139,7 @@ exercises.check("11.1", guided_v)
 # %% tags=["exercise"]
 def log_prob_gain(gradient, a, b):
     ### BEGIN SOLUTION
+    # Any path will do, as long as the field is a gradient; a straight one.
     u = (torch.arange(1000, dtype=a.dtype) + 0.5) / 1000
     x = a + u[:, None] * (b - a)
     return (gradient(x) @ (b - a)).mean()
@@ -1180,8 +1186,8 @@ exercises.check("11.3", log_snr_step)
 #
 # In one dimension let all data be $\mathcal N(0, U)$ and the class $\mathcal N(0, C)$ with $C < U$. Return two
 # variances for a scale $\gamma \ge 0$: that of $p(x)\, p(y \mid x)^\gamma \propto p(x)^{1 - \gamma}\, p(x \mid
-# y)^\gamma$, and that of what guidance samples without noise (DDIM, infinitely many steps, start from far). For $0
-# \le \gamma \le 1$ they are two kinds of mean of $C$ and $U$.
+# y)^\gamma$, and that of what guidance samples without noise (DDIM, infinitely many steps, started at a large $q =
+# \sigma_t^2 / \alpha_t^2$). For $0 \le \gamma \le 1$ they are two kinds of mean of $C$ and $U$.
 #
 # <details><summary>Hint</summary>
 #
@@ -1207,22 +1213,22 @@ exercises.check("11.4", guided_variances)
 # %% [markdown]
 # ### An open question
 #
-# Here the curl was small and did little. Does it stay so when $\gamma$ grows and the samples leave the data? One way to
-# find out: project the learned difference on gradients (fit a scalar network $\phi$ to it, by least squares on noisy
-# data), guide with $\nabla \phi$ instead, and compare both with the exact samples of this chapter at $\gamma = 1, 3,
-# 6$. What you compare must be matched in error as well as in curl; how?
+# Here the curl was small. Does it stay so, and does it matter, when $\gamma$ grows and the samples leave the data?
+# One way to find out: project the learned difference on gradients (fit a scalar network $\phi$ to it, by least
+# squares on noisy data), guide with $\nabla \phi$ instead, and compare both with the exact samples of this chapter at
+# $\gamma = 1, 3, 6$. What you compare must be matched in error as well as in curl; how?
 #
 # ## Remember
 #
-# 1. Hide the label at random, and one network learns both answers. The best function does not depend on how often; the
-#    effort does.
+# 1. Hide the label at random, and one network learns both answers. How often changes how the effort is shared, not the
+#    best function.
 # 2. $\varepsilon_u - \varepsilon_c$ is $\sigma_t$ times the gradient of an implicit classifier. For exact fields it is
 #    a gradient, for a network only nearly.
-# 3. $w = \gamma - 1$, and the paper's log-SNR is our clock: Algorithm 2 is `classifier_free` and `ddpm`, digit for
-# digit. 4. Strong guidance leaves the region where the network was trained. Low temperature shrinks every blob, and
-# knows no other class.
-# 5. For $\gamma > 1$ the samples depend on the sampler, even with exact fields, and are not $p(x)\, p(y \mid
-#    x)^\gamma$.
+# 3. $w = \gamma - 1$, and the paper's log-SNR is our clock: Algorithm 2 is `classifier_free` and `ddpm`, to rounding.
+# 4. Strong guidance leaves the region where the network was trained. Low temperature shrinks every blob, and knows no
+#    other class.
+# 5. For $\gamma > 1$ the samples depend on the sampler, even with exact fields, and the usual samplers do not give
+#    $p(x)\, p(y \mid x)^\gamma$.
 #
 # **Where it comes from.** Label dropout, the implicit classifier, both algorithms, and that low temperature fails:
 # [Ho & Salimans (2022)](https://arxiv.org/abs/2207.12598), sections 2 to 4. The prediction of $v$: [Salimans & Ho
