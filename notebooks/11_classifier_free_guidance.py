@@ -733,8 +733,8 @@ print(f"from {compact[0]:.1f} at u = 0 to {compact[-1]:.1f} at u = 1")
 
 # %% [markdown]
 # **Algorithm 1** trains. One pass, line by line: an example with its label; hide the label with probability $p$; draw
-# $\lambda$; draw $\varepsilon$; add the noise; a gradient step (left out here) on $\|\varepsilon_\theta(z_\lambda, c)
-# - \varepsilon\|^2$. The function returns the paper's squares, and beside them $\alpha^2$ times those of our loss
+# $\lambda$; draw $\varepsilon$; add the noise; a gradient step (left out here) on
+# $\|\varepsilon_\theta(z_\lambda, c) - \varepsilon\|^2$. The function returns the paper's squares, and beside them $\alpha^2$ times those of our loss
 # $\eqref{eq-v-loss}$.
 
 # %%
