@@ -257,7 +257,8 @@ print(f"the means agree, the variance is {float(step.var):.4f} in both")
 
 # %%
 times = time_grid(25)
-start = torch.randn(5000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+generator = torch.Generator().manual_seed(1)
+start = torch.randn(5000, 2, dtype=torch.float64, generator=generator)
 generator, x = torch.Generator().manual_seed(2), start
 for a, b in zip(times[:-1], times[1:], strict=True):
     step = plain(x, a, b)
@@ -266,11 +267,14 @@ for a, b in zip(times[:-1], times[1:], strict=True):
     if b > 0:  # DDPM's last step, to the data, adds no noise
         eps = torch.randn(x.shape, dtype=x.dtype, generator=generator)
         x = mean + step.var.sqrt() * eps
+
+# %%
 shifted = kernels.shift(plain, grad, gamma=1.0)
 again = draw(shifted, start, times, torch.Generator().manual_seed(2))
 torch.testing.assert_close(again, x)
 print(f"mean of the points {x.mean(0).numpy().round(3)}")
-print(f"mean of class 1    {(mixture.given(label).weights @ mixture.given(label).means).numpy().round(3)}")
+mean = mixture.given(label).weights @ mixture.given(label).means
+print(f"mean of class 1    {mean.numpy().round(3)}")
 
 # %% [markdown]
 # Close, and not equal. With 5,000 points the mean of $x_1$ has a standard error below 0.02; this difference is no accident, it is
@@ -390,6 +394,8 @@ predicted = {
     "no shift": weights @ (beta * g.square().sum(1) / 2),
     "shift": weights @ (beta**2 * (curvature + torch.eye(2)).square().sum((1, 2)) / 4),
 }
+
+# %%
 compact = {
     "no shift": weights @ divergence.leading_kl_without_shift(g, beta),
     "shift": weights @ divergence.leading_kl_with_shift(curvature, beta, prior=1.0),
@@ -492,6 +498,7 @@ def fractions(steps, variance):
     return found
 
 
+# %%
 for steps in (1000, 250, 25):
     for variance in ("large", "small"):
         got = [f"{fraction:.3f}" for _, fraction in fractions(steps, variance)]
@@ -592,6 +599,8 @@ p = truth(x_t, t, s)
 begin = shift_at(plain, "x_t, t")(x_t, t, s)
 mean = begin.mean.clone().requires_grad_()
 root = (begin.var.sqrt() * torch.eye(2).double()).repeat(5, 1, 1).requires_grad_()
+
+# %%
 search = torch.optim.LBFGS([mean, root], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
 
 
@@ -846,6 +855,7 @@ def path_kl(kernel, steps, order=8):
     return float(divergence.path_kl(mixture, noise, label, kernel, grid, order))
 
 
+# %%
 numbers = (8, 16, 32, 64, 128, 256)
 walkers = {
     "no shift": large,
