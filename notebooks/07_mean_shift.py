@@ -439,7 +439,7 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Divergence of one step from the truth. Dots are measured; dashed lines are the predictions (7.8) and (7.9), without a fitted constant.*
+# *Divergence of one step from the truth. Dots are measured; dashed lines are the two predictions above, without a fitted constant.*
 #
 # Ten times shorter steps: the label ignored gives 10 times less error, a shifted mean 100 times, second order 1,000 times. But
 # the number of steps grows by ten, too. So for the *whole path* one power is lost, and the first method gains nothing from

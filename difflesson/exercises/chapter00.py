@@ -14,6 +14,7 @@ from difflesson.schedule import cosine
 
 
 def pipeline_scales():
+    """Cases of 0.1: scales as a pipeline takes them."""
     return {f"guidance_scale={scale}": (scale,) for scale in (7.5, 3.0, 1.0, 0.5, 0.0)}
 
 
@@ -28,6 +29,7 @@ def weight_of_the_pipeline(guidance_scale):
 
 
 def two_bells():
+    """Cases of 0.2: the two means and gamma."""
     return {
         "without the label around 0, with it around 2, gamma 3": (0.0, 2.0, 3.0),
         "the same, gamma -1": (0.0, 2.0, -1.0),
@@ -52,6 +54,7 @@ def landing_by_sampling(uncond_mean, cond_mean, gamma):
 
 
 def classes_in_the_plane():
+    """Cases of 0.3: a mixture, samples of one of its classes, (N, 2), the label and gamma."""
     mixture = GaussianMixture(
         weights=[0.5, 0.3, 0.2],
         means=torch.tensor([[-1.0, 0.0], [0.5, 1.0], [1.5, -1.0]], dtype=torch.float64),
@@ -79,11 +82,13 @@ def reweighted(power):
 
 
 def without_normaliser(mixture, points, label, gamma):
+    """The mistake of not dividing by the sum of the weights."""
     weights = mixture.class_log_prob(points, label).mul(gamma - 1).exp()
     return (weights[:, None] * points).mean(0)
 
 
 def density_for_posterior(mixture, points, label, gamma):
+    """The mistake of weighting by the density of the class."""
     return ((gamma - 1) * mixture.given(label).log_prob(points)).softmax(0) @ points
 
 

@@ -22,6 +22,7 @@ POINTS = torch.tensor([[0.0, 0.0], [0.7, -1.1], [-0.6, 1.3]], dtype=torch.float6
 
 
 def gaussians() -> dict[str, tuple]:
+    """Cases of 7.1: a Gaussian, a slope and a scale, shapes (d,), (d, d), (d,)."""
     tilted = torch.tensor([[0.6, -0.4], [-0.4, 0.5]], dtype=torch.float64)
     g = torch.tensor([0.7, 1.1], dtype=torch.float64)
     mean = torch.tensor([0.5, -1.0], dtype=torch.float64)
@@ -34,6 +35,7 @@ def gaussians() -> dict[str, tuple]:
 
 
 def mean_by_quadrature(mean: Tensor, cov: Tensor, g: Tensor, gamma: float) -> Tensor:
+    """The mean of `N(mean, cov) exp(gamma g . x)`, normalised, by Gauss-Hermite quadrature: (d,)."""
     nodes, weights = hermite(30, len(mean))
     x = mean + nodes @ torch.linalg.cholesky(cov).T
     weights = weights * (gamma * (x @ g)).exp()
@@ -61,6 +63,7 @@ def coefficient_by_brute_force(alpha_t: float, alpha_s: float) -> float:
 
 
 def normal(x, mean, var: float) -> Tensor:
+    """The density of `N(mean, var)` at x."""
     return torch.exp(-((x - mean) ** 2) / (2 * var)) / math.sqrt(2 * math.pi * var)
 
 
@@ -135,6 +138,7 @@ def rate_of_class_density(at_t, x, label, rate):
 
 
 def third_derivatives() -> dict[str, tuple]:
+    """Cases of 7.5: symmetric tensors (d, d, d)."""
     lopsided = torch.zeros(2, 2, 2, dtype=torch.float64)
     lopsided[0, 0, 0] = 0.7
     for place in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):  # d^3 / dx_1 dx_2^2, in whichever order

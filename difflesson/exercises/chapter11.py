@@ -17,6 +17,7 @@ BLOBS = four_blobs()
 
 
 def predictions() -> dict[str, tuple]:
+    """Cases of 11.1: two predictions of one shape, and w."""
     generator = torch.Generator().manual_seed(11)
 
     def draw(*shape):
@@ -51,6 +52,7 @@ class ClassGradient:
 
 
 def segments() -> dict[str, tuple]:
+    """Cases of 11.2: a gradient, and the ends of a way, (2,) each."""
     a, b, c = torch.tensor([[-1.5, -0.5], [1.5, 0.8], [0.4, -1.6]], dtype=torch.float64)
     clean, noisy = BLOBS.noised(0.95, math.sqrt(1 - 0.95**2)), BLOBS.noised(0.6, 0.8)
     return {
@@ -61,6 +63,7 @@ def segments() -> dict[str, tuple]:
 
 
 def gain_by_class_probabilities(gradient: ClassGradient, a: Tensor, b: Tensor) -> Tensor:
+    """The difference of the log-probabilities themselves, 0-dim."""
     start, end = gradient.mixture.class_log_prob(torch.stack([a, b]), gradient.label)
     return end - start
 
@@ -74,6 +77,7 @@ def along(gradient: ClassGradient, a: Tensor, b: Tensor) -> Tensor:
 
 
 def steps() -> dict[str, tuple]:
+    """Cases of 11.3: z and the clean point (5, 2), two log-SNRs, and v."""
     generator = torch.Generator().manual_seed(12)
     z, clean = torch.randn(2, 5, 2, generator=generator, dtype=torch.float64)
     return {
