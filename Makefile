@@ -33,23 +33,23 @@ tour: setup
 
 # One thread a worker: the tests share the cores by process. A notebook's cells must stay in one worker, hence loadfile.
 test: setup lint
-	$(PY) tools/notebooks.py check
+	$(PY) -m tools.notebooks check
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
 
 notebooks: setup
-	$(PY) tools/notebooks.py build
+	$(PY) -m tools.notebooks build
 
 chapter: setup
-	$(PY) tools/chapter.py "$(NN)" "$(TITLE)"
+	$(PY) -m tools.chapter "$(NN)" "$(TITLE)"
 
 ledger: setup
-	$(PY) tools/ledger.py check
+	$(PY) -m tools.ledger check
 
 mutants: setup
-	$(PY) tools/mutants.py
+	$(PY) -m tools.mutants
 
 book: setup
-	$(PY) book/build.py
+	$(PY) -m book.build
 
 lint: setup
 	$(PY) -m ruff check .

@@ -1,8 +1,8 @@
-"""Build the web book from the committed notebooks: python book/build.py -> book/_build/html/index.html
+"""Build the web book from the committed notebooks: python -m book.build -> book/_build/html/index.html
 
 The notebooks are not executed here. MathJax becomes part of the pages, because pages that ask a server for it
 show no equation without a network: the first build fetches it with npm, later ones reuse it.
-`python book/build.py FOLDER` builds into FOLDER/html instead.
+`python -m book.build FOLDER` builds into FOLDER/html instead.
 """
 
 import base64
@@ -14,14 +14,12 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from sphinx.cmd.build import main as sphinx_build
+
+from book import staging
+
 BOOK = Path(__file__).resolve().parent
 ROOT = BOOK.parent
-sys.path.insert(0, str(ROOT))  # this file is run as a script, and the modules are found from the repository's root
-
-from sphinx.cmd.build import main as sphinx_build  # noqa: E402
-
-from book import staging  # noqa: E402
-
 MATHJAX = "mathjax@3.2.2"
 MATHJAX_SHA512 = "Bt+SSVU8eBG27zChVewOicYs7Xsdt40qm4+UpHyX7k0/O9NliPc+x77k1/FEsPsjKPZGJvtRZM1vO+geW0OhGw=="
 MATHJAX_PARTS = ("package/LICENSE", "package/es5/tex-mml-chtml.js", "package/es5/output/chtml/fonts/woff-v2/")

@@ -1,4 +1,4 @@
-"""Sphinx configuration of the web book. `python book/build.py` prepares what it reads and calls Sphinx."""
+"""Sphinx configuration of the web book. `python -m book.build` prepares what it reads and calls Sphinx."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

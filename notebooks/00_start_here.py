@@ -64,7 +64,7 @@ shown
 # A diffusion model is trained on pictures $x_0$ to which noise was added,
 #
 # $$ x_t = \alpha_t\, x_0 + \sigma_t\, \varepsilon, \qquad \varepsilon \sim \mathcal N(0, I), \qquad
-# \alpha_t^2 + \sigma_t^2 = 1. \tag{0.1}\label{eq-forward-marginal} $$
+# \alpha_t^2 + \sigma_t^2 = 1. \label{eq-forward-marginal} $$
 #
 # Time $t$ runs from 0 (the picture) to 1 (noise); a *schedule* says how $\alpha_t$ falls and $\sigma_t$ grows.
 # Here is the equation on the five sevens of the third column: first as one writes it, then as the package has it. The two
@@ -96,7 +96,7 @@ shown
 # $\varepsilon_c$ (c for *conditional*), and not knowing it, $\varepsilon_u$ (*unconditional*). Classifier-free guidance
 # is the line through the two guesses:
 #
-# $$ \varepsilon = \varepsilon_u + \gamma\,(\varepsilon_c - \varepsilon_u). \tag{0.2}\label{eq-cfg} $$
+# $$ \varepsilon = \varepsilon_u + \gamma\,(\varepsilon_c - \varepsilon_u). \label{eq-cfg} $$
 #
 # With $\gamma = 0$ you get the guess without the label, with $\gamma = 1$ the guess with it, and with $\gamma > 1$ you
 # walk past it: the difference between the two guesses is what the label changes, and you ask for more of it.
@@ -291,7 +291,7 @@ for gamma in (1.0, 3.0):
 # [Ho & Salimans (2022)](https://arxiv.org/abs/2207.12598) write the same line with $w = \gamma - 1$:
 #
 # $$ (1 + w)\,\varepsilon_c - w\,\varepsilon_u = \varepsilon_u + \gamma\,(\varepsilon_c - \varepsilon_u),
-# \qquad w = \gamma - 1. \tag{0.3}\label{eq-cfg-weight} $$
+# \qquad w = \gamma - 1. \label{eq-cfg-weight} $$
 
 # %%
 w = conventions.guidance_scale(3.0, "gamma", "ho-salimans")
@@ -326,7 +326,7 @@ table("noise", "one step", "output")
 # the log-density of noisy pictures $p_t$. For one noisy point all of them say the same thing in different words,
 #
 # $$ x_t = \alpha_t x_0 + \sigma_t \varepsilon, \qquad v = \alpha_t \varepsilon - \sigma_t x_0, \qquad
-# \nabla \log p_t(x_t) = -\varepsilon / \sigma_t, \tag{0.4}\label{eq-parameterisations} $$
+# \nabla \log p_t(x_t) = -\varepsilon / \sigma_t, \label{eq-parameterisations} $$
 #
 # so a prediction of one is a prediction of all. That is why a guess has two parts here: the noise `eps`, and the clean
 # picture `x0` that is left when this noise is taken away. The first two equations can be computed with the network's

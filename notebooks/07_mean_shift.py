@@ -106,7 +106,7 @@ shown
 # First the length of a step, exactly. The forward process gets from $x_s$ to $x_t$ by shrinking and adding noise:
 #
 # $$ x_t = \alpha_{t|s}\, x_s + \sigma_{t|s}\, \varepsilon, \qquad \alpha_{t|s} = \alpha_t / \alpha_s, \qquad
-# \alpha_{t|s}^2 + \sigma_{t|s}^2 = 1. \tag{7.1}\label{eq-forward-transition} $$
+# \alpha_{t|s}^2 + \sigma_{t|s}^2 = 1. \label{eq-forward-transition} $$
 #
 # The length of the step is $\beta = \sigma_{t|s}^2$, the variance of that noise. Often we want the $s$ that belongs to a
 # given $t$ and $\beta$. Let $r$ be the schedule's noise rate and $B(t) = \int_0^t r$; then $\alpha_t^2 = e^{-B}$. A step of length $\beta$ lowers
@@ -130,7 +130,7 @@ torch.testing.assert_close(alpha_ts**2 + sigma_ts**2, torch.ones(()).double())
 # The forward process adds noise without looking at the label. Hence $p(y \mid x_s, x_t) = p(y \mid x_s)$: once you know the
 # cleaner point, the noisier one says nothing more about the class. Bayes' rule for one step then reads
 #
-# $$ p(x_s \mid x_t, y) = p(x_s \mid x_t)\, \frac{p(y \mid x_s)}{p(y \mid x_t)}. \tag{7.2}\label{eq-bayes-step} $$
+# $$ p(x_s \mid x_t, y) = p(x_s \mid x_t)\, \frac{p(y \mid x_s)}{p(y \mid x_t)}. \label{eq-bayes-step} $$
 #
 # On the mixture both sides have closed forms that share no code: on the left the reverse kernel of class 1 alone, on the
 # right the reverse kernel of everything, and two class posteriors.
@@ -157,7 +157,7 @@ torch.testing.assert_close(left_side, right_side)
 # expand it in both:
 #
 # $$ \log p_s(y \mid x_s) \approx \log p_t(y \mid x_t) + (x_s - x_t) \cdot \nabla \log p_t(y \mid x_t)
-# + (s - t)\, \partial_t \log p_t(y \mid x_t). \tag{7.3}\label{eq-taylor} $$
+# + (s - t)\, \partial_t \log p_t(y \mid x_t). \label{eq-taylor} $$
 #
 # `guidance.linearise` is this line, with the derivatives by automatic differentiation. Against finite differences:
 
@@ -212,7 +212,7 @@ assert 95 < falls[0] < 105 and 9.5 < falls[1] < 10.5
 # above up to terms without $x_s$. So multiplying a Gaussian by the exponential of a linear function *moves* it and does nothing else:
 #
 # $$ \mathcal N(x;\, \mu, \Sigma)\; e^{\,g^\top x} \;=\; \mathcal N(x;\, \mu + \Sigma g,\, \Sigma)\;
-# e^{\,g^\top \mu + \frac12 g^\top \Sigma g}. \tag{7.4}\label{eq-complete-square} $$
+# e^{\,g^\top \mu + \frac12 g^\top \Sigma g}. \label{eq-complete-square} $$
 #
 # Check it with a tilted ellipse, where $\Sigma g$ points elsewhere than $g$. The naive form multiplies densities; the package's
 # Gaussians have the method `tilted`:
@@ -233,7 +233,7 @@ torch.testing.assert_close(product - constant, moved.log_prob(x_s[:, None]))
 # ellipse's long axis (upper left to lower right) by more than the part across it. This is classifier guidance: where the model steps by $\mathcal N(\mu, \Sigma)$, step by
 #
 # $$ q(x_s \mid x_t) = \mathcal N\big(\mu + \gamma\, \Sigma\, g,\; \Sigma\big),
-# \qquad g = \nabla \log p_t(y \mid x_t), \tag{7.5}\label{eq-mean-shift} $$
+# \qquad g = \nabla \log p_t(y \mid x_t), \label{eq-mean-shift} $$
 #
 # where $\gamma = 1$ is the approximation of $p(x_s \mid x_t, y)$ just derived. In this chapter $\gamma = 1$ throughout; chapters 08
 # and 17 ask what other values mean. In the package, `kernels.shift` turns any kernel into its shifted version:
@@ -320,7 +320,7 @@ def shift_at(kernel, place):
 # A kernel is as good as its divergence from the truth is small. For one point $x_t$,
 #
 # $$ \mathrm{KL}(p \,\|\, q) = \mathbb E_{p}\big[\log p - \log q\big] = \mathbb E_p\big[r - 1 - \log r\big], \qquad
-# r = q / p, \tag{7.6}\label{eq-kl} $$
+# r = q / p, \label{eq-kl} $$
 #
 # with $p = p(x_s \mid x_t, y)$ and $q$ the kernel's answer. The second form adds $\mathbb E_p[r] - 1 = 0$. Its terms are about
 # $(r - 1)^2 / 2$, so nothing large cancels (computed with `expm1`), and divergences of $10^{-15}$ keep their digits. The expectation is Gauss-Hermite
@@ -356,7 +356,7 @@ def measure(kernel, beta):
 #
 # DDPM knows two variances. The large one is $\beta = \sigma_{t|s}^2$. The small one is that of $x_s$ when the clean point is known,
 #
-# $$ \mathrm{Var}(x_s \mid x_t, x_0) = \frac{\sigma_s^2}{\sigma_t^2}\, \sigma_{t|s}^2 \tag{7.7}\label{eq-posterior-variance} $$
+# $$ \mathrm{Var}(x_s \mid x_t, x_0) = \frac{\sigma_s^2}{\sigma_t^2}\, \sigma_{t|s}^2 \label{eq-posterior-variance} $$
 #
 # (two Gaussian pieces of information about $x_s$, from either side, add their precisions):
 
@@ -372,7 +372,7 @@ print(f"large {float(sigma_ts**2):.3f}, small {float(compact):.3f}")
 # Before measuring, predict, for a fixed $t$ and $\beta$ much smaller than $\sigma_t^2$. If you ignore the label, the mean is off by
 # $\Sigma g \approx \beta g$, and two Gaussians of variance $\beta$ whose means differ by $\delta$ are $|\delta|^2 / 2 \beta$ apart:
 #
-# $$ \mathrm{KL}_{\text{no shift}} = \frac{\beta}{2}\, |g|^2 + O(\beta^2). \tag{7.8}\label{eq-kl-no-shift} $$
+# $$ \mathrm{KL}_{\text{no shift}} = \frac{\beta}{2}\, |g|^2 + O(\beta^2). \label{eq-kl-no-shift} $$
 #
 # With the shift, the error of the mean is of order $\beta^2$ (you will see), which contributes only $(\beta^2)^2 / \beta = \beta^3$. What
 # remains is the shape. Write $H$ for the second derivatives of $\log p_t(x \mid y)$ at $x_t$. The true covariance is
@@ -380,7 +380,7 @@ print(f"large {float(sigma_ts**2):.3f}, small {float(compact):.3f}")
 # covariances $\beta I$ and $\beta (I + E)$ are $\frac14 |E|^2$ apart to leading order, where $|\cdot|^2$ sums the squares of all entries. Hence
 #
 # $$ \mathrm{KL}_{\text{shift}} = \frac{\beta^2}{4}\, \big| H + c\, I \big|^2 + O(\beta^3), \qquad
-# c = 1 \text{ (large variance)}, \quad c = 1 / \sigma_t^2 \text{ (small variance)}. \tag{7.9}\label{eq-kl-shift} $$
+# c = 1 \text{ (large variance)}, \quad c = 1 / \sigma_t^2 \text{ (small variance)}. \label{eq-kl-shift} $$
 #
 # The small variance is exact for a data set of one point, where $H = -I / \sigma_t^2$; the large one for standard normal data,
 # where $H = -I$. The formula says so: it vanishes there.
@@ -455,7 +455,7 @@ shown
 # $(\alpha_{t|s} x_s - x) / \sigma_{t|s}^2$. Divide by $p_t(x \mid y)$: $\nabla \log p_t(x \mid y) = (\alpha_{t|s}\, \mathbb E[x_s \mid x, y] - x) / \sigma_{t|s}^2$. Solved for the mean,
 #
 # $$ \mathbb E[x_s \mid x_t, y] = \frac{x_t + \sigma_{t|s}^2\, \nabla \log p_t(x_t \mid y)}{\alpha_{t|s}}
-# = \frac{x_t + \beta\, \nabla \log p_t(x_t \mid y)}{\sqrt{1 - \beta}}. \tag{7.10}\label{eq-one-step-tweedie} $$
+# = \frac{x_t + \beta\, \nabla \log p_t(x_t \mid y)}{\sqrt{1 - \beta}}. \label{eq-one-step-tweedie} $$
 
 # %%
 worst = 0.0
@@ -548,7 +548,7 @@ for t_long, s_long in [(0.4, 0.39), (0.4, 0.1), (0.9, 0.2)]:
 # $\Sigma^{-1}$ becomes $\Sigma^{-1} - G$ (which must be positive definite, or there is no such Gaussian):
 #
 # $$ \mathcal N(x;\, \mu, \Sigma)\; e^{\,g^\top (x - \mu) + \frac12 (x - \mu)^\top G (x - \mu)} \;\propto\;
-# \mathcal N\big(x;\, \mu + \Sigma' g,\; \Sigma'\big), \qquad \Sigma' = (\Sigma^{-1} - G)^{-1}. \tag{7.11}\label{eq-taylor-second} $$
+# \mathcal N\big(x;\, \mu + \Sigma' g,\; \Sigma'\big), \qquad \Sigma' = (\Sigma^{-1} - G)^{-1}. \label{eq-taylor-second} $$
 
 # %%
 G = torch.tensor([[[-0.3, 0.2], [0.2, 0.4]]], dtype=torch.float64)
@@ -567,7 +567,7 @@ torch.testing.assert_close(constants, constants[:1].expand(5))
 # the derivative of $\mathbb E[x_s \mid x, y]$ in $x$ is $\alpha_{t|s}\, \mathrm{Cov}(x_s \mid x, y) / \sigma_{t|s}^2$. Solved for the covariance,
 #
 # $$ \mathrm{Cov}(x_s \mid x_t, y) = \frac{\sigma_{t|s}^2}{\alpha_{t|s}^2} \Big( I + \sigma_{t|s}^2\, \nabla \nabla \log p_t(x_t \mid y) \Big).
-# \tag{7.12}\label{eq-second-order} $$
+# \label{eq-second-order} $$
 #
 # It is exact for steps of any length, and it gives the $\beta (I + \beta (I + H))$ used above, since
 # $\sigma_{t|s}^2 / \alpha_{t|s}^2 = \beta / (1 - \beta) = \beta + \beta^2 + \dots$ The exact step is a mixture; its covariance can be summed up by hand:
@@ -590,7 +590,7 @@ assert error < 1e-12
 # we minimise the divergence from that Gaussian, and it is zero when $q$ *is* that Gaussian:
 #
 # $$ \arg\min_{q \text{ Gaussian}} \mathrm{KL}(p \,\|\, q) = \mathcal N\big(\mathbb E_p[x],\, \mathrm{Cov}_p[x]\big).
-# \tag{7.13}\label{eq-moment-matching} $$
+# \label{eq-moment-matching} $$
 #
 # Do it blindly: start from the shifted kernel, minimise the divergence by a quasi-Newton method, and see where it ends.
 
@@ -830,7 +830,7 @@ assert exact_250[0] < 0.02
 # label, and $Q$ the law of what a kernel walks when it starts where $P$ starts. By the chain rule
 #
 # $$ \mathrm{KL}(P \,\|\, Q) = \sum_{\text{steps}} \mathbb E_{x_t \sim p_t(\cdot \mid y)}\,
-# \mathrm{KL}\big(p(x_s \mid x_t, y) \,\|\, q(x_s \mid x_t)\big), \tag{7.14}\label{eq-path-kl} $$
+# \mathrm{KL}\big(p(x_s \mid x_t, y) \,\|\, q(x_s \mid x_t)\big), \label{eq-path-kl} $$
 #
 # and what comes out at the end differs by at most that, since the end point is a function of the path. `divergence.path_kl`
 # computes it; by hand, for eight steps:

@@ -94,7 +94,7 @@ shown
 # The pictures above are noisy points, made from data by
 #
 # $$ x_t = \alpha_t\, x_0 + \sigma_t\, \varepsilon, \qquad \varepsilon \sim \mathcal N(0, I), \qquad
-# \alpha_t^2 + \sigma_t^2 = 1, \tag{11.1}\label{eq-forward-marginal} $$
+# \alpha_t^2 + \sigma_t^2 = 1, \label{eq-forward-marginal} $$
 #
 # with $t = 0$ for data and $t = 1$ for noise. We write $p_t$ for the density of $x_t$.
 
@@ -113,7 +113,7 @@ print(f"alpha {schedule.alpha(t):.3f}, sigma {schedule.sigma(t):.3f}")
 # depend on $x$:
 #
 # $$ \nabla \log p_t(x \mid y) = \nabla \log p_t(x) + \nabla \log p_t(y \mid x).
-# \tag{11.2}\label{eq-score-decomposition} $$
+# \label{eq-score-decomposition} $$
 
 # %%
 noisy = mixture.noised(schedule.alpha(t), schedule.sigma(t))
@@ -145,7 +145,7 @@ print(f"class_gradient against autograd: {float(gap):.0e}")
 # label $\varnothing$; call what the network sees $y'$:
 #
 # $$ y' = \begin{cases} \varnothing & \text{with probability } p \\ y & \text{with probability } 1 - p \end{cases}
-# \qquad \text{independently of } x_0, y, \varepsilon, t. \tag{11.3}\label{eq-label-dropout} $$
+# \qquad \text{independently of } x_0, y, \varepsilon, t. \label{eq-label-dropout} $$
 
 # %%
 null = network.classes
@@ -171,7 +171,7 @@ for name, chosen in (("all", hidden >= 0), ("null label", hidden)):
 # $x_0 = \alpha_t x_t - \sigma_t v$ follow. With $t$ uniform in $[0, 1]$ and $d$ the number of coordinates,
 #
 # $$ L(\theta) = \frac1d\; \mathbb E_{x_0, y, \varepsilon, t, y'}
-# \big\| v_\theta(x_t, t, y') - v \big\|^2 . \tag{11.4}\label{eq-v-loss} $$
+# \big\| v_\theta(x_t, t, y') - v \big\|^2 . \label{eq-v-loss} $$
 #
 # The naive form takes one batch apart; the package's `v_loss` gets the same random numbers and gives the same number.
 
@@ -203,7 +203,7 @@ print(f"loss {compact:.4f}")
 #
 # $$ d\, L(\theta) = (1 - p)\, \mathbb E \big\| v_\theta(x_t, t, y) - \mathbb E[v \mid x_t, y] \big\|^2
 # + p\; \mathbb E \big\| v_\theta(x_t, t, \varnothing) - \mathbb E[v \mid x_t] \big\|^2 + \text{const}_p .
-# \tag{11.5}\label{eq-dropout-optimum} $$
+# \label{eq-dropout-optimum} $$
 #
 # The constant depends on $p$, but not on $\theta$. Two squares, both at least zero, and both can be zero at once,
 # since the network gets a different input in each. **So for every $p$ strictly between 0 and 1 the best function is
@@ -379,12 +379,12 @@ shown
 #
 # Now the line itself. Guidance replaces the guess by
 #
-# $$ \varepsilon = \varepsilon_u + \gamma\,(\varepsilon_c - \varepsilon_u), \tag{11.6}\label{eq-cfg} $$
+# $$ \varepsilon = \varepsilon_u + \gamma\,(\varepsilon_c - \varepsilon_u), \label{eq-cfg} $$
 #
 # and hands it to any sampler. The paper writes the same line with a weight $w$ that counts from $\varepsilon_c$:
 #
 # $$ (1 + w)\,\varepsilon_c - w\,\varepsilon_u = \varepsilon_u + \gamma\,(\varepsilon_c - \varepsilon_u),
-# \qquad w = \gamma - 1. \tag{11.7}\label{eq-cfg-weight} $$
+# \qquad w = \gamma - 1. \label{eq-cfg-weight} $$
 
 # %%
 cond, uncond = learned(x_t, t)
@@ -481,7 +481,7 @@ assert share < 0.1
 # since the score is $-\varepsilon / \sigma_t$:
 #
 # $$ \nabla \log \frac{p_t(x \mid y)}{p_t(x)} = -\frac{\varepsilon_c - \varepsilon_u}{\sigma_t}.
-# \tag{11.8}\label{eq-implicit-classifier} $$
+# \label{eq-implicit-classifier} $$
 #
 # With the exact guesses it must be the gradient of the exact class probability:
 
@@ -515,7 +515,7 @@ assert cosines.median() > 0.99
 #
 # $$ \operatorname{curl} f = \frac{\partial f_2}{\partial x_1} - \frac{\partial f_1}{\partial x_2},
 # \qquad f = \nabla \phi \text{ for some } \phi \iff \operatorname{curl} f = 0 \text{ everywhere}.
-# \tag{11.9}\label{eq-curl} $$
+# \label{eq-curl} $$
 #
 # First the naive form, difference quotients, against the package's, automatic differentiation:
 
@@ -718,7 +718,7 @@ assert far[0.0] > 0.1 > far[0.2]
 # drawn with a uniform $u \in [0, 1]$ through
 #
 # $$ \lambda = -2 \log \tan(a u + b), \qquad b = \arctan e^{-\lambda_\text{max} / 2}, \quad
-# a = \arctan e^{-\lambda_\text{min} / 2} - b. \tag{11.10}\label{eq-cosine} $$
+# a = \arctan e^{-\lambda_\text{min} / 2} - b. \label{eq-cosine} $$
 #
 # That is our cosine schedule with $t = u$: $\alpha = \cos(a u + b)$. The paper's limits are $\pm 20$, and so are ours.
 
@@ -768,7 +768,7 @@ print(f"loss in eps {paper.sum(1).mean():.4f}")
 #
 # $$ q(z_\lambda \mid z_{\lambda'}) = \mathcal N\Big(\frac{\alpha_\lambda}{\alpha_{\lambda'}} z_{\lambda'},\;
 # \sigma^2_{\lambda \mid \lambda'} I\Big), \qquad \sigma^2_{\lambda \mid \lambda'} = (1 - r)\, \sigma_\lambda^2 .
-# \tag{11.11}\label{eq-forward-transition} $$
+# \label{eq-forward-transition} $$
 #
 # (The variances must add up: $\sigma_\lambda^2 = (\alpha_\lambda / \alpha_{\lambda'})^2 \sigma_{\lambda'}^2 +
 # \sigma^2_{\lambda|\lambda'}$, and $(\alpha_\lambda / \alpha_{\lambda'})^2 \sigma_{\lambda'}^2 = r\, \sigma_\lambda^2$
@@ -792,11 +792,11 @@ print(f"r = {r:.3f}, added variance {sigma_ts**2:.3f}")
 # \sigma^2_{\lambda \mid \lambda'} = 1 / \big((1 - r)\, \sigma_{\lambda'}^2\big)$. So the mean is
 #
 # $$ \tilde\mu_{\lambda' \mid \lambda}(z_\lambda, x) = r\, \frac{\alpha_{\lambda'}}{\alpha_\lambda}\, z_\lambda
-# + (1 - r)\, \alpha_{\lambda'}\, x \tag{11.12}\label{eq-ddpm} $$
+# + (1 - r)\, \alpha_{\lambda'}\, x \label{eq-ddpm} $$
 #
 # and the variance is
 #
-# $$ \tilde\sigma^2_{\lambda' \mid \lambda} = (1 - r)\, \sigma_{\lambda'}^2 . \tag{11.13}\label{eq-posterior-variance} $$
+# $$ \tilde\sigma^2_{\lambda' \mid \lambda} = (1 - r)\, \sigma_{\lambda'}^2 . \label{eq-posterior-variance} $$
 #
 # The sampler does not know $x$. It puts in the guess $\tilde x = (z_\lambda - \sigma_\lambda \tilde\varepsilon) /
 # \alpha_\lambda$, made from the guided $\tilde\varepsilon$. That is DDPM's step.
@@ -819,7 +819,7 @@ print(f"means agree; variance {small:.4f}")
 # predicts):
 #
 # $$ \text{variance} = \big(\tilde\sigma^2_{\lambda' \mid \lambda}\big)^{1 - v}
-# \big(\sigma^2_{\lambda \mid \lambda'}\big)^{v}. \tag{11.14}\label{eq-variance-interpolation} $$
+# \big(\sigma^2_{\lambda \mid \lambda'}\big)^{v}. \label{eq-variance-interpolation} $$
 
 # %%
 for v in (0.0, 0.3, 1.0):
@@ -905,7 +905,7 @@ for count in (5, 20, 100):
 # by lowering the *temperature*: sample $p(x \mid y)^\kappa$ with $\kappa > 1$. Why not here? The score of $p^\kappa$ is
 # $\kappa \nabla \log p$, so multiply the guess:
 #
-# $$ \varepsilon \to \kappa\, \varepsilon . \tag{11.15}\label{eq-low-temperature} $$
+# $$ \varepsilon \to \kappa\, \varepsilon . \label{eq-low-temperature} $$
 
 # %%
 t = torch.tensor(0.5).double()

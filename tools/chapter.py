@@ -1,7 +1,7 @@
-"""Start a chapter: python tools/chapter.py 12 "When the classifier only knows clean data"
+"""Start a chapter: python -m tools.chapter 12 "When the classifier only knows clean data"
 
-Writes notebooks/12_slug.py, difflesson/exercises/chapter12.py and tests/test_chapter_12.py. They build and pass as they
-are; what is to be replaced says TODO, and `python tools/notebooks.py check` lists what is left of that.
+Writes notebooks/12_slug.py, difflesson/exercises/chapter12.py and tests/chapters/test_chapter_12.py. They build and
+pass as they are; what is to be replaced says TODO, and `python -m tools.notebooks check` lists what is left of that.
 """
 
 import re
@@ -38,7 +38,7 @@ def start_chapter(number: str, title: str, root: Path = ROOT) -> list[Path]:
     files = {
         "chapter.py.txt": root / "notebooks" / f"{nn}_{slug(title)}.py",
         "exercises.py.txt": root / "difflesson" / "exercises" / f"chapter{nn}.py",
-        "test_chapter.py.txt": root / "tests" / f"test_chapter_{nn}.py",
+        "test_chapter.py.txt": root / "tests" / "chapters" / f"test_chapter_{nn}.py",
     }
     there = sorted({*(root / "notebooks").glob(f"{nn}_*"), *(path for path in files.values() if path.exists())})
     if there:
@@ -64,8 +64,8 @@ def next_steps(paths: list[Path], root: Path = ROOT) -> str:
     if waiting:
         lines.append(f"  show these equations, then take them off book/planned_equations.toml: {', '.join(waiting)}")
     lines += [
-        f"  python tools/notebooks.py build {nn}   executes the chapter; it builds as it is",
-        "  python tools/notebooks.py check      lists every TODO that is left",
+        f"  python -m tools.notebooks build {nn}   executes the chapter; it builds as it is",
+        "  python -m tools.notebooks check      lists every TODO that is left",
         "  CONTRIBUTING.md                      says how to go on from here",
     ]
     return "\n".join(lines)

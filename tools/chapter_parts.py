@@ -12,12 +12,13 @@ from tools.exercise_cells import SourceError, find_exercises
 
 FIGURE = re.compile(r"plotting\.show\(\s*\w+,\s*[\"'](\w+)[\"']")
 CAPTION = re.compile(r"\*[^\s*](?:(?!\n\s*\n).)*[^\s*]\*\s*(\n\s*\n|\Z)", re.DOTALL)  # first paragraph, in italics
+LABELLED = r"\label{eq-"
 MARKS = {  # what is said if it is missing: how it is recognised
     "the title '# NN · a question?'": r"\A# \d\d · .*\?",
     "'**After this chapter you can**'": r"^\*\*After this chapter you can\*\*",
     "'**You need** ...'": r"^\*\*You need\*\*",
     "the times '... minutes to read, ... to run'": r"minutes? to read,.* to run",
-    "a numbered equation, \\tag{7.1}\\label{eq-...}": r"\\tag\{\d+\.\d+\}",
+    "a numbered equation, \\label{eq-...}": r"\\label\{eq-",
     "a heading that starts with 'Pitfall'": r"^#{2,6} Pitfall\b",
     "the heading '## Exercises'": r"^## Exercises",
     "the heading '## Remember'": r"^## Remember",
@@ -31,7 +32,7 @@ def missing_parts(cells: list[NotebookNode]) -> list[str]:
     found = [f"lacks {part}" for part, mark in MARKS.items() if not re.search(mark, prose, re.MULTILINE)]
 
     figures = [index for index, cell in enumerate(cells) if cell.cell_type == "code" and FIGURE.search(cell.source)]
-    equations = [index for index, cell in enumerate(cells) if cell.cell_type == "markdown" and "\\tag{" in cell.source]
+    equations = [index for index, cell in enumerate(cells) if cell.cell_type == "markdown" and LABELLED in cell.source]
     if not figures:
         found.append("lacks a figure, plotting.show(figure, name, alt)")
     elif equations and figures[0] > equations[0]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jupytext
 
-PLANNED, MUTANTS = "book/planned_equations.toml", "tests/mutants.toml"
+PLANNED, MUTANTS = "book/planned_equations.toml", "tests/mutants"
 LABEL = r"eq-[a-z0-9]+(?:-[a-z0-9]+)*"
 IN_DOCSTRING = re.compile(rf"[\[(]({LABEL})[\])]")
 HEADING_OR_TAG = re.compile(
@@ -20,7 +20,9 @@ HEADING_OR_TAG = re.compile(
     r"|\\tag\{(?P<tag>[^}]*)\}(?:\s*\\label\{(?P<label>[^}]*)\})?|\\label\{(?P<lone>[^}]*)\}",
     re.MULTILINE,
 )
-NOT_PROSE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]*\\[^`\n]*`", re.MULTILINE | re.DOTALL)  # fences, and quoted LaTeX
+QUOTED = r"^(?P<fence>```|~~~).*?^(?P=fence)|`[^`\n]*\\[^`\n]*`"  # fences, and quoted LaTeX
+NOT_PROSE = re.compile(QUOTED, re.MULTILINE | re.DOTALL)
+TO_NUMBER = re.compile(rf"(?P<quoted>{QUOTED})|(?P<tag>\\tag\b)|\\label\{{", re.MULTILINE | re.DOTALL)
 
 
 class Equation(NamedTuple):
@@ -78,6 +80,7 @@ def shown(notebooks: Path) -> list[Chapter]:
 
 def read_chapter(source: Path) -> Chapter:
     cells = jupytext.reads(source.read_text(encoding="utf-8"), fmt="py:percent").cells
+    number_equations(cells, source.name[:2])
     # Readers do not see how an exercise is solved: that is no use of a function in the chapter.
     is_code = [cell.cell_type == "code" and "exercise" not in cell.metadata.get("tags", []) for cell in cells]
     code = [cell.source if shown_code else "" for cell, shown_code in zip(cells, is_code, strict=True)]
@@ -95,6 +98,27 @@ def read_chapter(source: Path) -> Chapter:
                 slugs.append(unique_slug(titles[-1], slugs))
     path = f"{source.parent.name}/{source.name}"
     return Chapter(path, titles[0] if titles else source.stem, equations, references)
+
+
+def number_equations(cells: list, chapter: str) -> None:
+    """Write the number before each `\\label{eq-...}` of the Markdown cells, in the order of the page.
+
+    Args: cells: changed in place;  chapter: "07".  Raises: ValueError where an author wrote a number by hand.
+    """
+    count = 0
+
+    def tagged(found: re.Match) -> str:
+        nonlocal count
+        if found["quoted"]:
+            return found[0]
+        if found["tag"]:
+            raise ValueError(r"an equation has a \tag; numbers come from the order, write \label{eq-...} alone")
+        count += 1
+        return f"\\tag{{{int(chapter)}.{count}}}{found[0]}"
+
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            cell.source = TO_NUMBER.sub(tagged, cell.source)
 
 
 def unique_slug(title: str, taken: list[str]) -> str:
@@ -186,10 +210,10 @@ def marked(expressions: list[ast.expr]) -> list[str]:
     return [argument.value for mark in marks for argument in mark.args if isinstance(argument, ast.Constant)]
 
 
-def planted(path: Path) -> dict[str, list[str]]:
-    """The mutants' names by the labels that they break."""
+def planted(folder: Path) -> dict[str, list[str]]:
+    """The names of the mutants in a folder's files, by the labels that they break."""
     found = {}
-    for mutant in toml(path).get("mutant", []):
+    for mutant in (mutant for file in sorted(folder.glob("*.toml")) for mutant in toml(file).get("mutant", [])):
         labels = mutant["equation"]
         for label in [labels] if isinstance(labels, str) else labels:
             found.setdefault(label, []).append(mutant["name"])

@@ -1,10 +1,10 @@
 """The equation ledger: every numbered equation is shown, implemented, tested, and its test has teeth.
 
-    python tools/ledger.py check    report what lacks one of the four; exit status 1 if anything does
-    python tools/ledger.py page     print the ledger as a page of the book
+    python -m tools.ledger check    report what lacks one of the four; exit status 1 if anything does
+    python -m tools.ledger page     print the ledger as a page of the book
 
 A label joins the four. It stands in a chapter as `\\tag{7.1}\\label{eq-mean-shift}`, in a docstring of the package as
-`[eq-mean-shift]`, on a test as `@pytest.mark.equation("eq-mean-shift")`, and in tests/mutants.toml as the `equation`
+`[eq-mean-shift]`, on a test as `@pytest.mark.equation("eq-mean-shift")`, and in tests/mutants/ as the `equation`
 of a wrong formula that the test must notice. What is implemented before its chapter is written waits in
 book/planned_equations.toml, a list that can only get shorter.
 """
@@ -15,10 +15,9 @@ from pathlib import Path
 
 import typer
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # this file is run as a script, and the modules are found from the repository's root
+from tools.equation_labels import LABEL, MUTANTS, PLANNED, Chapter, Equation, Ledger, Place, read
 
-from tools.equation_labels import LABEL, MUTANTS, PLANNED, Chapter, Equation, Ledger, Place, read  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def problems(ledger: Ledger) -> list[str]:

@@ -1,9 +1,9 @@
-"""Teeth: plant each wrong formula of tests/mutants.toml in a copy of the package, and see its equation's tests fail.
+"""Teeth: plant each wrong formula of tests/mutants/ in a copy of the package, and see its equation's tests fail.
 
-    python tools/mutants.py               every wrong formula
-    python tools/mutants.py --fast        those that `make test` plants as well
-    python tools/mutants.py -k shift      those with "shift" in their name
-    python tools/mutants.py --list        print them, plant nothing
+    python -m tools.mutants               every wrong formula
+    python -m tools.mutants --fast        those that `make test` plants as well
+    python -m tools.mutants -k shift      those with "shift" in their name
+    python -m tools.mutants --list        print them, plant nothing
 
 Each mutant gets a copy of its own, in which the tests that are marked with its equation run until one fails; that one
 must pass without the mutant. A mutant that no test notices is an error here, and so is one that fits its file no more
@@ -31,10 +31,9 @@ from typing import Annotated
 
 import typer
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # this file is run as a script, and the modules are found from the repository's root
+from tools.equation_labels import MUTANTS, Ledger, read
 
-from tools.equation_labels import MUTANTS, Ledger, read  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 COPIED = ("difflesson", "tests", "tools", "pyproject.toml")
 PEERS = "tests/peers/"  # they import large libraries, and our own tests must do
@@ -90,15 +89,16 @@ class Outcome:
     output: str = ""
 
 
-def load(path: Path) -> list[Mutant]:
-    """The mutants of a file; an entry with several labels is one for each, so that the tests of every label notice it.
+def load(folder: Path) -> list[Mutant]:
+    """The mutants of a folder's files; one with several labels is one for each, so that the tests of all notice it.
 
     Raises: ValueError if two entries have one name, TypeError if one has an unknown key or lacks one.
     """
-    entries = tomllib.loads(path.read_text(encoding="utf-8"))["mutant"]
+    files = sorted(folder.glob("*.toml"))
+    entries = [entry for file in files for entry in tomllib.loads(file.read_text(encoding="utf-8"))["mutant"]]
     name, count = Counter(entry["name"] for entry in entries).most_common(1)[0]
     if count > 1:
-        raise ValueError(f"name must be unique in {path.name}, {name!r} is not")
+        raise ValueError(f"name must be unique in {folder.name}, {name!r} is not")
     return [
         Mutant(**entry | {"equation": label, "tests": tuple(entry.get("tests", ()))})
         for entry in entries

@@ -1,10 +1,10 @@
 """Make the chapters: NN_slug.py is the source, NN_slug.ipynb is built from it and executed. One way only.
 
-    python tools/notebooks.py build           execute the chapters that changed and write their .ipynb
-    python tools/notebooks.py build 00 07     only these (a chapter is named by how its name starts)
-    python tools/notebooks.py build --all     execute every chapter, changed or not
-    python tools/notebooks.py check           report drifted pairs and unfinished chapters; exit status 1 if any
-    python tools/notebooks.py run 00          execute a chapter and write nothing
+    python -m tools.notebooks build           execute the chapters that changed and write their .ipynb
+    python -m tools.notebooks build 00 07     only these (a chapter is named by how its name starts)
+    python -m tools.notebooks build --all     execute every chapter, changed or not
+    python -m tools.notebooks check           report drifted pairs and unfinished chapters; exit status 1 if any
+    python -m tools.notebooks run 00          execute a chapter and write nothing
 
 The notebook is the source with two additions. Every solved exercise becomes a stub and a folded solution
 (tools/exercise_cells.py), and one cell before the first code cell installs the package on Colab.
@@ -27,13 +27,12 @@ import typer
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
+from tools.chapter_parts import missing_parts
+from tools.equation_labels import number_equations
+from tools.execution import execute
+from tools.exercise_cells import SourceError, for_readers
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # so that `python tools/notebooks.py` finds the folder `tools` as the tests do
-
-from tools.chapter_parts import missing_parts  # noqa: E402
-from tools.execution import execute  # noqa: E402
-from tools.exercise_cells import SourceError, for_readers  # noqa: E402
-
 NOTEBOOKS = ROOT / "notebooks"
 CELL_TIMEOUT = 120  # seconds; pyproject.toml gives the tests the same, so what was built can also be tested
 PNG_LIMIT = 150_000  # bytes
@@ -72,6 +71,7 @@ def cells_of(source: Path) -> list[NotebookNode]:
 def notebook_of(source: Path) -> NotebookNode:
     """The notebook that `source` describes, not executed.  Raises: SourceError if an exercise is incomplete."""
     cells = for_readers(cells_of(source))
+    number_equations(cells, source.name[:2])
     first_code = next((index for index, cell in enumerate(cells) if cell.cell_type == "code"), len(cells))
     aside = {"tags": ["remove-cell"], "jupyter": {"source_hidden": True}}  # off the web page, folded in JupyterLab
     cells.insert(first_code, nbformat.v4.new_code_cell(ON_COLAB.format(address=repository()), metadata=aside))
@@ -210,7 +210,7 @@ def unfinished(folder: Path) -> dict[str, list[str]]:
     missing = {}
     for source in chapters([], folder):
         missing[source.stem] = missing_parts(cells_of(source))
-        for companion in ("difflesson/exercises/chapter{}.py", "tests/test_chapter_{}.py"):
+        for companion in ("difflesson/exercises/chapter{}.py", "tests/chapters/test_chapter_{}.py"):
             path = folder.parent / companion.format(source.stem[:2])
             if path.exists() and (todo := re.search(r"TODO.*", path.read_text(encoding="utf-8"))):
                 missing[source.stem].append(f"{path.name}: still {todo[0]}")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from fair_exercises import defects
 
 from difflesson import exercises
+from tests.oracles.fair_exercises import defects
 from tools import chapter as chapter_tool
 from tools import notebooks
 from tools.chapter import next_steps, slug, start_chapter
@@ -34,7 +34,7 @@ def test_three_files_are_written(written: list[Path], tmp_path: Path):
     assert [path.relative_to(tmp_path).as_posix() for path in written] == [
         "notebooks/12_when_the_classifier_only_knows_clean_data.py",
         "difflesson/exercises/chapter12.py",
-        "tests/test_chapter_12.py",
+        "tests/chapters/test_chapter_12.py",
     ]
     assert not any("@" in line for path in written[:2] for line in path.read_text("utf-8").splitlines())
 
@@ -140,7 +140,7 @@ def test_the_next_steps_name_the_equations_that_wait_for_the_chapter(written: li
     planned.write_text('12 = ["eq-jensen-gap", "eq-clean-posterior"]\n07 = ["eq-path-kl"]\n')
     text = next_steps(written, root=tmp_path)
     assert "eq-jensen-gap, eq-clean-posterior" in text and "eq-path-kl" not in text
-    assert "notebooks.py build 12" in text
+    assert "tools.notebooks build 12" in text
     planned.write_text("")
     assert "planned_equations" not in next_steps(written, root=tmp_path)
 
@@ -202,7 +202,7 @@ def test_a_missing_part_is_reported(complete: Path, message: str):
 
 
 def test_what_is_left_to_do_is_reported_wherever_it_stands(complete: Path):
-    tests = complete.parent.parent / "tests" / "test_chapter_07.py"
+    tests = complete.parent.parent / "tests" / "chapters" / "test_chapter_07.py"
     checkers = complete.parent.parent / "difflesson" / "exercises" / "chapter07.py"
     text = complete.read_text(encoding="utf-8")
     complete.write_text(text + "\n# %%\nx = 1  # TODO name it\n", encoding="utf-8")

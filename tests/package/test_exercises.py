@@ -5,10 +5,10 @@ from functools import cache
 
 import pytest
 import torch
-from fair_exercises import defects
 
 from difflesson import exercises
 from difflesson.exercises import Exercise, Mistake, Verdict, judge
+from tests.oracles.fair_exercises import defects
 from tools import notebooks
 from tools.exercise_cells import SolvedExercise, find_exercises
 

@@ -63,6 +63,7 @@ def test_lines():
 def test_curve():
     pass
 """
+MUTANTS_07 = f"{MUTANTS}/07.toml"
 MUTANTS_TEXT = """[[mutant]]
 name = "one"
 equation = "eq-line"
@@ -80,12 +81,12 @@ def root(tmp_path):
         CHAPTER: CHAPTER_TEXT,
         MODULE: MODULE_TEXT,
         TEST: TEST_TEXT,
-        MUTANTS: MUTANTS_TEXT,
+        MUTANTS_07: MUTANTS_TEXT,
         PLANNED: '01 = ["eq-curve"]\n',
         "CITATION.cff": 'repository-code: "https://example.org/lines"\n',
     }
     for path, text in texts.items():
-        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text, encoding="utf-8")
     return tmp_path
 
@@ -116,7 +117,7 @@ BROKEN = {  # what is wrong: file, what stands there, what shall stand there, th
         f"{CHAPTER}: eq-line is not executed; let a cell below it use difflesson.lines.line",
     ),
     "shown, no mutant": (
-        MUTANTS, '["eq-slope", "eq-line"]', '["eq-line"]',
+        MUTANTS_07, '["eq-slope", "eq-line"]', '["eq-line"]',
         f"{MUTANTS}: eq-slope of {CHAPTER} has no mutant; plant a wrong formula that its test notices",
     ),
     "implemented, not tested": (
@@ -132,7 +133,7 @@ BROKEN = {  # what is wrong: file, what stands there, what shall stand there, th
         TEST, '"eq-curve"', '"eq-curve", "eq-other"', f"{TEST}: eq-other of test_curve {NO_DOCSTRING}",
     ),
     "mutant, not implemented": (
-        MUTANTS, '"eq-line"]', '"eq-line", "eq-other"]', f"{MUTANTS}: eq-other of mutant two {NO_DOCSTRING}",
+        MUTANTS_07, '"eq-line"]', '"eq-line", "eq-other"]', f"{MUTANTS}: eq-other of mutant two {NO_DOCSTRING}",
     ),
     "number twice": (
         CHAPTER, r"\tag{0.2}", r"\tag{0.1}",
@@ -193,7 +194,7 @@ def test_an_equation_may_stand_in_two_chapters_each_with_a_number_of_its_own(roo
     text = CHAPTER_TEXT.replace("# 00 ·", "# 01 ·").replace(r"\tag{0.", r"\tag{1.")
     (root / SECOND).write_text(text.replace("eq-slope", "eq-curve").replace("slope", "curve"), encoding="utf-8")
     edit(root, PLANNED, '"eq-curve"', "")
-    edit(root, MUTANTS, '"eq-line"]', '"eq-line", "eq-curve"]')
+    edit(root, MUTANTS_07, '"eq-line"]', '"eq-line", "eq-curve"]')
     assert problems(read(root)) == []
     assert [chapter.equations[0][:2] for chapter in read(root).chapters] == [("0.1", "eq-line"), ("1.1", "eq-line")]
 

@@ -2,7 +2,6 @@
 
 import math
 
-import affine_oracle as oracle
 import numpy as np
 import pytest
 import torch
@@ -13,6 +12,7 @@ from difflesson.guidance import tilt
 from difflesson.kernels import FullGaussian, Gaussian
 from difflesson.mixture import GaussianMixture
 from difflesson.schedule import cosine, from_betas, vp_linear
+from tests.oracles import affine as oracle
 
 BETAS = (0.2, 5.0)
 SCHEDULE = vp_linear(*BETAS)

@@ -2,7 +2,6 @@
 
 import math
 
-import affine_oracle as oracle
 import numpy as np
 import pytest
 import torch
@@ -15,6 +14,7 @@ from difflesson.guidance import gradient, tilt
 from difflesson.mixture import GaussianMixture
 from difflesson.samplers import draw, sample, time_grid
 from difflesson.schedule import cosine, vp_linear
+from tests.oracles import affine as oracle
 
 BETAS = (0.2, 5.0)
 SCHEDULE = vp_linear(*BETAS)

@@ -23,7 +23,7 @@ from difflesson.digits import checkpoints, data, training
 from difflesson.digits.training import batch_indices, learning_rate, recipe, step_generator, train
 
 TINY = (("widths", (8, 16)), ("embedding", 16))
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def tiny(task: str = "denoiser", **changes) -> training.Recipe:

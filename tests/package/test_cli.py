@@ -17,7 +17,7 @@ from difflesson import cli
 from difflesson.digits import checkpoints, data, metrics, networks, sampling
 
 matplotlib.use("Agg")
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PNG = b"\x89PNG\r\n\x1a\n"
 SMALL = {"widths": (8, 16), "embedding": 16}
 

@@ -202,7 +202,7 @@ def test_the_curl_of_points_outside_the_plane_is_refused(shape):
 
 
 def test_the_mixture_of_the_chapters_is_the_one_that_chapter_00_writes_out():
-    source = Path(__file__).parents[1] / "notebooks" / "00_start_here.py"
+    source = Path(__file__).parents[2] / "notebooks" / "00_start_here.py"
     cells = source.read_text(encoding="utf-8").split("# %%\n")
     (cell,) = (c for c in cells if c.startswith("mixture = GaussianMixture("))
     names = {"torch": torch, "GaussianMixture": GaussianMixture}

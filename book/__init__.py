@@ -1,0 +1,1 @@
+"""The web rendition of the chapters."""

@@ -1,0 +1,1 @@
+"""What builds and checks the course; nothing here is part of the package that readers import."""
