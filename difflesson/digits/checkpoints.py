@@ -1,4 +1,4 @@
-"""Checkpoints: weights in safetensors, the recipe inside, a readable card beside.
+"""Checkpoints: weights in safetensors, the blueprint inside, a readable card beside.
 
 Files are written under a temporary name and renamed, so that an interrupted save leaves the previous file intact.
 """
@@ -14,16 +14,24 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from difflesson.digits.networks import DigitClassifier, DigitUNet
-
-NETWORKS = {"DigitUNet": DigitUNet, "DigitClassifier": DigitClassifier}
+from difflesson.digits.blueprint import Blueprint
+from difflesson.schedule import Schedule
 
 
 class Checkpoint(NamedTuple):
-    """A loaded network, in `eval()` mode without gradients for its weights, and its card."""
+    """A loaded network, in `eval()` mode without gradients for its weights, and its card.
+
+    What it takes to use the network stands in the checkpoint and is carried by the network itself: `network.schedule`
+    and `network.size`. The card is for people.
+    """
 
     network: nn.Module
     card: dict[str, Any]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule that the network was trained under."""
+        return self.network.schedule
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -42,7 +50,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["difflesson"])
+            metadata = dict(json.loads((file.metadata() or {})["difflesson"]))
             return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata
     except FileNotFoundError:
         raise
@@ -57,13 +65,13 @@ def write_card(path: Path, card: dict[str, Any]) -> None:
     os.replace(temporary, path.with_suffix(".json"))
 
 
-def save(path: Path, network: nn.Module, weights: dict[str, Tensor], arguments: dict[str, Any], card: dict[str, Any]):
-    """Save weights for shipping: half precision, with what is needed to build the network again, and the card.
+def save(path: Path, blueprint: Blueprint, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
+    """Save weights for shipping: half precision, the blueprint of their network with them, and the card beside.
 
-    Args: network: gives the class name;  weights: its state dict (the averaged one);  arguments: of its constructor.
+    Args: weights: the state dict of a network that `blueprint` builds (the averaged one).
     """
     weights = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
-    save_tensors(path, weights, {"network": type(network).__name__, "arguments": arguments})
+    save_tensors(path, weights, blueprint.write())
     write_card(path, card)
 
 
@@ -71,7 +79,8 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
     """Load a checkpoint written by `save`.
 
     Args: path: a file, or the name of a shipped one ("denoiser", "judge", "guide").
-    Raises: ValueError if there is no such file, or it is damaged, or names an unknown network, or does not fit it.
+    Raises: ValueError if there is no such file, or it is damaged, or the weights do not fit its network, or it does not
+    say, or says something unknown, of network, prediction, schedule, data set or image size.
     """
     path = Path(path)
     if not path.suffix:
@@ -79,12 +88,13 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
     if not path.exists():
         raise ValueError(f"path {path} does not exist; `difflesson train` makes checkpoints")
     weights, metadata = load_tensors(path)
-    if metadata.get("network") not in NETWORKS:
-        raise ValueError(f"path {path} holds {metadata.get('network')!r}; allowed are {sorted(NETWORKS)}")
     try:
-        network = NETWORKS[metadata["network"]](**metadata["arguments"])
+        network = Blueprint.read(metadata).build()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"path {path} is not a network that this version can use: {error}") from error
+    try:
         network.load_state_dict(weights)  # half to single precision on copy
-    except (RuntimeError, TypeError) as error:
+    except RuntimeError as error:
         raise ValueError(f"path {path} does not fit this version's {metadata['network']}: {error}") from error
     card = path.with_suffix(".json")
     return Checkpoint(

@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from difflesson import __version__, schedule
+from difflesson import __version__
 from difflesson.digits import checkpoints, data
-from difflesson.digits.networks import DigitClassifier, DigitUNet
+from difflesson.digits.blueprint import Blueprint, make_schedule, usual_arguments
 from difflesson.losses import times_and_noise, v_loss
+from difflesson.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,12 @@ class Recipe:
     """Everything that decides the outcome of a training run.
 
     task: "denoiser" (v-prediction at all noise levels, with label dropout), "judge" (classifier of clean digits) or
-    "guide" (classifier at all noise levels).  data: "mnist" or "embedded".  batch: over all processes together.
+    "guide" (classifier at all noise levels).  data: a name in `data.DATASETS`.  batch: over all processes together.
     label_dropout: probability of the null label in [0, 1], denoiser only.  ema_decay in [0, 1).
     shift: augmentation of the judge, whole pixels.  arguments: of the network's constructor.
+    schedule: a name in `blueprint.SCHEDULES`, for all but the judge, which sees no noise;  schedule_arguments: those
+    that differ from the ones listed there.  prediction: what the denoiser outputs.
+    Raises: ValueError that names the field and what is allowed.
     """
 
     task: str
@@ -49,10 +53,14 @@ class Recipe:
     shift: int = 0
     seed: int = 0
     arguments: tuple[tuple[str, Any], ...] = ()
+    schedule: str = "cosine"
+    schedule_arguments: tuple[tuple[str, float], ...] = ()
+    prediction: str = "v"
 
     def __post_init__(self):
         allowed = {
             "task": (self.task in TASKS, f"one of {sorted(TASKS)}"),
+            "data": (self.data in data.DATASETS, f"one of {sorted(data.DATASETS)}"),
             "steps": (self.steps >= 1, "at least 1"),
             "batch": (self.batch >= 1, "at least 1"),
             "learning_rate": (0 < self.learning_rate < math.inf, "positive"),
@@ -65,6 +73,26 @@ class Recipe:
         for name, (fine, what) in allowed.items():
             if not fine:
                 raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r}")
+        _ = self.blueprint  # raises as well
+
+    @cached_property
+    def blueprint(self) -> Blueprint:
+        """What the checkpoint will say of the network, so that nobody need know the recipe to use it."""
+        denoiser = self.task == "denoiser"
+        return Blueprint(
+            network="DigitUNet" if denoiser else "DigitClassifier",
+            arguments=dict(self.arguments),
+            prediction=self.prediction if denoiser else "logits",
+            schedule=self.schedule,
+            schedule_arguments=usual_arguments(self.schedule) | dict(self.schedule_arguments),
+            data=self.data,
+            size=data.DATASETS[self.data].size,
+        )
+
+    @cached_property
+    def noise(self) -> Schedule:
+        """The noise schedule to train under."""
+        return make_schedule(self.blueprint.schedule, self.blueprint.schedule_arguments)
 
 
 TASKS = {
@@ -109,14 +137,14 @@ def build(recipe: Recipe) -> nn.Module:
     """A freshly initialised network for this recipe; its weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return (DigitUNet if recipe.task == "denoiser" else DigitClassifier)(**dict(recipe.arguments))
+        return recipe.blueprint.build()
 
 
 def denoiser_loss(
     network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int
 ) -> Tensor:
     """`losses.v_loss` under the schedule and the label dropout of the recipe."""
-    return v_loss(network, schedule.cosine(), x0, label, recipe.label_dropout, generator, null)
+    return v_loss(network, recipe.noise, x0, label, recipe.label_dropout, generator, null)
 
 
 def classifier_loss(
@@ -126,9 +154,9 @@ def classifier_loss(
     if recipe.task == "judge":
         by = torch.randint(-recipe.shift, recipe.shift + 1, (2,), generator=generator, device=x0.device).tolist()
         return functional.cross_entropy(network(x0.roll(by, dims=(2, 3))).float(), label)
-    noise = schedule.cosine()
     t, eps = times_and_noise(x0, generator)
-    return functional.cross_entropy(network(noise.add_noise(x0, eps, t), noise.log_snr(t)).float(), label)
+    noisy, log_snr = recipe.noise.add_noise(x0, eps, t), recipe.noise.log_snr(t)
+    return functional.cross_entropy(network(noisy, log_snr).float(), label)
 
 
 def start_accelerator(recipe: Recipe, device: str | None, precision: str | None):
@@ -213,7 +241,7 @@ def train(
     if accelerator.is_main_process:
         card = make_card(recipe, accelerator, losses, time.monotonic() - clock)
         card["parameters"] = sum(p.numel() for p in network.parameters())
-        checkpoints.save(final, network, average.module.state_dict(), dict(recipe.arguments), card)
+        checkpoints.save(final, recipe.blueprint, average.module.state_dict(), card)
         state.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return final

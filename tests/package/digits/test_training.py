@@ -138,7 +138,13 @@ def test_an_interrupted_save_leaves_a_state_to_resume_from(tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"steps": 9}, {"learning_rate": 1e-3}, {"arguments": (("widths", (8, 24)),)}],
+    [
+        {"seed": 1},
+        {"steps": 9},
+        {"learning_rate": 1e-3},
+        {"arguments": (("widths", (8, 24)),)},
+        {"schedule_arguments": (("log_snr_max", 10.0),)},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_the_state_of_another_recipe_is_refused_and_left_alone(tmp_path, monkeypatch, change):
@@ -339,6 +345,33 @@ def test_the_times_of_a_batch_are_stratified_over_the_whole_schedule():
         assert float(gap) < 1.95 / math.sqrt(200)
 
 
+@pytest.mark.parametrize("task", ["denoiser", "guide"])
+def test_the_schedule_of_the_recipe_is_the_one_trained_under(task):
+    """The log-SNR that the network is told, inverted by the schedule's own formula, gives stratified times."""
+    made = tiny(task, schedule="vp_linear", schedule_arguments=(("beta_max", 15.0),))
+    loss_of = training.denoiser_loss if task == "denoiser" else training.classifier_loss
+    network = Recorder((lambda x, *_: x) if task == "denoiser" else (lambda x, *_: x.new_zeros(len(x), 10)))
+    loss_of(network, images(8), torch.zeros(8, dtype=torch.long), made, step_generator(0, 0, 2), null=10)
+    b = torch.nn.functional.softplus(-network.calls[0][1].double())  # the integral of beta = 0.1 + t (15 - 0.1)
+    t = (torch.sqrt(0.1**2 + 2 * 14.9 * b) - 0.1) / 14.9
+    assert float((t.sort().values.diff() - 1 / 8).abs().max()) < 1e-4
+
+
+def test_a_checkpoint_says_what_the_network_was_trained_for(tmp_path):
+    made = tiny("guide", steps=1, schedule="vp_linear", schedule_arguments=(("beta_max", 15.0),))
+    path = run(tmp_path, made)
+    assert checkpoints.load_tensors(path)[1] == {
+        "network": "DigitClassifier",
+        "arguments": {"widths": [8, 16], "embedding": 16},
+        "prediction": "logits",
+        "schedule": "vp_linear",
+        "schedule_arguments": {"beta_min": 0.1, "beta_max": 15.0},
+        "data": "embedded",
+        "size": 8,
+    }
+    assert checkpoints.load(path).network.size == 8
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 1.0])
 def test_label_dropout_hides_its_share_of_the_labels_and_changes_no_other(dropout):
     made, network, label = tiny(label_dropout=dropout), Recorder(), torch.arange(500) % 10
@@ -438,6 +471,8 @@ def test_a_card_says_what_was_done(tmp_path):
         {"label_dropout": 1.1},
         {"label_dropout": math.nan},
         {"shift": -1},
+        {"data": "imagenet"},
+        {"schedule": "sigmoid"},
     ],
     ids=str,
 )
@@ -445,6 +480,15 @@ def test_a_wrong_recipe_is_a_value_error_that_names_the_argument(change):
     name, value = next(iter(change.items()))
     with pytest.raises(ValueError, match=f"^{name} must be .*, got {value!r}$"):
         recipe(**{"task": "denoiser"} | change)
+
+
+def test_wrong_arguments_of_a_schedule_and_a_prediction_nobody_samples_are_refused():
+    with pytest.raises(ValueError, match=r"^schedule_arguments of 'cosine' must be .*'log_snr_max'.*, got .*beta"):
+        recipe("denoiser", schedule_arguments=(("beta_max", 15.0),))
+    with pytest.raises(ValueError, match=r"^log_snr_max must exceed log_snr_min"):
+        recipe("guide", schedule_arguments=(("log_snr_max", -30.0),))
+    with pytest.raises(ValueError, match=r"^prediction of a DigitUNet must be one of \['v'\], got 'eps'$"):
+        recipe("denoiser", prediction="eps")
 
 
 @pytest.mark.parametrize(
@@ -471,7 +515,7 @@ def test_without_accelerate_the_message_says_what_to_install(tmp_path, monkeypat
 
 
 def test_an_unknown_data_set_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="must be .*mnist.* or .*embedded.*, got 'imagenet'"):
+    with pytest.raises(ValueError, match="must be one of .*embedded.*mnist.*, got 'imagenet'"):
         run(tmp_path, tiny(data="imagenet"))
 
 
