@@ -288,6 +288,7 @@ def test_a_wrong_answer_is_not_done_after_one_that_overwrote_the_shared_case():
     exercise = made_up(cases=lambda: {"ones": (ONES,)}, truth=lambda x: 3 * x, mistakes=[mistake])
     assert judge(exercise, lambda x: x.mul_(3)).kind == "wrong"
     assert judge(exercise, lambda x: 5 * x).kind == "mistake"
+    assert torch.equal(ONES, torch.ones(2))
     assert judge(exercise, lambda x: 9 * x).kind == "wrong"  # right, had the case become 3
     assert judge(exercise, lambda x: 3 * x).kind == "done"
 
