@@ -10,7 +10,8 @@ from typing import Annotated
 import torch
 import typer
 
-from difflesson.digits import checkpoints, data, metrics, sampling, training
+from difflesson import __version__
+from difflesson.digits import checkpoints, data, metrics, recipes, sampling, training
 from difflesson.digits.networks import DigitUNet
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -66,6 +67,22 @@ def check_size(name: str, denoiser: torch.nn.Module, other_name: str, other: tor
         )
 
 
+def show_version(asked: bool) -> None:
+    """Print the version and stop, if asked."""
+    if asked:
+        typer.echo(f"difflesson {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Options that belong to no command."""
+
+
 @app.command()
 def sample(
     label: Annotated[int | None, typer.Option(help="Digit to draw, 0-9; by default all ten, a column each.")] = None,
@@ -104,7 +121,7 @@ def sample(
 
 @app.command()
 def train(
-    task: Annotated[str, typer.Argument(help=f"One of {', '.join(training.TASKS)}.")],
+    task: Annotated[str, typer.Argument(help=f"One of {', '.join(recipes.TASKS)}.")],
     dataset: DigitSet = "mnist",
     folder: Annotated[Path, typer.Option(help="For checkpoint, card, and the state to resume from.")] = Path("runs"),
     steps: Annotated[int | None, typer.Option(min=1, help="By default the shipped recipe's.")] = None,
@@ -122,7 +139,7 @@ def train(
     does not launch by itself: `torchrun --nproc_per_node 2 -m difflesson train ... --device cpu`.
     """
     changes = {"data": dataset, "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
-    recipe = training.recipe(task, **{name: value for name, value in changes.items() if value is not None})
+    recipe = recipes.recipe(task, **{name: value for name, value in changes.items() if value is not None})
     path = training.train(
         recipe, folder, device=device, precision=precision, compiled=compiled, save_every=save_every
     )
@@ -201,9 +218,9 @@ def tour() -> None:
 
 
 def main() -> None:
-    """Run the command line; a wrong argument ends in one clear line instead of a traceback."""
+    """Run the command line; a wrong argument, or one that diverges, ends in one clear line instead of a traceback."""
     try:
         app()
-    except (ValueError, ImportError, data.DataUnavailable) as error:
+    except (ValueError, ImportError, FloatingPointError, data.DataUnavailable) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

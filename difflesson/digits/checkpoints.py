@@ -35,11 +35,14 @@ class Checkpoint(NamedTuple):
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write tensors and JSON-able metadata to a safetensors file, atomically."""
+    """Write tensors and JSON-able metadata to a safetensors file, atomically.
+
+    Raises: ValueError if there is a NaN or an infinity in the metadata: JSON has none.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, temporary, metadata={"difflesson": json.dumps(metadata)})
+    save_file(tensors, temporary, metadata={"difflesson": json.dumps(metadata, allow_nan=False)})
     os.replace(temporary, path)
 
 
@@ -59,9 +62,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def write_card(path: Path, card: dict[str, Any]) -> None:
-    """Write a card as JSON beside the checkpoint `path` (same name, suffix .json), atomically."""
+    """Write a card as JSON beside the checkpoint `path` (same name, suffix .json), atomically.
+
+    Raises: ValueError if there is a NaN or an infinity in it: JSON has none.
+    """
+    content = json.dumps(card, indent=2, allow_nan=False) + "\n"
     temporary = path.with_suffix(f".json.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8", newline="\n")
+    temporary.write_text(content, encoding="utf-8", newline="\n")
     os.replace(temporary, path.with_suffix(".json"))
 
 
@@ -69,8 +76,11 @@ def save(path: Path, blueprint: Blueprint, weights: dict[str, Tensor], card: dic
     """Save weights for shipping: half precision, the blueprint of their network with them, and the card beside.
 
     Args: weights: the state dict of a network that `blueprint` builds (the averaged one).
+    Raises: ValueError if a weight is not finite in half precision (above 65,504 none is), or the card has a NaN.
     """
     weights = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
+    if broken := not_finite(weights):
+        raise ValueError(f"weights must be finite in half precision, {broken} is not")
     save_tensors(path, weights, blueprint.write())
     write_card(path, card)
 
@@ -79,8 +89,8 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
     """Load a checkpoint written by `save`.
 
     Args: path: a file, or the name of a shipped one ("denoiser", "judge", "guide").
-    Raises: ValueError if there is no such file, or it is damaged, or the weights do not fit its network, or it does not
-    say, or says something unknown, of network, prediction, schedule, data set or image size.
+    Raises: ValueError if there is no such file, or it is damaged, or the weights do not fit its network or are not
+    finite, or it does not say, or says something unknown, of network, prediction, schedule, data set or image size.
     """
     path = Path(path)
     if not path.suffix:
@@ -88,6 +98,8 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
     if not path.exists():
         raise ValueError(f"path {path} does not exist; `difflesson train` makes checkpoints")
     weights, metadata = load_tensors(path)
+    if broken := not_finite(weights):
+        raise ValueError(f"path {path} is damaged, or its training diverged: {broken} has NaN or infinity in it")
     try:
         network = Blueprint.read(metadata).build()
     except (TypeError, ValueError) as error:
@@ -101,6 +113,11 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
         network.to(device).eval().requires_grad_(False),
         json.loads(card.read_text(encoding="utf-8")) if card.exists() else {},
     )
+
+
+def not_finite(weights: dict[str, Tensor]) -> str:
+    """The name of the first tensor with NaN or infinity in it, empty if there is none."""
+    return next((name for name, weight in weights.items() if not bool(weight.isfinite().all())), "")
 
 
 def shipped(name: str) -> Path:

@@ -82,7 +82,8 @@ def generate(
     `guided_denoiser`;  seed: decides every random number;  steps: kernel steps, at least 2;  sampler: a name in
     SAMPLERS;  size: side of the images, by default the one the network was trained on, `network.size`.
     Raises: ValueError if the sampler is unknown, steps < 2, size is not a multiple of 4, labels are not (N,) with
-    N >= 1, or an argument of `guided_denoiser` is not allowed.
+    N >= 1, or an argument of `guided_denoiser` is not allowed;  FloatingPointError if a digit comes out with NaN or
+    infinity in it.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {sorted(SAMPLERS)}, got {sampler!r}")
@@ -100,4 +101,9 @@ def generate(
         kernel = SAMPLERS[sampler](guided_denoiser(network, part, gamma, guide, dtype), schedule)
         noise = torch.randn(len(part), 1, size, size, generator=generator, device=device)
         images.append(draw(kernel, noise, times, generator).cpu())
+        if broken := int((~images[-1].isfinite()).flatten(1).any(1).sum()):
+            raise FloatingPointError(
+                f"{sampler} at gamma = {gamma} drew NaN or infinity in {broken} of {len(part)} digits: "
+                "take a gamma nearer to 1, or another network"
+            )
     return torch.cat(images)

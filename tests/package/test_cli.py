@@ -13,7 +13,7 @@ import matplotlib
 import pytest
 import torch
 
-from difflesson import cli
+from difflesson import __version__, cli
 from difflesson.digits import checkpoints, data, metrics, networks, sampling
 from difflesson.digits.blueprint import Blueprint
 
@@ -209,6 +209,26 @@ def test_reference_writes_the_statistics_and_the_floor(difflesson, monkeypatch, 
     assert card["data_sha256"] == data.data_hash("mnist") and "reference --judge" in card["command"]
 
 
+# ---- what diverges
+
+
+def test_a_training_that_diverges_ends_in_one_clear_line_and_no_checkpoint(difflesson, offline, tmp_path):
+    arguments = ("--data", "embedded", "--steps", 8, "--batch", 8, "--learning-rate", 1e30)
+    done = difflesson("train", "denoiser", *arguments, "--device", "cpu", "--folder", "mine")
+    assert done.code == 2 and done.out == ""
+    assert re.fullmatch("error: training diverged: .* learning rate below 1e.30 .*", done.err.splitlines()[-1])
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_sheet_of_nan_is_not_drawn(difflesson, tmp_path):
+    network = save_small(tmp_path / "mine.safetensors")
+    made = sorted(tmp_path.iterdir())
+    done = difflesson("sample", "--network", network, "--count", 2, "--steps", 2, "--gamma", 1e38, "--device", "cpu")
+    assert done.code == 2 and done.out == ""
+    assert re.fullmatch("error: ddpm at gamma = 1e.38 drew NaN or infinity in 2 of 2 digits: .*", done.err.strip())
+    assert sorted(tmp_path.iterdir()) == made
+
+
 # ---- a wrong argument
 
 
@@ -341,7 +361,12 @@ def test_the_tour_draws_runs_the_first_chapter_and_says_where_to_go(difflesson, 
     assert difflesson("tour").code == 1  # the chapter failed
 
 
+def test_the_version_is_that_of_the_package(difflesson):
+    done = difflesson("--version")
+    assert (done.code, done.out, done.err) == (0, f"difflesson {__version__}\n", "")
+
+
 def test_help_lists_every_command(difflesson):
     done = difflesson("--help")
     assert done.code == 0
-    assert all(command in done.out for command in ("tour", "sample", "train", "evaluate", "reference"))
+    assert all(command in done.out for command in ("tour", "sample", "train", "evaluate", "reference", "--version"))

@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back, what is damaged is refused, and what ships is what its cards say."""
 
 import json
+import math
 import os
 import re
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import difflesson
-from difflesson.digits import checkpoints, data, metrics, training
+from difflesson.digits import checkpoints, data, metrics, recipes
 from difflesson.digits.blueprint import Blueprint
 from difflesson.digits.networks import DigitClassifier, DigitUNet
 from difflesson.schedule import CosineSchedule, LinearSchedule, vp_linear
@@ -264,6 +265,37 @@ def test_weights_that_do_not_fit_the_network_are_refused_with_the_path(tmp_path)
         checkpoints.load(path)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, 70_000.0])
+def test_weights_that_half_precision_cannot_hold_are_not_saved(tmp_path, value):
+    """A weight of 70,000 is infinite in half precision."""
+    path, weights = tmp_path / "mine.safetensors", small().state_dict()
+    weights["enter.weight"][1, 2, 0, 0] = value
+    with pytest.raises(ValueError, match="^weights must be finite in half precision, enter.weight is not$"):
+        checkpoints.save(path, blueprint(), weights, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_file_with_nan_or_infinity_in_its_weights_is_refused_by_its_name(saved, value):
+    tensors, metadata = checkpoints.load_tensors(saved)
+    tensors["leave.2.bias"][3] = value
+    checkpoints.save_tensors(saved, tensors, metadata)
+    with pytest.raises(ValueError, match=f"^path {re.escape(str(saved))} is damaged, .*: leave.2.bias has NaN or inf"):
+        checkpoints.load(saved)
+
+
+def test_json_without_numbers_for_nan_is_never_written(saved):
+    before = saved.read_bytes(), saved.with_suffix(".json").read_bytes()
+    for write in (
+        lambda: checkpoints.write_card(saved, {"loss": [[1, math.nan]]}),
+        lambda: checkpoints.save_tensors(saved, {"a": torch.zeros(1)}, {"loss": math.inf}),
+    ):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            write()
+    assert (saved.read_bytes(), saved.with_suffix(".json").read_bytes()) == before
+    assert len(list(saved.parent.iterdir())) == 2
+
+
 def test_a_missing_file_is_refused_by_its_name(tmp_path):
     with pytest.raises(ValueError, match=re.escape(f"path {tmp_path / 'no.safetensors'} does not exist")):
         checkpoints.load(tmp_path / "no.safetensors")
@@ -302,7 +334,7 @@ def test_a_shipped_network_is_what_its_card_says(name):
     network, card = checkpoints.load(name)
     assert type(network) is NETWORKS[name] and network.classes == 10
     about = checkpoints.load_tensors(checkpoints.shipped(name))[1]
-    assert about == training.recipe(name).blueprint.write()  # and the recipe is the card's, by the next test
+    assert about == recipes.recipe(name).blueprint.write()  # and the recipe is the card's, by the next test
     assert network.size == data.DATASETS[card["recipe"]["data"]].size == 28
     assert isinstance(network.schedule, CosineSchedule)
     assert (network.schedule.log_snr_max, network.schedule.log_snr_min) == (20, -20)
@@ -319,7 +351,7 @@ def test_a_shipped_network_is_what_its_card_says(name):
 def test_the_recipe_of_a_shipped_network_is_the_default_recipe(name):
     """So that `difflesson train NAME` without options makes it again."""
     card = json.loads(checkpoints.shipped(name).with_suffix(".json").read_text(encoding="utf-8"))
-    assert card["recipe"] == json.loads(json.dumps(asdict(training.recipe(name))))
+    assert card["recipe"] == json.loads(json.dumps(asdict(recipes.recipe(name))))
 
 
 @every_network

@@ -182,6 +182,23 @@ def test_bad_input_is_a_value_error_that_names_the_argument(arguments, argument)
     assert network.sizes == []  # refused before any work
 
 
+@every_sampler
+def test_digits_with_nan_or_infinity_are_an_error_that_says_so(sampler):
+    """A picture of them is a blank sheet: nobody should take it for an answer."""
+
+    class Breaks(Oracle):
+        def forward(self, x, log_snr, label):
+            v = super().forward(x, log_snr, label)
+            return torch.where((label == 2)[:, None, None, None], torch.inf, v)
+
+    labels = torch.tensor([0, 2, 1, 2])
+    with pytest.raises(FloatingPointError, match=rf"^{sampler} at gamma = 1.0 drew NaN or infinity in 2 of 4 digits: "):
+        sampling.generate(Breaks(), labels, 1.0, sampler=sampler, steps=3, size=8)
+    assert sampling.generate(Breaks(), labels[:1], 1.0, sampler=sampler, steps=3, size=8).isfinite().all()
+    with pytest.raises(FloatingPointError, match="gamma = 1e.39 drew NaN or infinity in 4 of 4 digits: .*gamma nearer"):
+        sampling.generate(Oracle(), labels, 1e39, sampler=sampler, steps=3, size=8)
+
+
 # ---- the shipped networks
 
 

@@ -20,19 +20,20 @@ from torch import nn
 
 import difflesson
 from difflesson.digits import checkpoints, data, training
-from difflesson.digits.training import batch_indices, learning_rate, recipe, step_generator, train
+from difflesson.digits.recipes import Recipe, recipe
+from difflesson.digits.training import batch_indices, learning_rate, step_generator, train
 
 TINY = (("widths", (8, 16)), ("embedding", 16))
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def tiny(task: str = "denoiser", **changes) -> training.Recipe:
+def tiny(task: str = "denoiser", **changes) -> Recipe:
     """A recipe of a second: the embedded digits, a network of a few thousand weights."""
     base = {"data": "embedded", "steps": 8, "batch": 16, "warmup": 2, "arguments": TINY}
     return recipe(task, **base | changes)
 
 
-def run(folder: Path, made: training.Recipe, **options) -> Path:
+def run(folder: Path, made: Recipe, **options) -> Path:
     """Train quietly on the CPU."""
     return train(made, folder, device="cpu", precision="no", progress=False, **options)
 
@@ -76,14 +77,14 @@ def interrupt_at(monkeypatch, step: int) -> None:
 CHILD = """
 import sys, time
 from pathlib import Path
-from difflesson.digits import training
+from difflesson.digits import recipes, training
 
 def slow(made, step, original=training.learning_rate):
     time.sleep(0.05)
     return original(made, step)
 
 training.learning_rate = slow
-made = training.recipe("denoiser", data="embedded", steps=40, batch=16, warmup=2, arguments=%r)
+made = recipes.recipe("denoiser", data="embedded", steps=40, batch=16, warmup=2, arguments=%r)
 training.train(made, Path(sys.argv[1]), device="cpu", precision="no", progress=False, save_every=4)
 """
 
@@ -166,6 +167,67 @@ def test_a_damaged_state_is_refused_by_its_name(tmp_path):
     checkpoints.save_tensors(state, {"a": torch.zeros(1)}, {"network": "DigitUNet"})
     with pytest.raises(ValueError, match="folder holds the state of another recipe"):
         run(tmp_path, tiny())
+
+
+def test_a_state_of_another_setting_is_refused_and_left_alone(tmp_path, monkeypatch):
+    """Precision, device, processes, compilation change the result, and the card would name the last of them only."""
+    state = tmp_path / "denoiser-state.safetensors"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, 3)
+        run(tmp_path, tiny(), save_every=2)
+    tensors, metadata = checkpoints.load_tensors(state)
+    setting = {"device": "cpu", "precision": "no", "processes": 1, "compiled": False}
+    assert metadata["setting"] == setting
+    for name, other in {"device": "cuda", "precision": "bf16", "processes": 2, "compiled": True}.items():
+        checkpoints.save_tensors(state, tensors, metadata | {"setting": setting | {name: other}})
+        before = state.read_bytes()
+        with pytest.raises(ValueError, match=f"^{name} must be {other!r} to go on .*state.*, got {setting[name]!r}"):
+            run(tmp_path, tiny())
+        assert state.read_bytes() == before
+    checkpoints.save_tensors(state, tensors, metadata)
+    assert run(tmp_path, tiny()).exists()
+
+
+# ---- a run that diverges
+
+
+def broken_from(monkeypatch, step: int, value: float) -> None:
+    """Let the loss be NaN or infinite from this step on, counted from 1."""
+    calls = []
+
+    def loss(*arguments, original=training.denoiser_loss):
+        calls.append(None)
+        return original(*arguments) * (value if len(calls) >= step else 1)
+
+    monkeypatch.setattr(training, "denoiser_loss", loss)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_training_stops_at_a_loss_that_is_not_finite_and_keeps_the_last_good_state(tmp_path, monkeypatch, value):
+    state, whole = tmp_path / "cut" / "denoiser-state.safetensors", run(tmp_path / "whole", tiny(), save_every=2)
+    with monkeypatch.context() as patch:
+        broken_from(patch, 6, value)
+        says = r"^training diverged: after 6 of 8 steps the loss of step 6 .* good state is .*-state.safetensors\. .*"
+        with pytest.raises(FloatingPointError, match=says + "learning rate below 0.002 or a warmup above 2 steps"):
+            run(state.parent, tiny(), save_every=2)
+    assert list(state.parent.iterdir()) == [state]
+    assert checkpoints.load_tensors(state)[1]["step"] == 4
+    assert all(bool(w.isfinite().all()) for w in weights(state).values())
+    assert worst(weights(whole), weights(run(state.parent, tiny(), save_every=2))) == 0  # and it is a good one
+
+
+def test_the_first_bad_loss_of_many_is_named(tmp_path, monkeypatch):
+    broken_from(monkeypatch, 3, math.nan)
+    with pytest.raises(FloatingPointError, match="after 8 of 8 steps the loss of step 3 .*; no state was saved"):
+        run(tmp_path, tiny())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_went_astray_in_the_last_step_stop_it_too(tmp_path):
+    """The only loss is that of the weights before the step: it is fine."""
+    with pytest.raises(FloatingPointError, match="after 1 of 1 steps the weights cannot .*below 1e.30 or a warmup"):
+        run(tmp_path, tiny(steps=1, learning_rate=1e30))
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- where the random numbers come from
@@ -526,10 +588,10 @@ WORKER = """
 import json, sys
 from dataclasses import replace
 from pathlib import Path
-from difflesson.digits import training
+from difflesson.digits import recipes, training
 
 folder, rank, seeds = Path(sys.argv[1]), sys.argv[2], []
-made = training.recipe(
+made = recipes.recipe(
     "judge", data="embedded", steps=6, batch=16, warmup=2, shift=0, ema_decay=0.0, arguments=%r
 )
 
