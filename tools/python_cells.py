@@ -9,9 +9,13 @@ from functools import cache
 def parsed(cell: str) -> ast.Module:
     """A cell without its magics; nothing of one that is not Python, which executing the chapter will report."""
     try:
-        return ast.parse(re.sub(r"^[%!].*$", "", cell, flags=re.MULTILINE))
+        return ast.parse(without_magics(cell))
     except SyntaxError:
         return ast.Module([], [])
+
+
+def without_magics(cell: str) -> str:
+    return re.sub(r"^[%!].*$", "", cell, flags=re.MULTILINE)
 
 
 def imports(tree: ast.AST) -> list[tuple[str, str]]:
