@@ -97,8 +97,8 @@ def test_a_quadratic_exponent_changes_the_precision_and_the_changed_covariance_m
     assert worst(tilted.cov, covs) < 1e-8
 
 
-def test_a_hessian_that_leaves_no_finite_mass_is_refused():
-    with pytest.raises(ValueError, match="hessian"):
+def test_a_curvature_that_leaves_no_finite_mass_is_refused():
+    with pytest.raises(ValueError, match="curvature"):
         FullGaussian(MEAN, COV).tilted(SLOPE, 10 * torch.eye(2).double().expand(2, 2, 2))
 
 

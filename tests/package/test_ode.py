@@ -94,19 +94,23 @@ def test_a_sampler_that_starts_at_time_one_meets_the_flow_at_its_order_on_every_
 )
 @pytest.mark.parametrize("schedule", [vp_linear(), cosine()], ids=["linear", "cosine"])
 def test_a_sampler_without_noise_runs_forwards_too_and_finds_the_noise_that_a_point_came_from(make, schedule):
-    kernel, times = make(MIXTURE.denoiser(schedule), schedule), time_grid(1000, end=0.02)
-    there = draw(kernel, POINTS, times)
-    back = draw(kernel, there, times.flip(0))
-    assert float((back - POINTS).abs().max()) < 0.05
+    kernel, gaps = make(MIXTURE.denoiser(schedule), schedule), []
+    for steps in (100, 200):
+        times = time_grid(steps, end=0.02)
+        back = draw(kernel, draw(kernel, POINTS, times), times.flip(0))
+        gaps.append(float((back - POINTS).abs().max()))
+    assert gaps[1] < 0.6 * gaps[0] < 0.5  # first order or better
 
 
 def test_a_noiseless_sampler_inverts_from_the_data_itself():
+    gaps = []
     for make in (kernels.ddim, kernels.heun, kernels.dpmpp_2m):
         schedule = vp_linear()
         kernel = make(MIXTURE.denoiser(schedule), schedule)
-        noise = draw(kernel, POINTS, time_grid(1000).flip(0))
+        noise = draw(kernel, POINTS, time_grid(200).flip(0))
         assert bool(noise.isfinite().all())
-        assert float((draw(kernel, noise, time_grid(1000)) - POINTS).abs().max()) < 0.15
+        gaps.append(float((draw(kernel, noise, time_grid(200)) - POINTS).abs().max()))
+    assert max(gaps) < 0.3, gaps
 
 
 @pytest.mark.parametrize(
