@@ -21,7 +21,7 @@ from difflesson import conventions, exercises, guidance, kernels, plotting
 from difflesson.denoiser import network_pair
 from difflesson.digits import checkpoints, metrics, sampling
 from difflesson.mixture import GaussianMixture
-from difflesson.samplers import draw, time_grid
+from difflesson.samplers import draw, sample, time_grid
 from difflesson.schedule import cosine, vp_linear
 
 torch.set_num_threads(1)  # small arrays: a second thread gains nothing
@@ -61,9 +61,9 @@ shown
 # step.
 #
 # **And what are the pictures on the right samples of?** The usual answer: of *sharpened* sevens. If $p(x)$ says how
-# likely a picture is and $p(y \mid x)$ how surely it shows label $y$, you sample $p(x)\,p(y \mid x)^\gamma$, and doubtful
+# likely a picture is and $p(y \mid x)$ how surely it shows label $y$, this is $p(x)\,p(y \mid x)^\gamma$, and doubtful
 # sevens get rare. But hardly any real seven is doubtful, and where $p(7 \mid x)$ is 1, its power is 1 as well. So nearly
-# all sevens should stay as likely as they were, every slant and stroke of them: beyond $\gamma = 1$, a knob that sharpens
+# all sevens should stay as likely as they were: beyond $\gamma = 1$, a knob that sharpens
 # would do next to nothing. This one does a lot. You can guess why: the network is asked about *noisy* pictures, and nobody
 # is sure about those. There, three times the difference is a real push.
 #
@@ -172,7 +172,7 @@ shown
 #
 # At $\gamma = 0$ and 1 the dots fill the dashed contours: the story is true. Beyond, it is false. The contours hardly
 # move, as you saw coming; the dots run away from the other class and crowd together. In numbers: mean and standard
-# deviation of $x_1$, of the dots and of the story (summed over a grid; `story` is its logarithm).
+# deviation of the first coordinate, of the dots and of the story (summed over a grid; `story` is its logarithm).
 
 # %%
 axis = torch.linspace(-12, 12, 481).double()
@@ -192,7 +192,7 @@ for gamma, dots in drawn.items():  # what the next sentence says, as assertions
 assert drawn[8.0][:, 0].std() < 0.6 * drawn[1.0][:, 0].std()
 
 # %% [markdown]
-# Away from 0 and 1, every gap is more than ten standard errors (+-). At 0.5 guidance falls short of the story, beyond 1 it
+# Away from 0 and 1, gaps are more than ten standard errors (+-). At 0.5 guidance falls short of the story, beyond 1 it
 # overshoots, and at 8 the dots have half the spread. (At $-1$ the story itself is odd: its mass lies far outside the data.)
 #
 # ## Why the story fails
@@ -257,8 +257,8 @@ shown
 # %% [markdown]
 # *The same ideal guesses at $\gamma = 3$, 400 steps, two samplers; the line is the mean of the dots. Contours as above.*
 #
-# They part by a third (standard error 0.03), and four times as many steps do not bring them together: there is no *single*
-# guided distribution. Chapter 17 derives both gaps.
+# They part by a third (standard error 0.03), and more steps do not bring them together: there is no *single* guided
+# distribution. Chapter 17 derives both gaps.
 #
 # ## The five lines
 #
@@ -277,16 +277,28 @@ kernel = kernels.ddim(guided, schedule)
 start = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(11))
 seven = draw(kernel, start, sampling.digit_times(25, schedule))
 
+# %% tags=["hide-input"]
+walk = list(sample(kernel, start, sampling.digit_times(25, schedule)))  # what draw goes through, 26 states
+torch.testing.assert_close(walk[-1], seven)
+with plotting.style():
+    figure, axes = plotting.plt.subplots(1, 6, figsize=(6.4, 1.3))
+    for panel, done in zip(axes, (0, 10, 13, 16, 19, 25), strict=True):
+        plotting.show_digits(panel, walk[done], columns=1, title=f"{done} steps")
+    shown = plotting.show(figure, "00_walk", alt="Six stages of one walk: noise after 0 steps, a shape in noise after 10 to 16 steps, a clean seven after 25.")
+shown
+
 # %% [markdown]
+# *A walk from noise to a seven.*
+#
 # `pair` is the network asked both ways, `guided` is $\eqref{eq-cfg}$, `kernel` is one step, and `draw` repeats it at times
 # that are even in $\log(\alpha_t^2 / \sigma_t^2)$.
 #
 # ## What the knob costs
 #
-# One digit proves nothing. A second network, the *judge*, was trained only to name real digits. It looked at 10,000 digits
-# a scale (`ddpm`, 16 steps, by `difflesson evaluate --card`): how many are right, that is, what was asked for? How much
-# *doubt* is in its answers (mean entropy)? And the *digit-FID* compares the crowd with 10,000 real digits, in the judge's
-# features: small when the crowd is as good *and as varied* as reality (`difflesson.digits.metrics`).
+# A second network, the *judge*, was trained only to name real digits. It looked at 10,000 digits a scale (`ddpm`, 16
+# steps, `difflesson evaluate --card`). How many are right, that is, what was asked for? How much *doubt* is in its answers
+# (mean entropy)? And the *digit-FID* compares the crowd with 10,000 real digits, in the judge's features: small when the
+# crowd is as good *and as varied* as reality.
 
 # %% tags=["hide-input"]
 setting, curve = next(iter(card["metrics"].items()))
@@ -306,7 +318,7 @@ with plotting.style():
     none = [gamma for gamma, share in zip(gammas, wrong, strict=True) if share == 0]  # a logarithm has no place for 0
     left.plot(*zip(*some, strict=True), "o-", color=plotting.COLOURS["guided"])
     left.plot(none, [3e-5] * len(none), "v", markerfacecolor="white", color=plotting.COLOURS["guided"])
-    left.text(gammas[-1], 1.2e-5, "none of 10,000", ha="right", va="top")
+    left.text(gammas[-1], 5e-5, "none of 10,000", ha="right", va="bottom")
     left.set(ylim=(5e-6, 2), xlabel="guidance scale $\\gamma$", ylabel="share of wrong digits", yscale="log", title="not what was asked")
     middle.plot(gammas, [row["digit_fid"] for row in curve.values()], "o-", color=plotting.COLOURS["guided"])
     middle.axhline(floor, color=plotting.COLOURS["truth"], linestyle="dashed")
@@ -325,8 +337,8 @@ shown
 #
 # **Why is $\gamma = 0$ the worst row?** Drawing a label and then a digit of it, $\sum_y p(y)\,p(x \mid y)$, *is* drawing
 # from $p(x)$. So for an ideal network the crowds at 0 and 1 would be alike. Here one has 0.919, the other 0.062: this
-# network, not told the label, is poor. It draws shapes that are no digit, see "doubt". One training example in ten asked it
-# this way; part III trains better ones.
+# network, not told the label, is poor (and 0.5 suffers with it). It draws shapes that are no digit, see "doubt". One
+# training example in ten asked it this way; part III trains better ones.
 #
 # ## Whose zero?
 #
