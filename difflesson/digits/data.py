@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pooch
 import torch
 from torch import Tensor
 from tqdm import tqdm  # not tqdm.auto, which leaves a widget behind in notebooks even when disabled
@@ -190,6 +189,8 @@ def _read_mnist(file: str, folder: Path | None) -> bytes:
                 return _read_verified(path, file)
         raise DataUnavailable(f"{folder} (argument folder, or DIFFLESSON_DATA) has no {file} or {file}.gz")
 
+    import pooch  # only to download: it imports tqdm.auto, which warns in notebooks without widgets
+
     cache = pooch.os_cache("difflesson")
     if (cache / file).exists():
         try:
@@ -238,8 +239,10 @@ def _unpack(content: bytes) -> bytes:
         raise ValueError(f"damaged gzip data ({error})") from error
 
 
-def _download_unpacked(url: str, output_file: str, _: pooch.Pooch | None) -> None:
+def _download_unpacked(url: str, output_file: str, _) -> None:
     """A downloader for pooch that writes the uncompressed file; the bar shows where stderr is a terminal."""
+    import pooch
+
     packed = io.BytesIO()
     # total=1 until pooch knows the length: it asks whether the bar is true, which needs a total
     with tqdm(total=1, desc=Path(url).name, unit="B", unit_scale=True, leave=False, disable=None) as bar:

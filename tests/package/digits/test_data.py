@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pooch
 import pytest
 import torch
 
@@ -55,7 +56,7 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(data, "MNIST_SHA256", {k: hashlib.sha256(v).hexdigest() for k, v in files.items()})
     monkeypatch.setattr(data, "MIRRORS", ())
     monkeypatch.setattr(data, "TIMEOUT", (30.0, 30.0))  # a slow machine must not look like a silent mirror
-    monkeypatch.setattr(data.pooch, "os_cache", lambda project: cache)
+    monkeypatch.setattr(pooch, "os_cache", lambda project: cache)
     return SimpleNamespace(files=files, cache=cache, folder=folder)
 
 
@@ -312,7 +313,8 @@ def test_a_killed_download_leaves_no_file_under_a_final_name(tiny, serve, monkey
 import sys
 from pathlib import Path
 from difflesson.digits import data
-data.pooch.os_cache = lambda project: Path({str(tiny.cache)!r})
+import pooch
+pooch.os_cache = lambda project: Path({str(tiny.cache)!r})
 data.MNIST_SHA256 = {data.MNIST_SHA256!r}
 data.MIRRORS = (sys.argv[1],)
 data.load("mnist", "test")
