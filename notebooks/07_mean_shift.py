@@ -9,14 +9,14 @@
 # people get wrong is the number in front.**
 #
 # **After this chapter you can**
-# * derive the shift, and say which part of it is exact for steps of any length;
+# * derive the shift, and say which part of it is exact;
 # * judge a well-known "bug" of the reference implementation, and mend what is wrong, in one line;
-# * predict the error of a step: which power of its length, with which constant;
+# * predict the error of a step, with its constant;
 # * say when none of this matters.
 #
-# **You need** chapter 00, Bayes' rule, and the gradient and the second derivatives of a function of two variables.
+# **You need** chapter 00, Bayes' rule, gradients and second derivatives.
 #
-# *42 minutes to read, 27 more for Deeper, 30 seconds to run, on a laptop, without a GPU or a network connection.*
+# *42 minutes to read, 28 more for Deeper, 30 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -78,7 +78,7 @@ shown
 #
 # **What happens.** One step does not choose a point. It proposes a *cloud*: all the slightly cleaner points from which the noisy
 # $x_t$ may have come (grey). The classifier says of each how much it looks like class 1. Weigh each by that, and you have the cloud you
-# want (dashed). It has moved, and it has changed its shape.
+# want (dashed). It has moved, and changed its shape.
 #
 # **Why it moves like this.** Across a *small* cloud, the logarithm of the classifier is nearly a straight slope. Weighing a
 # bell by a slope makes one flank heavier and the other lighter, so the bell slides uphill, and a wide bell slides further than a
@@ -120,7 +120,6 @@ t, s = 0.4, 0.3
 alpha_ts, sigma_ts = noise.transition(t, s)
 torch.testing.assert_close(alpha_ts, noise.alpha(t) / noise.alpha(s))
 torch.testing.assert_close(alpha_ts**2 + sigma_ts**2, torch.ones(()).double())
-print(f"beta = {float(sigma_ts**2):.3f}")
 
 # %% [markdown]
 # Adding noise does not look at the label: given the cleaner point, the noisier one says nothing more about the class,
@@ -170,8 +169,8 @@ torch.testing.assert_close(product - constant, moved.log_prob(x_s[:, None]))
 # $$ q(x_s \mid x_t) = \mathcal N\big(\mu + \gamma\, \Sigma\, g,\; \Sigma\big),
 # \qquad g = g_t(x_t), \label{eq-mean-shift} $$
 #
-# where $\gamma = 1$ is the approximation of $p(x_s \mid x_t, y)$ just derived. DDPM's step has one variance for all coordinates. Two
-# are in use: the *large* one is $\beta$; the *small* one comes below. (The very last step, to $s = 0$, adds no noise with either.)
+# where $\gamma = 1$ is the approximation of $p(x_s \mid x_t, y)$ just derived. DDPM's step has the mean $\mu = \mathbb E[x_s \mid x_t]$ (of the
+# model; exact here) and one variance for all coordinates. Two are in use: the *large* one is $\beta$; the *small* one comes below. (The last step, to $s = 0$, adds no noise with either.)
 
 # %%
 free = mixture.denoiser(noise)
@@ -232,7 +231,8 @@ for far, near in [(0.4, 0.39), (0.4, 0.1), (0.9, 0.2), (1.0, 0.0)]:
 def patched(kernel, grad, schedule, gamma):
     def step_of(x, t, s):
         step, (alpha_ts, sigma_ts) = kernel(x, t, s), schedule.transition(t, s)
-        return replace(step, mean=step.mean + gamma * sigma_ts**2 / alpha_ts * grad(x, t))  # was: gamma * step.var * grad
+        coefficient = sigma_ts**2 / alpha_ts  # was: step.var
+        return replace(step, mean=step.mean + gamma * coefficient * grad(x, t))
 
     return step_of
 
@@ -243,7 +243,6 @@ torch.testing.assert_close(patched(small, grad, noise, gamma=3.0)(x_t, t, s).mea
 
 # %% [markdown]
 # The last two lines show what the patch is, for every $\gamma$: DDPM with $\gamma g$ added to the *score* of the model (`guidance.tilt`, chapter 10).
-# There a gradient gets the right coefficient without being told.
 #
 # ## How wide the step is
 #
@@ -271,10 +270,10 @@ torch.testing.assert_close(truth(x_t, t, s).cov, by_hand)
 compact = kernels.posterior_variance(noise, t, s)
 torch.testing.assert_close((noise.sigma(s) / noise.sigma(t)) ** 2 * sigma_ts**2, compact)
 torch.testing.assert_close(compact, (sigma_ts / alpha_ts) ** 2 * (1 - sigma_ts**2 / noise.sigma(t) ** 2))
-print(f"large {float(sigma_ts**2):.3f}, small {float(compact):.3f}, the exact coefficient {float(sigma_ts**2 / alpha_ts):.3f}")
+print(f"large {sigma_ts**2:.3f}, small {compact:.3f}, exact coefficient {sigma_ts**2 / alpha_ts:.3f}")
 
 # %% [markdown]
-# Used as a coefficient, the large variance is too small by the factor $\alpha_{t|s}$, the small one by $\alpha_{t|s}\, \sigma_s^2 / \sigma_t^2$:
+# As a coefficient, the large variance is too small by the factor $\alpha_{t|s}$, the small one by $\alpha_{t|s}\, \sigma_s^2 / \sigma_t^2$:
 
 # %% tags=["hide-input"]
 def fractions(schedule, steps, variance):
@@ -288,7 +287,7 @@ def fractions(schedule, steps, variance):
 
 for steps, variance in [(250, "large"), (250, "small"), (25, "large"), (25, "small")]:
     first, middle, last = (fractions(noise, steps, variance)[i][1] for i in (0, steps // 2, -1))
-    print(f"{steps:3d} steps, {variance}: first {first:.2f}, middle {middle:.2f}, last but one {last:.2f} of the exact shift")
+    print(f"{steps:3d} steps, {variance}: {first:.2f} of the exact shift at first, {middle:.2f} in the middle, {last:.2f} at last")
 with plotting.style():
     figure, panel = plotting.plt.subplots(figsize=(5.8, 3.1))
     for variance, colour in (("large", "conditional"), ("small", "guided")):
@@ -314,7 +313,7 @@ shown
 # and their code take it at $x_t$ and $t$. This was reported as a bug
 # ([guided-diffusion, number 51](https://github.com/openai/guided-diffusion/issues/51)). An author agreed, and added that with the derivation's $(\mu, s)$
 # nothing changed noticeably. Another library was then repaired to $(\mu, t)$
-# ([denoising-diffusion-pytorch, number 277](https://github.com/lucidrains/denoising-diffusion-pytorch/pull/277)). Who is right? Run them all; compare means,
+# ([denoising-diffusion-pytorch, number 277](https://github.com/lucidrains/denoising-diffusion-pytorch/pull/277)). Run them all; compare means,
 # covariances, and the *class mass* $\mathbb E[p(y \mid x)]$, how sure the exact classifier is of the points (0.92 for the true class; its blobs overlap with the others).
 
 # %%
@@ -356,10 +355,9 @@ samplers["the exact step"] = truth
 
 # %%
 run = {name: errors_of(kernel, 25) for name, kernel in samplers.items()}
-print(f"25 steps{'':21s}mean  covariance  class mass")
+print(f"25 steps, errors of {'':9s}mean  covariance  class mass  (chance: {math.sqrt(float(true[1].trace()) / 10_000):.3f})")
 for name, row in run.items():
     print("{:26s} {:6.3f}      {:6.3f}      {:+.3f}".format(name, *row))
-print(f"resolution of the mean: {math.sqrt(float(true[1].trace()) / 10_000):.3f}")
 
 # %% tags=["remove-cell"]
 assert run["the exact step"][0] < 0.03 and all(run[f"exact coefficient, {v}"][0] < 0.03 for v in ("small", "large", "learned"))
@@ -382,7 +380,7 @@ found = {name: [errors_of(samplers[name], n, count=5000)[0] for n in counts] for
 resolution = math.sqrt(float(true[1].trace()) / 5000)
 for name, values in found.items():
     print(f"{name:26s}", "  ".join(f"{n}: {v:.3f}" for n, v in zip(counts, values, strict=True)))
-print(f"resolution {resolution:.3f}")
+print(f"by chance alone: about {resolution:.3f}")
 with plotting.style():
     figure, panel = plotting.plt.subplots(figsize=(6.4, 3.3))
     panel.axhspan(0, 2 * resolution, color="0.9", zorder=0)
@@ -392,12 +390,8 @@ with plotting.style():
     panel.set(xlabel="steps", ylabel="error of the mean", xticks=counts, xticklabels=counts, ylim=(0.001, 1))
     panel.minorticks_off()
     panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    shown = plotting.show(figure, "07_samplers", alt="Error of the mean of a guided sampler over the number of steps, 10 to 250, small variance. Algorithm 1 and the library's repair are nearly one line, falling like one over the number of steps. The derivation's line lies a third lower. The exact coefficient lies within the shaded band of chance from 25 steps on.")
+    shown = plotting.show(figure, "07_samplers", alt="Error of the mean of a guided sampler over the number of steps, 10 to 250, small variance. Algorithm 1 and the library's repair are nearly one line, falling like one over the number of steps. The derivation's line lies a third lower. The exact coefficient lies within the shaded band of chance.")
 shown
-
-# %% tags=["remove-cell"]
-assert found["x_t, t, small"][-1] < 0.06 and abs(found["x_t, t, small"][-1] - found["mu, s, small"][-1]) < resolution
-assert all(value < 2 * resolution for value in found["exact coefficient, small"][1:])
 
 # %% [markdown]
 # *Error of the mean of 5,000 guided points, small variance. Grey: up to twice what chance alone gives.*
@@ -407,10 +401,9 @@ assert all(value < 2 * resolution for value in found["exact coefficient, small"]
 # variance. On this mixture, **the gradient was taken at the right place, and multiplied by the wrong number.** With the 250 steps of the original
 # setting, the places differ by less than chance: *nothing changed noticeably* is what this computation predicts.
 #
-# One qualification. With a variance for each coordinate, as in the judged code, the shift is not parallel to $g$ (think of the ellipse): the direction is off
-# as well, here by a degree or two on average (measured in Deeper). The patch mends both.
-#
-# It does not mend the shape. With the small variance, the points are now *too* sure of their class ($+0.02$), and their covariance is hardly better.
+# Two qualifications. With a variance for each coordinate, as in the judged code, the shift is not parallel to $g$ (think of the ellipse): the direction is off
+# as well, here by about a degree on average (measured in Deeper). The patch mends both. And exact is the mean of each *step*; that the mean of the samples comes out right is an observation. Their shape does
+# not: with the small variance, the points are now *too* sure of their class ($+0.02$), and their covariance is hardly better.
 #
 # ## How large is what is left
 #
@@ -426,6 +419,10 @@ assert all(value < 2 * resolution for value in found["exact coefficient, small"]
 #
 # $$ \mathrm{KL}_{\text{shift}} = \frac{\beta^2}{4}\, \big| H_t + c\, I \big|^2 + O(\beta^3), \qquad
 # c = 1 \text{ (large variance)}, \quad c = 1 / \sigma_t^2 \text{ (small variance)}. \label{eq-kl-shift} $$
+
+# %% tags=["remove-cell"]
+assert found["x_t, t, small"][-1] < 0.06 and abs(found["x_t, t, small"][-1] - found["mu, s, small"][-1]) < resolution
+assert all(value < 2 * resolution for value in found["exact coefficient, small"][1:])
 
 # %%
 nodes, weights = divergence.mixture_nodes(noised(mixture.given(label), noise, t), order=8)
@@ -446,7 +443,8 @@ def losses_of(kernel):
 losses = {name: losses_of(samplers[name]) for name in predicted}
 for name, values in losses.items():
     order = math.log(values[-5] / values[-1]) / math.log(betas[-5] / betas[-1])
-    print(f"{name:15s}  measured / predicted {values[-1] / float(weights @ predicted[name]):.4f}, falls like beta^{order:.2f}")
+    ratio = values[-1] / float(weights @ predicted[name])
+    print(f"{name:15s}  measured / predicted {ratio:.4f}, falls like beta^{order:.2f}")
 
 # %% tags=["remove-cell"]
 beta = betas[-1]
@@ -483,25 +481,30 @@ shown
 # %% [markdown]
 # *Divergence of one step from the truth, from $t = 0.4$. Dots are measured, dashed lines are the predictions.*
 #
-# **Two measures disagree.** The divergences of all steps add up to that of the whole path (proved in Deeper). Compare with the samples:
+# **Two measures disagree.** The divergences of all steps add up to that of the path (proved in Deeper). Compare with the samples:
 
-# %%
-def path_kl(kernel, times):
-    return float(divergence.path_kl(mixture, noise, label, kernel, times, order=6))
+# %% tags=["hide-input"]
+def path_nats(kernel, times):
+    """The divergences of all steps, E[log p - log q], added up."""
+    total = 0.0
+    for a, b in zip(times[:-1], times[1:], strict=True):
+        x, w = divergence.mixture_nodes(noised(mixture.given(label), noise, a), order=8)
+        y, v = divergence.step_nodes(truth(x, a, b), order=8)
+        total += float(w @ (v * (truth(x, a, b).log_prob(y) - kernel(x, a, b).log_prob(y))).sum(0))
+    return total
 
 
 times = time_grid(25, end=0.01)
 for name in ("no shift, large", "x_t, t, small", "exact coefficient, small"):
-    whole, last = path_kl(samplers[name], times), path_kl(samplers[name], times[-2:])
-    print(f"{name:25s} path {whole:5.2f} nats, its last step {last:5.2f}; mean of the samples off by {run[name][0]:.2f}")
-
-# %% tags=["hide-input"]
+    whole, last = path_nats(samplers[name], times), path_nats(samplers[name], times[-2:])
+    print(f"{name:25s} path {whole:5.2f} nats, its last step {last:5.2f}; mean of the samples off by {run[name][0]:.3f}")
 x, w = divergence.mixture_nodes(noised(mixture.given(label), noise, times[-2]))
 wide = float(w @ truth(x, *times[-2:]).cov.diagonal(dim1=1, dim2=2).mean(1))
 used = float(kernels.posterior_variance(noise, *times[-2:]))
 ratio = wide / used
 print(f"last step: true variance {wide:.3f}, small variance {used:.4f}, ratio {ratio:.0f}")
-print(f"two bells in the plane with this ratio: too narrow {ratio - 1 - math.log(ratio):.1f} nats, too wide {1 / ratio - 1 + math.log(ratio):.1f}")
+narrow, broad = ratio - 1 - math.log(ratio), 1 / ratio - 1 + math.log(ratio)
+print(f"two round bells in the plane with this ratio: too narrow {narrow:.1f} nats, too wide {broad:.1f}")
 
 # %% [markdown]
 # By divergence, the small variance is *worse than no guidance at all*, and the exact coefficient hardly helps. By the samples it is far better. Both are right. $\mathrm{KL}(p \,\|\, q)$ charges
@@ -541,9 +544,6 @@ for name, kernel in trial.items():
     print(f"{name:18s}: shift of a step over that of half the step {float(sizes[0] / sizes[1]):.2f}")
 
 # %% [markdown]
-# (It is out there: the value-guided pipeline of
-# [diffusers](https://github.com/huggingface/diffusers/blob/main/src/diffusers/experimental/rl/value_guided_sampling.py) multiplies by a `model_std`, computed as the exponential of *half the variance*.)
-#
 # ## Does it matter?
 #
 # Real classifiers are too sure or not sure enough, and people set $\gamma$ by eye. In the figure, the classifier's gradient is multiplied by $k$, at $\gamma = 1$. The
@@ -575,7 +575,8 @@ with plotting.style():
     panel.set(xlabel="the classifier's gradient is multiplied by $k$", ylabel="error of the mean, 25 steps", ylim=(0, 0.6))
     panel.legend(fontsize=8)
     shown = plotting.show(figure, "07_scale", alt="Error of the mean over the factor k of the classifier's gradient, 25 steps. Three V-shaped curves with their minima at k = 1 for the exact coefficient, about 1.1 for the large variance, about 1.4 for the small one.")
-print("gradient turned by:", {d: {n: round(v, 2) for n, v in row.items()} for d, row in turned.items()})
+for degrees, row in turned.items():
+    print(f"gradient turned by {degrees} degrees:", ", ".join(f"{name} {value:.2f}" for name, value in row.items()))
 shown
 
 # %% [markdown]
@@ -596,8 +597,8 @@ for gamma in (1.0, 3.0, 5.0):
         exact = [centre(patched(base, grad, noise, gamma * share)) for share in shares]
         shifted = centre(kernels.shift(base, grad, gamma))
         acts_like[gamma, name] = [float(numpy.interp(shifted[i], [e[i] for e in exact], shares)) for i in (0, 1)]
-        print("gamma = {:g}, {}: acts like the exact coefficient at {:.2f} gamma by the mean, {:.2f} by the class mass".format(
-            gamma, name, *acts_like[gamma, name]))
+        texts = "acts like {:.2f} gamma by the mean, {:.2f} gamma by the class mass".format(*acts_like[gamma, name])
+        print(f"gamma = {gamma:g}, variance {name}: {texts}")
 
 # %% tags=["remove-cell"]
 best = {name: factors[min(range(len(factors)), key=lambda i, name=name: bent[i][name])] for name in bent[0]}
@@ -608,15 +609,15 @@ assert all(0.65 < acts_like[g, "small"][0] < 0.8 and 0.83 < acts_like[g, "large"
 assert all(0.5 < acts_like[g, "small"][1] < 0.7 and 0.78 < acts_like[g, "large"][1] < 0.92 for g in (1.0, 3.0, 5.0))
 
 # %% [markdown]
-# With 25 steps, a wrong coefficient *is* a wrong scale: the small variance makes of $\gamma$ about $0.7\, \gamma$ by the mean of the points (less by their class mass), at $\gamma = 1, 3, 5$ alike. It
+# With 25 steps, a wrong coefficient *is* a wrong scale: the small variance makes of $\gamma$ about $0.7\, \gamma$ by the mean of the points (less by class mass), at $\gamma = 1, 3, 5$ alike. It
 # matters when $\gamma$ must mean the same for another number of steps, variance or sampler. Where $\gamma$ was tuned by eye, for one sampler, the tuning has absorbed it.
-# And it stops mattering when the classifier is worse: a gradient 30 % too weak, or turned by 10 to 20 degrees, costs as much as the small variance. (What is sampled at $\gamma \ne 1$ is the subject of chapter 17.)
+# And it stops mattering when the classifier is worse: a gradient 30 % too weak, or turned by 10 to 20 degrees, costs as much as the small variance. (What $\gamma \ne 1$ samples: chapter 17.)
 #
 # ## In practice
 #
 # | if you have | do | because |
 # |---|---|---|
-# | DDPM steps, 100 or fewer | `mean + gamma * beta / alpha_ts * grad`, gradient at $x_t, t$ | exact mean at $\gamma = 1$; at 25 steps the error falls from 0.26 to chance |
+# | DDPM steps, 100 or fewer | `mean + gamma * beta / alpha_ts * grad` | exact mean at $\gamma = 1$; at 25 steps the error falls from 0.26 to chance |
 # | a learned variance for each pixel | the same line; the variance serves the noise alone | mends the direction, too |
 # | DDIM, or another sampler without noise | add $\gamma g$ to the score, `eps - gamma * sigma * grad` | a shift by the variance is zero, and the line above would push twice too far |
 # | 250 steps, or $\gamma$ tuned by eye for one sampler | leave it | below chance here, or absorbed |
@@ -630,7 +631,7 @@ assert all(0.5 < acts_like[g, "small"][1] < 0.7 and 0.78 < acts_like[g, "large"]
 # new_mean = p_mean_var["mean"].float() + beta / (1 - beta).sqrt() * gradient.float()
 # ```
 #
-# *Limits:* two dimensions, an exact model, one mixture, one label. What a model of pictures gains is not measured here.
+# *Limits:* two dimensions, an exact model, one mixture; what a model of pictures gains is not measured.
 
 # %% tags=["remove-cell"]
 in_score = kernels.ddim(guidance.tilt(free, grad, 1.0, noise), noise)(x_t, 0.4, 0.36).mean - quiet(x_t, 0.4, 0.36).mean
@@ -640,7 +641,7 @@ assert 1.8 < float(twice.norm() / in_score.norm()) < 2.2
 # %% [markdown]
 # ## Exercises
 #
-# Type where it says "your turn", run the cell, then the check below it, which knows the common mistakes. 7.4 and 7.5 stand in Deeper, where what they need is.
+# Type where it says "your turn", run the cell, then the check below it. 7.4 and 7.5 stand in Deeper.
 
 # %% [markdown]
 # ### Exercise 7.1 (easy): the shift
@@ -722,13 +723,13 @@ exercises.check("7.3", covariance_given_label)
 # 2. With an exact classifier, the label moves the mean of a step by *exactly* $\beta / \alpha_{t|s}$ times the gradient at $x_t$, however long the step, $\eqref{eq-one-step-tweedie}$.
 #    Where one variance serves all coordinates, the place of the gradient was never wrong; the coefficient was. With a variance for each coordinate, the direction is off as well.
 # 3. `mean + gamma * beta / alpha_ts * grad` makes the mean of a DDPM step exact at $\gamma = 1$, with any variance. Without noise, add the gradient to the score.
-# 4. It matters with few steps (here, at 25, the small variance acts like $0.7\, \gamma$), not at 250, and not where the classifier's gradient is off by 30 % or 20 degrees.
+# 4. On our mixture the coefficient matters with few steps (at 25, the small variance acts like $0.7\, \gamma$), not at 250; a classifier whose gradient is off by 30 % or 20 degrees hides it.
 # 5. Divergence of one short step: order $\beta$ without a shift, $\beta^2$ with it, $\beta^3$ with exact mean and covariance. It charges mostly for shape: to compare samplers, look at samples.
 #
 # **Where it comes from.** The shift, Algorithm 1: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233), section 4.1, after
 # [Sohl-Dickstein et al. (2015)](https://arxiv.org/abs/1503.03585). The variances: [Ho et al. (2020)](https://arxiv.org/abs/2006.11239), section 3.2; learned ones:
 # [Nichol & Dhariwal (2021)](https://arxiv.org/abs/2102.09672). Tweedie's formula: [Efron (2011)](https://doi.org/10.1198/jasa.2011.tm11181). The judged code:
-# [gaussian_diffusion.py](https://github.com/openai/guided-diffusion/blob/main/guided_diffusion/gaussian_diffusion.py). Constants and judgement are computed here.
+# [gaussian_diffusion.py](https://github.com/openai/guided-diffusion/blob/main/guided_diffusion/gaussian_diffusion.py).
 #
 # ## Deeper: the time term
 #
@@ -754,8 +755,8 @@ def log_class(x, time):
 h = 1e-5
 rate_of_change = (log_class(x_t, t + h) - log_class(x_t, t - h)) / (2 * h)
 by_hand = log_class(x_t, t) + ((x_s - x_t) * slope_at(x_t, t)).sum(1) + (s - t) * rate_of_change
-line = guidance.linearise(log_class, x_t, t)
-torch.testing.assert_close(line(x_s, s), by_hand, atol=1e-8, rtol=0)
+expansion = guidance.linearise(log_class, x_t, t)
+torch.testing.assert_close(expansion(x_s, s), by_hand, atol=1e-8, rtol=0)
 
 # %% [markdown]
 # Walk away from $(x_t, t)$ along a straight line. With the time term the error falls as the *square* of the distance, without it only as the distance:
@@ -764,13 +765,13 @@ torch.testing.assert_close(line(x_s, s), by_hand, atol=1e-8, rtol=0)
 for distance in (1e-1, 1e-2, 1e-3):
     point, time = x_t + distance * (x_s - x_t), t - 0.2 * distance
     value = log_class(point, time)
-    with_time, without = (float((line(point, u) - value).abs().max()) for u in (time, t))
+    with_time, without = (float((expansion(point, u) - value).abs().max()) for u in (time, t))
     print(f"{distance:.0e}: error {with_time:.1e}, without the time term {without:.1e}")
 
 # %% [markdown]
 # Yet nobody computes it. It does not depend on $x_s$: as a factor of a density in $x_s$ it is a constant, and normalisation removes it. It matters for the *value* of $p(y \mid x_s)$, not for
 # where the step goes. In a step of length $\beta$ the distance $|x_s - x_t|$ is about $\sqrt \beta$. So the time term, of size $\beta$, is as large as the second-order term in $x$. That one does depend on $x_s$, and stays
-# as an error of the shape.
+# as an error of the shape, next to the shape of the model's own Gaussian.
 
 # %% [markdown]
 # ### Exercise 7.4 (hard): the time term
@@ -863,7 +864,10 @@ print(f"gradient {longer:.4f} of the right one, coefficient {shorter:.4f}, produ
 assert shorter < longer * shorter < 1 < longer
 
 # %% [markdown]
-# And the angle by which a variance for each coordinate turns the shift, in steps of 0.04:
+# (The shift by a standard deviation is out there, too: the value-guided pipeline of
+# [diffusers](https://github.com/huggingface/diffusers/blob/main/src/diffusers/experimental/rl/value_guided_sampling.py) multiplies the gradient by a `model_std`, computed as the exponential of *half the variance*.)
+#
+# And this is the angle by which a variance for each coordinate turns the shift, in steps of 0.04:
 
 # %%
 for far in (0.6, 0.4, 0.2, 0.08):
@@ -873,7 +877,8 @@ for far in (0.6, 0.4, 0.2, 0.08):
     steep = slope_there.norm(dim=1) > 0.01  # a gradient of zero has no direction
     lengths = (ideal * slope_there).norm(dim=1) * slope_there.norm(dim=1)
     angles = torch.rad2deg(((ideal * slope_there**2).sum(1) / lengths)[steep].clamp(-1, 1).acos())
-    print(f"t = {far}: {float(w[steep] @ angles / w[steep].sum()):.1f} degrees on average, {float(angles.max()):.1f} at most")
+    average = float(w[steep] @ angles / w[steep].sum())
+    print(f"t = {far}: {average:.1f} degrees on average, {float(angles.max()):.1f} at most")
 
 # %% [markdown]
 # ## Deeper: which of the two variances
@@ -889,7 +894,8 @@ sizes = kernels.posterior_variance(noise, far, near), noise.transition(far, near
 for v in (1.0, 0.3, 0.03, 0.003, 0.0003):
     curve = -1 / (noise.alpha(far) ** 2 * v + noise.sigma(far) ** 2)
     exact_variance = sizes[1] / (1 - sizes[1]) * (1 + sizes[1] * curve)
-    print(f"v = {v:g}: true variance over small {float(exact_variance / sizes[0]):.2f}, over large {float(exact_variance / sizes[1]):.2f}")
+    over = [float(exact_variance / size) for size in sizes]
+    print(f"v = {v:g}: true variance over the small one {over[0]:.2f}, over the large one {over[1]:.2f}")
 
 # %% [markdown]
 # The blobs have $v$ between 0.1 and 0.7. How many directions of a picture have so little left to vary is a question about pictures, which this page does not answer.
@@ -1023,7 +1029,8 @@ exercises.check("7.5", third_order_constant)
 # $$ \mathrm{KL}(P \,\|\, Q) = \sum_{\text{steps}} \mathbb E_{x_t \sim p_t(\cdot \mid y)}\,
 # \mathrm{KL}\big(p(x_s \mid x_t, y) \,\|\, q(x_s \mid x_t)\big). \label{eq-path-kl} $$
 #
-# What comes out at the end differs by at most that: the end point is a function of the path. (A sampler starts from $\mathcal N(0, I)$ instead; the next cell prints what that adds. And the paths end at $t = 0.01$: DDPM's step to $t = 0$ has no density.)
+# What comes out at the end differs by at most that: the end point is a function of the path. (For the small variance, the table below takes the first form of $\eqref{eq-kl}$: where $q$ is far too narrow, $\rho$ is
+# so peaked that its mean by quadrature is off by several percent. A sampler starts from $\mathcal N(0, I)$ instead; the next cell prints what that adds. And the paths end at $t = 0.01$: DDPM's step to $t = 0$ has no density.)
 
 # %%
 at_1 = noised(mixture.given(label), noise, 1.0)
@@ -1034,13 +1041,19 @@ by_hand, grid, large_shift = 0.0, time_grid(8, end=0.01), samplers["x_t, t, larg
 for a, b in zip(grid[:-1], grid[1:], strict=True):
     x, w = divergence.mixture_nodes(noised(mixture.given(label), noise, a), order=6)
     by_hand += float(w @ divergence.kl(truth(x, a, b), large_shift(x, a, b), order=6))
-assert abs(by_hand - path_kl(large_shift, grid)) < 1e-12
+compact = float(divergence.path_kl(mixture, noise, label, large_shift, grid, order=6))
+print(f"eight steps, large variance: {compact:.4f} nats")
+assert abs(by_hand - compact) < 1e-12
 
 # %%
 numbers = (8, 16, 32, 64, 128)
 walkers = {"no shift": large, "shift, small": samplers["x_t, t, small"], "shift, large": large_shift}
 walkers["exact mean and covariance"] = kernels.hessian(mixture, noise, label)
-path = {name: [path_kl(k, time_grid(n, end=0.01)) for n in numbers] for name, k in walkers.items()}
+path = {}
+for name, kernel in walkers.items():
+    grids = [time_grid(n, end=0.01) for n in numbers]
+    path[name] = [float(divergence.path_kl(mixture, noise, label, kernel, grid, order=6)) for grid in grids]
+path["shift, small"] = [path_nats(walkers["shift, small"], time_grid(n, end=0.01)) for n in numbers]
 for name, values in path.items():
     row = " ".join(f"{v:8.2e}" for v in values)
     print(f"{name:25s} {row}   T^{math.log2(values[-1] / values[-2]):+.2f}")
@@ -1074,8 +1087,9 @@ def information(t):
 
 
 known = information(0.01) - information(1.0)
-blind = path_kl(ignoring, time_grid(64, end=0.01))
-print(f"the label's information {known:.4f} nats, 64 steps without the label {blind:.4f}, at the start {information(1.0):.0e}")
+blind = float(divergence.path_kl(mixture, noise, label, ignoring, time_grid(64, end=0.01), order=8))
+print(f"the label's information: {known:.4f} nats ({information(1.0):.0e} of it at the start)")
+print(f"64 steps without the label: {blind:.4f} nats")
 assert abs(blind - known) < 2e-3
 
 # %% [markdown]
