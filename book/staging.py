@@ -10,69 +10,11 @@ import shutil
 import tomllib
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import yaml
-from pybtex.database import parse_file
 
 from tools import ledger
-
-LINK = re.compile(r"\[([^][]+)\]\((https?://[^)\s]+)\)")
-TO_A_PAPER = re.compile(r"https?://(?:www\.|dx\.)?(?:arxiv|doi)\.org/[^\s)>\]\"']+")
-
-
-class Paper(NamedTuple):
-    """An entry of references.bib, and how a chapter names it: "Ho & Salimans", "Song et al."."""
-
-    key: str
-    authors: str
-    year: str
-
-
-def address(url: str) -> str:
-    """What is the same in all links to a paper: no protocol, no version, the page and not the PDF."""
-    plain = re.sub(r"^https?://(www\.|dx\.)?", "", url).rstrip("/.,;")
-    return re.sub(r"v\d+$", "", plain.removesuffix(".pdf").replace("arxiv.org/pdf/", "arxiv.org/abs/"))
-
-
-def bibliography(path: Path) -> dict[str, Paper]:
-    """The papers of a .bib file by their address. Raises ValueError where two of them cannot be told apart."""
-    papers = {}
-    for key, entry in parse_file(str(path), bib_format="bibtex").entries.items():
-        if "url" not in entry.fields:
-            raise ValueError(f"{path.name}: entry {key} needs a url, the address that chapters link to")
-        names = [" ".join([*person.prelast_names, *person.last_names]) for person in entry.persons["author"]]
-        authors = " & ".join(names) if len(names) < 3 else f"{names[0]} et al."
-        paper = Paper(key, authors, entry.fields["year"])
-        for other, known in papers.items():
-            if address(entry.fields["url"]) == other or (paper.authors, paper.year) == (known.authors, known.year):
-                raise ValueError(f"{path.name}: {key} and {known.key} have the same address or read alike in the text")
-        papers[address(entry.fields["url"])] = paper
-    return papers
-
-
-def cite(markdown: str, papers: dict[str, Paper], where: str) -> str:
-    """`markdown` with each link that names its paper as "Ho & Salimans (2022)" turned into a citation.
-
-    A link with other words stays a link. Raises ValueError for a paper that is not in `papers`, or of another year.
-    """
-    for url in TO_A_PAPER.findall(markdown):
-        if address(url) not in papers:
-            raise ValueError(f"{where} links to {url}, which no entry of book/references.bib has as its url: add one")
-
-    def citation(link: re.Match) -> str:
-        words, paper = link[1], papers.get(address(link[2]))
-        if paper is None:
-            return link[0]
-        authors = re.escape(paper.authors).replace(r"\&", "&").replace("&", "(?:&|and)")
-        named = re.match(rf"{authors},?\s+\(?(\d{{4}})\)?", words.replace("\n", " "))
-        if named is None:
-            return link[0]
-        if named[1] != paper.year:
-            raise ValueError(f"{where} says {words!r}; book/references.bib gives {paper.authors} the year {paper.year}")
-        return f"{{cite:t}}`{paper.key}`{words[named.end() :]}"
-
-    return LINK.sub(citation, markdown)
+from tools.citations import Paper, bibliography, cite, with_letters
 
 
 def caption(markdown: str) -> tuple[str, str]:
@@ -162,9 +104,10 @@ def stage(source: Path, root: Path) -> None:
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(root / "figures", source / "figures")
     (source / "notebooks").mkdir()
-    for name in ("references.bib", "references.md"):
-        shutil.copy(root / "book" / name, source)
+    shutil.copy(root / "book" / "references.md", source)
     papers = bibliography(root / "book" / "references.bib")
+    entries = (root / "book" / "references.bib").read_text(encoding="utf-8")
+    (source / "references.bib").write_text(with_letters(entries, papers), encoding="utf-8")
     ready = {}
     for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))

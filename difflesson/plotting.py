@@ -1,6 +1,7 @@
 """One look for every figure of the book."""
 
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -43,17 +44,17 @@ def style():
         yield
 
 
-def save(figure: Figure, name: str, folder: Path | str = "../figures") -> Path:
+def save(figure: Figure, name: str, folder: Path | str) -> Path:
     """Write a figure as `folder/name.png`, without a date so that the same figure gives the same file."""
     path = Path(folder) / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
-    plt.close(figure)
+    path.write_bytes(as_png(figure))
     return path
 
 
-def show(figure: Figure, name: str, alt: str, folder: Path | str = "../figures"):
-    """`save` a figure and return it for display, as the last value of a notebook cell.
+def show(figure: Figure, name: str, alt: str):
+    """A figure for display, as the last value of a notebook cell. Nothing is written: the build of the course takes the
+    picture out of the cell and makes it figures/`name`.png.
 
     Args: alt: what the picture shows, for readers who cannot see it.  Raises: ValueError if alt is empty.
     """
@@ -61,7 +62,15 @@ def show(figure: Figure, name: str, alt: str, folder: Path | str = "../figures")
 
     if not alt.strip():
         raise ValueError("alt must say what the figure shows, it is empty")
-    return Image(data=save(figure, name, folder).read_bytes(), format="png", alt=alt)
+    return Image(data=as_png(figure), format="png", alt=alt, metadata={"figure": name})
+
+
+def as_png(figure: Figure) -> bytes:
+    """The picture as a file has it, without a date; the figure is closed."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    plt.close(figure)
+    return buffer.getvalue()
 
 
 def tile(images: Tensor, columns: int, gap: int = 2) -> Tensor:

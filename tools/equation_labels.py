@@ -12,13 +12,16 @@ from typing import NamedTuple
 
 import jupytext
 
+from tools.exercise_cells import SourceError
+from tools.package_stamp import modules
+from tools.python_cells import names_used
+
 PLANNED, MUTANTS = "book/planned_equations.toml", "tests/mutants"
 LABEL = r"eq-[a-z0-9]+(?:-[a-z0-9]+)*"
+OWN_CELL = re.compile(rf"# ((?:\[{LABEL}\],? ?)+)\n")  # how a cell begins that is the code of equations
 IN_DOCSTRING = re.compile(rf"[\[(]({LABEL})[\])]")
 HEADING_OR_TAG = re.compile(
-    r"^(?P<level>#{1,6}) +(?P<title>.+)$"
-    r"|\\tag\{(?P<tag>[^}]*)\}(?:\s*\\label\{(?P<label>[^}]*)\})?|\\label\{(?P<lone>[^}]*)\}",
-    re.MULTILINE,
+    r"^(?P<level>#{1,6}) +(?P<title>.+)$|\\tag\{(?P<tag>[^}]*)\}\\label\{(?P<label>[^}]*)\}", re.MULTILINE
 )
 QUOTED = r"^(?P<fence>```|~~~).*?^(?P=fence)|`[^`\n]*\\[^`\n]*`"  # fences, and quoted LaTeX
 NOT_PROSE = re.compile(QUOTED, re.MULTILINE | re.DOTALL)
@@ -26,12 +29,12 @@ TO_NUMBER = re.compile(rf"(?P<quoted>{QUOTED})|(?P<tag>\\tag\b)|\\label\{{", re.
 
 
 class Equation(NamedTuple):
-    """An equation as a chapter displays it; `tag` or `label` is empty where the author left it out."""
+    """An equation as a chapter displays it."""
 
     tag: str
     label: str
     slug: str  # of the heading above it, as the book links to it
-    used_after: frozenset[str]  # what later code cells use: names imported from the package, and attributes
+    used_after: frozenset[str]  # what later code cells use of the package, and the labels of those that are `own`
 
 
 class Chapter(NamedTuple):
@@ -39,6 +42,8 @@ class Chapter(NamedTuple):
     title: str
     equations: list[Equation]
     references: list[str]  # the labels inside \eqref
+    modules: frozenset[str]  # of the package: those it imports, and theirs
+    own: dict[str, "Place"]  # the equations whose code is a cell that begins `# [eq-name]`
 
     @property
     def number(self) -> str:
@@ -52,21 +57,30 @@ class Place(NamedTuple):
     name: str
     line: int
 
+    @property
+    def module(self) -> str:
+        return self.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
 
 class Ledger(NamedTuple):
     """Everything that is known about the labels of a repository."""
 
     chapters: list[Chapter]
-    implemented: dict[str, list[Place]]
+    implemented: dict[str, list[Place]]  # in the package or in a chapter's own cell
     tested: dict[str, list[Place]]
     mutants: dict[str, list[str]]  # the names of the wrong formulas
     planned: dict[str, str]  # the number of the chapter that will show it
 
 
 def read(root: Path) -> Ledger:
+    """Raises: SourceError where a chapter numbers an equation by hand."""
+    chapters, code = shown(root / "notebooks"), implemented(root / "difflesson")
+    for chapter in chapters:
+        for label, place in chapter.own.items():
+            code.setdefault(label, []).append(place)
     return Ledger(
-        shown(root / "notebooks"),
-        implemented(root / "difflesson"),
+        chapters,
+        code,
         tested(root / "tests"),
         planted(root / MUTANTS),
         {label: number for number, labels in toml(root / PLANNED).items() for label in labels},
@@ -74,36 +88,58 @@ def read(root: Path) -> Ledger:
 
 
 def shown(notebooks: Path) -> list[Chapter]:
-    """The chapters in order, with every tag or label in them."""
+    """The chapters in order, with every label in them."""
     return [read_chapter(source) for source in sorted(notebooks.glob("[0-9][0-9]_*.py"))]
 
 
 def read_chapter(source: Path) -> Chapter:
-    cells = jupytext.reads(source.read_text(encoding="utf-8"), fmt="py:percent").cells
-    number_equations(cells, source.name[:2])
+    text, path = source.read_text(encoding="utf-8"), f"{source.parent.name}/{source.name}"
+    cells = jupytext.reads(text, fmt="py:percent").cells
+    try:
+        number_equations(cells, source.name[:2])
+    except SourceError as error:
+        raise SourceError(f"{path}: {error}") from None
     # Readers do not see how an exercise is solved: that is no use of a function in the chapter.
     is_code = [cell.cell_type == "code" and "exercise" not in cell.metadata.get("tags", []) for cell in cells]
     code = [cell.source if shown_code else "" for cell, shown_code in zip(cells, is_code, strict=True)]
+    own = [own_labels(cell) for cell in code]
     titles, slugs, equations, references = [], [], [], []
     for index, cell in enumerate(cells):
         prose = NOT_PROSE.sub("", cell.source) if cell.cell_type == "markdown" else ""
         references += re.findall(r"\\eqref\{([^}]*)\}", prose)
         for found in HEADING_OR_TAG.finditer(prose):
             if found["title"] is None:
-                used = names_used(code, index)
-                label = found["label"] or found["lone"] or ""
-                equations.append(Equation(found["tag"] or "", label, slugs[-1] if slugs else "", used))
+                used = names_used(code, index).union(*own[index + 1 :])
+                equations.append(Equation(found["tag"], found["label"], slugs[-1] if slugs else "", used))
             elif len(found["level"]) <= 3:  # as deep as the book has anchors
                 titles.append(found["title"].strip())
                 slugs.append(unique_slug(titles[-1], slugs))
-    path = f"{source.parent.name}/{source.name}"
-    return Chapter(path, titles[0] if titles else source.stem, equations, references)
+    return Chapter(
+        path,
+        titles[0] if titles else source.stem,
+        equations,
+        references,
+        frozenset(modules(code, source.parent.parent)),
+        {label: Place(path, source.stem, line_of(text, label)) for labels in own for label in labels},
+    )
+
+
+def own_labels(cell: str) -> list[str]:
+    """The equations whose code this cell is: it begins `# [eq-name]`."""
+    first = OWN_CELL.match(cell)
+    return re.findall(LABEL, first[1]) if first else []
+
+
+def line_of(source: str, label: str) -> int:
+    """The line of a chapter's source at which the cell begins that is the code of `label`."""
+    lines = enumerate(source.splitlines(keepends=True), start=1)
+    return next(number for number, line in lines if label in own_labels(line))
 
 
 def number_equations(cells: list, chapter: str) -> None:
     """Write the number before each `\\label{eq-...}` of the Markdown cells, in the order of the page.
 
-    Args: cells: changed in place;  chapter: "07".  Raises: ValueError where an author wrote a number by hand.
+    Args: cells: changed in place;  chapter: "07".  Raises: SourceError where an author wrote a number by hand.
     """
     count = 0
 
@@ -112,7 +148,7 @@ def number_equations(cells: list, chapter: str) -> None:
         if found["quoted"]:
             return found[0]
         if found["tag"]:
-            raise ValueError(r"an equation has a \tag; numbers come from the order, write \label{eq-...} alone")
+            raise SourceError(r"an equation has a \tag; numbers come from the order, write \label{eq-...} alone")
         count += 1
         return f"\\tag{{{int(chapter)}.{count}}}{found[0]}"
 
@@ -130,34 +166,6 @@ def unique_slug(title: str, taken: list[str]) -> str:
         count += 1
         slug = f"{base}-{count}"
     return slug
-
-
-def names_used(code: list[str], index: int) -> frozenset[str]:
-    """What the cells after `index` use: names that some cell imported from the package, and attributes of anything;
-    directly, or in the value of a variable such as `truth = kernels.exact(mixture, schedule)`.
-    """
-    cells = [parsed(cell) for cell in code]
-    after = ast.Module(cells[index + 1 :], [])
-    imported, values = {}, {}
-    for node in ast.walk(ast.Module(cells, [])):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "difflesson":
-            imported |= {alias.asname or alias.name: alias.name for alias in node.names}
-        elif isinstance(node, ast.Assign):
-            for target in (part for whole in node.targets for part in ast.walk(whole) if isinstance(part, ast.Name)):
-                values.setdefault(target.id, []).append(node.value)
-    seen = {node.id for node in ast.walk(after) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    used = [part for whole in [after, *(v for name in seen for v in values.get(name, []))] for part in ast.walk(whole)]
-    names = {node.id for node in used if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    attributes = {node.attr for node in used if isinstance(node, ast.Attribute)}
-    return frozenset(attributes | {imported[name] for name in names & imported.keys()})
-
-
-def parsed(cell: str) -> ast.Module:
-    """A cell without its magics; nothing of one that is not Python, which executing the chapter will report."""
-    try:
-        return ast.parse(re.sub(r"^[%!].*$", "", cell, flags=re.MULTILINE))
-    except SyntaxError:
-        return ast.Module([], [])
 
 
 def implemented(package: Path) -> dict[str, list[Place]]:

@@ -36,6 +36,12 @@ def kernel_environment(scratch: Path) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in dropped} | fixed
 
 
+def cpu_of_children() -> float:
+    """Seconds of a processor that the processes took which this one started and saw end; 0 on Windows."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def execute(notebook: NotebookNode, folder: Path, name: str, timeout: int) -> NotebookNode:
     """Run every cell in `folder`, for `timeout` seconds at most, and keep the outputs.
 

@@ -1,17 +1,17 @@
 """The exercises in a chapter's source: from each solved one, the stub that readers fill in and a folded solution.
 
-    # %% [markdown]
-    # ### Exercise 7.1 (easy)                       the text: its number, and a hint
-    # ... <details><summary>Hint</summary> ... </details>
+# %% [markdown]
+# ### Exercise 7.1 (easy)                       the text: its number, and a hint
+# ... <details><summary>Hint</summary> ... </details>
 
-    # %% tags=["exercise"]
-    def shifted_mean(mean, variance, gradient):     the solved function
-        ### BEGIN SOLUTION
-        return ...
-        ### END SOLUTION
+# %% tags=["exercise"]
+def shifted_mean(mean, variance, gradient):     the solved function
+    ### BEGIN SOLUTION
+    return ...
+    ### END SOLUTION
 
-    # %%
-    exercises.check("7.1", shifted_mean)            the check, right after it
+# %%
+exercises.check("7.1", shifted_mean)            the check, right after it
 """
 
 import re

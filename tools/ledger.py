@@ -3,10 +3,11 @@
     python -m tools.ledger check    report what lacks one of the four; exit status 1 if anything does
     python -m tools.ledger page     print the ledger as a page of the book
 
-A label joins the four. It stands in a chapter as `\\tag{7.1}\\label{eq-mean-shift}`, in a docstring of the package as
-`[eq-mean-shift]`, on a test as `@pytest.mark.equation("eq-mean-shift")`, and in tests/mutants/ as the `equation`
-of a wrong formula that the test must notice. What is implemented before its chapter is written waits in
-book/planned_equations.toml, a list that can only get shorter.
+A label joins the four. It stands in a chapter as `\\label{eq-mean-shift}`, in a docstring of the package as
+`[eq-mean-shift]`, on a test as `@pytest.mark.equation("eq-mean-shift")`, and in tests/mutants/ as the `equation` of a
+wrong formula that the test must notice. Where the code of an equation is a cell of the chapter, the cell begins
+`# [eq-mean-shift]`. What is implemented before its chapter is written waits in book/planned_equations.toml, a list that
+can only get shorter.
 """
 
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 import typer
 
 from tools.equation_labels import LABEL, MUTANTS, PLANNED, Chapter, Equation, Ledger, Place, read
+from tools.exercise_cells import SourceError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,9 +28,9 @@ def problems(ledger: Ledger) -> list[str]:
     known = standing | ledger.implemented.keys()
     found = []
     for chapter in ledger.chapters:
-        found += numbering_problems(chapter)
+        found += page_problems(chapter)
         for equation in chapter.equations:
-            found += display_problems(chapter, equation, ledger) if equation.label else []
+            found += display_problems(chapter, equation, ledger) if re.fullmatch(LABEL, equation.label) else []
     for label, (place, *_) in ledger.implemented.items():
         if label not in standing and label not in ledger.planned:
             found.append(f"{place.path}: {label} of {place.name} is in no chapter; show it, or list it in {PLANNED}")
@@ -39,10 +41,10 @@ def problems(ledger: Ledger) -> list[str]:
             )
     for label, (place, *_) in ledger.tested.items():
         if label not in known:
-            found.append(f"{place.path}: {label} of {place.name} is named by no docstring of the package")
+            found.append(f"{place.path}: {label} of {place.name} is named by no docstring of the package, no cell")
     for label, names in ledger.mutants.items():
         if label not in known:
-            found.append(f"{MUTANTS}: {label} of mutant {names[0]} is named by no docstring of the package")
+            found.append(f"{MUTANTS}: {label} of mutant {names[0]} is named by no docstring of the package, no cell")
     numbers = {int(chapter.number): chapter.path for chapter in ledger.chapters}
     for label, number in ledger.planned.items():
         if label in standing:
@@ -50,50 +52,58 @@ def problems(ledger: Ledger) -> list[str]:
         elif int(number) in numbers:
             found.append(f"{PLANNED}: {label} waits for {numbers[int(number)]}, which does not show it; show it there")
         elif label not in ledger.implemented:
-            found.append(f"{PLANNED}: {label} is named by no docstring of the package; take it off the list")
+            found.append(f"{PLANNED}: {label} is named by no docstring of the package, no cell; take it off the list")
     return found
 
 
-def numbering_problems(chapter: Chapter) -> list[str]:
-    """What is wrong with the tags, labels and references of one page."""
-    found, tags, labels = [], [], []
-    first, last = str(int(chapter.number)), 0
+def page_problems(chapter: Chapter) -> list[str]:
+    """What is wrong with the labels and references of one page."""
+    found, labels = [], []
     for tag, label, *_ in chapter.equations:
-        if not tag:
-            found.append(f"{chapter.path}: {label} has no number; write \\tag{{..}}\\label{{{label}}}")
-            continue
         if not re.fullmatch(LABEL, label):
-            found.append(f"{chapter.path}: ({tag}) needs a label; write \\tag{{{tag}}}\\label{{eq-...}}")
+            found.append(f"{chapter.path}: ({tag}) has the label {label!r}; write \\label{{eq-small-letters}}")
         elif label in labels:
             found.append(f"{chapter.path}: {label} stands twice on the page; refer to it with \\eqref{{{label}}}")
-        expected = f"{first}.{last + 1}"
-        if tag in tags:
-            found.append(f"{chapter.path}: {label} has the number {tag}, which is taken; it must be {expected}")
-        elif not re.fullmatch(rf"{first}\.\d+", tag):
-            found.append(f"{chapter.path}: {label} has the number {tag} of another chapter; it must be {expected}")
-        else:
-            if tag != expected:
-                found.append(f"{chapter.path}: {label} has the number {tag} where {expected} comes next")
-            last = int(tag.split(".")[1])
-        tags.append(tag)
         labels.append(label)
     for label in dict.fromkeys(chapter.references):
         if label not in labels:
             found.append(f"{chapter.path}: \\eqref{{{label}}} is not on this page; link to its chapter instead")
+    for label, place in chapter.own.items():
+        if label not in labels:
+            found.append(f"{place.path}:{place.line}: a cell is the code of {label}, which is not on this page")
     return found
 
 
 def display_problems(chapter: Chapter, equation: Equation, ledger: Ledger) -> list[str]:
     """What makes an equation of a chapter a mere display."""
     label, found = equation.label, []
-    functions = [place.name for place in ledger.implemented.get(label, [])]
-    if not functions:
-        found.append(f"{chapter.path}: {label} is implemented nowhere; name it in the function's docstring, [{label}]")
-    elif not equation.used_after & {name.split(".")[-1] for name in functions}:
-        found.append(f"{chapter.path}: {label} is not executed; let a cell below it use {' or '.join(functions)}")
+    functions = [place for place in ledger.implemented.get(label, []) if place.path.startswith("difflesson")]
+    own = chapter.own.get(label)
+    if not functions and not own:
+        found.append(
+            f"{chapter.path}: {label} is implemented nowhere; name it in the function's docstring, [{label}], "
+            f"or begin the cell that is its code with # [{label}]"
+        )
+    elif own and label not in equation.used_after:
+        found.append(f"{own.path}:{own.line}: the cell that is the code of {label} stands above the equation")
+    elif not own and not any(executes(equation, place, chapter) for place in functions):
+        names = " or ".join(place.name for place in functions)
+        found.append(f"{chapter.path}: {label} is not executed; let a cell below it use {names}")
     if label not in ledger.mutants:
         found.append(f"{MUTANTS}: {label} of {chapter.path} has no mutant; plant a wrong formula that its test notices")
     return found
+
+
+def executes(equation: Equation, place: Place, chapter: Chapter) -> bool:
+    """Whether the cells below an equation use what stands at `place`: a function or class by where it is imported from,
+    a method by its name, on any value, in a chapter whose imports lead to its module.
+    """
+    inner = place.name.removeprefix(place.module).removeprefix(".")
+    if not inner:  # the label is the module's
+        return any(f"{name}.".startswith(f"{place.module}.") for name in equation.used_after)
+    owner, _, last = inner.rpartition(".")
+    is_method_of_a_value = owner and f".{last}" in equation.used_after and place.module in chapter.modules
+    return place.name in equation.used_after or bool(is_method_of_a_value)
 
 
 # --- the page -----------------------------------------------------------------------------------------------
@@ -108,7 +118,9 @@ def page(root: Path = ROOT) -> str:
         return "<br>".join(f"· [{text(place)}]({repository}/blob/main/{place.path}#L{place.line})" for place in places)
 
     def function(place: Place) -> str:  # its module goes without saying, and the column is narrow
-        return f"`{place.name.removeprefix(place.path.removesuffix('.py').replace('/', '.') + '.')}`"
+        if place.path.startswith("notebooks"):
+            return "in the chapter"
+        return f"`{place.name.removeprefix(place.module + '.')}`"
 
     def claim(place: Place) -> str:
         return place.name.split(".")[-1].removeprefix("test_").replace("_", " ")
@@ -125,9 +137,9 @@ def page(root: Path = ROOT) -> str:
     lines = [
         "# Every numbered equation is executed",
         "",
-        "Each equation of the chapters, the function that implements it, and the tests that compare it with a closed",
-        "form, a quadrature, finite differences or another library. The last column counts the wrong formulas (a sign,",
-        "a missing factor, the wrong point) that were planted in the function to see these tests fail.",
+        "Each equation of the chapters, the function that implements it, or the chapter's own cell, and the tests that",
+        "compare it with a closed form, a quadrature, finite differences or another library. The last column counts",
+        "the wrong formulas (a sign, a missing factor, the wrong point) that were planted to see these tests fail.",
         "",
     ]
     for chapter in ledger.chapters:
@@ -150,7 +162,10 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 @app.command("check")
 def check_command() -> None:
     """Report what is missing or stale; exit status 1 if anything is."""
-    ledger = read(ROOT)
+    try:
+        ledger = read(ROOT)
+    except SourceError as error:
+        sys.exit(f"ledger: {error}")
     found = problems(ledger)
     for sentence in found:
         print(sentence, file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Teeth: plant each wrong formula of tests/mutants/ in a copy of the package, and see its equation's tests fail.
+"""Teeth: plant each wrong formula of tests/mutants/ in a copy of the course, and see its equation's tests fail.
 
     python -m tools.mutants               every wrong formula
-    python -m tools.mutants --fast        those that `make test` plants as well
+    python -m tools.mutants --fast        what `make test` plants: the first few fast ones of each file
     python -m tools.mutants -k shift      those with "shift" in their name
     python -m tools.mutants --list        print them, plant nothing
 
@@ -12,7 +12,6 @@ once and, on Linux, forks.
 """
 
 import contextlib
-import difflib
 import importlib
 import importlib.util
 import multiprocessing
@@ -21,8 +20,6 @@ import shutil
 import sys
 import tempfile
 import time
-import tomllib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -32,41 +29,17 @@ from typing import Annotated
 import typer
 
 from tools.equation_labels import MUTANTS, Ledger, read
+from tools.mutant_files import Mutant, few, load
 
 ROOT = Path(__file__).resolve().parent.parent
 
-COPIED = ("difflesson", "tests", "tools", "pyproject.toml")
+COPIED = ("difflesson", "tests", "tools", "notebooks", "pyproject.toml")
 PEERS = "tests/peers/"  # they import large libraries, and our own tests must do
 HEAVY = ("hypothesis", "numpy", "pytest", "scipy.integrate", "scipy.stats", "torch.func")  # imported before forking
 LOG = "pytest.txt"  # in each copy, what pytest printed
 TIME_LIMIT = 120  # seconds for the tests of one mutant
 BROKEN_CODE = ("AttributeError", "ImportError", "ModuleNotFoundError", "NameError", "SyntaxError", "TypeError")
 CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One wrong formula: `new` for `old` in `file` (under difflesson/), and in words what mistake that is."""
-
-    name: str
-    equation: str  # the label whose tests must notice it
-    file: str
-    old: str
-    new: str
-    why: str
-    fast: bool = False
-    tests: tuple[str, ...] = ()  # files or node ids to run besides the marked ones
-
-    def plant(self, source: str) -> str:
-        """The text of the file with the mistake in it.  Raises: ValueError if it does not fit there exactly once."""
-        count = source.count(self.old)
-        if count != 1:
-            raise ValueError(f"stale: its `old` occurs {count} times in difflesson/{self.file}, once is needed")
-        return source.replace(self.old, self.new)
-
-    def diff(self) -> str:
-        lines = difflib.unified_diff(self.old.splitlines(), self.new.splitlines(), lineterm="", n=9)
-        return "\n".join(line for line in list(lines)[3:])
 
 
 @dataclass(frozen=True)
@@ -89,23 +62,6 @@ class Outcome:
     output: str = ""
 
 
-def load(folder: Path) -> list[Mutant]:
-    """The mutants of a folder's files; one with several labels is one for each, so that the tests of all notice it.
-
-    Raises: ValueError if two entries have one name, TypeError if one has an unknown key or lacks one.
-    """
-    files = sorted(folder.glob("*.toml"))
-    entries = [entry for file in files for entry in tomllib.loads(file.read_text(encoding="utf-8"))["mutant"]]
-    name, count = Counter(entry["name"] for entry in entries).most_common(1)[0]
-    if count > 1:
-        raise ValueError(f"name must be unique in {folder.name}, {name!r} is not")
-    return [
-        Mutant(**entry | {"equation": label, "tests": tuple(entry.get("tests", ()))})
-        for entry in entries
-        for label in ([entry["equation"]] if isinstance(entry["equation"], str) else entry["equation"])
-    ]
-
-
 # --- in the child process -----------------------------------------------------------------------------------
 
 
@@ -125,7 +81,7 @@ def run_tests(job: Job, clean: Path, sender: Connection) -> None:
 
     if job.mutant is not None:
         shutil.copytree(clean, job.folder)
-        target = job.folder / "difflesson" / job.mutant.file
+        target = job.folder / job.mutant.path
         target.write_text(job.mutant.plant(target.read_text(encoding="utf-8")), encoding="utf-8")
         Path(importlib.util.cache_from_source(str(target))).unlink(missing_ok=True)  # that of the right formula
     os.chdir(job.folder)
@@ -202,7 +158,7 @@ def clean_copy(root: Path, folder: Path) -> Path:
     folder.mkdir()
     for path in (root / name for name in COPIED if (root / name).exists()):
         if path.is_dir():
-            shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb"))
         else:
             shutil.copy2(path, folder)
     return folder
@@ -213,7 +169,7 @@ def plant_all(mutants: list[Mutant], root: Path, ledger: Ledger, workers: int) -
     problems, killers, tests = {}, {}, {}
     for mutant in mutants:
         try:
-            mutant.plant((root / "difflesson" / mutant.file).read_text(encoding="utf-8"))
+            mutant.plant((root / mutant.path).read_text(encoding="utf-8"))
             tests[mutant] = marked_tests(mutant, ledger)
             if not tests[mutant]:
                 problems[mutant] = "no test is marked with its equation"
@@ -271,7 +227,11 @@ def main(
     root: Annotated[Path, typer.Option(help="The repository.")] = ROOT,
 ) -> None:
     """Plant wrong formulas one by one and see the tests of their equations fail; exit status 1 if one does not."""
-    mutants = [m for m in load(root / MUTANTS) if name in m.name and (m.fast or not fast)]
+    try:
+        mutants = [mutant for mutant in load(root / MUTANTS) if name in mutant.name]
+        mutants = [mutant for mutant in mutants if not fast or mutant.name in few(root / MUTANTS)]
+    except ValueError as error:
+        sys.exit(f"mutants: {error}")
     if listing:
         for mutant in mutants:
             print(f"{mutant.name:40} {mutant.equation:24} {mutant.why}")

@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 from docutils import nodes
 from docutils.utils import new_document
+from pybtex.database import parse_file
 
 from book import staging
+from tools import citations
 
 ROOT = Path(staging.__file__).resolve().parent.parent
 CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 PAPERS = {
-    "arxiv.org/abs/2207.12598": staging.Paper("ho2022", "Ho & Salimans", "2022"),
-    "arxiv.org/abs/2011.13456": staging.Paper("song2021", "Song et al.", "2021"),
-    "doi.org/10.1198/jasa.2011.tm11181": staging.Paper("efron2011", "Efron", "2011"),
+    "arxiv.org/abs/2207.12598": citations.Paper("ho2022", "Ho & Salimans", "2022"),
+    "arxiv.org/abs/2011.13456": citations.Paper("song2021", "Song et al.", "2021"),
+    "doi.org/10.1198/jasa.2011.tm11181": citations.Paper("efron2011", "Efron", "2011"),
 }
 PICTURE = {
     "cell_type": "code",
@@ -50,7 +52,7 @@ def staged(*cells: dict) -> list[dict]:
     ],
 )
 def test_a_link_that_names_its_paper_becomes_a_citation(link: str, citation: str):
-    assert staging.cite(f"See {link}.", PAPERS, "chapter") == f"See {citation}."
+    assert citations.cite(f"See {link}.", PAPERS, "chapter") == f"See {citation}."
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_a_link_that_names_its_paper_becomes_a_citation(link: str, citation: str
     ],
 )
 def test_any_other_link_stays_a_link(link: str):
-    assert staging.cite(link, PAPERS, "chapter") == link
+    assert citations.cite(link, PAPERS, "chapter") == link
 
 
 @pytest.mark.parametrize(
@@ -89,16 +91,15 @@ def test_the_bibliography_is_read_as_chapters_name_the_papers(tmp_path: Path):
     two = entry("b", author="von Neumann, John and Ho, J.", year="1951", url="https://doi.org/10.1/x")
     path = tmp_path / "references.bib"
     path.write_text(one + two, encoding="utf-8")
-    assert staging.bibliography(path) == {
-        "arxiv.org/abs/1": staging.Paper("a", "Song et al.", "2021"),
-        "doi.org/10.1/x": staging.Paper("b", "von Neumann & Ho", "1951"),
+    assert citations.bibliography(path) == {
+        "arxiv.org/abs/1": citations.Paper("a", "Song et al.", "2021"),
+        "doi.org/10.1/x": citations.Paper("b", "von Neumann & Ho", "1951"),
     }
 
 
 @pytest.mark.parametrize(
     "second, message",
     [
-        ({"author": "Song, Jiaming", "year": "2021", "url": "https://arxiv.org/abs/2"}, "read alike"),
         ({"author": "Song, Yang", "year": "2022", "url": "https://arxiv.org/abs/1v3"}, "same address"),
         ({"author": "Song, Yang", "year": "2022"}, "needs a url"),
     ],
@@ -108,17 +109,54 @@ def test_entries_that_cannot_be_told_apart_are_refused(tmp_path: Path, second: d
     first = entry("a", author="Song, Yang", year="2021", url="https://arxiv.org/abs/1")
     path.write_text(first + entry("b", **second), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
-        staging.bibliography(path)
+        citations.bibliography(path)
+
+
+# --- two papers that read alike -----------------------------------------------------------------------------
+
+SONGS = (
+    entry("sde", author="Song, Yang and Ermon, Stefano and Poole, Ben", year="2021", url="https://arxiv.org/abs/1")
+    + entry("ho", author="Ho, Jonathan", year="2021", url="https://arxiv.org/abs/3")
+    + entry("ddim", author="Song, Jiaming and Meng, C. and Ermon, S.", year="2021", url="https://arxiv.org/abs/2")
+)
+
+
+@pytest.fixture
+def songs(tmp_path: Path) -> dict[str, citations.Paper]:
+    (tmp_path / "references.bib").write_text(SONGS, encoding="utf-8")
+    return citations.bibliography(tmp_path / "references.bib")
+
+
+def test_papers_that_read_alike_get_letters_in_the_order_of_the_bibliography(songs):
+    assert {paper.key: paper.letter for paper in songs.values()} == {"sde": "a", "ddim": "b", "ho": ""}
+
+
+@pytest.mark.parametrize("year", ["2021", "2021b"])
+def test_the_address_says_which_of_them_is_meant(songs, year):
+    assert citations.cite(f"[Song et al. ({year})](https://arxiv.org/abs/2)", songs, "chapter") == "{cite:t}`ddim`"
+
+
+@pytest.mark.parametrize(("words", "url"), [("Song et al. (2021a)", 2), ("Song et al. (2021c)", 1), ("Ho (2021a)", 3)])
+def test_a_letter_that_is_not_the_papers_is_refused(songs, words, url):
+    with pytest.raises(ValueError, match="book/references.bib gives .* the year 2021"):
+        citations.cite(f"[{words}](https://arxiv.org/abs/{url})", songs, "chapter")
+
+
+def test_the_book_prints_the_letters(songs, tmp_path):
+    path = tmp_path / "lettered.bib"
+    path.write_text(citations.with_letters(SONGS, songs), encoding="utf-8")
+    years = {key: entry.fields["year"] for key, entry in parse_file(str(path)).entries.items()}
+    assert years == {"sde": "2021a", "ddim": "2021b", "ho": "2021"}
 
 
 def test_every_entry_of_the_books_bibliography_is_linked_from_a_chapter():
     linked = {
-        staging.address(url)
+        citations.address(url)
         for path in CHAPTERS
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
-        for _, url in staging.LINK.findall("".join(cell["source"]))
+        for _, url in citations.LINK.findall("".join(cell["source"]))
     }
-    papers = staging.bibliography(ROOT / "book" / "references.bib")
+    papers = citations.bibliography(ROOT / "book" / "references.bib")
     unused = sorted(paper.key for address, paper in papers.items() if address not in linked)
     assert unused == [], "no chapter links to these papers: take them out of book/references.bib"
 

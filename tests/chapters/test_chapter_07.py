@@ -31,7 +31,7 @@ def kernel_for(schedule, name, variance="large", at="x", time=None):
     plain = kernels.ddpm(MIXTURE.denoiser(schedule), schedule, variance)
     if name == "shift":
         return kernels.shift(plain, grad_under(schedule), 1.0, at=at, time=time)
-    return {"no shift": plain, "second order": kernels.hessian(MIXTURE, schedule, LABEL)}[name]
+    return {"no shift": plain, "second order": kernels.moment_matched(MIXTURE, schedule, LABEL)}[name]
 
 
 def losses(schedule, kernel, t, lengths=LENGTHS):

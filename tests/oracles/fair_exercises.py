@@ -1,10 +1,14 @@
 """What makes an exercise fair: it accepts the truth, tells its mistakes apart, and accepts nothing that is empty."""
 
 import math
+from dataclasses import replace
+from itertools import combinations
 
 import torch
 
-from difflesson.exercises import Exercise, judge
+from difflesson.exercises import Exercise, faults, judge
+
+MARGIN = 10  # how many tolerances the truth and the mistakes must be apart, each from each
 
 
 def like(value, fill: float):
@@ -21,6 +25,8 @@ def defects(exercise: Exercise) -> list[str]:
     found = []
     if judge(exercise, exercise.truth).kind != "done":
         found.append("refuses its own truth: it is not finite, or differs from run to run")
+    if exercise.title != exercise.title.strip(" .") or not exercise.title or "\n" in exercise.title:
+        found.append(f"does not end in a sentence: {exercise.number} done: {exercise.title}")
     if len(exercise.mistakes) < 2:
         found.append("names fewer than two mistakes")
     for mistake in exercise.mistakes:
@@ -47,3 +53,18 @@ def defects(exercise: Exercise) -> list[str]:
         if judge(exercise, lambda *arguments, replay=replay: next(replay)).kind == "done":
             found.append(f"accepts an answer of {what}")
     return found
+
+
+def confusions(exercise: Exercise) -> list[str]:
+    """The pairs of truth and mistakes that no case tells apart by MARGIN tolerances. Empty: none.
+
+    Closer than that, a right answer by another method, or in single precision, is taken for a mistake.
+    """
+    answers = {"truth": exercise.truth} | {mistake.name: mistake.answer for mistake in exercise.mistakes}
+    results = {name: exercise.run(answer) for name, answer in answers.items()}
+    wide = replace(exercise, tolerance=MARGIN * exercise.tolerance)
+    return [
+        f"{a!r} and {b!r}"
+        for a, b in combinations(results, 2)
+        if not (faults(wide, results[a], results[b]) and faults(wide, results[b], results[a]))
+    ]

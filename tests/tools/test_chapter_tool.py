@@ -26,8 +26,11 @@ def written(tmp_path: Path) -> list[Path]:
     return start_chapter("12", TITLE, root=tmp_path)
 
 
-def todos(path: Path) -> list[str]:
-    return re.findall(r"TODO.*", path.read_text(encoding="utf-8"))
+def todos(path: Path, root: Path) -> list[str]:
+    """What is to do in a file, as `check` says it."""
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+    where = path.relative_to(root).as_posix()
+    return [f"{where}:{number}: still {re.search('TODO.*', line)[0]}" for number, line in lines if "TODO" in line]
 
 
 def test_three_files_are_written(written: list[Path], tmp_path: Path):
@@ -39,12 +42,12 @@ def test_three_files_are_written(written: list[Path], tmp_path: Path):
     assert not any("@" in line for path in written[:2] for line in path.read_text("utf-8").splitlines())
 
 
-def test_a_new_chapter_lacks_nothing_but_what_it_marks_as_to_do(written: list[Path]):
-    source, checkers, tests = written
-    expected = [f"still {todo}" for todo in todos(source)]
-    expected += [f"{path.name}: still {todos(path)[0]}" for path in (checkers, tests)]
-    assert len(expected) > 20
-    assert notebooks.unfinished(source.parent) == {source.stem: expected}
+def test_a_new_chapter_lacks_nothing_but_what_it_marks_as_to_do(written: list[Path], tmp_path: Path):
+    expected = [todo for path in written for todo in todos(path, tmp_path)]
+    assert len(expected) > 20 and {todo.split(":")[0] for todo in expected} == {
+        path.relative_to(tmp_path).as_posix() for path in written
+    }
+    assert notebooks.unfinished(written[0].parent) == {written[0].stem: expected}
 
 
 def test_the_exercises_of_a_new_chapter_pass_and_are_fair(written: list[Path]):
@@ -155,7 +158,7 @@ def test_the_command_explains_itself_without_a_traceback(arguments: list[str], m
         chapter_tool.main()
 
 
-# --- the seven parts ------------------------------------------------------------------------------------------
+# --- the parts of a chapter -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -174,20 +177,36 @@ def test_a_complete_chapter_lacks_nothing(complete: Path):
     assert lacking(complete) == []
 
 
-PARTS = {
+ROWS = "# | ... | ... | ... |\n"
+PARTS = {  # what is said: what stands in a complete chapter, and what stands there instead
     "lacks the title '# NN · a question?'": ("what moves?", "what moves"),
     "lacks '**After this chapter you can**'": ("**After this", "**After that"),
     "lacks '**You need** ...'": ("**You need**", "You need"),
     "lacks the times": ("minutes to read", "minutes"),
-    "lacks a numbered equation": ("\\tag{7.1}", ""),
+    "lacks a numbered equation": ("\\label{eq-", "\\label{eq:"),
     "lacks a heading that starts with 'Pitfall'": ("### Pitfall", "### A pit"),
+    "lacks the heading '## In practice'": ("## In practice", "## At work"),
     "lacks the heading '## Exercises'": ("## Exercises", "## Tasks"),
     "lacks the heading '## Remember'": ("## Remember", "## Summary"),
     "lacks 'Where it comes from'": ("Where it comes from", "Sources"),
     "lacks a figure": ("plotting.show(figure,", "str(figure,"),
-    "lacks a picture before the first numbered equation": ("# ## Done: a pict", "# \\tag{7.0}\n# ## Done: a pict"),
+    "lacks a picture before the first displayed formula": ("# ## Done: a pict", "# $$ x $$\n# ## Done: a pict"),
     "figure 07_question lacks a caption": ("# *Done: a caption", "# Done: a caption"),
-    "has 2 exercises, three is the least": ('tags=["exercise"]', ""),
+    "has 2 exercises, three is the least": ('tags=["exercise"]', 'tags=["remove-cell"]'),
+    "lacks torch.set_num_threads(1) in its first code cell": ("torch.set_num_threads(1)", "torch.set_num_threads(2)"),
+    "lacks a table under '## In practice'": ("# |---|---|---|", "#"),
+    "has a table of 2 rows under '## In practice'": (ROWS, ""),
+    "has a table of 7 rows under '## In practice'": (ROWS, 5 * ROWS),
+    "has '## One more' after In practice, where only": ("# ## Exercises", "# ## One more\n#\n# ## Exercises"),
+    "has In practice, Exercises, Exercises, Remember; the order": (
+        "# ## Exercises",
+        "# ## Exercises\n#\n# ## Exercises",
+    ),
+    "has '## Afterthought' after Remember": ("## Deeper: Done", "## Afterthought\n#\n# ## Deeper: Done"),
+    "'## Deeper: Done: what the expert asks next' lacks the line": (
+        "# Done: one line: what",
+        "# ### Done: one line: what",
+    ),
 }
 
 
@@ -201,11 +220,47 @@ def test_a_missing_part_is_reported(complete: Path, message: str):
     assert reported.startswith(message)
 
 
-def test_what_is_left_to_do_is_reported_wherever_it_stands(complete: Path):
-    tests = complete.parent.parent / "tests" / "chapters" / "test_chapter_07.py"
-    checkers = complete.parent.parent / "difflesson" / "exercises" / "chapter07.py"
+def test_the_closing_sections_have_an_order(complete: Path):
+    text = complete.read_text(encoding="utf-8")
+    swapped = text.replace("## Exercises", "## @").replace("## Remember", "## Exercises").replace("## @", "## Remember")
+    complete.write_text(swapped, encoding="utf-8")
+    assert lacking(complete) == [
+        "has In practice, Remember, Exercises; the order is In practice, Exercises, Remember, each once"
+    ]
+
+
+def test_deeper_does_not_interrupt_the_main_line(complete: Path):
+    text = complete.read_text(encoding="utf-8")
+    early = "## Deeper: early\n#\n# For you.\n#\n# ## In practice"
+    complete.write_text(text.replace("## In practice", early), encoding="utf-8")
+    assert "has '## Deeper: early' before Remember" in lacking(complete)
+
+
+def test_the_change_of_code_may_stand_where_the_table_would(complete: Path):
+    text = complete.read_text(encoding="utf-8")
+    start, end = text.index("# | if you have"), text.index("#\n# ## Exercises")
+    complete.write_text(text[:start] + "# ```python\n# gamma = 1.0\n# ```\n" + text[end:], encoding="utf-8")
+    assert lacking(complete) == []
+
+
+def test_a_chapter_may_go_without_deeper(complete: Path):
+    text = complete.read_text(encoding="utf-8").replace(", 1 more for Deeper", "")
+    complete.write_text(text[: text.index("# %% [markdown]\n# ## Deeper")], encoding="utf-8")
+    assert lacking(complete) == []
+
+
+def test_an_exercise_that_needs_deeper_stands_at_its_end(complete: Path):
+    text = complete.read_text(encoding="utf-8")
+    start, deeper = text.index("# %% [markdown]\n# ### Exercise 7.3"), text.index("# %% [markdown]\n# ## Remember")
+    complete.write_text(text[:start] + text[deeper:] + "\n" + text[start:deeper], encoding="utf-8")
+    assert lacking(complete) == []
+
+
+def test_what_is_left_to_do_is_reported_wherever_it_stands_with_its_line(complete: Path, tmp_path: Path):
+    tests = tmp_path / "tests" / "chapters" / "test_chapter_07.py"
+    checkers = tmp_path / "difflesson" / "exercises" / "chapter07.py"
     text = complete.read_text(encoding="utf-8")
     complete.write_text(text + "\n# %%\nx = 1  # TODO name it\n", encoding="utf-8")
     found = notebooks.unfinished(complete.parent)["07_mean_shift"]
-    assert found[0] == "still TODO name it"
-    assert [line.split(":")[0] for line in found[1:]] == [checkers.name, tests.name]
+    assert found[0] == f"notebooks/{complete.name}:{text.count(chr(10)) + 3}: still TODO name it"
+    assert found[1:] == todos(checkers, tmp_path) + todos(tests, tmp_path)

@@ -5,8 +5,9 @@ import re
 import pytest
 
 from tools import equation_labels
-from tools.equation_labels import MUTANTS, PLANNED, Chapter, Equation, read
-from tools.ledger import ROOT, numbering_problems, page, problems
+from tools.equation_labels import MUTANTS, PLANNED, Place, read
+from tools.exercise_cells import SourceError
+from tools.ledger import ROOT, executes, page, problems
 
 CHAPTER, SECOND = "notebooks/00_line.py", "notebooks/01_curve.py"
 MODULE, TEST = "difflesson/lines.py", "tests/test_lines.py"
@@ -15,7 +16,7 @@ CHAPTER_TEXT = r"""# %% [markdown]
 #
 # ## Two points, `one` line
 #
-# $$ y = 2 x \tag{0.1}\label{eq-line} $$
+# $$ y = 2 x \label{eq-line} $$
 
 # %%
 from difflesson.lines import line, slope
@@ -24,11 +25,11 @@ print(line(1))
 # %% [markdown]
 # ## Two points, `one` line
 # By $\eqref{eq-line}$ it is straight,
-# $$ y' = 2. \tag{0.2}\label{eq-slope} $$
-# Quoted, neither counts: `\tag{0.7}\label{eq-not}`.
+# $$ y' = 2. \label{eq-slope} $$
+# Quoted, neither counts: `\label{eq-not}`.
 # ```
 # ## no heading
-# $$ \tag{0.9}\label{eq-neither} $$
+# $$ \label{eq-neither} $$
 # ```
 
 # %%
@@ -105,12 +106,13 @@ def test_the_ledger_of_the_small_repository_is_in_order(root):
     assert problems(read(root)) == []
 
 
-SLOPE = r"2. \tag{0.2}\label{eq-slope} $$"
-NO_DOCSTRING = "is named by no docstring of the package"
+SLOPE = r"2. \label{eq-slope} $$"
+NO_DOCSTRING = "is named by no docstring of the package, no cell"
 BROKEN = {  # what is wrong: file, what stands there, what shall stand there, the one sentence
     "shown, not implemented": (
         MODULE, "[eq-line]", "",
-        f"{CHAPTER}: eq-line is implemented nowhere; name it in the function's docstring, [eq-line]",
+        f"{CHAPTER}: eq-line is implemented nowhere; name it in the function's docstring, [eq-line], "
+        "or begin the cell that is its code with # [eq-line]",
     ),
     "shown, not executed": (
         CHAPTER, "print(line(1))", "print(slope(1))",
@@ -135,28 +137,12 @@ BROKEN = {  # what is wrong: file, what stands there, what shall stand there, th
     "mutant, not implemented": (
         MUTANTS_07, '"eq-line"]', '"eq-line", "eq-other"]', f"{MUTANTS}: eq-other of mutant two {NO_DOCSTRING}",
     ),
-    "number twice": (
-        CHAPTER, r"\tag{0.2}", r"\tag{0.1}",
-        f"{CHAPTER}: eq-slope has the number 0.1, which is taken; it must be 0.2",
-    ),
-    "number left out": (
-        CHAPTER, r"\tag{0.2}", r"\tag{0.3}",
-        f"{CHAPTER}: eq-slope has the number 0.3 where 0.2 comes next",
-    ),
-    "number of another chapter": (
-        CHAPTER, r"\tag{0.2}", r"\tag{7.2}",
-        f"{CHAPTER}: eq-slope has the number 7.2 of another chapter; it must be 0.2",
-    ),
-    "number without a label": (
-        CHAPTER, SLOPE, SLOPE + r" $$ y \tag{0.3} $$",
-        rf"{CHAPTER}: (0.3) needs a label; write \tag{{0.3}}\label{{eq-...}}",
-    ),
-    "label without a number": (
-        CHAPTER, SLOPE, SLOPE + r" $$ y \label{eq-slope} $$",
-        rf"{CHAPTER}: eq-slope has no number; write \tag{{..}}\label{{eq-slope}}",
+    "label of another form": (
+        CHAPTER, SLOPE, SLOPE + r" $$ y \label{fig:y} $$",
+        rf"{CHAPTER}: (0.3) has the label 'fig:y'; write \label{{eq-small-letters}}",
     ),
     "label twice": (
-        CHAPTER, SLOPE, SLOPE + r" $$ y \tag{0.3}\label{eq-slope} $$",
+        CHAPTER, SLOPE, SLOPE + r" $$ y \label{eq-slope} $$",
         rf"{CHAPTER}: eq-slope stands twice on the page; refer to it with \eqref{{eq-slope}}",
     ),
     "reference to another page": (
@@ -184,14 +170,15 @@ def test_each_broken_rule_gives_one_sentence_that_says_what_to_do(root, path, ol
     assert problems(read(root)) == [sentence]
 
 
-def test_a_number_left_out_is_one_problem_however_many_follow():
-    equations = [Equation(f"7.{number}", f"eq-{number}", "", frozenset()) for number in (1, 3, 4, 5)]
-    chapter = Chapter("notebooks/07_line.py", "", equations, ["eq-1", "eq-5"])
-    assert numbering_problems(chapter) == ["notebooks/07_line.py: eq-3 has the number 7.3 where 7.2 comes next"]
+def test_equations_are_numbered_in_the_order_of_the_page_and_a_number_by_hand_is_refused(root):
+    assert [equation.tag for equation in read(root).chapters[0].equations] == ["0.1", "0.2"]
+    edit(root, CHAPTER, SLOPE, SLOPE + r" $$ y \tag{0.3} $$")
+    with pytest.raises(SourceError, match=rf"{CHAPTER}: an equation has a .tag; numbers come from the order"):
+        read(root)
 
 
 def test_an_equation_may_stand_in_two_chapters_each_with_a_number_of_its_own(root):
-    text = CHAPTER_TEXT.replace("# 00 ·", "# 01 ·").replace(r"\tag{0.", r"\tag{1.")
+    text = CHAPTER_TEXT.replace("# 00 ·", "# 01 ·")
     (root / SECOND).write_text(text.replace("eq-slope", "eq-curve").replace("slope", "curve"), encoding="utf-8")
     edit(root, PLANNED, '"eq-curve"', "")
     edit(root, MUTANTS_07, '"eq-line"]', '"eq-line", "eq-curve"]')
@@ -199,25 +186,97 @@ def test_an_equation_may_stand_in_two_chapters_each_with_a_number_of_its_own(roo
     assert [chapter.equations[0][:2] for chapter in read(root).chapters] == [("0.1", "eq-line"), ("1.1", "eq-line")]
 
 
-@pytest.mark.parametrize(
-    ("cell", "is_use"),
-    [
-        ("from difflesson import lines\nlines.line(1)", True),
-        ("from difflesson.lines import line as straight\nstraight(1)", True),
-        ("made_above(1)", True),  # from `made_above = partial(line)` before the equation
-        ("from difflesson.lines import line", False),
-        ("line = 3\nprint(line)", False),  # a name of the chapter's own
-        ("%time line", False),
-        ("    unexpected(indent)\n\n# %%\nfrom difflesson.lines import line\nline(1)", True),
-    ],
-)
-def test_an_equation_is_used_by_what_comes_from_the_package_after_it(tmp_path, cell, is_use):
+USES = [  # a cell, and whether it executes difflesson.lines.line and the method difflesson.lines.Line.at
+    ("from difflesson import lines\nlines.line(1)", True, False),
+    ("from difflesson.lines import line as straight\nstraight(1)", True, False),
+    ("difflesson.lines.line(1)", True, False),
+    ("made_above(1)", True, False),  # from `made_above = partial(line)` before the equation
+    ("from difflesson.lines import line", False, False),
+    ("from difflesson.curves import line\nline(1)", False, False),  # that of another module
+    ("from difflesson import curves\ncurves.line(1)", False, False),
+    ("from numpy import line\nline(1)", False, False),
+    ("line = 3\nprint(line)", False, False),  # a name of the chapter's own
+    ("axes.line(1)", False, False),  # a method of something else
+    ("drawn.at(1)", False, True),
+    ("difflesson.lines.Line.at(drawn, 1)", False, True),
+    ("difflesson.curves.at(1)", False, False),
+    ("%time line", False, False),
+    ("    unexpected(indent)\n\n# %%\nfrom difflesson.lines import line\nline(1)", True, False),
+]
+
+
+@pytest.mark.parametrize(("cell", "function", "method"), USES)
+def test_an_equation_is_executed_by_what_is_imported_from_its_module(root, cell, function, method):
     text = (
         "# %%\nfrom functools import partial\nimport difflesson.lines\nmade_above = partial(difflesson.lines.line)\n\n"
-        "# %% [markdown]\n# $$ y = 2 x \\tag{0.1}\\label{eq-line} $$\n\n# %%\n" + cell + "\n"
+        "# %% [markdown]\n# $$ y = 2 x \\label{eq-line} $$\n\n# %%\n" + cell + "\n"
     )
-    (tmp_path / "00_line.py").write_text(text, encoding="utf-8")
-    assert ("line" in equation_labels.read_chapter(tmp_path / "00_line.py").equations[0].used_after) == is_use
+    (root / CHAPTER).write_text(text, encoding="utf-8")
+    chapter = equation_labels.read_chapter(root / CHAPTER)
+    (equation,) = chapter.equations
+    assert executes(equation, Place(MODULE, "difflesson.lines.line", 1), chapter) == function
+    assert executes(equation, Place(MODULE, "difflesson.lines.Line.at", 1), chapter) == method
+    assert executes(equation, Place(MODULE, "difflesson.lines", 1), chapter) == (function or "lines.Line" in cell)
+
+
+def test_a_method_of_a_module_that_the_chapter_never_imports_is_not_what_it_uses(root):
+    (root / CHAPTER).write_text("# %% [markdown]\n# $$ y \\label{eq-line} $$\n\n# %%\ndrawn.at(1)\n", encoding="utf-8")
+    chapter = equation_labels.read_chapter(root / CHAPTER)
+    assert not executes(chapter.equations[0], Place(MODULE, "difflesson.lines.Line.at", 1), chapter)
+
+
+# --- equations whose code is a cell of the chapter --------------------------------------------------------------
+
+OWN = "# %%\n# [eq-slope]\ndef slope_of(x):\n    return 2\n"
+
+
+@pytest.fixture
+def own(root):
+    """The small repository with the second equation's code in the chapter instead of the package."""
+    edit(root, MODULE, "  (eq-slope)", "")
+    edit(root, CHAPTER, "# %%\nprint(slope(1))\n", OWN)
+    return root
+
+
+def test_the_code_of_an_equation_may_be_a_cell_of_the_chapter(own):
+    assert problems(read(own)) == []
+    line = CHAPTER_TEXT[: CHAPTER_TEXT.index("# %%\nprint(slope(1))")].count("\n") + 2
+    assert read(own).implemented["eq-slope"] == [Place(CHAPTER, "00_line", line)]
+    assert f"| `eq-slope` | · [in the chapter](https://example.org/lines/blob/main/{CHAPTER}#L{line}) |" in page(own)
+
+
+@pytest.mark.parametrize("first", ["# [eq-slope], [eq-line]", "# [eq-line] [eq-slope]"])
+def test_a_cell_may_be_the_code_of_two_equations(own, first):
+    edit(own, CHAPTER, "# [eq-slope]", first)
+    edit(own, MODULE, "  [eq-line]", "")
+    assert problems(read(own)) == []
+
+
+OWN_BROKEN = {
+    "above the equation": (
+        "# %% [markdown]\n# # 00", OWN + "\n# %% [markdown]\n# # 00",
+        f"{CHAPTER}:2: the cell that is the code of eq-slope stands above the equation",
+    ),
+    "of no equation of the page": (
+        "print(line(1))", "print(line(1))\n\n# %%\n# [eq-curve]\ny = 1",
+        f"{CHAPTER}:13: a cell is the code of eq-curve, which is not on this page",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "sentence"), OWN_BROKEN.values(), ids=OWN_BROKEN)
+def test_a_cell_that_is_the_code_of_nothing_on_the_page_is_reported(own, old, new, sentence):
+    if new.startswith(OWN):
+        edit(own, CHAPTER, OWN, "")
+    edit(own, CHAPTER, old, new)
+    assert problems(read(own)) == [sentence]
+
+
+@pytest.mark.parametrize("cell", ["x = 1\n# [eq-slope]", "# see [eq-slope]\nx = 1", "# [eq-slope]: why\nx = 1"])
+def test_only_a_cell_that_begins_with_the_label_alone_is_its_code(own, cell):
+    edit(own, CHAPTER, OWN.removeprefix("# %%\n"), cell + "\n")
+    (sentence,) = (sentence for sentence in problems(read(own)) if "implemented nowhere" in sentence)
+    assert sentence.endswith("or begin the cell that is its code with # [eq-slope]")
 
 
 def test_a_solved_exercise_is_no_use_of_its_function(root):
@@ -289,7 +348,7 @@ def test_every_link_to_a_file_of_this_repository_finds_it_and_the_line():
     assert len(links) > 100
     for path, line in links:
         first = (ROOT / path).read_text(encoding="utf-8").splitlines()[int(line) - 1]
-        assert re.match(r"\s*(def|class) |\"\"\"", first), f"{path}#L{line}: {first}"
+        assert re.match(r"\s*(def|class) |\"\"\"|# \[eq-", first), f"{path}#L{line}: {first}"
 
 
 def test_anchors_are_those_that_myst_gives():

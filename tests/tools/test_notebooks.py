@@ -1,5 +1,6 @@
 """The notebooks are what their sources give, and the tool that makes them sees when they are not."""
 
+import base64
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ import yaml
 from IPython.core.inputtransformer2 import TransformerManager
 from typer.testing import CliRunner
 
-from tools import notebooks
+from tools import figures, notebooks, pairs
 from tools.exercise_cells import SourceError
 
 ROOT = Path(notebooks.__file__).resolve().parent.parent
@@ -98,7 +99,7 @@ def test_committed_notebooks_are_what_their_sources_give():
     assert notebooks.check(notebooks.NOTEBOOKS) == {}
 
 
-def test_committed_chapters_have_their_seven_parts_and_nothing_is_left_to_do():
+def test_committed_chapters_have_their_parts_and_nothing_is_left_to_do():
     assert notebooks.unfinished(notebooks.NOTEBOOKS) == {}
 
 
@@ -162,15 +163,21 @@ def display(kind: str, content: str) -> dict:
 
 ERROR = {"output_type": "error", "ename": "KeyError", "evalue": "'x'", "traceback": []}
 SPOILERS = {
-    "cell 0: source differs": lambda nb: nb["cells"][0].update(source="# Another title"),
+    "cell 0: source differs from the source, which has not changed since: the .ipynb was edited by hand": lambda nb: nb[
+        "cells"
+    ][0].update(source="# Another title"),
     "cell 0: type differs": lambda nb: nb["cells"][0].update(cell_type="raw"),
     "cell 3: tags differs": lambda nb: nb["cells"][3].update(metadata={}),
     "11 cells, the source has 10": lambda nb: nb["cells"].append(nb["cells"][0] | {"id": "more"}),
     "9 cells, the source has 10": lambda nb: nb["cells"].pop(),
+    "stale: does not say with which package": lambda nb: nb["metadata"]["difflesson"].pop("package"),
+    "stale: built with another version of difflesson.lines, difflesson.points": lambda nb: nb["metadata"][
+        "difflesson"
+    ].update(package={"difflesson.lines": "0" * 12, "difflesson.points": "1" * 12}),
     "cell 1: never executed": lambda nb: nb["cells"][1].update(execution_count=None),
     "cell 1: error output: KeyError": lambda nb: nb["cells"][1]["outputs"].append(ERROR),
     "cell 1: writes to stderr": lambda nb: nb["cells"][1]["outputs"].append(stream("stderr", "50%")),
-    "cell 1: leaves a widget": lambda nb: nb["cells"][1]["outputs"].append(display(notebooks.WIDGET, "{}")),
+    "cell 1: leaves a widget": lambda nb: nb["cells"][1]["outputs"].append(display(pairs.WIDGET, "{}")),
     "cell 1: shows a memory address": lambda nb: nb["cells"][1]["outputs"].append(
         display("text/plain", "<Line2D object at 0x7f00deadbeef>")
     ),
@@ -183,7 +190,9 @@ SPOILERS = {
     "cell 1: a picture without alt text": lambda nb: nb["cells"][1]["outputs"].append(display("image/png", "AAAA")),
     "cell 7: tagged raises-exception, raised nothing": lambda nb: nb["cells"][7].update(outputs=[]),
     "carries widget state": lambda nb: nb["metadata"].update(widgets={}),
-    "built from another version": lambda nb: nb["metadata"]["difflesson"].update(source_sha256="0" * 64),
+    "stale: built from another version of the source": lambda nb: nb["metadata"]["difflesson"].update(
+        source_sha256="0" * 64
+    ),
 }
 
 
@@ -208,8 +217,16 @@ def test_a_missing_a_broken_and_an_orphaned_notebook_are_reported(chapter: Path)
 
 def test_an_edit_that_changes_no_cell_still_asks_for_a_build(chapter: Path):
     source = chapter.with_suffix(".py")
-    source.write_text("# a comment above the first cell marker changes the file\n" + TINY, encoding="utf-8")
-    assert "built from another version of the source" in notebooks.problems(source)
+    source.write_text(TINY + "\n\n", encoding="utf-8")
+    assert notebooks.problems(source) == ["stale: built from another version of the source"]
+
+
+def test_an_edited_cell_is_named(chapter: Path):
+    source = chapter.with_suffix(".py")
+    source.write_text(TINY.replace("a line that rises", "a line that falls"), encoding="utf-8")
+    assert notebooks.problems(source) == [
+        "stale: built from another version of the source (cell 3: source differs from the source)"
+    ]
 
 
 def test_line_endings_do_not_count_as_an_edit(chapter: Path):
@@ -235,15 +252,119 @@ def test_an_unknown_chapter_is_refused_with_the_known_ones(chapter: Path):
 
 def test_the_check_command_exits_with_the_answer(chapter: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(notebooks, "NOTEBOOKS", chapter.parent)
+    monkeypatch.setattr(notebooks.house_rules, "problems", lambda root: [])
     unfinished = CliRunner().invoke(notebooks.app, ["check"])
     assert unfinished.exit_code == 1
     assert "00_tiny: has 0 exercises, three is the least" in unfinished.stderr
     monkeypatch.setattr(notebooks, "missing_parts", lambda cells: [])
     assert CliRunner().invoke(notebooks.app, ["check"]).exit_code == 0
+    monkeypatch.setattr(notebooks.house_rules, "problems", lambda root: ["figures/00_old.png: no cell draws it"])
+    around = CliRunner().invoke(notebooks.app, ["check"])
+    assert (around.exit_code, around.stderr) == (1, "repository: figures/00_old.png: no cell draws it\n")
     chapter.unlink()
     drifted = CliRunner().invoke(notebooks.app, ["check"])
     assert drifted.exit_code == 1
     assert "00_tiny: not built yet" in drifted.stderr
+
+
+def test_the_minutes_command_prints_the_table(chapter: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", chapter.parent)
+    printed = CliRunner().invoke(notebooks.app, ["minutes", "00"]).stdout.splitlines()
+    assert printed[0].split() == ["chapter", "layer", "words", "lines", "equations", "minutes", "stated"]
+    assert printed[1].split()[:3] == ["00_tiny", "main", "line"]
+
+
+def test_a_chapter_that_takes_too_long_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "00_slow.py").write_text("# %%\nprint(1)\n")
+    monkeypatch.setattr(notebooks, "CPU_LIMIT", -1)
+    (sentence,) = notebooks.execute_chapter(tmp_path / "00_slow.py", write=False)
+    assert re.fullmatch(r"takes \d+ s of a processor; -1 s is the most for a chapter", sentence)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not say how long processes took that have ended")
+def test_the_time_of_a_chapter_is_that_of_its_kernel(tmp_path: Path, capsys: pytest.CaptureFixture):
+    spin = "import time\nstart = time.process_time()\nwhile time.process_time() < start + 2:\n    pass\n"
+    (tmp_path / "00_spin.py").write_text(f"# %%\n{spin}")
+    assert notebooks.execute_chapter(tmp_path / "00_spin.py", write=False) == []
+    assert float(re.search(r"([\d.]+) s of a processor", capsys.readouterr().out)[1]) > 2
+
+
+# --- what a chapter depends on in the package -------------------------------------------------------------------
+
+
+def test_a_changed_module_makes_stale_just_the_chapters_that_import_it(tmp_path: Path):
+    folder, package = tmp_path / "notebooks", tmp_path / "difflesson"
+    folder.mkdir()
+    package.mkdir()
+    (package / "lines.py").write_text("def line(x):\n    return 2 * x\n")
+    # Not imported when the cell runs: the kernel has the package of this repository.
+    (folder / "00_uses.py").write_text("# %%\ndef f():\n    from difflesson import lines\n")
+    (folder / "01_does_not.py").write_text("# %%\nprint(1)\n")
+    assert notebooks.build([], folder) == {}
+    untouched = (folder / "01_does_not.ipynb").read_bytes()
+    (package / "lines.py").write_text("def line(x):\n    return 3 * x  # thrice\n")
+    assert notebooks.check(folder) == {"00_uses": ["stale: built with another version of difflesson.lines"]}
+    assert notebooks.build([], folder) == {} == notebooks.check(folder)
+    assert (folder / "01_does_not.ipynb").read_bytes() == untouched
+    (package / "lines.py").write_text("def line(x):\n    return 3 * x\n")
+    assert notebooks.check(folder) == {}
+
+
+# --- figures ----------------------------------------------------------------------------------------------------
+
+DRAWN = """\
+# %%
+from difflesson import plotting
+
+figure, axes = plotting.plt.subplots(figsize=(1, 1))
+plotting.show(figure, "00_square", alt="an empty square")
+"""
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("course")
+    (root / "notebooks").mkdir()
+    (root / "notebooks" / "00_drawn.py").write_text(DRAWN, encoding="utf-8")
+    assert notebooks.execute_chapter(root / "notebooks" / "00_drawn.py", write=False) == []
+    assert [path.name for path in root.rglob("*") if path.is_file()] == ["00_drawn.py"], "a run wrote something"
+    assert notebooks.build([], root / "notebooks") == {}
+    return root
+
+
+def test_the_build_writes_the_figures_that_the_notebook_shows(drawn: Path):
+    png = (drawn / "figures" / "00_square.png").read_bytes()
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    cells = nbformat.read(drawn / "notebooks" / "00_drawn.ipynb", as_version=4).cells
+    (output,) = cells[1].outputs
+    assert base64.b64decode(output["data"]["image/png"]) == png
+    assert output["metadata"]["image/png"] == {"alt": "an empty square", "figure": "00_square"}
+
+
+def test_running_the_cells_of_a_notebook_as_tests_writes_no_figure(drawn: Path, tmp_path: Path):
+    shutil.copytree(drawn / "notebooks", tmp_path / "notebooks")
+    command = [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, tmp_path]
+    run = subprocess.run([*command, "-p", "no:cacheprovider"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0 and "2 passed" in run.stdout, run.stdout + run.stderr
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["00_drawn.ipynb", "00_drawn.py"]
+
+
+def test_a_figure_that_is_not_the_notebooks_is_reported_and_built_again(drawn: Path):
+    source, png = drawn / "notebooks" / "00_drawn.py", drawn / "figures" / "00_square.png"
+    content = png.read_bytes()
+    expected = ["figures/00_square.png is not what the notebook shows; build the chapter again"]
+    png.write_bytes(b"another")
+    assert notebooks.problems(source) == expected
+    png.unlink()
+    assert notebooks.problems(source) == expected
+    assert notebooks.build([], source.parent) == {}
+    assert png.read_bytes() == content
+
+
+def test_two_figures_of_one_name_are_reported(drawn: Path, tmp_path: Path):
+    notebook = nbformat.read(drawn / "notebooks" / "00_drawn.ipynb", as_version=4)
+    notebook.cells[1].outputs *= 2
+    assert figures.figure_problems(notebook, drawn / "figures") == ["two figures are named 00_square"]
 
 
 # --- the cell for Colab ---------------------------------------------------------------------------------------
