@@ -13,7 +13,7 @@
 #
 # **You need** chapter 00, Bayes' rule, and a training loop you have written yourself.
 #
-# *41 minutes to read, 47 more for Deeper, 30 seconds to run, on a laptop, without a GPU or a network connection.*
+# *42 minutes to read, 47 more for Deeper, 35 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -22,7 +22,8 @@ import torch
 
 from difflesson import conventions, exercises, guidance, kernels, losses, plane, plotting
 from difflesson.denoiser import network_pair
-from difflesson.mixture import GaussianMixture, standard_normal
+from difflesson.mixture import GaussianMixture
+from difflesson.noise import standard_normal
 from difflesson.samplers import draw, sample, time_grid
 from difflesson.schedule import cosine
 
@@ -362,8 +363,8 @@ shown
 # alike.) Neither a network nor coarse steps can be blamed.
 #
 # Why? For every $t$ the guided guess is the score of a sharpened noisy density, $p_t(x)\, p_t(y \mid x)^\gamma$. But
-# noising a sharpened density is not sharpening a noised one: these densities, taken at different $t$, are not one
-# density with more and less noise, unless $\gamma$ is 0 or 1. The rule above was derived for those that are. In one
+# noising a sharpened density is not sharpening a noised one: unless $\gamma$ is 0 or 1, these densities, taken at
+# different $t$, are in general not one density with more and less noise, for which the rule above was derived. In one
 # line: take the class $\mathcal N(0, C)$ among data $\mathcal N(0, U)$; then the target's variance is the weighted
 # *harmonic* mean of $C$ and $U$, because precisions add, while the noiseless sampler ends with the *geometric* mean,
 # because each step multiplies (exercise 11.3).
@@ -376,8 +377,8 @@ shown
 #
 # ## Hide the label now and then
 #
-# How does one network learn to answer without a label? Toss a coin for every example. With
-# probability $p$ replace the label by the null label $\varnothing$; call what the network sees $y'$:
+# How does one network learn to answer without a label? Toss a coin for every example. With probability $p$ replace the
+# label by the null label $\varnothing$; call what the network sees $y'$:
 #
 # $$ y' = \begin{cases} \varnothing & \text{with probability } p \\ y & \text{with probability } 1 - p \end{cases}
 # \qquad \text{independently of } x_0, y, \varepsilon, t. \label{eq-label-dropout} $$
@@ -394,8 +395,7 @@ for name, chosen in (("all", label >= 0), ("null label", hidden)):
     print(f"{name:>10}: {chosen.sum()} points, class 1 {share:.3f} +- {error:.3f}")
 
 # %% [markdown]
-# The shares agree within their errors. Now the loss. Our networks predict $v = \alpha_t
-# \varepsilon - \sigma_t x_0$, which has about the same size at every noise level; then $\varepsilon = \sigma_t x_t +
+# The shares agree within their errors. Now the loss. Our networks predict $v = \alpha_t \varepsilon - \sigma_t x_0$, which has about the same size at every noise level; then $\varepsilon = \sigma_t x_t +
 # \alpha_t v$. With $t$ uniform in $[0, 1]$ and $d$ coordinates,
 #
 # $$ L(\theta) = \frac1d\; \mathbb E_{x_0, y, \varepsilon, t, y'}
@@ -429,7 +429,6 @@ print(f"loss {compact:.4f}")
 # averaged: the first over pairs $(x_t, y)$ as they occur. The answer to "class 1" is pinned down only where class 1 has
 # noisy data.
 #
-#
 # ## How well did it learn, and where?
 #
 # The exact answers are known. So here are the network's mean square errors at noisy points of class 1, with the label, without,
@@ -459,12 +458,12 @@ for k in (1, 3, 5, 7, 9):
     assert shares[3] > 2 * shares[0] or k > 3
 
 # %% [markdown]
-# In the middle of the range, where the label changes most, the errors are a few tenths of a percent of that change, at $t
-# = 0.3 up to one percent. Near the data they are much larger: there the label changes little, and an error of
+# In the middle of the range, where the label changes most, the errors are a few tenths of a percent of that change, and
+# at $t = 0.3$ up to one percent. Near the data they are much larger: there the label changes little, and an error of
 # $\varepsilon$ is $\alpha_t$ times an error of $v$, on which the network was trained. The error of the difference, which
 # $\gamma$ multiplies, is about the sum of the two: they hardly know of each other. And the last column shows what is not
 # pinned down. With little noise class 1 has no data at the points of class 0, and its answer there is several times
-# worse; with much noise the classes overlap, and it is not.
+# worse; with much noise the classes overlap, and it is about as good.
 #
 # Guidance takes points to such places. So here is the error of the guided answer at $\gamma = 6$: at noisy data of class 1;
 # and at the points that the guided sampler has reached by then, inside the region that holds 99 % of all noisy data,
@@ -520,8 +519,7 @@ shown
 # What does the loss control? On data it bounds both answers, so it bounds $6\, \varepsilon_c - 5\, \varepsilon_u$ there,
 # though with large factors; and guided points that are still inside fare about as well as data. Outside, where the loss
 # hardly looks, the error of this network is twice as large, and at the later two times almost a third of the points are
-# there. (Another network errs
-# elsewhere.)
+# there. (Another network errs elsewhere.)
 #
 # ### Pitfall: no label was ever hidden
 #
@@ -603,7 +601,7 @@ exercises.check("11.1", guided_v)
 # ### Exercise 11.2 (medium)
 #
 # You have the gradient of the implicit classifier as a function, `gradient(x)` with `x` of shape `(N, 2)`. How much
-# does $\log p(y \mid x)$ grow from point `a` to point `b`, both of shape `(2,)`? Return one number, right to three
+# does $\log p(y \mid x)$ grow from point `a` to point `b`, both of shape `(2,)`? Return one number, right to four
 # digits. For which fields does your answer depend on the path you chose?
 #
 # <details><summary>Hint</summary>
@@ -662,8 +660,8 @@ exercises.check("11.3", guided_variances)
 #
 # 1. For the best guesses, $(\varepsilon_u - \varepsilon_c) / \sigma_t = \nabla \log p_t(y \mid x)$: a guess of noise is
 #    a score, and the difference of two scores is a classifier. A network has it nearly, where its data are.
-# 2. For $\gamma > 1$ the samples depend on the sampler, even with exact guesses and fine steps. None of our three gave
-#    $p(x)\, p(y \mid x)^\gamma$; more noise came nearer.
+# 2. For $\gamma > 1$ the samples in general depend on the sampler, even with exact guesses and fine steps. At $\gamma = 3$
+#    none of our three gave $p(x)\, p(y \mid x)^\gamma$; more noise came nearer.
 # 3. On our four blobs $\gamma = 3$ moved the points away from the other class, shrank the blobs, and gave the small one
 #    more than its share.
 # 4. Hide the label at random, and one network learns both answers. For $0 < p < 1$ the share $p$ does not change the best
@@ -1241,17 +1239,19 @@ def algorithm_2(network, z, w, v, lams, generator):
 
 
 # %%
-few_start, lams = start[:1500], schedule.log_snr(grid_times)
+few_start, walk = start[:1500], time_grid(50, end=0.01)
+lams = schedule.log_snr(walk)
 theirs = algorithm_2(network, few_start, 2.0, 0.3, lams, seeded(7))
 kernel = kernels.ddpm(guided, schedule, variance=0.3)  # gamma = 3 is w = 2
-last = draw(kernel, few_start, grid_times, seeded(7))
-ours = guided(last, grid_times[-1]).x0
+last = draw(kernel, few_start, walk, seeded(7))
+ours = guided(last, walk[-1]).x0
 torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
 print("after 50 noisy steps the two agree to 1e-10")
 
 # %% [markdown]
 # Our $t$ is the paper's $u$, our $\gamma$ its $1 + w$, our `variance` its $v$. Uniform steps in $u$ are what both walk,
-# and the paper's last line, $z_{T+1} = \tilde x_T$, is one more guess at the end.
+# and the paper's last line, $z_{T+1} = \tilde x_T$, is one more guess at the end. (The walk stops at $t = 0.01$, since our
+# step to $t = 0$ adds no noise.)
 #
 # What is $v$ worth? As the steps get short, $r \to 1$ and both variances become the same. So it can matter only for few
 # steps. We draw class 1 without guidance and with exact guesses, and compare the spread with the true one.
