@@ -33,8 +33,8 @@ torch.set_num_threads(1)
 # ## One network, asked twice
 #
 # The data are the four blobs of chapter 00 in the plane: two are class 0, two are class 1. A small network learns from
-# samples to guess the noise in a noisy point, given the noise level and a label. The labels are 0, 1, and a third one
-# that stands for "not told", the *null label*; in training it replaced the true label of one example in five.
+# samples to guess the noise in a noisy point, given the noise level and a label: 0, 1, or a third one for "not told", the
+# *null label*. In training it replaced the true label of one example in five.
 
 # %%
 mixture, schedule = plane.four_blobs(), cosine()
@@ -144,10 +144,10 @@ def guess_by_averaging(clean, schedule, x, t):
 
 
 # %%
-few = x_t[:20]
-by_score = guess_from_score(mixture, schedule, few, half)
-torch.testing.assert_close(by_score, mixture.denoiser(schedule)(few, half).eps)
-gap = (guess_by_averaging(x_0, schedule, few, half) - by_score).abs().mean()
+twenty = x_t[:20]
+by_score = guess_from_score(mixture, schedule, twenty, half)
+torch.testing.assert_close(by_score, mixture.denoiser(schedule)(twenty, half).eps)
+gap = (guess_by_averaging(x_0, schedule, twenty, half) - by_score).abs().mean()
 print(f"mean gap to the average over samples: {gap:.3f}")
 assert gap < 0.03
 
@@ -219,14 +219,15 @@ def path(pair, gamma, start, schedule):
 
 start = torch.randn(3000, 2, generator=seeded(2), dtype=torch.float64)
 scales = (-1.0, 0.0, 1.0, 3.0, 6.0)
-paths = {gamma: path(learned, gamma, start[:1500], schedule) for gamma in scales}
-goals = {gamma: path(exact, gamma, start[:500], schedule)[-1] for gamma in scales}
+few = start[:500]
+paths = {gamma: path(learned, gamma, few, schedule) for gamma in scales}
+goals = {gamma: path(exact, gamma, few, schedule)[-1] for gamma in scales}
 
 # %% tags=["hide-input"]
 for gamma in scales:
     mine = paths[gamma][-1]
     in_class = mixture.class_log_prob(mine, 1).exp().mean()
-    apart = (mine[:500] - goals[gamma]).norm(dim=1).median()
+    apart = (mine - goals[gamma]).norm(dim=1).median()
     print(f"gamma {gamma:4.1f}: p(class 1) {in_class:.3f}, "
           f"median distance to the exact sample {apart:.3f}")
 
@@ -253,7 +254,7 @@ shown
 # (280 of them). Dashed: 50, 90 and 99 % of the data of each class.*
 #
 # Rows agree, columns differ. So what happens at $\gamma = 3$ and 6 is no defect of the network: the points gather at the
-# far side of their own class, and clump. (At $\gamma = -1$ they flee from it.) Only at $\gamma = 6$ you see that a network
+# far side of their own class, and clump. Only at $\gamma = 6$ you see that a network
 # was at work: its points fan out.
 #
 # ## What does $\gamma > 1$ sample?
@@ -339,7 +340,7 @@ with plotting.style():
     for row, gamma in zip(axes, (1.0, 3.0), strict=True):
         colour = plotting.COLOURS["conditional" if gamma == 1 else "guided"]
         for panel, name in zip(row, ("DDIM", "DDPM", "noise x 2"), strict=True):
-            panel.plot(*looks[name, gamma][:1200].T, ".", markersize=1.5, color=colour)
+            panel.plot(*looks[name, gamma][:800].T, ".", markersize=1.5, color=colour)
             plotting.density(panel, lambda x, gamma=gamma: mixture.log_prob(x) + gamma * mixture.class_log_prob(x, 1), (-3, 5, -4, 4))
             for centre, look in ((looks[name, gamma][:, 0].mean(), {"color": colour}), (table["target", gamma][0], {"color": plotting.COLOURS["truth"], "linestyle": "dashed"})):
                 panel.plot([float(centre)] * 2, [-3.4, -2.7], linewidth=2, **look)
@@ -470,20 +471,23 @@ for k in (1, 3, 5, 7, 9):
 # and outside.
 
 # %%
+def rms(error):
+    return float(error.square().mean().sqrt())
+
+
 def error_of(gamma, learned, exact, x, t):
     mine, true = (guidance.classifier_free(pair, gamma) for pair in (learned, exact))
     return (mine(x, t).eps - true(x, t).eps).norm(dim=1)
 
 
-def region_edge(noisy):
-    """The log-density at the edge of the region with 99 % of the mass."""
+def region_edge(noisy):  # the log-density around 99 % of the mass
     return noisy.log_prob(noisy.sample(20_000, seeded(4))[0]).quantile(0.01)
 
 
 # %%
-grid_times, rms = time_grid(50), lambda error: float(error.square().mean().sqrt())
+grid_times, strong = time_grid(50), path(learned, 6.0, start, schedule)
 for k in (10, 25, 40):
-    t_k, reached = grid_times[k], paths[6.0][k]
+    t_k, reached = grid_times[k], strong[k]
     noisy_k = mixture.noised(schedule.alpha(t_k), schedule.sigma(t_k))
     outside = noisy_k.log_prob(reached) < region_edge(noisy_k)
     data = schedule.add_noise(x_0, eps, t_k)[label == 1]
@@ -494,7 +498,7 @@ for k in (10, 25, 40):
     assert found[2] > 1.5 * found[1] and 0.5 < found[1] / found[0] < 2
 
 # %% tags=["hide-input"]
-window = torch.linspace(-4, 6, 121).double(), torch.linspace(-5, 5, 121).double()
+window = torch.linspace(-4, 6, 101).double(), torch.linspace(-5, 5, 101).double()
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 3, figsize=(9, 3.4), sharey=True)
     for panel, k in zip(axes, (10, 25, 40), strict=True):
@@ -502,10 +506,10 @@ with plotting.style():
         error = error_of(6.0, learned, exact, torch.cartesian_prod(*window), t_k)
         shades = plotting.plt.matplotlib.colors.LogNorm(0.03, 30)
         bounds = (0.03, 0.1, 0.3, 1, 3, 10, 30)
-        maps = panel.contourf(*window, error.view(121, 121).T, bounds, norm=shades, cmap="GnBu", extend="both")
+        maps = panel.contourf(*window, error.view(101, 101).T, bounds, norm=shades, cmap="GnBu", extend="both")
         level_k = mixture.noised(schedule.alpha(t_k), schedule.sigma(t_k))
         plotting.density(panel, level_k.log_prob, (-4, 6, -5, 5))
-        panel.plot(*paths[6.0][k][:700].T, ".", markersize=1.5, color=plotting.COLOURS["guided"])
+        panel.plot(*strong[k][:700].T, ".", markersize=1.5, color=plotting.COLOURS["guided"])
         panel.set(title=f"$t = {float(t_k):.1f}$", xlabel="$x_1$", xlim=(-4, 6), ylim=(-5, 5), aspect="equal")
     axes[0].set_ylabel("$x_2$")
     figure.colorbar(maps, ax=axes, label="error of the guided answer", shrink=0.8, format="%g")
@@ -532,8 +536,8 @@ for p, model in ((0.0, forgetful), (0.2, network)):
     loss = losses.v_loss(model, schedule, x_0, label, p, seeded(7), null)
     pair, off = network_pair(model, schedule, 1), []
     for gamma in (0.0, 1.0, 3.0):
-        ends = path(pair, gamma, start[:500], schedule)[-1]
-        off.append((ends - goals[gamma]).norm(dim=1).median())
+        ends = path(pair, gamma, start[:200], schedule)[-1]
+        off.append((ends - goals[gamma][:200]).norm(dim=1).median())
     print(f"p = {p}: loss {loss:.3f}, at gamma 0, 1, 3 off by", "{:.2f}, {:.2f}, {:.2f}".format(*off))
     assert (off[0] > 0.5, off[1] > 0.5, off[2] > 0.5) == (p == 0, False, p == 0)
 
@@ -684,7 +688,7 @@ exercises.check("11.3", guided_variances)
 # last is the median distance of samples at $\gamma = 3$ from the exact ones: mean over the seeds, and the range.
 
 # %%
-coins, seeds = (0.0, 0.1, 0.2, 0.5, 0.9), (0, 1, 2)
+coins, seeds = (0.0, 0.1, 0.5, 0.9), (0, 1, 2)
 effort = {"steps": 200, "batch": 256}
 swept = {
     (p, seed): plane.train(mixture, schedule, p, seed=seed, **effort)
@@ -705,7 +709,7 @@ def marks(pair, exact, noised, goal, start, schedule):
 noised_ones = {k / 10: schedule.add_noise(x_0, eps, k / 10)[label == 1][:1000] for k in (1, 3, 5, 7, 9)}
 scores = torch.stack([  # (coins, seeds, marks)
     torch.stack([
-        marks(network_pair(swept[p, seed], schedule, 1), exact, noised_ones, goals[3.0], start[:500], schedule)
+        marks(network_pair(swept[p, seed], schedule, 1), exact, noised_ones, goals[3.0], few, schedule)
         for seed in seeds
     ]) for p in coins
 ])
@@ -749,14 +753,14 @@ shown
 # the worst throughout.
 #
 # Nor is it only a matter of how many examples each answer gets. At $p = 0.5$ the null label has half of them and class 1
-# a fifth, yet the answer without a label is still the worse one at these points: it has four blobs to tell apart.
+# a fifth, yet the answer without a label is still the worse one at these points. (It has four blobs to learn, not two.)
 #
 # With these networks at hand: was the error at guided points outside the region of the data an accident of one network?
 
 # %%
 edge, found = region_edge(noisy), []
-for pair in (network_pair(swept[p, seed], schedule, 1) for p in (0.1, 0.2, 0.5) for seed in seeds):
-    reached = path(pair, 6.0, start[:500], schedule)[25]  # at t = 0.5
+for pair in (network_pair(swept[p, seed], schedule, 1) for p in (0.1, 0.5) for seed in seeds):
+    reached = path(pair, 6.0, few, schedule)[25]  # at t = 0.5
     outside = noisy.log_prob(reached) < edge
     error = error_of(6.0, pair, exact, reached, half)
     found.append((rms(error[outside]) / rms(error[~outside]), float(outside.double().mean())))
@@ -765,8 +769,9 @@ print("outside / inside: {:.1f} to {:.1f}, median {:.1f};".format(*ratio.aminmax
       "points outside: {:.0%} to {:.0%}".format(*share.aminmax()))
 
 # %% [markdown]
-# Not quite: in most of these nine the error is larger outside, by a third in the median, but not in all. And how many
-# points leave depends on the network more than on anything else. What stands is where the loss looks, and where not.
+# Not an accident, but no law: in most of these six the error is larger outside, by a fifth in the median, and not in
+# all. How many points leave differs even more, from one in fourteen to one in two. What stands is where the loss looks,
+# and where not.
 #
 # ## Deeper: the floor of the loss
 #
@@ -845,8 +850,8 @@ def fields(pair, t):
 
 # %%
 learned_fields, exact_fields = fields(learned, half), fields(exact, half)
-naive = curl_by_quotients(learned_fields["guided"], few, h=1e-4)
-compact = plane.curl(learned_fields["guided"], few)
+naive = curl_by_quotients(learned_fields["guided"], twenty, h=1e-4)
+compact = plane.curl(learned_fields["guided"], twenty)
 torch.testing.assert_close(compact, naive, atol=1e-6, rtol=1e-5)
 
 # %% [markdown]
@@ -869,13 +874,13 @@ for name, mine in learned_fields.items():
     assert turning(exact_fields[name], ones) < 1e-12 < 1e-3 < share
 
 # %% tags=["hide-input"]
-square = torch.linspace(-4, 4, 121).double()
+square = torch.linspace(-4, 4, 81).double()
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 4, figsize=(10.5, 3), sharey=True)
     pictures = {"exact: difference": exact_fields["difference"]}
     pictures |= {f"learned: {name}": field for name, field in learned_fields.items()}
     for panel, (title, field) in zip(axes, pictures.items(), strict=True):
-        turn = plane.curl(field, torch.cartesian_prod(square, square)).view(121, 121).T
+        turn = plane.curl(field, torch.cartesian_prod(square, square)).view(81, 81).T
         bounds = torch.arange(-6.5, 7) / 20
         maps = panel.contourf(square, square, turn, bounds, cmap="PuOr", extend="both")
         plotting.density(panel, noisy.log_prob, (-4, 4, -4, 4))
@@ -899,7 +904,7 @@ def error_field(pair, exact, t):
     return lambda x: pair.cond(x, t).eps - exact.cond(x, t).eps
 
 
-four = [network] + [swept[0.2, seed] for seed in seeds]
+four = [network] + [swept[0.1, seed] for seed in seeds]
 pairs = [network_pair(each, schedule, 1) for each in four]
 shares = [turning(error_field(pair, exact, half), ones) for pair in pairs]
 print("share of turning in the error:", *(f"{share:.2f}" for share in shares))
@@ -1065,7 +1070,7 @@ print(f"gamma = 3 is w = {w:g}")
 
 # %%
 for meant, ran in ((2.0, 1.0), (3.0, 4.0)):
-    means = [path(exact, gamma, start[:1500], schedule)[-1][:, 0].mean() for gamma in (meant, ran)]
+    means = [path(exact, gamma, few, schedule)[-1][:, 0].mean() for gamma in (meant, ran)]
     print(f"meant gamma = {meant:g}, ran {ran:g}:", end=" ")
     print("mean of x1 {1:.2f} instead of {0:.2f}".format(*means))
 
@@ -1079,7 +1084,7 @@ for meant, ran in ((2.0, 1.0), (3.0, 4.0)):
 away = guidance.classifier_free(learned, gamma=1 - 3.0)
 swapped = told.eps + 3.0 * (untold.eps - told.eps)
 torch.testing.assert_close(swapped, away(x_t, half).eps)
-flown = draw(kernels.ddim(away, schedule), start[:1500], time_grid(50))
+flown = draw(kernels.ddim(away, schedule), few, time_grid(50))
 share = mixture.class_log_prob(flown, 1).exp().mean()
 print(f"asked for class 1 with gamma = 3: {share:.0%} are class 1")
 assert share < 0.1
@@ -1239,11 +1244,11 @@ def algorithm_2(network, z, w, v, lams, generator):
 
 
 # %%
-few_start, walk = start[:1500], time_grid(50, end=0.01)
+some, walk = start[:1500], time_grid(50, end=0.01)
 lams = schedule.log_snr(walk)
-theirs = algorithm_2(network, few_start, 2.0, 0.3, lams, seeded(7))
+theirs = algorithm_2(network, some, 2.0, 0.3, lams, seeded(7))
 kernel = kernels.ddpm(guided, schedule, variance=0.3)  # gamma = 3 is w = 2
-last = draw(kernel, few_start, walk, seeded(7))
+last = draw(kernel, some, walk, seeded(7))
 ours = guided(last, walk[-1]).x0
 torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
 print("after 50 noisy steps the two agree to 1e-10")
@@ -1262,14 +1267,14 @@ for count in (5, 20, 100):
     kept = []
     for v in (0.0, 0.3, 1.0):
         kernel = kernels.ddpm(exact.cond, schedule, variance=v)
-        cloud = draw(kernel, few_start, time_grid(count), seeded(7))
+        cloud = draw(kernel, some, time_grid(count), seeded(7))
         kept.append(moments(cloud, blobs)[2] / truth)
     print(f"{count:3d} steps: v = 0, 0.3, 1 give", end=" ")
     print("{:.2f}, {:.2f}, {:.2f} of the spread".format(*kept))
 
 # %% [markdown]
-# With five steps the small variance, $v = 0$, loses more than a third of the spread, and $v = 1$ is nearly right, since
-# this class is about as wide as a standard Gaussian. With a hundred, $v$ hardly matters (1,500 samples know their spread
+# With five steps the small variance, $v = 0$, loses more than a third of the spread, and $v = 1$ an eighth: this class is
+# about as wide as a standard Gaussian, and the last step adds no noise. With a hundred, $v$ hardly matters (1,500 samples know their spread
 # to about 3 %). The paper used 0.3 for one of its models and 0.2 for the other. It is a repair for few steps.
 
 # %% [markdown]
