@@ -58,7 +58,7 @@ def execute_chapter(source: Path, write: bool) -> list[str]:
     print(f"{source.stem}: executed in {took:.1f} s, {spent:.1f} s of a processor", flush=True)
     found = []
     if spent > CPU_LIMIT:
-        found.append(f"takes {spent:.0f} s of a processor; {CPU_LIMIT} s is the most for a chapter")
+        found.append(f"takes {spent:.0f} s of a processor; {CPU_LIMIT} s is the most for a chapter, on an idle machine")
     if write:
         text = nbformat.writes(notebook) + "\n"
         source.with_suffix(".ipynb").write_text(text, encoding="utf-8", newline="\n")
