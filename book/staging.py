@@ -47,9 +47,9 @@ def to_deeper(cells: list[dict]) -> str:
     slugs, links = [], []
     for cell in cells:
         prose = NOT_PROSE.sub("", cell["source"]) if cell["cell_type"] == "markdown" else ""
-        for heading in re.findall(r"^#{1,3} +(.+)$", prose, flags=re.MULTILINE):
+        for level, heading in re.findall(r"^(#{1,3}) +(.+)$", prose, flags=re.MULTILINE):
             slugs.append(unique_slug(heading.strip(), slugs))
-            if heading.startswith("Deeper: "):
+            if level == "##" and heading.startswith("Deeper: "):
                 links.append(f"[{heading.removeprefix('Deeper: ').strip()}](#{slugs[-1]})")
     return f"Deeper, folded at the end of this page: {'; '.join(links)}." if links else ""
 

@@ -30,9 +30,8 @@ from tools.execution import cpu_of_children, execute
 from tools.exercise_cells import SourceError
 from tools.figures import write_figures
 from tools.house_rules import todos
-from tools.pairs import ROOT, cells_of, notebook_of, problems
+from tools.pairs import NOTEBOOKS, cells_of, notebook_of, problems
 
-NOTEBOOKS = ROOT / "notebooks"
 CELL_TIMEOUT = 120  # seconds; pyproject.toml gives the tests the same, so what was built can also be tested
 CPU_LIMIT = 45  # seconds of a processor that executing a chapter may take
 

@@ -7,10 +7,11 @@ function foldDeeper() {
   for (const section of document.querySelectorAll("section.deeper")) {
     const details = document.createElement("details"), summary = document.createElement("summary");
     details.className = "deeper";
-    details.open = section.querySelector(".highlighted") !== null;
     summary.append(section.querySelector(":scope > h2"));
     details.append(summary, ...section.childNodes);
     section.append(details);
+    const openWhereFound = () => { if (details.querySelector(".highlighted")) details.open = true; };
+    new MutationObserver(openWhereFound).observe(details, {childList: true, subtree: true});
   }
 }
 
@@ -26,6 +27,8 @@ document.addEventListener("DOMContentLoaded", async () => {
   await window.MathJax?.startup?.promise; // it measures what it sets, and its equations are targets of links
   foldDeeper();
   openWhatTheAddressNames();
+  // Sphinx marks what a search was for only on pages without a search field; the theme's pages all have one.
+  if (!document.getElementById("search-results")) SphinxHighlight.highlightSearchWords();
   window.addEventListener("hashchange", openWhatTheAddressNames);
   document.addEventListener("click", event => { // a second click on a link leaves the address as it is
     if (event.target.closest("a[href^='#']")) setTimeout(openWhatTheAddressNames);

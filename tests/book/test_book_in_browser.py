@@ -173,9 +173,10 @@ def test_a_reference_jumps_to_its_equation(book: Book, page, visit: Visit):
     name = next(iter(CHAPTERS))
     page.goto(book.page(f"notebooks/{name}"))
     page.evaluate("() => MathJax.startup.promise")
-    link = page.locator("mjx-container a[href]").last
+    link = page.locator("mjx-container a[href]:visible").last
     target = link.get_attribute("href")
     link.click()
+    page.wait_for_timeout(300)  # Deeper, where it leads there, opens first
     box = page.locator(f"[id='{target[1:].replace('%3A', ':')}']").bounding_box()
     header = page.locator(".bd-header-article").bounding_box()
     assert page.url.endswith(target)

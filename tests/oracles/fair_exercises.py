@@ -1,10 +1,13 @@
 """What makes an exercise fair: it accepts the truth, tells its mistakes apart, and accepts nothing that is empty."""
 
 import math
+import time
 
 import torch
 
 from difflesson.exercises import Exercise, judge
+
+CHECK_LIMIT = 2  # seconds of a processor, for a right answer; CONTRIBUTING.md promises it
 
 
 def like(value, fill: float):
@@ -18,9 +21,11 @@ def like(value, fill: float):
 
 def defects(exercise: Exercise) -> list[str]:
     """What makes an exercise unfair, or lets a wrong answer pass. Empty: nothing."""
-    found = []
+    found, start = [], time.process_time()
     if judge(exercise, exercise.truth).kind != "done":
         found.append("refuses its own truth: it is not finite, or differs from run to run")
+    if (took := time.process_time() - start) > CHECK_LIMIT:
+        found.append(f"checks an answer in {took:.1f} s of a processor; {CHECK_LIMIT} s is the most")
     if len(exercise.mistakes) < 2:
         found.append("names fewer than two mistakes")
     for mistake in exercise.mistakes:
