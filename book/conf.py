@@ -86,8 +86,8 @@ def keep_equations(app, doctree) -> None:
 def mark_deeper(app, doctree) -> None:
     """Give a chapter's sections `## Deeper: ...` a class of their own: book.css sets them apart, book.js folds them."""
     for section in doctree.findall(nodes.section):
-        title = section.next_node(nodes.title)
-        if title is not None and title.parent is section and title.astext().startswith("Deeper:"):
+        is_second_level = isinstance(section.parent, nodes.section) and section.parent.parent is doctree
+        if is_second_level and section.next_node(nodes.title).astext().startswith("Deeper:"):
             section["classes"].append("deeper")
 
 

@@ -51,7 +51,7 @@ def to_deeper(cells: list[dict]) -> str:
             slugs.append(unique_slug(heading.strip(), slugs))
             if level == "##" and heading.startswith("Deeper: "):
                 links.append(f"[{heading.removeprefix('Deeper: ').strip()}](#{slugs[-1]})")
-    return f"Deeper, folded at the end of this page: {'; '.join(links)}." if links else ""
+    return f"Deeper, at the end of this page: {'; '.join(links)}." if links else ""
 
 
 def stage_chapter(notebook: dict, papers: dict[str, Paper], where: str) -> dict:

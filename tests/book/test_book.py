@@ -175,7 +175,7 @@ def test_the_times_of_a_chapter_are_followed_by_links_to_its_deeper_sections():
     first, second = "#deeper-the-eps-of-", "#deeper-the-eps-of--1"
     name = "the `eps` of $\\gamma$"
     links = f"[{name}]({first}); [{name}]({second})"
-    assert opening["source"] == f"# 07 · A line?\n\n{TIMES}\n\nDeeper, folded at the end of this page: {links}."
+    assert opening["source"] == f"# 07 · A line?\n\n{TIMES}\n\nDeeper, at the end of this page: {links}."
 
 
 def test_a_chapter_without_deeper_stays_as_it_is():
