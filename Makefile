@@ -5,15 +5,16 @@ VENV    ?= .venv
 WORKERS ?= 2
 PY      := $(VENV)/bin/python
 
-.PHONY: help setup tour test notebooks chapter mutants ledger book lint clean
+.PHONY: help setup tour test nightly notebooks chapter mutants ledger book lint clean
 
 help:
 	@echo "make tour       install, draw a guided sheet of digits, run the opening chapter (start here)"
 	@echo "make test       every test, every notebook, the drift check and the linter"
-	@echo "make notebooks  execute the chapters that changed:  NN_slug.py -> NN_slug.ipynb"
+	@echo "make notebooks  execute the chapters that changed, or whose part of the package did; write their figures"
 	@echo "make chapter    NN=12 TITLE='A question?': the skeleton of a new chapter, its checkers and its tests"
 	@echo "make ledger     every numbered equation, its function, its tests; fails on an orphan"
 	@echo "make mutants    plant every listed wrong formula and see the tests fail"
+	@echo "make nightly    what is too long for every change: all of the tests, all of the wrong formulas"
 	@echo "make book       the web pages, in book/_build/html (needs npm, once, for MathJax)"
 	@echo "make lint       ruff"
 	@echo "make clean      remove what the other targets made, but for $(VENV)"
@@ -32,15 +33,27 @@ tour: setup
 	$(VENV)/bin/difflesson tour
 
 # One thread a worker: the tests share the cores by process. A notebook's cells must stay in one worker, hence loadfile.
+# What is marked nightly waits for `make nightly`; the table at the end says where the time went.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
+
 test: setup lint
 	$(PY) -m tools.notebooks check
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
+	$(PYTEST) -m "not nightly"
+
+nightly: setup lint
+	$(PY) -m tools.notebooks check
+	$(PYTEST)
+	$(PY) -m tools.mutants --workers $(WORKERS)
 
 notebooks: setup
 	$(PY) -m tools.notebooks build
 
+# A title may have quotes, backticks and dollars: it goes by the environment, so neither make nor the shell reads it.
+unexport NN TITLE
+chapter: export CHAPTER_NUMBER = $(value NN)
+chapter: export CHAPTER_TITLE = $(value TITLE)
 chapter: setup
-	$(PY) -m tools.chapter "$(NN)" "$(TITLE)"
+	@$(PY) -m tools.chapter "$$CHAPTER_NUMBER" "$$CHAPTER_TITLE"
 
 ledger: setup
 	$(PY) -m tools.ledger check

@@ -83,6 +83,14 @@ def keep_equations(app, doctree) -> None:
             equation["no-wrap"] = True
 
 
+def mark_deeper(app, doctree) -> None:
+    """Give a chapter's sections `## Deeper: ...` a class of their own: book.css sets them apart, book.js folds them."""
+    for section in doctree.findall(nodes.section):
+        is_second_level = isinstance(section.parent, nodes.section) and section.parent.parent is doctree
+        if is_second_level and section.next_node(nodes.title).astext().startswith("Deeper:"):
+            section["classes"].append("deeper")
+
+
 def set_buttons(app, pagename, templatename, context, doctree) -> None:
     """A chapter's repository button leads to its source; only chapters are for downloading."""
     chapter = pagename.startswith("notebooks/")
@@ -97,4 +105,5 @@ def set_buttons(app, pagename, templatename, context, doctree) -> None:
 
 def setup(app) -> None:
     app.connect("doctree-read", keep_equations)
+    app.connect("doctree-read", mark_deeper)
     app.connect("html-page-context", set_buttons, priority=502)  # the theme makes its buttons at 501

@@ -1,7 +1,8 @@
 """Turn the committed notebooks into what Sphinx reads. The notebooks stay ordinary ones, that JupyterLab shows as well.
 
-A link to a paper becomes a citation, the paragraph in italics after a picture becomes its caption, and the front page
-lists the chapters. What cannot be turned is a ValueError that names the chapter and says what to write instead.
+A link to a paper becomes a citation, the paragraph in italics after a picture becomes its caption, the times of a
+chapter are followed by links to its Deeper sections, and the front page lists the chapters. What cannot be turned is a
+ValueError that names the chapter and says what to write instead.
 """
 
 import json
@@ -15,6 +16,8 @@ import yaml
 
 from tools import ledger
 from tools.citations import Paper, bibliography, cite, with_letters
+from tools.equation_labels import NOT_PROSE, unique_slug
+from tools.reading_time import STATED
 
 
 def caption(markdown: str) -> tuple[str, str]:
@@ -39,12 +42,28 @@ def alt_text(cell: dict) -> str | None:
     return None
 
 
+def to_deeper(cells: list[dict]) -> str:
+    """A line of links to a chapter's sections `## Deeper: ...`; empty where it has none."""
+    slugs, links = [], []
+    for cell in cells:
+        prose = NOT_PROSE.sub("", cell["source"]) if cell["cell_type"] == "markdown" else ""
+        for level, heading in re.findall(r"^(#{1,3}) +(.+)$", prose, flags=re.MULTILINE):
+            slugs.append(unique_slug(heading.strip(), slugs))
+            if level == "##" and heading.startswith("Deeper: "):
+                links.append(f"[{heading.removeprefix('Deeper: ').strip()}](#{slugs[-1]})")
+    return f"Deeper, at the end of this page: {'; '.join(links)}." if links else ""
+
+
 def stage_chapter(notebook: dict, papers: dict[str, Paper], where: str) -> dict:
     """The notebook with citations, and with pictures that carry alt text and caption where MyST-NB reads them."""
     cells = notebook["cells"]
     for cell in cells:
         if cell["cell_type"] == "markdown":
             cell["source"] = cite("".join(cell["source"]), papers, where)
+    deeper = to_deeper(cells)
+    opening = next((cell for cell in cells if cell["cell_type"] == "markdown" and STATED.search(cell["source"])), None)
+    if deeper and opening:
+        opening["source"] = STATED.sub(lambda times: f"{times[0]}\n\n{deeper}", opening["source"], count=1)
     for cell, following in pairwise([*cells, {"cell_type": "end of the chapter", "source": ""}]):
         alt = alt_text(cell)
         if alt is None:

@@ -20,6 +20,7 @@ from tools.exercise_cells import SourceError, for_readers
 from tools.figures import figure_problems
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
 PNG_LIMIT = 150_000  # bytes
 ON_COLAB = """\
 # Only for Colab, which starts without this course; elsewhere this cell does nothing.

@@ -13,7 +13,7 @@ LIMIT = 45  # minutes of the main line
 HIDDEN = {"hide-input", "remove-cell", "exercise"}
 DEEPER = re.compile(r"^## Deeper\b", re.MULTILINE)
 EXERCISE = re.compile(r"#+ Exercise|<details>")  # how a cell begins that does not count
-STATED = re.compile(r"^\*(\d+) minutes to read(?:, (\d+) more for Deeper)?, .*\bto run\b.*\*$", re.MULTILINE)
+STATED = re.compile(r"^\*(\d+) minutes to read(?:, (\d+) more for Deeper)?,[^*]*\bto run\b[^*]*\*$", re.MULTILINE)
 FORM = "'*40 minutes to read, 25 more for Deeper, 30 seconds to run, on a laptop, ...*'"
 
 

@@ -1,2 +1,39 @@
 // The results of a search quote the pages they found, which a browser does not allow to pages opened from a disk.
 if (window.location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+
+// "Deeper" sections stand folded: the heading becomes the summary of a <details>. Without this script they are simply open.
+// A section stays open where the address or a search points into it, and opens when a link does, or the printer comes.
+function foldDeeper() {
+  for (const section of document.querySelectorAll("section.deeper")) {
+    const details = document.createElement("details"), summary = document.createElement("summary");
+    details.className = "deeper";
+    summary.append(section.querySelector(":scope > h2"));
+    details.append(summary, ...section.childNodes);
+    section.append(details);
+    const openWhereFound = () => { if (details.querySelector(".highlighted")) details.open = true; };
+    new MutationObserver(openWhereFound).observe(details, {childList: true, subtree: true});
+  }
+}
+
+function openWhatTheAddressNames() {
+  const target = document.getElementById(decodeURIComponent(window.location.hash.slice(1)));
+  if (!target) return;
+  for (let e = target; e; e = e.parentElement) if (e.matches("details")) e.open = true;
+  target.querySelector(":scope > details.deeper")?.setAttribute("open", "");
+  target.scrollIntoView();
+}
+
+document.addEventListener("DOMContentLoaded", async () => {
+  await window.MathJax?.startup?.promise; // it measures what it sets, and its equations are targets of links
+  foldDeeper();
+  openWhatTheAddressNames();
+  // Sphinx marks what a search was for only on pages without a search field; the theme's pages all have one.
+  if (!document.getElementById("search-results")) SphinxHighlight.highlightSearchWords();
+  window.addEventListener("hashchange", openWhatTheAddressNames);
+  document.addEventListener("click", event => { // a second click on a link leaves the address as it is
+    if (event.target.closest("a[href^='#']")) setTimeout(openWhatTheAddressNames);
+  });
+  window.addEventListener("beforeprint", () => {
+    for (const details of document.querySelectorAll("details.deeper")) details.open = true;
+  });
+});

@@ -161,6 +161,27 @@ def test_every_entry_of_the_books_bibliography_is_linked_from_a_chapter():
     assert unused == [], "no chapter links to these papers: take them out of book/references.bib"
 
 
+# --- Deeper -------------------------------------------------------------------------------------------------
+
+TIMES = "*40 minutes to read, 25 more for Deeper, 30 seconds to run, on a laptop, without a GPU.*"
+
+
+def test_the_times_of_a_chapter_are_followed_by_links_to_its_deeper_sections():
+    opening, *_ = staged(
+        markdown(f"# 07 · A line?\n\n{TIMES}"),
+        markdown("## Deeper: the `eps` of $\\gamma$\n\nFor you.\n\n### A part\n\n```\n## Deeper: quoted\n```"),
+        markdown("## Deeper: the `eps` of $\\gamma$\n\n## Deeper\n\n### Deeper: not a section"),
+    )
+    first, second = "#deeper-the-eps-of-", "#deeper-the-eps-of--1"
+    name = "the `eps` of $\\gamma$"
+    links = f"[{name}]({first}); [{name}]({second})"
+    assert opening["source"] == f"# 07 · A line?\n\n{TIMES}\n\nDeeper, at the end of this page: {links}."
+
+
+def test_a_chapter_without_deeper_stays_as_it_is():
+    assert [cell["source"] for cell in staged(markdown(TIMES), markdown("## Remember"))] == [TIMES, "## Remember"]
+
+
 # --- figures ------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """What makes an exercise fair: it accepts the truth, tells its mistakes apart, and accepts nothing that is empty."""
 
 import math
+import time
 from dataclasses import replace
 from itertools import combinations
 
@@ -9,6 +10,7 @@ import torch
 from difflesson.exercises import Exercise, faults, judge
 
 MARGIN = 10  # how many tolerances the truth and the mistakes must be apart, each from each
+CHECK_LIMIT = 2  # seconds of a processor, for a right answer; CONTRIBUTING.md promises it
 
 
 def like(value, fill: float):
@@ -22,11 +24,13 @@ def like(value, fill: float):
 
 def defects(exercise: Exercise) -> list[str]:
     """What makes an exercise unfair, or lets a wrong answer pass. Empty: nothing."""
-    found = []
+    found, start = [], time.process_time()
     if judge(exercise, exercise.truth).kind != "done":
         found.append("refuses its own truth: it is not finite, or differs from run to run")
     if exercise.title != exercise.title.strip(" .") or not exercise.title or "\n" in exercise.title:
         found.append(f"does not end in a sentence: {exercise.number} done: {exercise.title}")
+    if (took := time.process_time() - start) > CHECK_LIMIT:
+        found.append(f"checks an answer in {took:.1f} s of a processor; {CHECK_LIMIT} s is the most")
     if len(exercise.mistakes) < 2:
         found.append("names fewer than two mistakes")
     for mistake in exercise.mistakes:

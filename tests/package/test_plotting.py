@@ -1,5 +1,6 @@
 """The look of the figures: sheets of digits, density contours, and the same bytes for the same figure."""
 
+import base64
 import math
 
 import matplotlib
@@ -134,3 +135,31 @@ def test_the_same_figure_gives_the_same_file(tmp_path):
     assert one == tmp_path / "new" / "a" / "sheet.png" and one.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert one.read_bytes() == two.read_bytes() != other.read_bytes()
     assert b"Software" not in one.read_bytes() and b"tIME" not in one.read_bytes()
+
+
+def test_showing_a_figure_writes_nothing_and_carries_its_name_and_description(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    figure, axes = plotting.plt.subplots(figsize=(1, 1))
+    axes.plot([0, 1], [0, 1])
+    png, metadata = plotting.show(figure, "07_line", alt="a line that rises")._repr_png_()
+    assert base64.b64decode(png)[:8] == b"\x89PNG\r\n\x1a\n"
+    assert metadata == {"alt": "a line that rises", "figure": "07_line"}
+    assert list(tmp_path.iterdir()) == [] and not plotting.plt.fignum_exists(figure.number)
+
+
+def test_a_shown_picture_is_the_one_that_is_saved(tmp_path):
+    def draw():
+        figure, axes = plotting.plt.subplots(figsize=(1, 1))
+        axes.plot([0, 1], [0, 1])
+        return figure
+
+    shown = base64.b64decode(plotting.show(draw(), "07_line", alt="a line")._repr_png_()[0])
+    assert shown == plotting.save(draw(), "line", tmp_path).read_bytes()
+
+
+@pytest.mark.parametrize("alt", ["", "  "])
+def test_a_figure_is_not_shown_without_a_description(alt):
+    figure, _ = plotting.plt.subplots(figsize=(1, 1))
+    with pytest.raises(ValueError, match="^alt must say what the figure shows, it is empty"):
+        plotting.show(figure, "07_line", alt=alt)
+    plotting.plt.close(figure)

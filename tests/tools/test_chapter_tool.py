@@ -17,6 +17,7 @@ from tools import notebooks
 from tools.chapter import next_steps, slug, start_chapter
 from tools.chapter_parts import missing_parts
 from tools.exercise_cells import find_exercises
+from tools.pairs import ROOT
 
 TITLE = "When the classifier only knows clean data"
 
@@ -70,8 +71,8 @@ def test_a_new_chapter_builds_its_tests_pass_and_the_linter_agrees(
 ):
     source, _, tests = written
     package = shutil.ignore_patterns("__pycache__", "weights")
-    shutil.copytree(notebooks.ROOT / "difflesson", tmp_path / "difflesson", ignore=package, dirs_exist_ok=True)
-    shutil.copy(notebooks.ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(ROOT / "difflesson", tmp_path / "difflesson", ignore=package, dirs_exist_ok=True)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # so that the kernel knows the new exercises
     assert notebooks.build([], source.parent) == {}
     assert notebooks.check(source.parent) == {}
@@ -113,11 +114,37 @@ def test_a_bad_number_is_refused(tmp_path: Path, number: str):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("title", ["", "  ", "?!", "雪", ": why?", "two\nlines", 'a "quote"', "a \\ b", "long " * 20])
+@pytest.mark.parametrize("title", ["", "  ", "?!", "雪", ": why?", "two\nlines", "long " * 20])
 def test_a_bad_title_is_refused(tmp_path: Path, title: str):
     with pytest.raises(ValueError, match="TITLE must be one line of 1 to 90 characters"):
         start_chapter("12", title, root=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+AWKWARD = """What `eps` costs: $5 or $(pwd) ${HOME} $$ "twice" 'or' \\ # 100% $\\gamma$; ls?"""
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_a_title_reaches_the_chapter_as_it_was_typed(tmp_path: Path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    echo = tmp_path / "venv" / "bin" / "python"
+    echo.write_text('#!/bin/sh\nfor word; do printf "%s\\n" "$word"; done\n')
+    echo.chmod(0o755)
+    for name in ("pyproject.toml", "constraints.txt", "venv/.installed"):  # the last is newest: nothing to install
+        (tmp_path / name).touch()
+    command = ["make", "-s", "chapter", "VENV=venv", "NN=12", f"TITLE={AWKWARD}"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.stdout.splitlines() == ["-m", "tools.chapter", "12", AWKWARD], run.stdout + run.stderr
+
+
+def test_an_awkward_title_makes_a_chapter_that_reads_as_it_was_typed(tmp_path: Path):
+    source = start_chapter("12", AWKWARD, root=tmp_path)[0]
+    assert source.name == "12_what_eps_costs.py"
+    assert notebooks.cells_of(source)[0].source.splitlines()[0] == f"# 12 · {AWKWARD}"
+    assert notebooks.unfinished(source.parent)[source.stem][0].split(": ")[1].startswith("still TODO")
+    for path in tmp_path.rglob("*.py"):
+        compile(path.read_text(encoding="utf-8"), path.name, "exec")
 
 
 @pytest.mark.parametrize("left", [0, 1, 2])

@@ -55,6 +55,7 @@ def test_exercises_and_solutions_take_no_time(text: str):
         (TIMES.format(40, ", 25 more for Deeper"), (40, 25)),
         (TIMES.format(40, ""), (40, None)),
         (TIMES.format("half an hour", ""), None),
+        (TIMES.format(40, ", 25 more for Deeper").replace("without", "\n# without"), (40, 25)),
         ("40 minutes to read, 30 seconds to run", None),
     ],
 )
