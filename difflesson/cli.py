@@ -10,7 +10,8 @@ from typing import Annotated
 import torch
 import typer
 
-from difflesson.digits import checkpoints, data, metrics, sampling, training
+from difflesson import __version__
+from difflesson.digits import checkpoints, data, metrics, recipes, sampling, training
 from difflesson.digits.networks import DigitUNet
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 Device = Annotated[str | None, typer.Option(help='"cpu", "cuda", "mps", ...; by default CUDA where there is one.')]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Decides every random number.")]
+DigitSet = Annotated[str, typer.Option("--data", help=f"One of {', '.join(data.DATASETS)} (8x8, no download).")]
 Steps = Annotated[int, typer.Option(min=2, help="Sampling steps.")]
 Sampler = Annotated[str, typer.Option(help=f"One of {', '.join(sampling.SAMPLERS)}.")]
 Network = Annotated[str, typer.Option("--network", help='"denoiser" (shipped), or a .safetensors file of your own.')]
@@ -49,9 +51,36 @@ def load_networks(
     denoiser, card = checkpoints.load(network, device)
     if not isinstance(denoiser, DigitUNet):
         raise ValueError(f"network must be a denoiser, {network} holds a {type(denoiser).__name__}")
-    if guidance == "classifier" and image_size(card) != 28:
-        raise ValueError(f"network must draw 28x28 digits, the guide knows no others; {network} draws 8x8")
-    return denoiser, card, checkpoints.load("guide", device).network if guidance == "classifier" else None
+    if guidance == "classifier-free":
+        return denoiser, card, None
+    guide = checkpoints.load("guide", device).network
+    check_size(network, denoiser, "guide", guide)
+    return denoiser, card, guide
+
+
+def check_size(name: str, denoiser: torch.nn.Module, other_name: str, other: torch.nn.Module) -> None:
+    """Raises: ValueError if two networks are made for images of different sizes."""
+    here, there = denoiser.size, other.size
+    if here != there:
+        raise ValueError(
+            f"network must draw {there}x{there} digits, the {other_name} knows no others; {name} draws {here}x{here}"
+        )
+
+
+def show_version(asked: bool) -> None:
+    """Print the version and stop, if asked."""
+    if asked:
+        typer.echo(f"difflesson {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Options that belong to no command."""
 
 
 @app.command()
@@ -75,10 +104,10 @@ def sample(
     start, place = time.perf_counter(), pick_device(device)
     columns = 10 if label is None else 8
     labels = torch.arange(count) % 10 if label is None else torch.full((count,), label)
-    denoiser, card, guide = load_networks(network, guidance, place)
+    denoiser, _, guide = load_networks(network, guidance, place)
     images = sampling.generate(
         denoiser, labels, gamma, seed=seed, steps=steps, sampler=sampler, guide=guide, dtype=arithmetic(place),
-        batch=64, size=image_size(card), progress=True,
+        batch=64, progress=True,
     )  # fmt: skip
     with plotting.style():
         height = -(-count // columns)
@@ -90,15 +119,10 @@ def sample(
     typer.echo(f"{path}: {count} digits, {time.perf_counter() - start:.1f} s")
 
 
-def image_size(card: dict) -> int:
-    """Side of the images a network was trained on, from its card."""
-    return 8 if card.get("recipe", {}).get("data") == "embedded" else 28
-
-
 @app.command()
 def train(
-    task: Annotated[str, typer.Argument(help=f"One of {', '.join(training.TASKS)}.")],
-    dataset: Annotated[str, typer.Option("--data", help='"mnist", or "embedded": 8x8 digits, no download.')] = "mnist",
+    task: Annotated[str, typer.Argument(help=f"One of {', '.join(recipes.TASKS)}.")],
+    dataset: DigitSet = "mnist",
     folder: Annotated[Path, typer.Option(help="For checkpoint, card, and the state to resume from.")] = Path("runs"),
     steps: Annotated[int | None, typer.Option(min=1, help="By default the shipped recipe's.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Examples a step, all processes together.")] = None,
@@ -115,7 +139,7 @@ def train(
     does not launch by itself: `torchrun --nproc_per_node 2 -m difflesson train ... --device cpu`.
     """
     changes = {"data": dataset, "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
-    recipe = training.recipe(task, **{name: value for name, value in changes.items() if value is not None})
+    recipe = recipes.recipe(task, **{name: value for name, value in changes.items() if value is not None})
     path = training.train(
         recipe, folder, device=device, precision=precision, compiled=compiled, save_every=save_every
     )
@@ -140,9 +164,8 @@ def evaluate(
     dtype = arithmetic(place, precision)
     path = Path(network) if Path(network).suffix else checkpoints.shipped(network)
     denoiser, written, guide = load_networks(network, guidance, place)
-    if image_size(written) != 28:
-        raise ValueError(f"network must draw 28x28 digits, the judge knows no others; {network} draws 8x8")
     judge, (reference, about) = checkpoints.load("judge", place).network, metrics.load_reference()
+    check_size(network, denoiser, "judge", judge)
     typer.echo(f"floor of digit-FID: {about['digit_fid_floor']:.4f}")
     typer.echo(f"{'gamma':>6} {'accuracy':>9} {'entropy':>8} {'digit-FID':>10} {'seconds':>8}")
     for scale in gamma:
@@ -183,22 +206,21 @@ def reference(
 @app.command()
 def tour() -> None:
     """Draw a guided sheet into figures/, run the opening chapter, and say where to look next."""
-    tool = ROOT / "tools" / "notebooks.py"
-    if not tool.exists():
+    if not (ROOT / "tools" / "notebooks.py").exists():
         raise ValueError(f"{ROOT} is not a checkout of the course: the chapters are in the repository")
     typer.echo("1/2  drawing guided digits with the shipped network ...")
     sample(gamma=2.0, count=60, out=ROOT / "figures" / "tour.png")
     typer.echo("2/2  running chapter 00 ...")
-    if subprocess.run([sys.executable, str(tool), "run", "00"], cwd=ROOT).returncode:
+    if subprocess.run([sys.executable, "-m", "tools.notebooks", "run", "00"], cwd=ROOT).returncode:
         raise typer.Exit(1)
     typer.echo("\nDone. Now look at figures/tour.png, then read the first chapter:")
     typer.echo("    jupyter lab notebooks/00_start_here.ipynb")
 
 
 def main() -> None:
-    """Run the command line; a wrong argument ends in one clear line instead of a traceback."""
+    """Run the command line; a wrong argument, or one that diverges, ends in one clear line instead of a traceback."""
     try:
         app()
-    except (ValueError, ImportError, data.DataUnavailable) as error:
+    except (ValueError, ImportError, FloatingPointError, data.DataUnavailable) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

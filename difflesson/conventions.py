@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from difflesson.denoiser import Prediction
+
 # name: (offset, their symbol, checked in, source), and gamma = their scale + offset: only their zeros differ
 GUIDANCE = {
     "gamma": (0, "gamma", "blog", "this course, after Su, spaces.ac.cn/archives/9257"),
@@ -80,17 +82,24 @@ STEPS = {
     "Song's f, g": ("dx = f x dt + g dW: f = -beta / 2 = d log alpha / dt, g^2 = beta", "code", "see song"),
 }
 
-# name: (from alpha, sigma the two weights in (.) x0 + (.) eps; in words, checked in, source)
+
+def _from_flow(x, velocity, alpha, sigma):
+    return Prediction((x - sigma * velocity) / (alpha + sigma), (x + alpha * velocity) / (alpha + sigma))
+
+
+# name: (x0 and eps from x, their number, alpha, sigma; their number back; in words, checked in, source)
 OUTPUTS = {
-    "eps": (lambda a, s: (0, 1), "eps = (x - alpha x0) / sigma",
+    "eps": (Prediction.from_eps, lambda p, a, s: p.eps, "eps = (x - alpha x0) / sigma",
             "code", "arXiv:2006.11239 eq. 4; openai/guided-diffusion: gaussian_diffusion.py"),
-    "x0": (lambda a, s: (1, 0), "x0 = (x - sigma eps) / alpha, EDM's D", "code", "the same"),
-    "v": (lambda a, s: (-s, a), "v = alpha eps - sigma x0",
+    "x0": (Prediction.from_x0, lambda p, a, s: p.x0, "x0 = (x - sigma eps) / alpha, EDM's D", "code", "the same"),
+    "v": (Prediction.from_v, lambda p, a, s: a * p.eps - s * p.x0, "v = alpha eps - sigma x0",
           "code", "arXiv:2202.00512 app. D; k-diffusion: external.py; diffusers: scheduling_ddim.py"),
-    "score": (lambda a, s: (0, -1 / s), "grad log p(x) = -eps / sigma; alpha times it for x_edm",
+    "score": (Prediction.from_score, lambda p, a, s: p.score(s),
+              "grad log p(x) = -eps / sigma; alpha times it for x_edm",
               "code", "arXiv:2011.13456; LuChengTHU/dpm-solver: dpm_solver_pytorch.py"),
-    "flow": (lambda a, s: (-1, 1), "velocity = eps - x0", "code", "see flow above"),
-    "flow-reversed": (lambda a, s: (1, -1), "velocity = x0 - eps", "code", "see flow-reversed above"),
+    "flow": (_from_flow, lambda p, a, s: p.eps - p.x0, "velocity = eps - x0", "code", "see flow above"),
+    "flow-reversed": (lambda x, velocity, a, s: _from_flow(x, -velocity, a, s), lambda p, a, s: p.x0 - p.eps,
+                      "velocity = x0 - eps", "code", "see flow-reversed above"),
 }
 
 
@@ -210,25 +219,22 @@ def vp_sde(beta) -> tuple[Tensor, Tensor]:
 def convert(value: Tensor, source: str, target: str, x: Tensor, alpha, sigma) -> Tensor:
     """What a network outputs, as another would: eps, x0, v, score, flow velocity.
 
-        x = alpha x0 + sigma eps and value = a x0 + b eps, solved for x0 and eps     (eq-parameterisations)
+        value -> (x0, eps) with x = alpha x0 + sigma eps -> theirs     (eq-parameterisations)
 
     value, x: Float[Tensor, "batch *data"], x in our scale, see `rescale`.  alpha, sigma: scalar or (batch,).
     Raises ValueError: unknown name, bad shape or level, not finite, or singular. Singular are, at sigma = 0,
     from x0 or score and to score (score to eps is 0); at alpha = 0, from eps or score, save into each other.
     """
-    rows = [_pick(OUTPUTS, argument, name)[0] for argument, name in (("source", source), ("target", target))]
+    predict, answer = _pick(OUTPUTS, "source", source)[0], _pick(OUTPUTS, "target", target)[1]
     value, x = _tensor("value", value), _tensor("x", x)
     if value.shape != x.shape:
         raise ValueError(f"value {tuple(value.shape)} must have the shape of x {tuple(x.shape)}")
     alpha, sigma = (_like(level, x) for level in _alpha_sigma((alpha, sigma)))
     if source == target:
         return value
-    (a, b), (c, d) = (row(alpha, sigma) for row in rows)
-    if {source, target} == {"eps", "score"}:  # proportional: x is not needed, and alpha may be 0
-        result = value * (d / b)
-    else:
-        result = ((c * b - d * a) * x + (d * alpha - c * sigma) * value) / (alpha * b - sigma * a)
-    if not result.isfinite().all():
+    result = answer(predict(x, value, alpha, sigma), alpha, sigma)
+    lost = source == "score" and target != "eps" and bool((sigma == 0).any())  # -sigma score is 0, whatever eps was
+    if lost or not result.isfinite().all():
         raise ValueError(f"{source} -> {target} is singular at alpha = {alpha}, sigma = {sigma}")
     return result
 
@@ -239,7 +245,7 @@ def card() -> list[dict[str, str]]:
     rows += [("no single gamma", name, *rest) for name, rest in NO_SINGLE_GAMMA.items()]
     rows += [("noise", name, *rest) for name, (_, _, *rest) in NOISE.items()]
     rows += [("one step", name, *rest) for name, rest in STEPS.items()]
-    rows += [("output", name, *rest) for name, (_, *rest) in OUTPUTS.items()]
+    rows += [("output", name, *rest) for name, (_, _, *rest) in OUTPUTS.items()]
     keys = ("question", "convention", "in our notation", "checked in", "source")
     return [dict(zip(keys, row, strict=True)) for row in rows]
 

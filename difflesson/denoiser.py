@@ -1,23 +1,28 @@
 """What a denoiser is, and how a network becomes one.
 
 A denoiser answers the question "what is in this noisy `x`?" twice: with the clean point `x0` and with the noise `eps`.
-For one prediction the two say the same thing, `x = alpha x0 + sigma eps`; they are kept apart because some methods
-(CFG++, clipping) use different predictions for the two. A class label is not an argument: it is bound beforehand, so
-that a conditional, an unconditional and a guided model are all the same kind of thing.
+The two always say the same thing, `x = alpha x0 + sigma eps`, so a kernel may use whichever is better conditioned:
+close to the data the noise is hard to see in `x`, close to pure noise the clean point is. Whoever changes one half
+(clipping, say) makes the other anew, by `Prediction.from_x0` or `from_eps`. A class label is not an argument: it is
+bound beforehand, so that a conditional, an unconditional and a guided model are all the same kind of thing.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from difflesson.schedule import Schedule, as_time
+from difflesson.parts import Part
+from difflesson.schedule import Schedule, as_time, expand_as
 
 
 class Prediction(NamedTuple):
-    """A denoiser's answer: the clean point and the noise, each shaped like the input (batch, *data)."""
+    """A denoiser's answer: the clean point and the noise, each shaped like the input (batch, *data).
+
+    Always `x = alpha x0 + sigma eps`. In the methods below alpha and sigma are 0-dim, or shaped to multiply x.
+    """
 
     x0: Tensor
     eps: Tensor
@@ -51,22 +56,32 @@ class Prediction(NamedTuple):
 
 
 Denoiser = Callable[[Tensor, Tensor], Prediction]
-"""`denoiser(x, t) -> Prediction` with x: (batch, *data) and t: a time in [0, 1], 0-dim."""
+"""`denoiser(x, t) -> Prediction` with x: (batch, *data) and t: a time in [0, 1], 0-dim, or (batch,) with one a point.
+Any function will do; those of the package are parts (see `difflesson.parts`)."""
 
 
-@dataclass(frozen=True)
-class Pair:
+def predict(denoiser: Denoiser, x: Tensor, t: Tensor) -> Prediction:
+    """Ask a denoiser.  Raises: ValueError if an answer has another shape than x: it would be broadcast silently."""
+    prediction = denoiser(x, t)
+    for name, half in zip(("x0", "eps"), prediction, strict=True):
+        if half.shape != x.shape:
+            raise ValueError(f"denoiser must answer {name} shaped like x, {tuple(x.shape)}, got {tuple(half.shape)}")
+    return prediction
+
+
+@dataclass(frozen=True, eq=False)
+class Pair(Part):
     """A conditional and an unconditional denoiser; `together` evaluates both in one batched call where it can."""
 
     cond: Denoiser
     uncond: Denoiser
-    together: Callable[[Tensor, Tensor], tuple[Prediction, Prediction]] | None = None
+    together: Callable[[Tensor, Tensor], tuple[Prediction, Prediction]] | None = field(default=None, repr=False)
 
     def __call__(self, x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
         """Both predictions, conditional first."""
         if self.together is not None:
             return self.together(x, t)
-        return self.cond(x, t), self.uncond(x, t)
+        return predict(self.cond, x, t), predict(self.uncond, x, t)
 
 
 def check_labels(label: int | Tensor, classes: int) -> Tensor:
@@ -88,22 +103,41 @@ def expand_label(label: Tensor, x: Tensor) -> Tensor:
     return label.to(x.device).expand(len(x))
 
 
-def network_denoiser(
-    network: torch.nn.Module, schedule: Schedule, label: int | Tensor | None = None, dtype: torch.dtype | None = None
-) -> Denoiser:
+@dataclass(frozen=True, eq=False)
+class network_denoiser(Part):
     """A denoiser from a v-predicting network `network(x, log_snr, label) -> v` with `network.classes` labels.
 
     Args: label: an integer, a tensor (batch,), or None for the null label (unconditional);  dtype: if given, the
     network runs under autocast in it (bfloat16 on a GPU) while its answer is combined in the precision of `x`.
-    Raises: ValueError if a label is outside 0..network.classes-1 or there is not one for each point.
+    Raises: ValueError if a label is outside 0..network.classes-1, there is not one for each point, or the network
+    answers in another shape than x.
     """
-    null = network.classes
-    bound = torch.tensor(null) if label is None else check_labels(label, network.classes)
 
-    def denoise(x: Tensor, t: Tensor) -> Prediction:
-        return _run(network, schedule, x, t, expand_label(bound, x), dtype)
+    network: torch.nn.Module = field(repr=False)
+    schedule: Schedule
+    label: int | Tensor | None = None
+    dtype: torch.dtype | None = None
 
-    return denoise
+    def __post_init__(self):
+        if self.label is not None:
+            check_labels(self.label, self.network.classes)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Prediction:
+        null = self.network.classes
+        return self._answer(x, t, expand_label(torch.as_tensor(null if self.label is None else self.label), x))
+
+    def _answer(self, x: Tensor, t: Tensor, label: Tensor) -> Prediction:
+        """One call of the network, x: (batch, *data), label: (batch,)."""
+        t = as_time(t)
+        if t.shape not in ((), x.shape[:1]):
+            raise ValueError(f"t must be one time or have shape (batch,) = ({len(x)},), got {tuple(t.shape)}")
+        log_snr = self.schedule.log_snr(t).to(x.device, torch.float32).expand(len(x))
+        with torch.autocast(x.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            v = self.network(x, log_snr, label)
+        if v.shape != x.shape:
+            raise ValueError(f"network must answer v of the shape of x, {tuple(x.shape)}, got {tuple(v.shape)}")
+        alpha, sigma = (expand_as(level, x) for level in (self.schedule.alpha(t), self.schedule.sigma(t)))
+        return Prediction.from_v(x, v.to(x.dtype), alpha, sigma)
 
 
 def network_pair(
@@ -113,24 +147,14 @@ def network_pair(
 
     Arguments and errors as in `network_denoiser`.
     """
+    cond, uncond = (network_denoiser(network, schedule, y, dtype) for y in (label, None))
     bound = check_labels(label, network.classes)
 
     def together(x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
-        labels = expand_label(bound, x)
+        labels, t = expand_label(bound, x), as_time(t)
         both = torch.cat([labels, torch.full_like(labels, network.classes)])  # (2 batch,)
-        x0, eps = _run(network, schedule, torch.cat([x, x]), t, both, dtype)
+        x0, eps = cond._answer(torch.cat([x, x]), torch.cat([t, t]) if t.dim() else t, both)
         (cond_x0, uncond_x0), (cond_eps, uncond_eps) = x0.chunk(2), eps.chunk(2)
         return Prediction(cond_x0, cond_eps), Prediction(uncond_x0, uncond_eps)
 
-    cond = network_denoiser(network, schedule, bound, dtype)
-    return Pair(cond, network_denoiser(network, schedule, None, dtype), together)
-
-
-def _run(network, schedule, x, t, label, dtype) -> Prediction:
-    """One call of the network at one time for the whole batch."""
-    if as_time(t).dim():
-        raise ValueError(f"t must be one time for the whole batch, got {t}")
-    log_snr = torch.full((len(x),), float(schedule.log_snr(t)), device=x.device)
-    with torch.autocast(x.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-        v = network(x, log_snr, label).to(x.dtype)
-    return Prediction.from_v(x, v, schedule.alpha(t), schedule.sigma(t))
+    return Pair(cond, uncond, together)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from difflesson.kernels import Kernel, exact
-from difflesson.mixture import GaussianMixture, ReverseStep
+from difflesson.mixture import GaussianMixture
 from difflesson.schedule import Schedule
-from difflesson.steps import FullGaussian, Step
+from difflesson.steps import FullGaussian, ReverseStep, Step
 
 
 @cache
@@ -100,13 +100,13 @@ def leading_kl_without_shift(gradient: Tensor, beta: Tensor) -> Tensor:
     return beta * gradient.square().sum(1) / 2
 
 
-def leading_kl_with_shift(hessian: Tensor, beta: Tensor, prior: float | Tensor) -> Tensor:
+def leading_kl_with_shift(curvature: Tensor, beta: Tensor, prior: float | Tensor) -> Tensor:
     """What a shifted mean and one variance cost, to second order: `beta^2 |H + c I|^2 / 4`, (N,).  [eq-kl-shift]
 
     The error is all in the covariance. `c = 1 / sigma_t^2` for the small variance: no error where the class is a point;
     `c = 1` for the large one: no error where the class is standard normal.
 
-    Args: hessian: grad grad log p_t(x | y), (N, d, d);  beta: `sigma_{t|s}^2`;  prior: c.
+    Args: curvature: H = grad grad log p_t(x | y), (N, d, d);  beta: `sigma_{t|s}^2`;  prior: c.
     """
-    excess = hessian + prior * torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
+    excess = curvature + prior * torch.eye(curvature.shape[-1], dtype=curvature.dtype, device=curvature.device)
     return beta**2 * excess.square().sum((1, 2)) / 4

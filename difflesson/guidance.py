@@ -4,103 +4,142 @@ Every gradient-type guidance is `tilt`: add a gradient to the score. Every two-b
 predictions. What comes out is a denoiser again, so any kernel can sample from it, and guidances can be stacked.
 
 The scale is `gamma` everywhere: 0 ignores the condition, 1 is plain conditional sampling, more exaggerates, less than
-0 pushes away. It may be a number or a function of time (`gamma(t)`), which gives guidance intervals and ramps.
+0 pushes away. It may be a number, a tensor (batch,) with one scale a point, or a function of time that returns either,
+which gives guidance intervals and ramps.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from difflesson.denoiser import Denoiser, Pair, Prediction, check_labels, expand_label
-from difflesson.schedule import Schedule, as_time
+from difflesson.denoiser import Denoiser, Pair, Prediction, check_labels, expand_label, predict
+from difflesson.parts import Part
+from difflesson.schedule import Schedule, as_time, expand_as
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
 """`grad(x, t) -> (batch, *data)`: the gradient in x of log p_t(y | x), of a similarity, of minus an energy, ..."""
 
-Scale = float | Callable[[Tensor], float]
+Scale = float | Tensor | Callable[[Tensor], float | Tensor]
 
 
-def scale_at(gamma: Scale, t: Tensor) -> float:
-    """The scale at time t as a float.  Raises: ValueError if it is not one finite number."""
-    value = gamma(t) if callable(gamma) else gamma
-    if (isinstance(value, Tensor) and value.numel() != 1) or not math.isfinite(value):
-        raise ValueError(f"gamma must be one finite number, got {value}")
-    return float(value)
+def scale_at(gamma: Scale, t: Tensor, x: Tensor) -> float | Tensor:
+    """The scale at time t: a float, or a tensor (batch, 1, ...) that multiplies x.
+
+    Raises: ValueError if it is not one finite number, nor one for each point.
+    """
+    value = check_scale(gamma(t) if callable(gamma) else gamma)
+    if isinstance(value, Tensor) and len(value) != len(x):
+        raise ValueError(f"gamma must be one number or have shape (batch,) = ({len(x)},), got {tuple(value.shape)}")
+    return expand_as(value, x) if isinstance(value, Tensor) else value
 
 
-def tilt(denoiser: Denoiser, grad: Gradient, gamma: Scale, schedule: Schedule) -> Denoiser:
+def check_scale(gamma: float | Tensor) -> float | Tensor:
+    """One number as a float, or a tensor (batch,).  Raises: ValueError if it is neither, or not finite."""
+    value = torch.as_tensor(gamma, dtype=None if isinstance(gamma, Tensor) else torch.float64)
+    known = value.device.type == "cpu"  # elsewhere a look at the values would make the host wait
+    if value.dim() > 1 or value.is_complex() or known and not bool(value.isfinite().all()):
+        raise ValueError(f"gamma must be one finite number, or a finite tensor of shape (batch,), got {gamma}")
+    return value if value.numel() > 1 else float(value)
+
+
+def checked_gradient(grad: Gradient, x: Tensor, t: Tensor) -> Tensor:
+    """Evaluate a gradient.  Raises: ValueError if it has another shape than x: it would be broadcast silently."""
+    g = grad(x, t)
+    if g.shape != x.shape:
+        raise ValueError(f"grad must return the shape of x, {tuple(x.shape)}, got {tuple(g.shape)}")
+    return g
+
+
+@dataclass(frozen=True, eq=False)
+class tilt(Part):
     """Guide by a gradient: the score gets `+ gamma g`, whatever sampler follows.
 
         eps -= gamma sigma g          x0 += gamma sigma^2 / alpha g          [eq-eps-substitution]
 
-    Args: grad: `grad(x, t)`, for a classifier grad log p_t(y | x);  gamma: finite number or function of time.
+    Args: grad: `grad(x, t)`, for a classifier grad log p_t(y | x);  gamma: see the module.
     At `gamma = 0` the gradient is not evaluated.  Raises: ValueError if gamma is not finite or grad is misshapen.
     Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), algorithm 2, eq. 14.
     """
-    if not callable(gamma):
-        scale_at(gamma, torch.tensor(0.0))
 
-    def guided(x: Tensor, t: Tensor) -> Prediction:
-        prediction, scale = denoiser(x, t), scale_at(gamma, t)
-        if scale == 0:
+    denoiser: Denoiser
+    grad: Gradient
+    gamma: Scale
+    schedule: Schedule
+
+    def __post_init__(self):
+        if not callable(self.gamma):
+            check_scale(self.gamma)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Prediction:
+        prediction, scale = predict(self.denoiser, x, t), scale_at(self.gamma, t, x)
+        if isinstance(scale, float) and scale == 0:
             return prediction
-        g, alpha, sigma = grad(x, t), schedule.alpha(t), schedule.sigma(t)
-        if g.shape != x.shape:
-            raise ValueError(f"grad must return the shape of x, {tuple(x.shape)}, got {tuple(g.shape)}")
-        return Prediction(prediction.x0 + scale * (sigma**2 / alpha) * g, prediction.eps - scale * sigma * g)
-
-    return guided
+        alpha, sigma = (expand_as(level, x) for level in (self.schedule.alpha(t), self.schedule.sigma(t)))
+        push = scale * checked_gradient(self.grad, x, t)
+        return Prediction(prediction.x0 + sigma**2 / alpha * push, prediction.eps - sigma * push)
 
 
-def mix(pair: Pair, rule: Callable[[Prediction, Prediction], Prediction]) -> Denoiser:
-    """Guide by two branches: `rule(cond, uncond)` combines the two predictions of the pair."""
+@dataclass(frozen=True, eq=False)
+class mix(Part):
+    """Guide by two branches: `rule(cond, uncond, x, t)` combines the two predictions of the pair into one.
 
-    def guided(x: Tensor, t: Tensor) -> Prediction:
-        return rule(*pair(x, t))
+    A rule that treats x0 and eps alike by weights that sum to one keeps `x = alpha x0 + sigma eps`; any other changes
+    one half and makes the other with `Prediction.from_x0` or `from_eps`.
+    """
 
-    return guided
+    pair: Pair
+    rule: Callable[[Prediction, Prediction, Tensor, Tensor], Prediction]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Prediction:
+        return self.rule(*self.pair(x, t), x, t)
 
 
-def classifier_free(pair: Pair, gamma: Scale) -> Denoiser:
+@dataclass(frozen=True, eq=False)
+class classifier_free(Part):
     """Classifier-free guidance: `eps = eps_u + gamma (eps_c - eps_u)`, and x0 likewise.  [eq-cfg]
 
     With `w = gamma - 1` this is Ho & Salimans' `(1 + w) eps_c - w eps_u`. At `gamma = 0` and `gamma = 1` only the
     branch that counts is evaluated.
 
-    Args: gamma: finite number or function of time.  Raises: ValueError if gamma is not finite.
+    Args: gamma: see the module.  Raises: ValueError if gamma is not finite.
     Source: Ho & Salimans 2022 (arXiv 2207.12598), eq. 6.
     """
-    if not callable(gamma):
-        scale_at(gamma, torch.tensor(0.0))
 
-    def guided(x: Tensor, t: Tensor) -> Prediction:
-        scale = scale_at(gamma, t)
-        if scale in (0.0, 1.0):
-            return (pair.cond if scale else pair.uncond)(x, t)
-        cond, uncond = pair(x, t)
+    pair: Pair
+    gamma: Scale
+
+    def __post_init__(self):
+        if not callable(self.gamma):
+            check_scale(self.gamma)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Prediction:
+        scale = scale_at(self.gamma, t, x)
+        if isinstance(scale, float) and scale in (0.0, 1.0):
+            return predict(self.pair.cond if scale else self.pair.uncond, x, t)
+        cond, uncond = self.pair(x, t)
         return Prediction(*(u + scale * (c - u) for c, u in zip(cond, uncond, strict=True)))
 
-    return guided
 
-
-def gradient(log_prob: Callable[[Tensor, Tensor], Tensor]) -> Gradient:
+@dataclass(frozen=True, eq=False)
+class gradient(Part):
     """The gradient in x of any differentiable `log_prob(x, t) -> (batch,)`, one backward pass for the batch.
 
     The values are summed before differentiating, which is right as long as no point's value depends on another point:
-    true for `eval()` networks, false for batch norm in training mode.
+    true for `eval()` networks, false for batch norm in training mode.  Raises: ValueError if log_prob is misshapen.
     """
 
-    def grad(x: Tensor, t: Tensor) -> Tensor:
+    log_prob: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            values = log_prob(leaf, t)
+            values = self.log_prob(leaf, t)
             if values.shape != x.shape[:1]:
                 raise ValueError(f"log_prob must return shape (batch,) = ({len(x)},), got {tuple(values.shape)}")
             return torch.autograd.grad(values.sum(), leaf)[0]
-
-    return grad
 
 
 def linearise(log_prob: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: float | Tensor) -> Callable:
@@ -124,7 +163,8 @@ def linearise(log_prob: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: float 
     return lambda x_s, s: value + ((x_s - x) * slope).sum(-1) + (s - t) * rate
 
 
-def implicit_gradient(pair: Pair, schedule: Schedule) -> Gradient:
+@dataclass(frozen=True, eq=False)
+class implicit_gradient(Part):
     """The gradient of the classifier that two denoisers imply, `p(x | y) / p(x)`.  [eq-implicit-classifier]
 
         grad log (p_t(x | y) / p_t(x)) = (eps_u - eps_c) / sigma
@@ -133,14 +173,16 @@ def implicit_gradient(pair: Pair, schedule: Schedule) -> Gradient:
     Source: Ho & Salimans 2022 (arXiv 2207.12598), section 3.2.
     """
 
-    def grad(x: Tensor, t: Tensor) -> Tensor:
-        cond, uncond = pair(x, t)
-        return (uncond.eps - cond.eps) / schedule.sigma(t)
+    pair: Pair
+    schedule: Schedule
 
-    return grad
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        cond, uncond = self.pair(x, t)
+        return (uncond.eps - cond.eps) / expand_as(self.schedule.sigma(t), x)
 
 
-def tempered(denoiser: Denoiser, kappa: float, schedule: Schedule) -> Denoiser:
+@dataclass(frozen=True, eq=False)
+class tempered(Part):
     """The score times kappa, which is *not* how one samples `p(x)^kappa`.  [eq-low-temperature]
 
         eps -> kappa eps          x0 -> x0 + (1 - kappa) sigma / alpha eps
@@ -148,14 +190,19 @@ def tempered(denoiser: Denoiser, kappa: float, schedule: Schedule) -> Denoiser:
     Args: kappa: finite, at least 0; 1 changes nothing.  Raises: ValueError otherwise.
     Source: Ho & Salimans 2022 (arXiv 2207.12598), section 1, report that it fails on images.
     """
-    if not (math.isfinite(kappa) and kappa >= 0):
-        raise ValueError(f"kappa must be finite and at least 0, got {kappa}")
 
-    def scaled(x: Tensor, t: Tensor) -> Prediction:
-        x0, eps = denoiser(x, t)
-        return Prediction(x0 + (1 - kappa) * schedule.sigma(t) / schedule.alpha(t) * eps, kappa * eps)
+    denoiser: Denoiser
+    kappa: float
+    schedule: Schedule
 
-    return scaled
+    def __post_init__(self):
+        if not (math.isfinite(self.kappa) and self.kappa >= 0):
+            raise ValueError(f"kappa must be finite and at least 0, got {self.kappa}")
+
+    def __call__(self, x: Tensor, t: Tensor) -> Prediction:
+        x0, eps = predict(self.denoiser, x, t)
+        alpha, sigma = (expand_as(level, x) for level in (self.schedule.alpha(t), self.schedule.sigma(t)))
+        return Prediction(x0 + (1 - self.kappa) * sigma / alpha * eps, self.kappa * eps)
 
 
 def classifier_log_prob(network: torch.nn.Module, schedule: Schedule, label: int | Tensor) -> Callable:
@@ -166,7 +213,7 @@ def classifier_log_prob(network: torch.nn.Module, schedule: Schedule, label: int
     bound = check_labels(label, network.classes)
 
     def log_prob(x: Tensor, t: Tensor) -> Tensor:
-        log_snr = torch.full((len(x),), float(schedule.log_snr(t)), device=x.device)
+        log_snr = schedule.log_snr(t).to(x.device, torch.float32).expand(len(x))
         logits = network(x, log_snr).to(x.dtype).log_softmax(dim=1)  # (batch, classes)
         return logits.gather(1, expand_label(bound, x)[:, None])[:, 0]
 

@@ -1,25 +1,34 @@
-"""One reverse step at a time: kernels `kernel(x, t, s) -> Step` from time t back to an earlier time s.
+"""One reverse step at a time: kernels `kernel(x, t, s) -> Step` from time t to another time s.
 
-Most steps are Gaussian with one variance; the Hessian-corrected one has a full covariance, and the exact one is a
-mixture. Kernels are made from a denoiser, guided
-or not: they never see a label or a scale. Deterministic kernels (DDIM with `eta = 0`, Heun, DPM-Solver++) are steps of
-variance zero.
+Most steps are Gaussian with one variance; the moment-matched one has a full covariance, and the exact one is a
+mixture. Kernels are made from a denoiser, guided or not: they never see a label or a scale.
+
+Two rules hold for all of them, on every schedule. A step that adds noise runs backwards, `s <= t`; one without noise
+(DDIM with `eta = 0`, Heun, DPM-Solver++, the probability-flow ODE) also runs forwards, from data to noise. And the step
+to the data, `s = 0`, adds no noise: what is asked for there is a clean point. (The exact kernels know better: what they
+draw at `s = 0` is a draw from `p(x_0 | x_t)`.)
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from difflesson.denoiser import Denoiser
-from difflesson.guidance import Gradient
-from difflesson.mixture import GaussianMixture, ReverseStep
+from difflesson.denoiser import Denoiser, predict
+from difflesson.guidance import Gradient, Scale, check_scale, checked_gradient, scale_at
+from difflesson.mixture import GaussianMixture
+from difflesson.parts import Part, Remembering
 from difflesson.schedule import Schedule, as_time
-from difflesson.steps import FullGaussian, Gaussian, Step
+from difflesson.steps import FullGaussian, Gaussian, ReverseStep, Step
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Step]
-"""`kernel(x, t, s)` with x: (batch, *data) at time t and 0-dim times `0 <= s < t <= 1`."""
+"""`kernel(x, t, s)` with x: (batch, *data) at time t and 0-dim times in [0, 1].
+Any function will do; those of the package are parts (see `difflesson.parts`)."""
+
+NO_NOISE = torch.zeros((), dtype=torch.float64)
+VARIANCES = {"small": 0.0, "large": 1.0}  # the two of DDPM, as v
 
 
 def posterior_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
@@ -31,55 +40,74 @@ def posterior_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
     return (schedule.sigma(s) * sigma_ts / schedule.sigma(t)) ** 2
 
 
-def ddpm(denoiser: Denoiser, schedule: Schedule, variance: str | float = "small") -> Kernel:
+@dataclass(frozen=True, eq=False)
+class ddpm(Part):
     """DDPM's ancestral step: the mean of `q(x_s | x_t, x_0)` at the predicted x0.  [eq-ddpm]
 
         mean = (alpha_{t|s} sigma_s^2 x + alpha_s sigma_{t|s}^2 x0) / sigma_t^2
         var  = small^{1 - v} large^v     [eq-variance-interpolation]
 
     Args: variance: "small" (`v = 0`), the posterior's, right for a single point; "large" (`v = 1`), `sigma_{t|s}^2`,
-    right for standard normal data; or v in [0, 1]. A step to the data itself, `sigma_s = 0`, adds no noise.
+    right for standard normal data; or v in [0, 1].
     Raises: ValueError on another variance.  Source: Ho et al. 2020 (arXiv 2006.11239), eq. 7, section 3.2, algorithm 2;
     the interpolation: Ho & Salimans 2022 (arXiv 2207.12598), algorithm 2.
     """
-    v = {"small": 0.0, "large": 1.0}.get(variance, variance)
-    if not (isinstance(v, int | float) and 0 <= v <= 1):
-        raise ValueError(f'variance must be "small", "large" or a number in [0, 1], got {variance!r}')
 
-    def kernel(x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        alpha_ts, sigma_ts = schedule.transition(t, s)
-        sigma_s, sigma_t = schedule.sigma(s), schedule.sigma(t)
-        keep, pull = alpha_ts * (sigma_s / sigma_t) ** 2, schedule.alpha(s) * (sigma_ts / sigma_t) ** 2
-        var = posterior_variance(schedule, t, s) ** (1 - v) * (sigma_ts**2 * (sigma_s > 0)) ** v
-        return Gaussian(keep * x + pull * denoiser(x, t).x0, var)
+    denoiser: Denoiser
+    schedule: Schedule
+    variance: str | float = "small"
 
-    return kernel
+    def __post_init__(self):
+        v = VARIANCES.get(self.variance, self.variance)
+        if not (isinstance(v, int | float) and 0 <= v <= 1):
+            raise ValueError(f'variance must be "small", "large" or a number in [0, 1], got {self.variance!r}')
+
+    def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        t, s = _times(t, s)
+        v = VARIANCES.get(self.variance, self.variance)
+        alpha_ts, sigma_ts = self.schedule.transition(t, s)
+        sigma_s, sigma_t = self.schedule.sigma(s), self.schedule.sigma(t)
+        keep, pull = alpha_ts * (sigma_s / sigma_t) ** 2, self.schedule.alpha(s) * (sigma_ts / sigma_t) ** 2
+        var = posterior_variance(self.schedule, t, s) ** (1 - v) * (sigma_ts**2) ** v
+        return Gaussian(keep * x + pull * predict(self.denoiser, x, t).x0, var * (s > 0))
 
 
-def ddim(denoiser: Denoiser, schedule: Schedule, eta: float = 0.0) -> Kernel:
+@dataclass(frozen=True, eq=False)
+class ddim(Part):
     """DDIM's step, with `eta` times the posterior's standard deviation of fresh noise.  [eq-ddim]
 
         mean = alpha_s x0 + sqrt(sigma_s^2 - v) eps,     v = eta^2 sigma_s^2 sigma_{t|s}^2 / sigma_t^2
 
     `eta = 0` is deterministic and solves the probability-flow ODE to first order; `eta = 1` is `ddpm`.
 
-    Args: eta: finite, at least 0, and small enough that `v <= sigma_s^2`.  Raises: ValueError otherwise.
+    Args: eta: finite, at least 0, and small enough that `v <= sigma_s^2`;  noise_from: another denoiser to take eps
+    from. The step then goes to one clean point with another's noise, as CFG++ does (Chung et al. 2024, arXiv
+    2406.08070): a property of the step, since no single prediction says both.  Raises: ValueError otherwise.
     Source: Song et al. 2021 (arXiv 2010.02502), eq. 12 and 16.
     """
-    _check_level("eta", eta)
 
-    def kernel(x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        var = eta**2 * posterior_variance(schedule, t, s)
-        rest = schedule.sigma(s) ** 2 - var
+    denoiser: Denoiser
+    schedule: Schedule
+    eta: float = 0.0
+    noise_from: Denoiser | None = None
+
+    def __post_init__(self):
+        _check_level("eta", self.eta)
+
+    def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        t, s = _times(t, s)
+        var = self.eta**2 * posterior_variance(self.schedule, t, s) if self.eta else NO_NOISE
+        rest = self.schedule.sigma(s) ** 2 - var
         if bool(rest < -1e-12):
-            raise ValueError(f"eta must be smaller for a step from {float(t):.4g} to {float(s):.4g}, got {eta}")
-        x0, eps = denoiser(x, t)
-        return Gaussian(schedule.alpha(s) * x0 + rest.clamp_min(0).sqrt() * eps, var)
+            raise ValueError(f"eta must be smaller for a step from {float(t):.4g} to {float(s):.4g}, got {self.eta}")
+        x0, eps = predict(self.denoiser, x, t)
+        if self.noise_from is not None:
+            eps = predict(self.noise_from, x, t).eps
+        return Gaussian(self.schedule.alpha(s) * x0 + rest.clamp_min(0).sqrt() * eps, var * (s > 0))
 
-    return kernel
 
-
-def reverse_sde(denoiser: Denoiser, schedule: Schedule, rho: float = 1.0) -> Kernel:
+@dataclass(frozen=True, eq=False)
+class reverse_sde(Part):
     """One Euler-Maruyama step of the reverse SDE whose noise is free.  [eq-reverse-sde]
 
         dx = -beta / 2 (x + (1 + rho^2) score) dt + rho sqrt(beta) dW     (time running backwards)
@@ -89,96 +117,109 @@ def reverse_sde(denoiser: Denoiser, schedule: Schedule, rho: float = 1.0) -> Ker
     Args: rho: finite, at least 0.  Raises: ValueError otherwise.
     Source: Song et al. 2021 (arXiv 2011.13456), eq. 6 and 13; Zhang & Chen 2022 (arXiv 2204.13902).
     """
-    _check_level("rho", rho)
 
-    def kernel(x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        step = schedule.beta(t) * (as_time(t) - s)
-        score = denoiser(x, t).score(schedule.sigma(t))
-        return Gaussian(x + step / 2 * (x + (1 + rho**2) * score), rho**2 * step)
+    denoiser: Denoiser
+    schedule: Schedule
+    rho: float = 1.0
 
-    return kernel
+    def __post_init__(self):
+        _check_level("rho", self.rho)
+
+    def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        t, s = _times(t, s, backwards=self.rho > 0)
+        step = self.schedule.beta(t) * (t - s)
+        score = predict(self.denoiser, x, t).score(self.schedule.sigma(t))
+        return Gaussian(x + step / 2 * (x + (1 + self.rho**2) * score), self.rho**2 * step * (s > 0))
 
 
-def heun(denoiser: Denoiser, schedule: Schedule) -> Kernel:
-    """Heun's second-order step of the probability-flow ODE `d(x / alpha) / d(sigma / alpha) = eps`.  [eq-heun]
+@dataclass(frozen=True, eq=False)
+class heun(Part):
+    """Heun's second-order step of the probability-flow ODE: a DDIM step to `x_s'`, then corrected.  [eq-heun]
 
-    A DDIM step to `x_s'`, then half the change of eps along it; two evaluations, one in a step to `sigma = 0`.
-    Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 1, in variance-preserving variables.
+        x_s = x_s' + (alpha_s - alpha_t sigma_s / sigma_t) (x0' - x0) / 2,     x0' predicted at x_s' and s
+
+    This is the trapezoidal rule for `d(x / sigma) / d(alpha / sigma) = x0`. The same rule for
+    `d(x / alpha) / d(sigma / alpha) = eps` (Karras et al.) divides by alpha, which is nearly 0 where sampling starts;
+    it is taken for forward steps, which start where sigma is nearly 0. Two evaluations, one in a step to the data.
+    Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 1; the variables of Lu et al. 2022 (arXiv 2211.01095).
     """
-    def kernel(x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
-        x0, eps = denoiser(x, t)
-        first = alpha_s * x0 + sigma_s * eps
-        if sigma_s == 0:
-            return Gaussian(first, torch.zeros(()))
-        change = denoiser(first, s).eps - eps
-        span = sigma_s - schedule.sigma(t) * alpha_s / schedule.alpha(t)
-        return Gaussian(first + span / 2 * change, torch.zeros(()))
 
-    return kernel
+    denoiser: Denoiser
+    schedule: Schedule
+
+    def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        t, s = _times(t, s)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = ((self.schedule.alpha(u), self.schedule.sigma(u)) for u in (t, s))
+        here = predict(self.denoiser, x, t)
+        first = alpha_s * here.x0 + sigma_s * here.eps
+        if s == 0:
+            return Gaussian(first, NO_NOISE)
+        there = predict(self.denoiser, first, s)
+        if s <= t:
+            change = (alpha_s - alpha_t * sigma_s / sigma_t) * (there.x0 - here.x0)
+        else:
+            change = (sigma_s - sigma_t * alpha_s / alpha_t) * (there.eps - here.eps)
+        return Gaussian(first + change / 2, NO_NOISE)
 
 
-class dpmpp_2m:  # noqa: N801 - a kernel like the others, made by calling its name
+@dataclass(frozen=True, eq=False)
+class dpmpp_2m(Remembering):
     """DPM-Solver++(2M): second order with one evaluation a step, by remembering the last x0.  [eq-dpmpp-2m]
 
         x_s = (sigma_s / sigma_t) x + alpha_s (1 - e^{-h}) D,     D = x0 + (h / h_last) (x0 - x0_last) / 2
 
-    with h the step in `log(alpha / sigma)`. The first step, and one to `sigma = 0`, are DDIM steps. The memory
-    belongs to one run: `sample` calls `start()`, which returns a kernel with an empty memory. Called directly, it is
-    a first step.  Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2.
+    with h the step in `log(alpha / sigma)`. It is computed as a DDIM step, `alpha_s x0 + sigma_s eps`, plus what D adds
+    to x0: the same number, without the quotient. The first step of a run, and one from or to `sigma = 0`, are DDIM
+    steps. The memory belongs to one run, see `difflesson.parts`.
+    Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2.
     """
 
-    def __init__(self, denoiser: Denoiser, schedule: Schedule):
-        self.denoiser, self.schedule = denoiser, schedule
+    denoiser: Denoiser
+    schedule: Schedule
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        """A first step, without memory: DDIM."""
-        return self.start()(x, t, s)
-
-    def start(self) -> Kernel:
-        """A kernel for one run."""
-        schedule, last = self.schedule, None
-
-        def kernel(x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-            nonlocal last
-            x0, h = self.denoiser(x, t).x0, (schedule.log_snr(s) - schedule.log_snr(t)) / 2
-            blend = x0
-            if last is not None and bool(torch.isfinite(h)):
-                blend = x0 + h / last[1] / 2 * (x0 - last[0])
-            last = (x0, h)
-            mean = schedule.sigma(s) / schedule.sigma(t) * x - schedule.alpha(s) * torch.expm1(-h) * blend
-            return Gaussian(mean, torch.zeros(()))
-
-        return kernel
+        t, s = _times(t, s)
+        memory = self.recall()
+        x0, eps = predict(self.denoiser, x, t)
+        h = (self.schedule.log_snr(s) - self.schedule.log_snr(t)) / 2
+        mean = self.schedule.alpha(s) * x0 + self.schedule.sigma(s) * eps
+        if memory and bool(h.isfinite()):
+            slope = h / memory["h"] / 2 * (x0 - memory["x0"])
+            mean = mean - self.schedule.alpha(s) * torch.expm1(-h) * slope
+        memory |= {"x0": x0, "h": h}
+        return Gaussian(mean, NO_NOISE)
 
 
-def shift(kernel: Kernel, grad: Gradient, gamma: float, at: str = "x", time: str | None = None) -> Kernel:
+@dataclass(frozen=True, eq=False)
+class shift(Part):
     """Guidance as a shift of the mean: `mean + gamma var grad`.  [eq-mean-shift]
 
     Unlike `tilt` it works on a step, and dies where the step has no variance.
 
-    Args: grad: `grad(x, t)`;  gamma: finite;  at: where the gradient is taken, "x" (at x_t) or "mu" (at the mean, the
-    original paper);  time: with which noise level, "t" or "s" (default "t" at x, "s" at mu, where the points belong).
+    Args: grad: `grad(x, t)`;  gamma: a scale as in `difflesson.guidance`;  at: where the gradient is taken, "x" (at
+    x_t) or "mu" (at the mean, the original paper);  time: with which noise level, "t" or "s" (default "t" at x, "s" at
+    mu, where the points belong).
     Raises: ValueError otherwise.  Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), algorithm 1.
     """
-    if at not in ("x", "mu"):
-        raise ValueError(f'at must be "x" or "mu", got {at!r}')
-    if time not in (None, "t", "s"):
-        raise ValueError(f'time must be "t" or "s", got {time!r}')
-    if not math.isfinite(gamma):
-        raise ValueError(f"gamma must be finite, got {gamma}")
-    if hasattr(kernel, "start"):
-        raise ValueError("kernel must have no memory (dpmpp_2m has): it adds no noise, a shift would do nothing; tilt")
-    time = time or {"x": "t", "mu": "s"}[at]
 
-    def shifted(x: Tensor, t: Tensor, s: Tensor) -> Step:
-        step = kernel(x, t, s)
-        g = grad(x if at == "x" else step.mean, t if time == "t" else s)
-        if g.shape != x.shape:
-            raise ValueError(f"grad must return the shape of x, {tuple(x.shape)}, got {tuple(g.shape)}")
-        return step.tilted(gamma * g)
+    kernel: Kernel
+    grad: Gradient
+    gamma: Scale
+    at: str = "x"
+    time: str | None = None
 
-    return shifted
+    def __post_init__(self):
+        if self.at not in ("x", "mu"):
+            raise ValueError(f'at must be "x" or "mu", got {self.at!r}')
+        if self.time not in (None, "t", "s"):
+            raise ValueError(f'time must be "t" or "s", got {self.time!r}')
+        if not callable(self.gamma):
+            check_scale(self.gamma)
+
+    def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Step:
+        step, scale = self.kernel(x, t, s), scale_at(self.gamma, t, x)
+        point, time = (x, self.time or "t") if self.at == "x" else (step.mean, self.time or "s")
+        return step.tilted(scale * checked_gradient(self.grad, point, t if time == "t" else s))
 
 
 def one_step_mean(x: Tensor, score: Tensor, schedule: Schedule, t: float | Tensor, s: float | Tensor) -> Tensor:
@@ -187,27 +228,36 @@ def one_step_mean(x: Tensor, score: Tensor, schedule: Schedule, t: float | Tenso
         E[x_s | x_t] = (x_t + sigma_{t|s}^2 grad log p_t(x_t)) / alpha_{t|s}
 
     With the score of p_t(x | y) it is E[x_s | x_t, y].  Args: x, score: (batch, *data).  Returns: the same shape.
+    Raises: ValueError if the shapes differ.
     Source: Efron 2011 (doi 10.1198/jasa.2011.tm11181), applied to x_t = alpha_{t|s} x_s + sigma_{t|s} eps.
     """
-    alpha_ts, sigma_ts = schedule.transition(t, s)
+    if score.shape != x.shape:
+        raise ValueError(f"score must have the shape of x, {tuple(x.shape)}, got {tuple(score.shape)}")
+    alpha_ts, sigma_ts = schedule.transition(*_times(t, s))
     return (x + sigma_ts**2 * score) / alpha_ts
 
 
-def exact(mixture: GaussianMixture, schedule: Schedule, label: int | None = None) -> Kernel:
+@dataclass(frozen=True, eq=False)
+class exact(Part):
     """The true reverse kernel of a mixture, `p(x_s | x_t)` or `p(x_s | x_t, label)`: no step is too long.
 
     [eq-exact-reverse]  The second is the first times `p(label | x_s) / p(label | x_t)`.  [eq-bayes-step]
     Raises: ValueError if the label is not a class.
     """
-    clean = mixture if label is None else mixture.given(label)
 
-    def kernel(x: Tensor, t: Tensor, s: Tensor) -> ReverseStep:
-        return clean.reverse(x, schedule, t, s)
+    mixture: GaussianMixture
+    schedule: Schedule
+    label: int | None = None
 
-    return kernel
+    def __post_init__(self):
+        _of_class(self.mixture, self.label)
+
+    def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> ReverseStep:
+        return _of_class(self.mixture, self.label).reverse(x, self.schedule, *_times(t, s))
 
 
-def hessian(mixture: GaussianMixture, schedule: Schedule, label: int | None = None) -> Kernel:
+@dataclass(frozen=True, eq=False)
+class moment_matched(Part):
     """The Gaussian with the true mean and covariance of the reverse kernel, from score and Hessian.
 
         mean = `one_step_mean`
@@ -216,16 +266,35 @@ def hessian(mixture: GaussianMixture, schedule: Schedule, label: int | None = No
     Both are Tweedie's formulas for one step, exact for any step length; only the Gaussian shape is an approximation.
     Raises: ValueError if the label is not a class.
     """
-    clean = mixture if label is None else mixture.given(label)
 
-    def kernel(x: Tensor, t: Tensor, s: Tensor) -> FullGaussian:
-        alpha_ts, sigma_ts = schedule.transition(t, s)
-        noisy = clean.noised(schedule.alpha(t), schedule.sigma(t))
-        mean = one_step_mean(x, noisy.score(x), schedule, t, s)
+    mixture: GaussianMixture
+    schedule: Schedule
+    label: int | None = None
+
+    def __post_init__(self):
+        _of_class(self.mixture, self.label)
+
+    def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> FullGaussian:
+        t, s = _times(t, s)
+        alpha_ts, sigma_ts = self.schedule.transition(t, s)
+        noisy = _of_class(self.mixture, self.label).noised(self.schedule.alpha(t), self.schedule.sigma(t))
+        mean = one_step_mean(x, noisy.score(x), self.schedule, t, s)
         identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
         return FullGaussian(mean, (sigma_ts / alpha_ts) ** 2 * (identity + sigma_ts**2 * noisy.hessian(x)))
 
-    return kernel
+
+def _of_class(mixture: GaussianMixture, label: int | None) -> GaussianMixture:
+    return mixture if label is None else mixture.given(label)
+
+
+def _times(t: float | Tensor, s: float | Tensor, backwards: bool = False) -> tuple[Tensor, Tensor]:
+    """The two times of a step, 0-dim.  Raises: ValueError on more than one each, or if a noisy step runs forwards."""
+    t, s = as_time(t), as_time(s, "s")
+    if t.dim() or s.dim():
+        raise ValueError(f"t and s must be single times, a step takes all points together; got {t} and {s}")
+    if backwards and bool(s > t):
+        raise ValueError(f"s must not exceed t in a step that adds noise, got s={float(s)}, t={float(t)}")
+    return t, s
 
 
 def _check_level(name: str, value: float) -> None:

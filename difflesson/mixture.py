@@ -17,11 +17,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from difflesson.denoiser import Denoiser, Pair, Prediction, check_labels
-from difflesson.schedule import Schedule
+from difflesson.chunks import chunked
+from difflesson.denoiser import Pair, Prediction, check_labels, expand_label
+from difflesson.noise import standard_normal
+from difflesson.parts import Part
+from difflesson.schedule import Schedule, as_time
+from difflesson.steps import ReverseStep
 
 LOG_TWO_PI = math.log(2 * math.pi)
-CHUNK = 16_384  # points evaluated at once: the intermediate arrays stay in the processor's cache
 
 
 class GaussianMixture:
@@ -59,6 +62,9 @@ class GaussianMixture:
     def _like(self, weights, means, variances, axes, labels) -> "GaussianMixture":
         """A mixture from parts that are known to be valid, without checks or an eigendecomposition."""
         return GaussianMixture.__new__(type(self))._set(weights, means, variances, axes, labels)
+
+    def __repr__(self) -> str:
+        return f"GaussianMixture({len(self.weights)} components in {self.dim} dimensions, labels {self.labels})"
 
     @property
     def dim(self) -> int:
@@ -148,7 +154,7 @@ class GaussianMixture:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """`log p(x)`, (N,).  [eq-mixture]  Raises: ValueError on a wrong shape, dtype or NaN (so do all below)."""
-        return _chunked(lambda part: self._whitened(part)[1].logsumexp(0), self._checked(x))
+        return chunked(lambda part: self._whitened(part)[1].logsumexp(0), self._checked(x))
 
     def score(self, x: Tensor) -> Tensor:
         """`grad log p(x) = sum_k p(k | x) C_k^{-1} (m_k - x)`, (N, d).  [eq-mixture-score]"""
@@ -157,7 +163,7 @@ class GaussianMixture:
             z, log = self._whitened(part)
             return -self._pull_back(log.softmax(0)[:, None] * z)
 
-        return _chunked(part_score, self._checked(x))
+        return chunked(part_score, self._checked(x))
 
     def hessian(self, x: Tensor) -> Tensor:
         """Second derivatives of log p(x), (N, d, d): with `g_k` the component's score and `g` the mixture's,
@@ -174,7 +180,7 @@ class GaussianMixture:
     def class_log_prob(self, x: Tensor, label: int) -> Tensor:
         """`log p(label | x)`, (N,).  [eq-class-posterior]"""
         index = self._of(label)
-        return _chunked(lambda part: self._whitened(part)[1].log_softmax(0)[index].logsumexp(0), self._checked(x))
+        return chunked(lambda part: self._whitened(part)[1].log_softmax(0)[index].logsumexp(0), self._checked(x))
 
     def class_gradient(self, x: Tensor, label: int) -> Tensor:
         """`grad log p(label | x) = grad log p(x | label) - grad log p(x)`, (N, d).  [eq-score-decomposition]"""
@@ -190,37 +196,15 @@ class GaussianMixture:
         x = self.means[which] + (spread @ noise[:, :, None])[:, :, 0]
         return x, torch.tensor(self.labels, device=x.device)[which]
 
-    def denoiser(self, schedule: Schedule, label: int | None = None) -> Denoiser:
-        """The ideal denoiser, `x0 = E[x_0 | x_t]` and `eps = E[eps | x_t]`, given the label if there is one.
+    def denoiser(self, schedule: Schedule, label: int | Tensor | None = None) -> "MixtureDenoiser":
+        """The ideal denoiser, given the label if there is one; see `MixtureDenoiser`."""
+        return MixtureDenoiser(self, schedule, label)
 
-        [eq-mixture-denoiser] Both come from their own formula, so neither loses digits at either end of time.
-        It checks shapes only; a NaN goes through.  Raises: ValueError if the label is not a class.
-        """
-        clean = self if label is None else self.given(label)
-
-        def denoise(x: Tensor, t: Tensor) -> Prediction:
-            self._checked(x, finite=False)
-            alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-            noisy = clean.noised(alpha, sigma)
-            gain = (alpha * clean.variances / noisy.variances.sqrt())[:, :, None]  # (K, d, 1)
-            lift = (clean.axes.mT * gain).reshape(-1, clean.dim)  # (K d, d): whitened residual -> shift of x0
-
-            def both(part):
-                z, log = noisy._whitened(part)
-                shares = log.softmax(0)  # (K, N)
-                shared = (shares[:, None] * z).reshape(len(lift), -1)  # (K d, N)
-                x0 = lift.T @ shared + clean.means.T @ shares
-                return torch.cat([x0, sigma * (noisy._whiten.T @ shared)]).T  # (N, 2 d)
-
-            return Prediction(*_chunked(both, x).chunk(2, dim=1))
-
-        return denoise
-
-    def pair(self, schedule: Schedule, label: int) -> Pair:
-        """The ideal conditional and unconditional denoisers."""
+    def pair(self, schedule: Schedule, label: int | Tensor) -> Pair:
+        """The ideal conditional and unconditional denoisers.  Args: label: an integer, or (batch,) with one a point."""
         return Pair(self.denoiser(schedule, label), self.denoiser(schedule))
 
-    def reverse(self, x: Tensor, schedule: Schedule, t: float | Tensor, s: float | Tensor) -> "ReverseStep":
+    def reverse(self, x: Tensor, schedule: Schedule, t: float | Tensor, s: float | Tensor) -> ReverseStep:
         """The exact reverse kernel `p(x_s | x_t = x)`, a mixture for each point.  [eq-exact-reverse]
 
         With `V = alpha^2 C + sigma^2 I` at s and t, component k has weight `p(k | x_t)`, mean
@@ -237,56 +221,78 @@ class GaussianMixture:
         return ReverseStep(log.log_softmax(0), means, sigma_ts**2 * ratio, self.axes)
 
 
-@dataclass(frozen=True)
-class ReverseStep:
-    """A mixture for each of N points: log_weights (K, N), means (K, N, d), variances (K, d) along axes (K, d, d)."""
+@dataclass(frozen=True, eq=False)
+class MixtureDenoiser(Part):
+    """The ideal denoiser of a mixture, `x0 = E[x_0 | x_t]` and `eps = E[eps | x_t]`, given labels if there are any.
 
-    log_weights: Tensor
-    means: Tensor
-    variances: Tensor
-    axes: Tensor
+    [eq-mixture-denoiser] Both come from their own formula, so neither loses digits at either end of time. With `z` the
+    residual of x from component k, whitened, and `V = alpha^2 C + sigma^2 I`,
 
-    @property
-    def mean(self) -> Tensor:
-        """Mean of each point's mixture, (N, d)."""
-        return torch.einsum("kn,kne->ne", self.log_weights.exp(), self.means)
+        x0 = sum_k p(k | x) (m_k + alpha C V^{-1/2} z),     eps = sigma sum_k p(k | x) V^{-1/2} z
 
-    @property
-    def cov(self) -> Tensor:
-        """Covariance of each point's mixture, (N, d, d)."""
-        shares, deviations = self.log_weights.exp(), self.means - self.mean
-        within = (self.axes * self.variances[:, None]) @ self.axes.mT  # (K, d, d)
-        between = torch.einsum("kn,kne,knf->nef", shares, deviations, deviations)
-        return between + torch.einsum("kn,kef->nef", shares, within)
+    Args: label: an integer, a tensor (batch,) with one a point, or None.  Of a call: x: (batch, d), shapes are checked
+    but a NaN goes through;  t: one time, or (batch,).
+    Raises: ValueError if a label is not a class of positive weight, or there is not one for each point.
+    """
 
-    def log_prob(self, y: Tensor) -> Tensor:
-        """Log density of each point's mixture at `y`: (..., N, d) -> (..., N). Needs positive variances."""
-        z = torch.einsum("kde,...kne->...knd", self.axes.mT, y[..., None, :, :] - self.means)
-        z = z / self.variances.sqrt()[:, None]
-        log_constant = -(self.variances.log() + LOG_TWO_PI).sum(1) / 2  # (K,)
-        return (self.log_weights + log_constant[:, None] - z.square().sum(-1) / 2).logsumexp(-2)
+    mixture: GaussianMixture
+    schedule: Schedule
+    label: int | Tensor | None = None
 
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Draw one point from each mixture, (N, d).  Raises: ValueError without a generator."""
-        noise = standard_normal(self.means.shape[1:], self.means, generator)
-        which = torch.multinomial(self.log_weights.exp().T, 1, generator=generator)[:, 0]  # (N,)
-        spread = (self.axes * self.variances.sqrt()[:, None])[which]  # (N, d, d)
-        return self.means[which, torch.arange(len(which), device=which.device)] + (spread @ noise[:, :, None])[:, :, 0]
+    def __post_init__(self):
+        if self.label is not None:
+            for label in check_labels(self.label, self.mixture.classes).unique():
+                self.mixture.given(label)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Prediction:
+        self.mixture._checked(x, finite=False)
+        t = as_time(t)
+        if t.shape not in ((), x.shape[:1]):
+            raise ValueError(f"t must be one time or have shape (batch,) = ({len(x)},), got {tuple(t.shape)}")
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        clean, columns = self.mixture, []
+        if self.label is not None:
+            label = torch.as_tensor(self.label)
+            clean, columns = (clean, [expand_label(label, x)]) if label.dim() else (clean.given(label), [])
+        if t.dim():
+            return self._at_many_times(clean, x, alpha.to(x), sigma.to(x), *columns)
+        noisy = clean.noised(alpha, sigma)
+        gain = (alpha * clean.variances / noisy.variances.sqrt())[:, :, None]  # (K, d, 1)
+        lift = (clean.axes.mT * gain).reshape(-1, clean.dim)  # (K d, d): whitened residual -> shift of x0
+
+        def both(part, *label):
+            z, log = noisy._whitened(part)
+            shares = _among(clean, log, *label).softmax(0)  # (K, N)
+            shared = (shares[:, None] * z).reshape(len(lift), -1)  # (K d, N)
+            x0 = lift.T @ shared + clean.means.T @ shares
+            return torch.cat([x0, sigma * (noisy._whiten.T @ shared)]).T  # (N, 2 d)
+
+        return Prediction(*chunked(both, x, *columns).chunk(2, dim=1))
+
+    @staticmethod
+    def _at_many_times(clean: GaussianMixture, x: Tensor, alpha: Tensor, sigma: Tensor, *columns) -> Prediction:
+        """The same with a noise level a point, alpha and sigma (N,): nothing is shared between points."""
+        centre = clean.axes.mT @ clean.means[:, :, None]  # (K, d, 1)
+        back = clean.axes.mT.reshape(-1, clean.dim).T  # (d, K d)
+
+        def both(part, alpha, sigma, *label):
+            variances = alpha**2 * clean.variances[:, :, None] + sigma**2  # (K, d, N)
+            z = (clean.axes.mT @ part.T - alpha * centre) / variances.sqrt()
+            log = clean.weights.log()[:, None] - (variances.log() + z.square()).sum(1) / 2  # (K, N), up to a constant
+            shares = _among(clean, log, *label).softmax(0)
+            pulled = shares[:, None] * z / variances.sqrt()  # (K, d, N)
+            x0 = clean.means.T @ shares + back @ (alpha * clean.variances[:, :, None] * pulled).flatten(0, 1)
+            return torch.cat([x0, sigma * (back @ pulled.flatten(0, 1))]).T  # (N, 2 d)
+
+        return Prediction(*chunked(both, x, alpha, sigma, *columns).chunk(2, dim=1))
 
 
-def standard_normal(shape, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers of the dtype and device of `like`.  Raises: ValueError without a generator."""
-    if generator is None:
-        raise ValueError("generator must be a torch.Generator, random numbers are needed here; got None")
-    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+def _among(mixture: GaussianMixture, log: Tensor, label: Tensor | None = None) -> Tensor:
+    """Log weights (K, N), without the components of other classes where there are labels, (N,)."""
+    if label is None:
+        return log
+    return log.masked_fill(torch.tensor(mixture.labels, device=log.device)[:, None] != label, -math.inf)
 
 
 def _finite(x: Tensor) -> bool:
     return bool(torch.isfinite(x).all())
-
-
-def _chunked(function, x: Tensor) -> Tensor:
-    """Apply a function of points in chunks and join the answers: memory stays flat and in cache."""
-    if len(x) <= CHUNK:
-        return function(x)
-    return torch.cat([function(part) for part in x.split(CHUNK)])

@@ -1,11 +1,12 @@
 """The sampling loop, and the times it walks through. The loop owns nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from difflesson.kernels import Kernel
+from difflesson.parts import Part
 from difflesson.schedule import Schedule
 
 
@@ -32,35 +33,54 @@ def time_grid(steps: int, schedule: Schedule | None = None, start: float = 1.0, 
 
 
 def sample(
-    kernel: Kernel, x: Tensor, times: Tensor, generator: torch.Generator | None = None
+    kernel: Kernel,
+    x: Tensor,
+    times: Tensor,
+    generator: torch.Generator | None = None,
+    after: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> Iterator[Tensor]:
-    """Walk back through `times` and yield x at each of them, the start included.
+    """Walk through `times` and yield x at each of them, the start included.
 
     Args: kernel: from `difflesson.kernels`;  x: (batch, *data) at `times[0]`, usually standard normal;  times: (n,)
-    decreasing in [0, 1];  generator: on the device of x; only kernels without noise do without.
-    Gradients are off inside a step (guidance switches them on for itself).
-    Raises: ValueError if times are out of order or range, x has NaN or infinity, or a generator is missing.
+    decreasing in [0, 1], or increasing (from data to noise, for kernels without noise);  generator: on the device of x;
+    only kernels without noise do without;  after: `after(x, t, s) -> x`, called with the new x after each step from t
+    to s: a corrector, a projection, a record of what happens. What it returns goes on.
+    Gradients are off inside a step (guidance switches them on for itself). Every run begins with an empty memory.
+    Raises: ValueError if times are out of order or range, x has NaN or infinity, a generator is missing, or `after`
+    returns another shape.
     """
     times = torch.as_tensor(times, dtype=torch.float64).cpu()
-    if times.dim() != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
-        raise ValueError(f"times must be a decreasing sequence of at least two, got {times.tolist()}")
-    if not (times[0] <= 1 and times[-1] >= 0):
+    steps = times.diff() if times.dim() == 1 else times.new_zeros(1)
+    if len(steps) < 1 or not (bool((steps < 0).all()) or bool((steps > 0).all())):
+        raise ValueError(f"times must be at least two, all decreasing or all increasing, got {times.tolist()}")
+    if not bool(((times >= 0) & (times <= 1)).all()):
         raise ValueError(f"times must lie in [0, 1], got {times.tolist()}")
     if not x.is_floating_point() or x.dim() < 2 or not bool(torch.isfinite(x).all()):
         raise ValueError(f"x must be finite floats of shape (batch, *data), got {x.dtype} {tuple(x.shape)}")
-    return _walk(kernel.start() if hasattr(kernel, "start") else kernel, x, times, generator)
+    return _walk(kernel.start() if isinstance(kernel, Part) else kernel, x, times, generator, after)
 
 
-def _walk(kernel, x, times, generator):
+def _walk(kernel, x, times, generator, after):
     yield x
     for t, s in zip(times[:-1], times[1:], strict=True):
         with torch.no_grad():
-            x = kernel(x, t, s).sample(generator)
+            new = kernel(x, t, s).sample(generator)
+            if after is not None:
+                new = after(new, t, s)
+                if new.shape != x.shape:
+                    raise ValueError(f"after must return the shape of x, {tuple(x.shape)}, got {tuple(new.shape)}")
+        x = new
         yield x
 
 
-def draw(kernel: Kernel, x: Tensor, times: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def draw(
+    kernel: Kernel,
+    x: Tensor,
+    times: Tensor,
+    generator: torch.Generator | None = None,
+    after: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
     """The last state of `sample`, (batch, *data); arguments and errors are the same."""
-    for state in sample(kernel, x, times, generator):
+    for state in sample(kernel, x, times, generator, after):
         x = state
     return x

@@ -107,6 +107,9 @@ class LinearSchedule(Schedule):
             raise ValueError(f"beta_min, beta_max must satisfy 0 < beta_min <= beta_max, got {beta_min}, {beta_max}")
         self.beta_min, self.beta_max = beta_min, beta_max
 
+    def __repr__(self):
+        return f"vp_linear({self.beta_min}, {self.beta_max})"
+
     def integrated_beta(self, t):
         t = as_time(t)
         return t * (self.beta_min + t * (self.beta_max - self.beta_min) / 2)
@@ -130,6 +133,9 @@ class CosineSchedule(Schedule):
         self.log_snr_max, self.log_snr_min = log_snr_max, log_snr_min
         self.start = math.atan(math.exp(-log_snr_max / 2))
         self.span = math.atan(math.exp(-log_snr_min / 2)) - self.start
+
+    def __repr__(self):
+        return f"cosine({self.log_snr_max}, {self.log_snr_min})"
 
     def integrated_beta(self, t):
         # alpha is the cosine of the angle; 1 / cos^2 = 1 + tan^2 keeps the digits that a cosine near 1 has lost.
@@ -158,6 +164,9 @@ class TableSchedule(Schedule):
             raise ValueError("betas must be a non-empty 1-D table of numbers in (0, 1)")
         rates = -torch.log1p(-betas)  # (steps,): what each discrete step adds to B
         self.table = torch.cat([rates.new_zeros(1), rates.cumsum(0)])  # (steps + 1,)
+
+    def __repr__(self):
+        return f"from_betas({self.steps} steps)"
 
     @property
     def steps(self) -> int:

@@ -1,6 +1,6 @@
-"""What a reverse kernel answers: the distribution of x_s, as a Gaussian of one variance or of a full covariance.
+"""What a reverse kernel answers: the distribution of x_s, as one of three kinds with a mean, a density and draws.
 
-The exact step of a mixture, `mixture.ReverseStep`, is the third kind. All of them have a mean, a density and draws.
+A Gaussian of one variance, a Gaussian of a full covariance, and the exact step of a mixture, a mixture itself.
 """
 
 import math
@@ -10,7 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from difflesson.mixture import standard_normal
+from difflesson.noise import standard_normal
+
+LOG_TWO_PI = math.log(2 * math.pi)
 
 
 class Step(Protocol):
@@ -40,9 +42,9 @@ class Gaussian:
         return Gaussian(self.mean + self.var * g, self.var)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log density at points of the plane or space: (..., N, d) -> (..., N). Needs `var > 0`."""
-        squares = (x - self.mean).square().sum(-1) / self.var
-        return -(squares + self.mean.shape[-1] * (2 * math.pi * self.var).log()) / 2
+        """Log density of each point's step: (..., batch, *data) -> (..., batch). Needs `var > 0`."""
+        squares = (x - self.mean).square().flatten(x.dim() - self.mean.dim() + 1).sum(-1) / self.var
+        return -(squares + self.mean[0].numel() * (2 * math.pi * self.var).log()) / 2
 
     def sample(self, generator: torch.Generator | None) -> Tensor:
         """Draw x_s.  Raises: ValueError if a generator is needed (`var > 0`) and there is none."""
@@ -58,7 +60,7 @@ class FullGaussian:
     mean: Tensor
     cov: Tensor
 
-    def tilted(self, g: Tensor, hessian: Tensor | None = None) -> "FullGaussian":
+    def tilted(self, g: Tensor, curvature: Tensor | None = None) -> "FullGaussian":
         """`N(mean, cov) exp(g . x)`, normalised again: `N(mean + cov g, cov)`, with g (N, d).  [eq-complete-square]
 
         With second derivatives H, (N, d, d), the exponent also has `(x - mean)^T H (x - mean) / 2`; then the
@@ -66,10 +68,10 @@ class FullGaussian:
         Raises: ValueError if `cov^{-1} - H` is not positive definite somewhere: the product has no finite mass.
         """
         cov = self.cov
-        if hessian is not None:
-            precision = torch.linalg.inv(cov) - hessian
+        if curvature is not None:
+            precision = torch.linalg.inv(cov) - curvature
             if not bool((torch.linalg.eigvalsh(precision) > 0).all()):
-                raise ValueError("hessian must leave cov^-1 - hessian positive definite; take a shorter step")
+                raise ValueError("curvature must leave cov^-1 - curvature positive definite; take a shorter step")
             cov = torch.linalg.inv(precision)
         return FullGaussian(self.mean + (cov @ g[:, :, None])[:, :, 0], cov)
 
@@ -85,3 +87,40 @@ class FullGaussian:
         variances, axes = torch.linalg.eigh(self.cov)
         noise = standard_normal(self.mean.shape, self.mean, generator)[:, :, None]
         return self.mean + (axes * variances.clamp_min(0).sqrt()[:, None] @ noise)[:, :, 0]
+
+
+@dataclass(frozen=True)
+class ReverseStep:
+    """A mixture for each of N points: log_weights (K, N), means (K, N, d), variances (K, d) along axes (K, d, d)."""
+
+    log_weights: Tensor
+    means: Tensor
+    variances: Tensor
+    axes: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each point's mixture, (N, d)."""
+        return torch.einsum("kn,kne->ne", self.log_weights.exp(), self.means)
+
+    @property
+    def cov(self) -> Tensor:
+        """Covariance of each point's mixture, (N, d, d)."""
+        shares, deviations = self.log_weights.exp(), self.means - self.mean
+        within = (self.axes * self.variances[:, None]) @ self.axes.mT  # (K, d, d)
+        between = torch.einsum("kn,kne,knf->nef", shares, deviations, deviations)
+        return between + torch.einsum("kn,kef->nef", shares, within)
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """Log density of each point's mixture at `y`: (..., N, d) -> (..., N). Needs positive variances."""
+        z = torch.einsum("kde,...kne->...knd", self.axes.mT, y[..., None, :, :] - self.means)
+        z = z / self.variances.sqrt()[:, None]
+        log_constant = -(self.variances.log() + LOG_TWO_PI).sum(1) / 2  # (K,)
+        return (self.log_weights + log_constant[:, None] - z.square().sum(-1) / 2).logsumexp(-2)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw one point from each mixture, (N, d).  Raises: ValueError without a generator."""
+        noise = standard_normal(self.means.shape[1:], self.means, generator)
+        which = torch.multinomial(self.log_weights.exp().T, 1, generator=generator)[:, 0]  # (N,)
+        spread = (self.axes * self.variances.sqrt()[:, None])[which]  # (N, d, d)
+        return self.means[which, torch.arange(len(which), device=which.device)] + (spread @ noise[:, :, None])[:, :, 0]

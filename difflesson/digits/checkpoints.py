@@ -1,4 +1,4 @@
-"""Checkpoints: weights in safetensors, the recipe inside, a readable card beside.
+"""Checkpoints: weights in safetensors, the blueprint inside, a readable card beside.
 
 Files are written under a temporary name and renamed, so that an interrupted save leaves the previous file intact.
 """
@@ -14,24 +14,35 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from difflesson.digits.networks import DigitClassifier, DigitUNet
-
-NETWORKS = {"DigitUNet": DigitUNet, "DigitClassifier": DigitClassifier}
+from difflesson.digits.blueprint import Blueprint
+from difflesson.schedule import Schedule
 
 
 class Checkpoint(NamedTuple):
-    """A loaded network, in `eval()` mode without gradients for its weights, and its card."""
+    """A loaded network, in `eval()` mode without gradients for its weights, and its card.
+
+    What it takes to use the network stands in the checkpoint and is carried by the network itself: `network.schedule`
+    and `network.size`. The card is for people.
+    """
 
     network: nn.Module
     card: dict[str, Any]
 
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule that the network was trained under."""
+        return self.network.schedule
+
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write tensors and JSON-able metadata to a safetensors file, atomically."""
+    """Write tensors and JSON-able metadata to a safetensors file, atomically.
+
+    Raises: ValueError if there is a NaN or an infinity in the metadata: JSON has none.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, temporary, metadata={"difflesson": json.dumps(metadata)})
+    save_file(tensors, temporary, metadata={"difflesson": json.dumps(metadata, allow_nan=False)})
     os.replace(temporary, path)
 
 
@@ -42,7 +53,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["difflesson"])
+            metadata = dict(json.loads((file.metadata() or {})["difflesson"]))
             return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata
     except FileNotFoundError:
         raise
@@ -51,19 +62,26 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def write_card(path: Path, card: dict[str, Any]) -> None:
-    """Write a card as JSON beside the checkpoint `path` (same name, suffix .json), atomically."""
+    """Write a card as JSON beside the checkpoint `path` (same name, suffix .json), atomically.
+
+    Raises: ValueError if there is a NaN or an infinity in it: JSON has none.
+    """
+    content = json.dumps(card, indent=2, allow_nan=False) + "\n"
     temporary = path.with_suffix(f".json.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8", newline="\n")
+    temporary.write_text(content, encoding="utf-8", newline="\n")
     os.replace(temporary, path.with_suffix(".json"))
 
 
-def save(path: Path, network: nn.Module, weights: dict[str, Tensor], arguments: dict[str, Any], card: dict[str, Any]):
-    """Save weights for shipping: half precision, with what is needed to build the network again, and the card.
+def save(path: Path, blueprint: Blueprint, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
+    """Save weights for shipping: half precision, the blueprint of their network with them, and the card beside.
 
-    Args: network: gives the class name;  weights: its state dict (the averaged one);  arguments: of its constructor.
+    Args: weights: the state dict of a network that `blueprint` builds (the averaged one).
+    Raises: ValueError if a weight is not finite in half precision (above 65,504 none is), or the card has a NaN.
     """
     weights = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
-    save_tensors(path, weights, {"network": type(network).__name__, "arguments": arguments})
+    if broken := not_finite(weights):
+        raise ValueError(f"weights must be finite in half precision, {broken} is not")
+    save_tensors(path, weights, blueprint.write())
     write_card(path, card)
 
 
@@ -71,7 +89,8 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
     """Load a checkpoint written by `save`.
 
     Args: path: a file, or the name of a shipped one ("denoiser", "judge", "guide").
-    Raises: ValueError if there is no such file, or it is damaged, or names an unknown network, or does not fit it.
+    Raises: ValueError if there is no such file, or it is damaged, or the weights do not fit its network or are not
+    finite, or it does not say, or says something unknown, of network, prediction, schedule, data set or image size.
     """
     path = Path(path)
     if not path.suffix:
@@ -79,18 +98,26 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
     if not path.exists():
         raise ValueError(f"path {path} does not exist; `difflesson train` makes checkpoints")
     weights, metadata = load_tensors(path)
-    if metadata.get("network") not in NETWORKS:
-        raise ValueError(f"path {path} holds {metadata.get('network')!r}; allowed are {sorted(NETWORKS)}")
+    if broken := not_finite(weights):
+        raise ValueError(f"path {path} is damaged, or its training diverged: {broken} has NaN or infinity in it")
     try:
-        network = NETWORKS[metadata["network"]](**metadata["arguments"])
+        network = Blueprint.read(metadata).build()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"path {path} is not a network that this version can use: {error}") from error
+    try:
         network.load_state_dict(weights)  # half to single precision on copy
-    except (RuntimeError, TypeError) as error:
+    except RuntimeError as error:
         raise ValueError(f"path {path} does not fit this version's {metadata['network']}: {error}") from error
     card = path.with_suffix(".json")
     return Checkpoint(
         network.to(device).eval().requires_grad_(False),
         json.loads(card.read_text(encoding="utf-8")) if card.exists() else {},
     )
+
+
+def not_finite(weights: dict[str, Tensor]) -> str:
+    """The name of the first tensor with NaN or infinity in it, empty if there is none."""
+    return next((name for name, weight in weights.items() if not bool(weight.isfinite().all())), "")
 
 
 def shipped(name: str) -> Path:

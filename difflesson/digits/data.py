@@ -21,11 +21,11 @@ import math
 import os
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pooch
 import torch
 from torch import Tensor
 from tqdm import tqdm  # not tqdm.auto, which leaves a widget behind in notebooks even when disabled
@@ -52,6 +52,18 @@ class Digits(NamedTuple):
     labels: Tensor
 
 
+class DataSet(NamedTuple):
+    """One row of DATASETS.
+
+    size: side of its images, in pixels;  read: `read(split, folder) -> Digits`;  sha256: makes the hash that a card
+    records to say which data a network has seen.
+    """
+
+    size: int
+    read: Callable[[str, str | Path | None], Digits]
+    sha256: Callable[[], str]
+
+
 class DataUnavailable(OSError):
     """MNIST is in no folder we know, and no mirror delivered it. The message says what to do."""
 
@@ -70,13 +82,17 @@ def load(name: str, split: str, folder: str | Path | None = None) -> Digits:
     """
     if split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", got {split!r}')
-    if name == "embedded":
-        if folder is not None:
-            raise ValueError(f'folder is for name="mnist"; "embedded" reads no files, got {str(folder)!r}')
-        return _load_embedded(split)
-    if name != "mnist":
-        raise ValueError(f'name must be "mnist" or "embedded", got {name!r}')
+    return find(name).read(split, folder)
 
+
+def find(name: str) -> DataSet:
+    """The row of a digit set.  Raises: ValueError with the names there are if this is none of them."""
+    if name not in DATASETS:
+        raise ValueError(f"name must be {' or '.join(map(repr, DATASETS))}, got {name!r}")
+    return DATASETS[name]
+
+
+def _load_mnist(split: str, folder: str | Path | None) -> Digits:
     folder = folder or os.environ.get("DIFFLESSON_DATA")  # an empty variable counts as unset, as in a shell
     folder = Path(folder).expanduser() if folder else None
     prefix = {"train": "train", "test": "t10k"}[split]
@@ -85,12 +101,19 @@ def load(name: str, split: str, folder: str | Path | None = None) -> Digits:
     return Digits(images, labels.long())
 
 
-def _load_embedded(split: str) -> Digits:
+def _mnist_hash() -> str:
+    """Over the hashes of the four files, so that no data are needed."""
+    return hashlib.sha256("\n".join(MNIST_SHA256.values()).encode()).hexdigest()
+
+
+def _load_embedded(split: str, folder: str | Path | None = None) -> Digits:
     """Split scikit-learn's digits: of each class, in the order of the file, every fifth digit is for testing.
 
     No random numbers, so no version of a library changes the split, and the classes stay balanced. The 13
     people who wrote these digits stand in both halves: the test error says nothing about a stranger's hand.
     """
+    if folder is not None:
+        raise ValueError(f"folder is for 'mnist'; 'embedded' reads no files, got {str(folder)!r}")
     from sklearn.datasets import load_digits  # a second to import, which MNIST need not wait for
 
     digits = load_digits()  # 1,797 images, values 0..16
@@ -101,6 +124,18 @@ def _load_embedded(split: str) -> Digits:
         position_in_class[labels == label] = np.arange((labels == label).sum())
     chosen = (position_in_class % 5 == 4) == (split == "test")
     return Digits(torch.from_numpy(images[chosen]), torch.from_numpy(labels[chosen]))
+
+
+def _embedded_hash() -> str:
+    """Over pixels and labels, train and test."""
+    tensors = [*_load_embedded("train"), *_load_embedded("test")]
+    return hashlib.sha256(b"".join(t.to(torch.uint8).numpy().tobytes() for t in tensors)).hexdigest()
+
+
+DATASETS = {
+    "mnist": DataSet(28, _load_mnist, _mnist_hash),
+    "embedded": DataSet(8, _load_embedded, _embedded_hash),
+}
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -127,17 +162,8 @@ def to_pixels(x: Tensor) -> Tensor:
 
 
 def data_hash(name: str) -> str:
-    """SHA-256 that a card records to say which data a network has seen.
-
-    "mnist": over its four hashes, so no data are needed; "embedded": over pixels and labels, train and test.
-    Raises: ValueError for another name.
-    """
-    if name == "mnist":
-        return hashlib.sha256("\n".join(MNIST_SHA256.values()).encode()).hexdigest()
-    if name == "embedded":
-        tensors = [*_load_embedded("train"), *_load_embedded("test")]
-        return hashlib.sha256(b"".join(t.to(torch.uint8).numpy().tobytes() for t in tensors)).hexdigest()
-    raise ValueError(f'name must be "mnist" or "embedded", got {name!r}')
+    """SHA-256 that a card records to say which data a network has seen.  Raises: ValueError for an unknown name."""
+    return find(name).sha256()
 
 
 def parse_idx(content: bytes, dimensions: int) -> Tensor:
@@ -163,12 +189,14 @@ def _read_mnist(file: str, folder: Path | None) -> bytes:
                 return _read_verified(path, file)
         raise DataUnavailable(f"{folder} (argument folder, or DIFFLESSON_DATA) has no {file} or {file}.gz")
 
+    import pooch  # only to download: it imports tqdm.auto, which warns in notebooks without widgets
+
     cache = pooch.os_cache("difflesson")
     if (cache / file).exists():
         try:
             return _read_verified(cache / file, file)
         except (ValueError, OSError) as error:
-            warnings.warn(f"not used, to be downloaded again: {error}", stacklevel=3)
+            warnings.warn(f"not used, to be downloaded again: {error}", stacklevel=4)
 
     failures = []
     for mirror in MIRRORS:
@@ -211,8 +239,10 @@ def _unpack(content: bytes) -> bytes:
         raise ValueError(f"damaged gzip data ({error})") from error
 
 
-def _download_unpacked(url: str, output_file: str, _: pooch.Pooch | None) -> None:
+def _download_unpacked(url: str, output_file: str, _) -> None:
     """A downloader for pooch that writes the uncompressed file; the bar shows where stderr is a terminal."""
+    import pooch
+
     packed = io.BytesIO()
     # total=1 until pooch knows the length: it asks whether the bar is true, which needs a total
     with tqdm(total=1, desc=Path(url).name, unit="B", unit_scale=True, leave=False, disable=None) as bar:

@@ -1,7 +1,9 @@
 """The two digit networks: a small U-Net that denoises, and a small CNN that classifies.
 
 Both take the noise level as `log_snr`, so that they can be used with any variance-preserving schedule, and both are
-fully convolutional, so that 28x28 MNIST and the 8x8 digits of scikit-learn go through the same code.
+fully convolutional, so that 28x28 MNIST and the 8x8 digits of scikit-learn go through the same code. Under which
+schedule and in which size a network has learned, its `Blueprint` says: one that was built from it, so every loaded one,
+carries them as `network.schedule` and `network.size`.
 """
 
 import math

@@ -2,15 +2,15 @@
 
 All randomness of step k is drawn from generators seeded by (seed, k), and the training state is saved atomically:
 a run killed at any moment and started again (on the same hardware, with as many processes and in the same precision)
-ends in the same weights as one that was never interrupted. `accelerate` spreads the work: the same command runs on one
-CPU or on several machines.
+ends in the same weights as one that was never interrupted. A run that diverges stops, and leaves no broken network
+behind. `accelerate` spreads the work: the same command runs on one CPU or on several machines.
 """
 
 import json
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,62 +21,10 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from difflesson import __version__, schedule
+from difflesson import __version__
 from difflesson.digits import checkpoints, data
-from difflesson.digits.networks import DigitClassifier, DigitUNet
+from difflesson.digits.recipes import TASKS, Recipe
 from difflesson.losses import times_and_noise, v_loss
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the outcome of a training run.
-
-    task: "denoiser" (v-prediction at all noise levels, with label dropout), "judge" (classifier of clean digits) or
-    "guide" (classifier at all noise levels).  data: "mnist" or "embedded".  batch: over all processes together.
-    label_dropout: probability of the null label in [0, 1], denoiser only.  ema_decay in [0, 1).
-    shift: augmentation of the judge, whole pixels.  arguments: of the network's constructor.
-    """
-
-    task: str
-    data: str = "mnist"
-    steps: int = 18_000
-    batch: int = 128
-    learning_rate: float = 2e-3
-    warmup: int = 300
-    weight_decay: float = 0.01
-    ema_decay: float = 0.999
-    label_dropout: float = 0.1
-    shift: int = 0
-    seed: int = 0
-    arguments: tuple[tuple[str, Any], ...] = ()
-
-    def __post_init__(self):
-        allowed = {
-            "task": (self.task in TASKS, f"one of {sorted(TASKS)}"),
-            "steps": (self.steps >= 1, "at least 1"),
-            "batch": (self.batch >= 1, "at least 1"),
-            "learning_rate": (0 < self.learning_rate < math.inf, "positive"),
-            "warmup": (self.warmup >= 0, "at least 0"),
-            "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0"),
-            "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
-            "label_dropout": (0 <= self.label_dropout <= 1, "in [0, 1]"),
-            "shift": (self.shift >= 0, "at least 0"),
-        }
-        for name, (fine, what) in allowed.items():
-            if not fine:
-                raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r}")
-
-
-TASKS = {
-    "denoiser": dict(),
-    "judge": dict(steps=4_700, ema_decay=0.998, shift=2, weight_decay=0.05),
-    "guide": dict(steps=4_000, ema_decay=0.998, weight_decay=0.05),
-}
-
-
-def recipe(task: str, **changes) -> Recipe:
-    """The recipe of a shipped network, with changes.  Raises: ValueError if `task` or a value is not allowed."""
-    return replace(Recipe(task, **TASKS.get(task, {})), **changes)
 
 
 def step_generator(seed: int, step: int, stream: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -109,14 +57,14 @@ def build(recipe: Recipe) -> nn.Module:
     """A freshly initialised network for this recipe; its weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return (DigitUNet if recipe.task == "denoiser" else DigitClassifier)(**dict(recipe.arguments))
+        return recipe.blueprint.build()
 
 
 def denoiser_loss(
     network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int
 ) -> Tensor:
     """`losses.v_loss` under the schedule and the label dropout of the recipe."""
-    return v_loss(network, schedule.cosine(), x0, label, recipe.label_dropout, generator, null)
+    return v_loss(network, recipe.noise, x0, label, recipe.label_dropout, generator, null)
 
 
 def classifier_loss(
@@ -126,9 +74,9 @@ def classifier_loss(
     if recipe.task == "judge":
         by = torch.randint(-recipe.shift, recipe.shift + 1, (2,), generator=generator, device=x0.device).tolist()
         return functional.cross_entropy(network(x0.roll(by, dims=(2, 3))).float(), label)
-    noise = schedule.cosine()
     t, eps = times_and_noise(x0, generator)
-    return functional.cross_entropy(network(noise.add_noise(x0, eps, t), noise.log_snr(t)).float(), label)
+    noisy, log_snr = recipe.noise.add_noise(x0, eps, t), recipe.noise.log_snr(t)
+    return functional.cross_entropy(network(noisy, log_snr).float(), label)
 
 
 def start_accelerator(recipe: Recipe, device: str | None, precision: str | None):
@@ -166,17 +114,23 @@ def train(
     machines share it;  device: "cpu", "cuda", ... (None lets accelerate choose);  precision: "no" or "bf16" (None: bf16
     on CUDA);  compiled: run the network through torch.compile;  save_every: steps between saved states.
     Returns: path of the checkpoint, which holds the averaged (EMA) weights in half precision.
-    Raises: ValueError if the folder's state belongs to another recipe, the device is not there, the precision is
-    unknown or the batch cannot be shared equally by the processes;  ImportError without accelerate.
+    Raises: ValueError if the folder's state belongs to another recipe, or to a run on another device, in another
+    precision, on another number of processes or compiled otherwise, the device is not there, the precision is unknown
+    or the batch cannot be shared equally by the processes;  FloatingPointError if a loss or a weight is not finite: the
+    last saved state stays, and no checkpoint is written;  ImportError without accelerate.
     """
     accelerator = start_accelerator(recipe, device, precision)
+    setting = {
+        "device": accelerator.device.type, "precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes, "compiled": compiled,
+    }  # fmt: skip
     network = build(recipe).to(accelerator.device)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
     )
     state, final = folder / f"{recipe.task}-state.safetensors", folder / f"{recipe.task}.safetensors"
-    start, seconds, losses = _restore(state, recipe, network, average, optimizer)
+    start, seconds, losses = _restore(state, recipe, setting, network, average, optimizer)
 
     digits = data.load(recipe.data, "train", data_folder)
     images, labels = data.to_unit(digits.images).to(accelerator.device), digits.labels.to(accelerator.device)
@@ -205,18 +159,38 @@ def train(
         recent.append(loss.detach())
         saving, last = (step + 1) % save_every == 0, step + 1 == recipe.steps
         if (step + 1) % 100 == 0 or saving or last:
+            # Only here, as looking at a loss makes the host wait; every process sees the same, so all of them stop.
+            check_finite(recipe, step, accelerator.gather(torch.stack(recent)[None]).mean(0), average, state)
             losses.append([step + 1, round(float(torch.stack(recent).mean()), 5)])
             recent = []
             bar.set_postfix(loss=losses[-1][1])
         if accelerator.is_main_process and saving and not last:
-            _store(state, recipe, step + 1, time.monotonic() - clock, losses, network, average, optimizer)
+            seconds = time.monotonic() - clock
+            _store(state, recipe, setting, step + 1, seconds, losses, network, average, optimizer)
     if accelerator.is_main_process:
         card = make_card(recipe, accelerator, losses, time.monotonic() - clock)
         card["parameters"] = sum(p.numel() for p in network.parameters())
-        checkpoints.save(final, network, average.module.state_dict(), dict(recipe.arguments), card)
+        checkpoints.save(final, recipe.blueprint, average.module.state_dict(), card)
         state.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return final
+
+
+def check_finite(recipe: Recipe, step: int, recent: Tensor, average: nn.Module, state: Path) -> None:
+    """Look at the losses (k,) of the last k steps, the last of which is `step`, and at the weights after it.
+
+    Raises: FloatingPointError that says where it went wrong, what is left and what to change.
+    """
+    finite = recent.isfinite().tolist()
+    if all(finite) and all(bool(weight.half().isfinite().all()) for weight in average.parameters()):
+        return
+    what = f"loss of step {step + 2 - len(finite) + finite.index(False)}" if False in finite else "weights"
+    raise FloatingPointError(
+        f"training diverged: after {step + 1} of {recipe.steps} steps the {what} cannot be kept as numbers. "
+        f"No checkpoint was written; {f'the last good state is {state}' if state.exists() else 'no state was saved'}. "
+        f"Start again in another folder with a learning rate below {recipe.learning_rate:g} or a warmup above "
+        f"{recipe.warmup} steps."
+    )
 
 
 def make_card(recipe: Recipe, accelerator, losses: list, seconds: float) -> dict[str, Any]:
@@ -239,24 +213,27 @@ def command(recipe: Recipe, device: str, precision: str) -> str:
     return " ".join(words)
 
 
-def _store(path, recipe, step, seconds, losses, network, average, optimizer) -> None:
+def _store(path, recipe, setting, step, seconds, losses, network, average, optimizer) -> None:
     """Everything the next step depends on, as named tensors: no pickle."""
     inner = getattr(optimizer, "optimizer", optimizer)
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
     for index, values in inner.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
-    metadata = {"recipe": asdict(recipe), "step": step, "seconds": seconds, "losses": losses}
+    metadata = {"recipe": asdict(recipe), "setting": setting, "step": step, "seconds": seconds, "losses": losses}
     checkpoints.save_tensors(path, {k: v.clone() for k, v in tensors.items()}, metadata)
 
 
-def _restore(path, recipe, network, average, optimizer) -> tuple[int, float, list]:
+def _restore(path, recipe, setting, network, average, optimizer) -> tuple[int, float, list]:
     """Load a state written by `_store`; answers (next step, seconds spent, losses so far)."""
     if not path.exists():
         return 0, 0.0, []
     tensors, metadata = checkpoints.load_tensors(path)
     if metadata.get("recipe") != json.loads(json.dumps(asdict(recipe))):  # JSON knows lists, but no tuples
         raise ValueError(f"folder holds the state of another recipe ({path}); move it away or choose another folder")
+    for name, value in setting.items():
+        if (before := metadata["setting"][name]) != value:
+            raise ValueError(f"{name} must be {before!r} to go on from {path}, got {value!r}; or choose another folder")
 
     def part(prefix):
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

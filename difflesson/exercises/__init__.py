@@ -4,10 +4,13 @@
 
 One module a chapter holds a list EXERCISES. An answer is a function. It is called on seeded cases and compared with
 a truth that is computed another way (quadrature, finite differences, brute force), then with the known mistakes.
+Each call gets its own copy of a case: what one answer does to its arguments, no other ever sees.
 """
 
 import pkgutil
+import warnings
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -28,9 +31,11 @@ class Mistake:
 class Exercise:
     """What an answer is compared with.
 
-    Args: number: "7.1";  cases: () -> {what the case is: arguments}, seeded, made anew for every function that runs on
-    them;  truth: the right answer for these arguments, not by the solution's formula;  tolerance: an error up to
-    `tolerance (1 + |true value|)` passes.  Answers are numbers, tensors, strings, bools, or tuples of these.
+    Args: number: "7.1";  title: what the reader has shown, such that "7.1 done: {title}" reads as English;  cases:
+    () -> {what the case is: arguments}, seeded; every function that runs on them gets deep copies (of tensors,
+    containers and objects, not of what a function has closed over);  truth: the right answer for these arguments, not
+    by the solution's formula;  tolerance: an error up to `tolerance (1 + |true value|)` passes.
+    Answers are real numbers, tensors, strings, bools, or tuples of these.
     """
 
     number: str
@@ -42,7 +47,7 @@ class Exercise:
 
     def run(self, answer: Callable) -> list:
         """What `answer` returns in each case."""
-        return [answer(*arguments) for arguments in self.cases().values()]
+        return [answer(*deepcopy(arguments)) for arguments in self.cases().values()]
 
 
 @dataclass(frozen=True)
@@ -68,25 +73,60 @@ def verdict(number: str, answer: Callable) -> Verdict:
 
 
 def judge(exercise: Exercise, answer: Callable) -> Verdict:
-    """Compare an answer with the truth, and if it differs, with each known mistake."""
+    """Compare an answer with the truth, and if it differs, with each known mistake.
+
+    No warning gets out, whoever raises it. A reader's own is quoted where nothing better can be said of the answer.
+    """
     number = exercise.number
     if not callable(answer):
         return Verdict("wrong", f"{number} not yet: pass the function itself, without calling it")
-    try:
-        got = exercise.run(answer)
-    except NotImplementedError:
-        return Verdict("to do", f"{number} still to do")
-    except Exception as error:  # whatever the reader's function raises is worth one line, not a traceback
-        reason = (str(error).splitlines() or [""])[0]
-        return Verdict("raised", f"{number} not yet: it raises {type(error).__name__}: {reason}")
+    cases = exercise.cases()
+    given = {case: deepcopy(arguments) for case, arguments in cases.items()}  # one by one: cases may share a global
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            got = [answer(*arguments) for arguments in given.values()]
+        except NotImplementedError:
+            return Verdict("to do", f"{number} still to do")
+        except (Exception, SystemExit) as error:  # whatever a reader's function raises is worth one line
+            return Verdict("raised", f"{number} not yet: it raises {type(error).__name__}: {first_line(error)}")
+        hint = f" (Python warned: {first_line(warned[0].message)})" if warned else ""
 
-    found = faults(exercise, got, exercise.run(exercise.truth))
-    if not found:
-        return Verdict("done", f"{number} done: {exercise.title}")
-    for mistake in exercise.mistakes:
-        if not faults(exercise, got, exercise.run(mistake.answer)):
-            return Verdict("mistake", f"{number} not yet: {mistake.message}", mistake.name)
-    return Verdict("wrong", f"{number} not yet: {found[0]}")
+        found = faults(exercise, got, exercise.run(exercise.truth))
+        if not found:
+            return overwritten(exercise, cases, given) or Verdict("done", f"{number} done: {exercise.title}")
+        for mistake in exercise.mistakes:
+            if not faults(exercise, got, exercise.run(mistake.answer)):
+                return Verdict("mistake", f"{number} not yet: {mistake.message}", mistake.name)
+        return Verdict("wrong", f"{number} not yet: {found[0]}{hint}")
+
+
+def first_line(message) -> str:
+    """The first line of an error's or a warning's text, which may be empty."""
+    return (str(message).splitlines() or [""])[0]
+
+
+def overwritten(exercise: Exercise, before: dict, after: dict) -> Verdict | None:
+    """The verdict on a right answer that has changed one of its arguments, None if it has changed none."""
+    for case, arguments in before.items():
+        for position, (old, new) in enumerate(zip(arguments, after[case], strict=True), 1):
+            if not unchanged(old, new):
+                what = f"the answer is right, but your function overwrites its argument {position}: work on a copy"
+                return Verdict("wrong", f"{exercise.number} not yet: {what}, in the case: {case}")
+    return None
+
+
+def unchanged(old, new) -> bool:
+    """Whether an argument is what it was. What an object adds to itself, such as a cached value, does not count."""
+    if isinstance(old, Tensor):
+        return isinstance(new, Tensor) and old.shape == new.shape and bool(((old == new) | (old != old)).all())
+    if isinstance(old, list | tuple):
+        return len(old) == len(new) and all(map(unchanged, old, new))
+    if isinstance(old, dict):
+        return all(key in new and unchanged(value, new[key]) for key, value in old.items())
+    if hasattr(old, "__dict__") and old is not new:
+        return unchanged(vars(old), vars(new))
+    return not isinstance(old, int | float | complex | str) or old is new or old == new  # `is`: NaN is not NaN
 
 
 def faults(exercise: Exercise, got: list, want: list) -> list[str]:
@@ -112,29 +152,52 @@ def difference(got, want, tolerance: float) -> str:
             return f"expected {described(want)}, got {described(got)}"
         return "" if got == want else f"the answer {got!r} is not right"
 
-    true = torch.as_tensor(want, dtype=torch.float64)
+    true = numbers(want)
     try:
-        value = torch.as_tensor(got).detach().cpu()
+        value = numbers(got)
     except (TypeError, ValueError, RuntimeError):  # None, a string, a list that is not rectangular, ...
         return f"expected {described(want)}, got {described(got)}"
-    if value.shape != true.shape or value.dtype == torch.bool:
+    lossy = value.dtype == torch.bool or value.is_complex() and not true.is_complex()
+    if lossy or squeezed(value) != squeezed(true):
         return f"expected {described(want)}, got {described(got)}"
     if not bool(value.isfinite().all()):
         return "the answer has NaN or infinity in it"
-    error = (value.double() - true).abs()
-    if bool((error <= tolerance * (1 + true.abs())).all()):
-        return ""
-    return f"off by up to {float(error.max()):.2g}"
+    error = (value.reshape(true.shape) - true).abs()
+    if not bool((error <= tolerance * (1 + true.abs())).all()):
+        off = "" if value.shape == true.shape else f", and expected {described(want)}, got {described(got)}"
+        return f"off by up to {float(error.max()):.2g}{off}"
+    if value.shape != true.shape:
+        return f"the numbers are right, but expected {described(want)}, got {described(got)}"
+    return ""
+
+
+def numbers(value) -> Tensor:
+    """A number, a tensor or a list of numbers as a tensor in double precision, on the CPU; of truth values, as it is.
+
+    Raises: TypeError, ValueError or RuntimeError if it is none of these.
+    """
+    tensor = torch.as_tensor(value)
+    if tensor.dtype == torch.bool:
+        return tensor
+    return torch.as_tensor(value, dtype=torch.complex128 if tensor.is_complex() else torch.float64).detach().cpu()
+
+
+def squeezed(value: Tensor) -> list[int]:
+    """The shape without axes of length one: where it agrees, an axis is missing or superfluous, and no more."""
+    return [length for length in value.shape if length != 1]
 
 
 def described(value) -> str:
     """A value's type, and its shape where it has one."""
     if isinstance(value, bool):
         return "True or False"
-    if isinstance(value, Tensor) and value.dim():
-        return f"a tensor of shape {tuple(value.shape)}"
-    if isinstance(value, int | float | Tensor):
+    if isinstance(value, Tensor):
+        kind = "complex " if value.is_complex() else ""
+        return f"a {kind}tensor of shape {tuple(value.shape)}" if value.dim() else f"a {kind}number"
+    if isinstance(value, int | float):
         return "a number"
+    if isinstance(value, complex):
+        return "a complex number"
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}"
     return {str: "a string", type(None): "None (is the return missing?)"}.get(type(value), type(value).__name__)

@@ -9,13 +9,31 @@ from difflesson.divergence import hermite
 from difflesson.exercises import Exercise, Mistake
 from difflesson.mixture import GaussianMixture
 
-BLOBS = GaussianMixture(
-    weights=[0.2, 0.5, 0.3],
-    means=torch.tensor([[-1.0, 0.3], [0.8, -0.4], [0.1, 1.5]], dtype=torch.float64),
-    covs=[[[0.5, 0.2], [0.2, 0.3]], [[0.3, -0.1], [-0.1, 0.6]], [[0.4, 0.0], [0.0, 0.2]]],
-    labels=[0, 1, 1],
-)
-POINTS = torch.tensor([[0.0, 0.0], [0.7, -1.1], [-0.6, 1.3]], dtype=torch.float64)
+
+def blobs() -> GaussianMixture:
+    """Three blobs in the plane, the first of class 0, the others of class 1."""
+    return GaussianMixture(
+        weights=[0.2, 0.5, 0.3],
+        means=torch.tensor([[-1.0, 0.3], [0.8, -0.4], [0.1, 1.5]], dtype=torch.float64),
+        covs=[[[0.5, 0.2], [0.2, 0.3]], [[0.3, -0.1], [-0.1, 0.6]], [[0.4, 0.0], [0.0, 0.2]]],
+        labels=[0, 1, 1],
+    )
+
+
+def points() -> Tensor:
+    """Some points among the blobs and one outside, (4, 2)."""
+    return torch.tensor([[0.0, 0.0], [0.7, -1.1], [-0.6, 1.3], [2.5, -2.0]], dtype=torch.float64)
+
+
+def hills() -> GaussianMixture:
+    """Four hills on the line; class 2 is the second and the last."""
+    means = torch.tensor([[-1.5], [-0.2], [0.6], [1.9]], dtype=torch.float64)
+    return GaussianMixture([0.3, 0.1, 0.4, 0.2], means, [[[0.3]], [[0.2]], [[0.5]], [[0.1]]], labels=[0, 2, 1, 2])
+
+
+def places() -> Tensor:
+    """Points on the line, (3, 1)."""
+    return torch.tensor([[-0.4], [1.2], [-2.5]], dtype=torch.float64)
 
 
 # --- 7.1 ----------------------------------------------------------------------------------------------------
@@ -29,8 +47,10 @@ def gaussians() -> dict[str, tuple]:
     solid = torch.tensor([[0.5, 0.2, 0.1], [0.2, 0.9, -0.3], [0.1, -0.3, 0.4]], dtype=torch.float64)
     return {
         "gamma = 1, in the plane": (mean, tilted, g, 1.0),
-        "gamma = 2.5": (mean, tilted, g, 2.5),
+        "gamma = 2.5": (mean.clone(), tilted.clone(), g.clone(), 2.5),
         "gamma = -0.5, in three dimensions": (torch.ones(3).double(), solid, torch.arange(3).double() / 3, -0.5),
+        "gamma = 0": (mean.clone(), tilted.clone(), g.clone(), 0.0),
+        "gamma = 6, on the line": (mean[:1] - 3, tilted[:1, :1] / 8, -g[:1], 6.0),
     }
 
 
@@ -71,9 +91,9 @@ def normal(x, mean, var: float) -> Tensor:
 
 
 def covariance_by_brute_force(at_s: GaussianMixture, x: Tensor, label: int, alpha_ts: float) -> Tensor:
-    """Moments of prior times likelihood on a grid over the plane."""
+    """Moments of prior times likelihood on a grid over the line or the plane."""
     axis = torch.linspace(-8, 8, 401, dtype=torch.float64)
-    grid = torch.cartesian_prod(axis, axis)
+    grid = torch.cartesian_prod(*[axis] * at_s.dim).view(-1, at_s.dim)
     log_prior = at_s.given(label).log_prob(grid)
     covs = []
     for point in x:
@@ -84,7 +104,7 @@ def covariance_by_brute_force(at_s: GaussianMixture, x: Tensor, label: int, alph
     return torch.stack(covs)
 
 
-def covariance(at_s, x, label, alpha_ts, *, curvature="class", front=2, inner=1.0, sigma=0.5):
+def covariance(at_s, x, label, alpha_ts, *, curvature="class", front=2, inner=1.0, sigma=0.5, identity=1.0):
     """The solution with parts that can be got wrong; `sigma` is the power of the variance that `noised` is given."""
     var = 1 - alpha_ts**2
     at_t = at_s.noised(alpha_ts, var**sigma)
@@ -95,14 +115,20 @@ def covariance(at_s, x, label, alpha_ts, *, curvature="class", front=2, inner=1.
         "classifier": given.hessian(x) - at_t.hessian(x),
         "earlier": at_s.given(label).hessian(x),
     }[curvature]
-    return var / alpha_ts**front * (torch.eye(2, dtype=x.dtype) + inner * var * hessian)
+    return var / alpha_ts**front * (identity * torch.eye(x.shape[1], dtype=x.dtype) + inner * var * hessian)
 
 
 def short_step_covariance(at_s, x, label, alpha_ts):
     """The two leading orders, beta (I + beta (I + H))."""
-    var, identity = 1 - alpha_ts**2, torch.eye(2, dtype=x.dtype)
+    var, identity = 1 - alpha_ts**2, torch.eye(x.shape[1], dtype=x.dtype)
     hessian = at_s.noised(alpha_ts, math.sqrt(var)).given(label).hessian(x)
     return var * (identity + var * (identity + hessian))
+
+
+def inverse_of_a_precision(at_s, x, label, alpha_ts):
+    """What completing a square of second order gives, with the Hessian of the wrong density."""
+    var, identity = 1 - alpha_ts**2, torch.eye(x.shape[1], dtype=x.dtype)
+    return torch.linalg.inv(identity / var - at_s.noised(alpha_ts, math.sqrt(var)).given(label).hessian(x))
 
 
 # --- 7.4 ----------------------------------------------------------------------------------------------------
@@ -119,11 +145,13 @@ def rate_by_noising_a_little(at_t: GaussianMixture, x: Tensor, label: int, rate:
     return 2 * quotient(1e-5) - quotient(2e-5)
 
 
-def rate_of_change(at_t, x, label, rate, *, half=0.5, cross=2.0, square=1.0, drift=1.0, diffusion=1.0):
+def rate_of_change(
+    at_t, x, label, rate, *, half=0.5, cross=2.0, square=1.0, drift=1.0, diffusion=1.0, free=1.0, stray=0.0
+):
     """The solution with parts that can be got wrong."""
     g = at_t.class_gradient(x, label)
-    laplacian = (at_t.given(label).hessian(x) - at_t.hessian(x)).diagonal(dim1=1, dim2=2).sum(1)
-    terms = drift * (x * g) + square * g * g + cross * g * at_t.score(x)
+    laplacian = (at_t.given(label).hessian(x) - free * at_t.hessian(x)).diagonal(dim1=1, dim2=2).sum(1)
+    terms = drift * (x * g) + square * g * g + cross * g * at_t.score(x) + stray
     return half * rate * (terms.sum(1) + diffusion * laplacian)
 
 
@@ -143,10 +171,17 @@ def third_derivatives() -> dict[str, tuple]:
     lopsided[0, 0, 0] = 0.7
     for place in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):  # d^3 / dx_1 dx_2^2, in whichever order
         lopsided[place] = -0.5
+    saddle = torch.zeros(2, 2, 2, dtype=torch.float64)
+    saddle[1, 1, 1] = -1.2
+    for place in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):  # no trace: it does not push the mean
+        saddle[place] = 1.2
     return {
         "one dimension, third = 1": (torch.ones(1, 1, 1, dtype=torch.float64),),
         "one dimension, third = -2": (torch.full((1, 1, 1), -2.0, dtype=torch.float64),),
         "the plane, with mixed derivatives": (lopsided,),
+        "the plane, a saddle of third order": (saddle,),
+        "the plane, no third derivatives": (torch.zeros(2, 2, 2, dtype=torch.float64),),
+        "one dimension, third = 30": (torch.full((1, 1, 1), 30.0, dtype=torch.float64),),
     }
 
 
@@ -197,6 +232,26 @@ EXERCISES = [
                 "your answer does not depend on cov. How far does a very narrow Gaussian move?",
             ),
             Mistake(
+                "half the shift",
+                lambda mean, cov, g, gamma: mean + gamma * cov @ g / 2,
+                "half of it. The half in front of the square and the 2 of the cross term belong together.",
+            ),
+            Mistake(
+                "the shift alone",
+                lambda mean, cov, g, gamma: gamma * cov @ g,
+                "this is how far it moves. Where does it start?",
+            ),
+            Mistake(
+                "w for gamma",
+                lambda mean, cov, g, gamma: mean + (gamma - 1) * cov @ g,
+                "at gamma = 1 yours does not move. Is gamma here the whole scale, or what is added to 1?",
+            ),
+            Mistake(
+                "gamma squared",
+                lambda mean, cov, g, gamma: mean + gamma**2 * cov @ g,
+                "a negative gamma must push the other way. In which power does it enter the exponent?",
+            ),
+            Mistake(
                 "gamma forgotten",
                 lambda mean, cov, g, gamma: mean + cov @ g,
                 "your answer does not depend on gamma.",
@@ -215,6 +270,8 @@ EXERCISES = [
             "a short step": (0.6, 0.61),
             "a long step": (0.3, 0.9),
             "to the data": (0.5, 1.0),
+            "from noise": (0.06, 0.95),
+            "near the data": (0.98, 0.999),
         },
         truth=coefficient_by_brute_force,
         mistakes=[
@@ -243,6 +300,36 @@ EXERCISES = [
                 lambda alpha_t, alpha_s: (alpha_s / alpha_t) ** 2 - 1,
                 "too large by one factor of alpha_{t|s}: mean and covariance do not divide by the same power.",
             ),
+            Mistake(
+                "alpha read as its own square, and no division",
+                lambda alpha_t, alpha_s: 1 - alpha_t / alpha_s,
+                "here alpha^2 + sigma^2 = 1: which power of alpha_{t|s} is 1 - beta? And who divides by the shrinking?",
+            ),
+            Mistake(
+                "alpha read as its own square",
+                lambda alpha_t, alpha_s: (1 - alpha_t / alpha_s) * math.sqrt(alpha_s / alpha_t),
+                "this is right for codes whose alpha is the square of ours. Here alpha^2 + sigma^2 = 1.",
+            ),
+            Mistake(
+                "beta read off one alpha too few",
+                lambda alpha_t, alpha_s: alpha_s / alpha_t - 1,
+                "the division is right, the variance is not: sigma_{t|s}^2 = 1 - alpha_{t|s} to which power?",
+            ),
+            Mistake(
+                "divided by alpha_t",
+                lambda alpha_t, alpha_s: (1 - (alpha_t / alpha_s) ** 2) / alpha_t,
+                "right in a step to the data. By how much does the signal shrink between s and t only?",
+            ),
+            Mistake(
+                "divided by alpha_s",
+                lambda alpha_t, alpha_s: (1 - (alpha_t / alpha_s) ** 2) / alpha_s,
+                "alpha_s is what happened before this step. By how much does the signal shrink between s and t?",
+            ),
+            Mistake(
+                "times swapped",
+                lambda alpha_t, alpha_s: alpha_t / alpha_s - alpha_s / alpha_t,
+                "negative: the label would push away from its class. Which of the two times has the smaller alpha?",
+            ),
         ],
         tolerance=1e-5,
     ),
@@ -250,9 +337,11 @@ EXERCISES = [
         number="7.3",
         title="Tweedie's second formula, with the class's own curvature",
         cases=lambda: {
-            "a short step, label 1": (BLOBS, POINTS, 1, 0.98),
-            "a long step, label 1": (BLOBS, POINTS, 1, 0.6),
-            "a long step, label 0": (BLOBS, POINTS, 0, 0.6),
+            "a short step, label 1": (blobs(), points(), 1, 0.98),
+            "a long step, label 1": (blobs(), points(), 1, 0.6),
+            "a long step, label 0": (blobs(), points(), 0, 0.6),
+            "nearly all the way, label 1": (blobs(), points(), 1, 0.05),
+            "on the line, label 2": (hills(), places(), 2, 0.8),
         },
         truth=covariance_by_brute_force,
         mistakes=[
@@ -269,7 +358,7 @@ EXERCISES = [
             Mistake(
                 "1 for the identity",
                 lambda at_s, x, label, alpha_ts: covariance(at_s, x, label, alpha_ts)
-                + (1 / alpha_ts**2 - 1) * (1 - torch.eye(2, dtype=x.dtype)),
+                + (1 / alpha_ts**2 - 1) * (1 - torch.eye(x.shape[1], dtype=x.dtype)),
                 "right on the diagonal. What is 1 when it stands for a matrix?",
             ),
             Mistake(
@@ -298,6 +387,21 @@ EXERCISES = [
                 "a covariance scales with the square of its variable. How does x_t shrink with x_s?",
             ),
             Mistake(
+                "the inverse of a precision",
+                inverse_of_a_precision,
+                "this is what the curvature of a classifier does to a Gaussian. The formula needs no inverse.",
+            ),
+            Mistake(
+                "the curvature with the other sign",
+                lambda *a: covariance(*a, inner=-1.0),
+                "at a maximum of the density the step must be narrow, not wide. Which sign has the curvature there?",
+            ),
+            Mistake(
+                "the identity forgotten",
+                lambda *a: covariance(*a, identity=0.0),
+                "near a maximum your variances are negative. What is the covariance where the density is flat?",
+            ),
+            Mistake(
                 "the variance counted twice",
                 lambda at_s, x, label, alpha_ts: covariance(at_s, x, label, alpha_ts, inner=1 - alpha_ts**2),
                 "the curvature counts too little in short steps. What multiplies it inside the bracket?",
@@ -308,8 +412,10 @@ EXERCISES = [
         number="7.4",
         title="the time term is a Fokker-Planck equation",
         cases=lambda: {
-            "label 1, rate 1": (BLOBS.noised(0.8, 0.6), POINTS, 1, 1.0),
-            "label 0, rate 4": (BLOBS.noised(0.6, 0.8), POINTS, 0, 4.0),
+            "label 1, rate 1": (blobs().noised(0.8, 0.6), points(), 1, 1.0),
+            "label 0, rate 4": (blobs().noised(0.6, 0.8), points(), 0, 4.0),
+            "label 1, rate 0": (blobs().noised(0.6, 0.8), points(), 1, 0.0),
+            "on the line, label 2, rate 20": (hills().noised(0.3, 0.91**0.5), places(), 2, 20.0),
         },
         truth=rate_by_noising_a_little,
         mistakes=[
@@ -344,6 +450,21 @@ EXERCISES = [
                 "the squares are there, but the second derivatives of log p are not.",
             ),
             Mistake(
+                "the Laplacian without the label not subtracted",
+                lambda *a: rate_of_change(*a, free=0.0),
+                "second derivatives of log p(x | y) only. Which other density does Bayes' rule divide by?",
+            ),
+            Mistake(
+                "the cross term once",
+                lambda *a: rate_of_change(*a, cross=1.0),
+                "nearly: expand |s + g|^2 once more, and count the mixed terms.",
+            ),
+            Mistake(
+                "a stray dimension",
+                lambda *a: rate_of_change(*a, stray=1.0),
+                "off by a constant. The divergence of x is d for both densities: what is left of it in the difference?",
+            ),
+            Mistake(
                 "the equation without the label not subtracted",
                 rate_of_class_density,
                 "this is the rate of log p(x | y). Bayes' rule has one more density in it.",
@@ -358,7 +479,7 @@ EXERCISES = [
     ),
     Exercise(
         number="7.5",
-        title="a nearly Gaussian step is its third derivatives, squared and summed over twelve, from its Gaussian",
+        title="what is left is the sum of the squares of all third derivatives, over twelve",
         cases=third_derivatives,
         truth=constant_by_quadrature,
         mistakes=[
@@ -366,6 +487,11 @@ EXERCISES = [
                 "not squared",
                 lambda third: third.sum() / 12,
                 "a divergence cannot be negative, and turning the axis round cannot change it.",
+            ),
+            Mistake(
+                "the mean left where it was",
+                lambda third: third.square().sum() / 12 + torch.einsum("iik->k", third).square().sum() / 8,
+                "the cubic also pushes the mean, and the closest Gaussian follows. What is left without that part?",
             ),
             Mistake(
                 "mixed derivatives forgotten",

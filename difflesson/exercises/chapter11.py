@@ -27,6 +27,7 @@ def predictions() -> dict[str, tuple]:
         "w = 2, points of the plane": (draw(4, 2), draw(4, 2), 2.0),
         "w = 0.3, an image": (draw(1, 1, 3, 3), draw(1, 1, 3, 3), 0.3),
         "w = -1.5, away from the label": (draw(4, 2), draw(4, 2), -1.5),
+        "w = 0, nothing but the label": (draw(1, 3), draw(1, 3), 0.0),
     }
 
 
@@ -68,16 +69,64 @@ def gain_by_class_probabilities(gradient: ClassGradient, a: Tensor, b: Tensor) -
     return end - start
 
 
-def along(gradient: ClassGradient, a: Tensor, b: Tensor) -> Tensor:
-    """The gradient in the middles of a thousand parts of the way."""
-    return gradient(a + ((torch.arange(1000).double() + 0.5) / 1000)[:, None] * (b - a))
+def along(gradient: ClassGradient, a: Tensor, b: Tensor, count: int = 1000, at: float = 0.5) -> Tensor:
+    """The gradient on the way, once in each of `count` equal parts; `at`: 0 is a part's start, 0.5 its middle."""
+    return gradient(a + ((torch.arange(count).double() + at) / count)[:, None] * (b - a))
+
+
+def both_ends(gradient: ClassGradient, a: Tensor, b: Tensor, count: int) -> Tensor:
+    """The mean over `count` points, a and b among them: the ends weigh twice what they should."""
+    return (gradient(a + torch.linspace(0, 1, count).double()[:, None] * (b - a)) @ (b - a)).mean()
+
+
+COUNTS = (10, 20, 50, 100, 200, 500, 1000, 2000)
+"""How many points a reader is likely to take."""
+
+
+def quadratures() -> list[Mistake]:
+    """Sums for means, left ends, both ends, too few middles: each with the likely numbers of points."""
+    added = "how large this is depends on how many points you take. What is a sum of slopes still to be multiplied by?"
+    lopsided = "nearly: each part of the way is judged by its start. Where in a part is the slope most typical?"
+    ended = "nearly: the points a and b count as much as any other. Which share of the way does each stand for?"
+    rough = "the right idea with too few points: the gradient bends between them."
+    return [
+        *(Mistake(f"sum of {n}", lambda g, a, b, n=n: (along(g, a, b, n) @ (b - a)).sum(), added) for n in COUNTS),
+        *(Mistake(f"sum with both ends, {n}", lambda g, a, b, n=n: n * both_ends(g, a, b, n), added)
+          for n in (10, 50, 100)),
+        *(Mistake(f"left ends, {n}", lambda g, a, b, n=n: (along(g, a, b, n, 0.0) @ (b - a)).mean(), lopsided)
+          for n in (10, 20, 50, 100, 200)),
+        *(Mistake(f"mean with both ends, {n}", lambda g, a, b, n=n: both_ends(g, a, b, n), ended)
+          for n in (3, 5, 10, 20, 50, 100)),
+        *(Mistake(f"{n} middles", lambda g, a, b, n=n: (along(g, a, b, n) @ (b - a)).mean(), rough)
+          for n in (1, 2, 3, 4, 5)),
+    ]  # fmt: skip
 
 
 # --- 11.3 ---------------------------------------------------------------------------------------------------
 
 
+def variances_by_quadrature(class_variance: float, all_variance: float, gamma: float) -> tuple[float, float]:
+    """The target's second moment on a grid; the guided equation solved by Runge-Kutta in log q from far away."""
+    x = torch.linspace(-40, 40, 160_001, dtype=torch.float64)
+    log = -(x**2) / 2 * (gamma / class_variance + (1 - gamma) / all_variance)
+    told = float(log.softmax(0) @ x**2)
+
+    def slope(log_q: float) -> float:  # d log(x / alpha) / d log q
+        q = math.exp(log_q)
+        return (gamma * q / (class_variance + q) + (1 - gamma) * q / (all_variance + q)) / 2
+
+    grid = torch.linspace(18, -18, 2001, dtype=torch.float64).tolist()
+    gain = 0.0
+    for high, low in zip(grid[:-1], grid[1:], strict=True):
+        gain += (low - high) / 6 * (slope(high) + 4 * slope((high + low) / 2) + slope(low))
+    return told, math.exp(grid[0] + 2 * gain)
+
+
+# --- 11.4 ---------------------------------------------------------------------------------------------------
+
+
 def steps() -> dict[str, tuple]:
-    """Cases of 11.3: z and the clean point (5, 2), two log-SNRs, and v."""
+    """Cases of 11.4: z and the clean point (5, 2), two log-SNRs, and v."""
     generator = torch.Generator().manual_seed(12)
     z, clean = torch.randn(2, 5, 2, generator=generator, dtype=torch.float64)
     return {
@@ -99,13 +148,17 @@ def step_by_bayes(z: Tensor, clean: Tensor, lam: float, lam_next: float, v: floa
     return mean, math.exp((1 - v) * math.log(small) + v * math.log(large))
 
 
-def step(z, clean, lam, lam_next, v, *, mixing="geometric", backwards=False, swapped=False, power=0.5, weight=1):
-    """The solution with parts that can be got wrong; `power` of alpha^2, and of alpha' beside the clean point."""
-    alpha, alpha_next = ((1 + math.exp(-x)) ** -power for x in (lam, lam_next))
-    r = math.exp(lam - lam_next)
+def step(z, clean, lam, lam_next, v, *, mixing="geometric", backwards=False, swapped=False, power=0.5, weight=1,
+         inverted=1, sign=1, late=True):  # fmt: skip
+    """The solution with parts that can be got wrong; `power` of alpha^2, `weight` of alpha' beside the clean point.
+
+    Where a variance comes out negative, its power is complex, as it is for a reader who makes this mistake.
+    """
+    alpha, alpha_next = ((1 + math.exp(-sign * x)) ** -power for x in (lam, lam_next))
+    r = math.exp(inverted * (lam - lam_next))
     keep = 1 - r if swapped else r
-    mean = keep * alpha_next / alpha * z + (1 - keep) * alpha_next**weight * clean
-    alpha, alpha_next = ((1 + math.exp(-x)) ** -0.5 for x in (lam, lam_next))
+    mean = keep * alpha_next / alpha * z + (1 - keep) * (alpha_next if late else alpha) ** weight * clean
+    alpha, alpha_next = ((1 + math.exp(-sign * x)) ** -0.5 for x in (lam, lam_next))
     small, large = (1 - r) * (1 - alpha_next**2), (1 - r) * (1 - alpha**2)
     if backwards:
         small, large = large, small
@@ -117,24 +170,10 @@ def step(z, clean, lam, lam_next, v, *, mixing="geometric", backwards=False, swa
     return mean, var
 
 
-# --- 11.4 ---------------------------------------------------------------------------------------------------
-
-
-def variances_by_quadrature(class_variance: float, all_variance: float, gamma: float) -> tuple[float, float]:
-    """The target's second moment on a grid; the guided equation solved by Runge-Kutta in log q from far away."""
-    x = torch.linspace(-40, 40, 160_001, dtype=torch.float64)
-    log = -(x**2) / 2 * (gamma / class_variance + (1 - gamma) / all_variance)
-    told = float(log.softmax(0) @ x**2)
-
-    def slope(log_q: float) -> float:  # d log(x / alpha) / d log q
-        q = math.exp(log_q)
-        return (gamma * q / (class_variance + q) + (1 - gamma) * q / (all_variance + q)) / 2
-
-    grid = torch.linspace(18, -18, 2001, dtype=torch.float64).tolist()
-    gain = 0.0
-    for high, low in zip(grid[:-1], grid[1:], strict=True):
-        gain += (low - high) / 6 * (slope(high) + 4 * slope((high + low) / 2) + slope(low))
-    return told, math.exp(grid[0] + 2 * gain)
+def guided(class_variance: float, all_variance: float, gamma: float) -> tuple[float, float]:
+    """The solution's two means, to be got wrong."""
+    precision = gamma / class_variance + (1 - gamma) / all_variance
+    return 1 / precision, class_variance**gamma * all_variance ** (1 - gamma)
 
 
 EXERCISES = [
@@ -197,64 +236,19 @@ EXERCISES = [
                 lambda gradient, a, b: along(gradient, a, b).norm(dim=1).mean() * (b - a).norm(),
                 "the steepest slope is not the slope of your path. Which part of the gradient counts?",
             ),
+            *quadratures(),
         ],
-        tolerance=1e-3,
+        tolerance=1e-4,
     ),
     Exercise(
         number="11.3",
-        title="one step of Algorithm 2",
-        cases=steps,
-        truth=step_by_bayes,
-        mistakes=[
-            Mistake(
-                "v at the wrong end",
-                lambda *a: step(*a, backwards=True),
-                "the mean is right. At v = 0 the variance must be the smaller of the two.",
-            ),
-            Mistake(
-                "arithmetic interpolation",
-                lambda *a: step(*a, mixing="arithmetic"),
-                "both ends are right, what lies between is not: which quantity is interpolated linearly?",
-            ),
-            Mistake(
-                "v ignored",
-                lambda *a: step(*a, mixing="none"),
-                "your variance does not depend on v.",
-            ),
-            Mistake(
-                "standard deviation for variance",
-                lambda *a: (step(*a)[0], math.sqrt(step(*a)[1])),
-                "the mean is right. Is your second number a variance?",
-            ),
-            Mistake(
-                "alpha squared for alpha",
-                lambda *a: step(*a, power=1.0),
-                "1 / (1 + e^-lambda) is not yet alpha.",
-            ),
-            Mistake(
-                "the clean point not shrunk",
-                lambda *a: step(*a, weight=0),
-                "if z were alpha times the clean point, z' should be alpha' times it. Is yours?",
-            ),
-            Mistake(
-                "the two noise levels exchanged",
-                lambda z, clean, lam, lam_next, v: step(z, clean, lam_next, lam, v, mixing="none"),
-                "a variance cannot be negative: which of lam and lam_next belongs to the noisier point?",
-            ),
-            Mistake(
-                "r and 1 - r exchanged",
-                lambda *a: step(*a, swapped=True),
-                "look at a very short step: z' must be nearly z. What is r there?",
-            ),
-        ],
-    ),
-    Exercise(
-        number="11.4",
         title="the target's variance is the harmonic mean, the noiseless sampler's the geometric one",
-        cases=lambda: {
-            "gamma = 3": (0.5, 2.0, 3.0),
-            "gamma = 1": (0.5, 2.0, 1.0),
+        cases=lambda: {  # U is never 1 / C: there c ** (2 gamma - 1) would pass
+            "gamma = 3": (0.7, 1.9, 3.0),
+            "gamma = 1": (0.5, 3.0, 1.0),
+            "gamma = 0": (0.5, 3.0, 0.0),
             "gamma = 0.4": (0.3, 1.5, 0.4),
+            "gamma = 1.7, wide data": (2.0, 7.0, 1.7),
         },
         truth=variances_by_quadrature,
         mistakes=[
@@ -293,7 +287,85 @@ EXERCISES = [
                 lambda c, u, gamma: (1 / (gamma / c + (1 - gamma) / u), c ** (gamma / 2) * u ** ((1 - gamma) / 2)),
                 "the first number is right, the second is the factor of x, not of its variance.",
             ),
+            Mistake(
+                "standard deviations",
+                lambda c, u, gamma: tuple(math.sqrt(value) for value in guided(c, u, gamma)),
+                "are these variances? At gamma = 1 both must be the class's.",
+            ),
+            Mistake(
+                "precision",
+                lambda c, u, gamma: (1 / guided(c, u, gamma)[0], guided(c, u, gamma)[1]),
+                "the second number is right. What adds up in the exponent is not yet a variance.",
+            ),
+            Mistake(
+                "class and data exchanged",
+                lambda c, u, gamma: guided(u, c, gamma),
+                "at gamma = 1 you return the variance of all data, at gamma = 0 that of the class.",
+            ),
         ],
         tolerance=1e-4,
+    ),
+    Exercise(
+        number="11.4",
+        title="one step of Algorithm 2",
+        cases=steps,
+        truth=step_by_bayes,
+        mistakes=[
+            Mistake(
+                "v at the wrong end",
+                lambda *a: step(*a, backwards=True),
+                "the mean is right. At v = 0 the variance must be the smaller of the two.",
+            ),
+            Mistake(
+                "arithmetic interpolation",
+                lambda *a: step(*a, mixing="arithmetic"),
+                "both ends are right, what lies between is not: which quantity is interpolated linearly?",
+            ),
+            Mistake(
+                "v ignored",
+                lambda *a: step(*a, mixing="none"),
+                "your variance does not depend on v.",
+            ),
+            Mistake(
+                "standard deviation for variance",
+                lambda *a: (step(*a)[0], math.sqrt(step(*a)[1])),
+                "the mean is right. Is your second number a variance?",
+            ),
+            Mistake(
+                "alpha squared for alpha",
+                lambda *a: step(*a, power=1.0),
+                "1 / (1 + e^-lambda) is not yet alpha.",
+            ),
+            Mistake(
+                "the clean point not shrunk",
+                lambda *a: step(*a, weight=0),
+                "if z were alpha times the clean point, z' should be alpha' times it. Is yours?",
+            ),
+            Mistake(
+                "the two noise levels exchanged",
+                lambda z, clean, lam, lam_next, v: step(z, clean, lam_next, lam, v),
+                "a variance cannot be negative: which of lam and lam_next belongs to the noisier point?",
+            ),
+            Mistake(
+                "r inverted",
+                lambda *a: step(*a, inverted=-1),
+                "a variance cannot be negative, and r must lie between 0 and 1. Does yours?",
+            ),
+            Mistake(
+                "the sign in the sigmoid",
+                lambda *a: step(*a, sign=-1),
+                "near the data, where lambda is large, alpha must be nearly 1. Is yours?",
+            ),
+            Mistake(
+                "alpha on the clean point",
+                lambda *a: step(*a, late=False),
+                "the variance is right. At which noise level is the point that you want the mean of?",
+            ),
+            Mistake(
+                "r and 1 - r exchanged",
+                lambda *a: step(*a, swapped=True),
+                "look at a very short step: z' must be nearly z. What is r there?",
+            ),
+        ],
     ),
 ]

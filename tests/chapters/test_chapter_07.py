@@ -1,15 +1,17 @@
 """What chapter 07 says about the mean shift, on another mixture, other schedules and other times."""
 
 import math
+from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 
-from difflesson import divergence, guidance, kernels
+from difflesson import divergence, exercises, guidance, kernels, plane
 from difflesson.mixture import GaussianMixture
 from difflesson.samplers import draw, time_grid
-from difflesson.schedule import cosine, vp_linear
-from difflesson.steps import Gaussian
+from difflesson.schedule import cosine, from_betas, vp_linear
+from difflesson.steps import FullGaussian, Gaussian
 
 MIXTURE = GaussianMixture(
     weights=[0.2, 0.45, 0.35],
@@ -31,7 +33,7 @@ def kernel_for(schedule, name, variance="large", at="x", time=None):
     plain = kernels.ddpm(MIXTURE.denoiser(schedule), schedule, variance)
     if name == "shift":
         return kernels.shift(plain, grad_under(schedule), 1.0, at=at, time=time)
-    return {"no shift": plain, "second order": kernels.hessian(MIXTURE, schedule, LABEL)}[name]
+    return {"no shift": plain, "second order": kernels.moment_matched(MIXTURE, schedule, LABEL)}[name]
 
 
 def losses(schedule, kernel, t, lengths=LENGTHS):
@@ -104,6 +106,131 @@ def test_the_share_of_the_exact_shift_is_alpha_times_the_ratio_of_noise_variance
         assert abs(float(share - alpha_ts * (schedule.sigma(s) / schedule.sigma(t)) ** 2)) < 1e-13
 
 
+def patched(kernel, grad, schedule, gamma=1.0):
+    """The chapter's one-line patch: beta / alpha_{t|s} for the variance, as the coefficient."""
+
+    def step_of(x, t, s):
+        step, alpha_ts = kernel(x, t, s), schedule.alpha(t) / schedule.alpha(s)
+        return replace(step, mean=step.mean + gamma * (1 - alpha_ts**2) / alpha_ts * grad(x, t))
+
+    return step_of
+
+
+def learned(mixture, schedule):
+    """A variance for each coordinate: the true ones of the model's step."""
+
+    def kernel(x, t, s):
+        step = kernels.exact(mixture, schedule)(x, t, s)
+        return FullGaussian(step.mean, torch.diag_embed(step.cov.diagonal(dim1=1, dim2=2)))
+
+    return kernel
+
+
+X = torch.tensor([[0.0, 0.0], [0.7, -1.1], [-0.6, 1.3], [2.5, -2.0]], dtype=torch.float64)
+
+
+@every_schedule
+@pytest.mark.equation("eq-one-step-tweedie")
+def test_the_slope_of_the_noisy_classifier_is_how_position_and_class_go_together_across_the_cloud(schedule):
+    t, s = 0.6, 0.35
+    alpha_ts, sigma_ts = schedule.transition(t, s)
+    at_s = MIXTURE.noised(schedule.alpha(s), schedule.sigma(s))
+    cloud, weights = divergence.step_nodes(kernels.exact(MIXTURE, schedule)(X, t, s), order=24)  # (M, N, 2), (M, N)
+    verdicts = at_s.class_log_prob(cloud.flatten(0, 1), LABEL).exp().view(weights.shape)
+    average = (weights * verdicts).sum(0)
+    at_t = MIXTURE.noised(schedule.alpha(t), schedule.sigma(t))
+    assert float((average - at_t.class_log_prob(X, LABEL).exp()).abs().max()) < 1e-6
+    centre = (weights[..., None] * cloud).sum(0)
+    together = (weights[..., None] * (cloud - centre) * (verdicts - average)[..., None]).sum(0)
+    moved = kernels.exact(MIXTURE, schedule, LABEL)(X, t, s).mean - centre
+    assert float((together / average[:, None] - moved).abs().max()) < 1e-5
+    slope = grad_under(schedule)(X, t)
+    assert float((alpha_ts / sigma_ts**2 * together / average[:, None] - slope).abs().max()) < 1e-5
+
+
+@every_schedule
+@pytest.mark.equation("eq-one-step-tweedie")
+@pytest.mark.parametrize("times", [(0.5, 0.49), (0.9, 0.2)])
+def test_the_patch_gives_every_variance_the_exact_mean_and_leaves_the_variance_alone(schedule, times):
+    exact = kernels.exact(MIXTURE, schedule, LABEL)(X, *times).mean
+    plain_kernels = [kernel_for(schedule, "no shift", variance) for variance in ("small", "large")]
+    for base in (*plain_kernels, learned(MIXTURE, schedule)):
+        got, plain = patched(base, grad_under(schedule), schedule)(X, *times), base(X, *times)
+        assert float((got.mean - exact).abs().max()) < 1e-12
+        spread = "cov" if isinstance(plain, FullGaussian) else "var"
+        assert torch.equal(getattr(got, spread), getattr(plain, spread))
+
+
+@every_schedule
+@pytest.mark.parametrize("gamma", [-1.0, 0.0, 3.0])
+def test_the_patch_is_ddpm_with_the_gradient_in_the_score_for_every_scale(schedule, gamma):
+    grad, free = grad_under(schedule), MIXTURE.denoiser(schedule)
+    got = patched(kernels.ddpm(free, schedule), grad, schedule, gamma)(X, 0.7, 0.4)
+    want = kernels.ddpm(guidance.tilt(free, grad, gamma, schedule), schedule)(X, 0.7, 0.4)
+    assert float((got.mean - want.mean).abs().max()) < 1e-12
+
+
+@every_schedule
+def test_on_ddim_the_patch_pushes_about_twice_as_far_as_the_gradient_in_the_score(schedule):
+    grad, free = grad_under(schedule), MIXTURE.denoiser(schedule)
+    plain = kernels.ddim(free, schedule)(X, 0.5, 0.49).mean
+    pushed = patched(kernels.ddim(free, schedule), grad, schedule)(X, 0.5, 0.49).mean - plain
+    wanted = kernels.ddim(guidance.tilt(free, grad, 1.0, schedule), schedule)(X, 0.5, 0.49).mean - plain
+    assert float((pushed.norm(dim=1) / wanted.norm(dim=1) - 2).abs().max()) < 0.1
+
+
+@every_schedule
+@pytest.mark.equation("eq-mean-shift")
+def test_a_shift_is_parallel_to_the_gradient_with_one_variance_and_not_with_one_a_coordinate(schedule):
+    t, s = 0.3, 0.2
+    g = grad_under(schedule)(X, t)
+    for base, turned in ((kernel_for(schedule, "no shift"), False), (learned(MIXTURE, schedule), True)):
+        shift = kernels.shift(base, grad_under(schedule), 1.0)(X, t, s).mean - base(X, t, s).mean
+        across = (shift[:, 0] * g[:, 1] - shift[:, 1] * g[:, 0]) / (shift.norm(dim=1) * g.norm(dim=1))
+        assert (float(across.abs().max()) > 0.01) == turned
+        assert turned or float(across.abs().max()) < 1e-12
+
+
+@every_schedule
+@pytest.mark.equation("eq-kl-shift")
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_the_constant_of_a_shifted_step_is_the_misfit_of_either_variance(schedule, variance):
+    t, beta = torch.tensor(0.5, dtype=torch.float64), 1e-4
+    x, shares = divergence.mixture_nodes(MIXTURE.given(LABEL).noised(schedule.alpha(t), schedule.sigma(t)), order=6)
+    curvature = MIXTURE.noised(schedule.alpha(t), schedule.sigma(t)).given(LABEL).hessian(x)
+    c = {"small": 1 / schedule.sigma(t) ** 2, "large": torch.ones(())}[variance]
+    by_hand = float(shares @ (beta**2 / 4 * (curvature + c * torch.eye(2)).square().sum((1, 2))))
+    package = float(shares @ divergence.leading_kl_with_shift(curvature, torch.tensor(beta), c))
+    (measured,) = losses(schedule, kernel_for(schedule, "shift", variance), 0.5, [beta])
+    assert abs(measured / by_hand - 1) < 3e-3
+    assert abs(package / by_hand - 1) < 1e-6
+
+
+@every_schedule
+@pytest.mark.equation("eq-posterior-variance", "eq-second-order")
+def test_the_two_variances_are_the_covariance_of_a_step_for_a_point_and_for_a_standard_normal(schedule):
+    t, s = 0.5, 0.3
+    beta = schedule.transition(t, s)[1] ** 2
+    for width, want in ((1e-7, kernels.posterior_variance(schedule, t, s)), (1.0, beta)):
+        data = GaussianMixture([1.0], torch.zeros(1, 2).double(), torch.eye(2)[None] * width**2)
+        cov = kernels.hessian(data, schedule)(X, t, s).cov
+        assert float((cov - want * torch.eye(2)).abs().max()) < 1e-7
+    ratio = (schedule.sigma(s) / schedule.sigma(t)) ** 2 * beta
+    assert abs(float(kernels.posterior_variance(schedule, t, s) - ratio)) < 1e-14
+
+
+def test_a_variance_too_narrow_is_charged_much_more_than_one_too_wide():
+    data = GaussianMixture([1.0], torch.zeros(1, 2).double(), torch.eye(2)[None] * 2.0)
+    step = data.reverse(X, vp_linear(), 0.4, 0.3)
+    nodes, weights = divergence.step_nodes(step)
+    size, found = step.cov[0, 0, 0], []
+    for factor in (1 / 15, 15.0):
+        gap = step.log_prob(nodes) - Gaussian(step.mean, size * factor).log_prob(nodes)
+        found.append((weights * gap).sum(0))
+    assert float((found[0] - (14 - math.log(15))).abs().max()) < 1e-9
+    assert float((found[1] - (1 / 15 - 1 + math.log(15))).abs().max()) < 1e-9
+
+
 @pytest.mark.parametrize(("name", "order"), [("no shift", 0), ("shift", 1), ("second order", 2)])
 def test_over_a_path_one_order_is_lost(name, order):
     schedule = SCHEDULES["linear"]
@@ -125,7 +252,7 @@ def test_a_shift_by_the_standard_deviation_gets_worse_with_more_steps_and_by_the
 
     truth = MIXTURE.given(LABEL).weights @ MIXTURE.given(LABEL).means
     errors = {"mistaken": [], "right": []}
-    for steps in (20, 80, 320):
+    for steps in (20, 80, 200):
         for name, kernel in (("mistaken", mistaken), ("right", kernel_for(schedule, "shift"))):
             generator = torch.Generator().manual_seed(0)
             start = torch.randn(4000, 2, generator=generator, dtype=torch.float64)
@@ -134,3 +261,164 @@ def test_a_shift_by_the_standard_deviation_gets_worse_with_more_steps_and_by_the
     # 4,000 points: the standard error of each coordinate of the mean is about 0.015
     assert errors["mistaken"][0] + 0.1 < errors["mistaken"][1] < errors["mistaken"][2] - 0.1
     assert max(errors["right"]) < 0.06 < errors["mistaken"][0]
+
+
+@pytest.mark.parametrize("standard_deviation", [True, False])
+def test_halving_a_step_tells_the_standard_deviation_from_the_variance_and_switching_the_noise_off_does_not(
+    standard_deviation,
+):
+    schedule = SCHEDULES["linear"]
+    grad, free = grad_under(schedule), MIXTURE.denoiser(schedule)
+
+    def shifted(base):
+        def kernel(x, t, s):
+            step = base(x, t, s)
+            size = step.var.sqrt() if standard_deviation else step.var
+            return Gaussian(step.mean + size * grad(x, t), step.var)
+
+        return kernel
+
+    large, quiet = kernels.ddpm(free, schedule, "large"), kernels.ddim(free, schedule)
+    assert torch.equal(shifted(quiet)(X, 0.5, 0.4).mean, quiet(X, 0.5, 0.4).mean)
+    sizes = [(shifted(large)(X, 0.5, 0.5 - h).mean - large(X, 0.5, 0.5 - h).mean).norm() for h in (2e-3, 1e-3)]
+    assert abs(float(sizes[0] / sizes[1]) - (math.sqrt(2) if standard_deviation else 2)) < 0.02
+
+
+# --- the verdict and Remember, on the chapter's own mixture and schedule, with other random numbers ------------
+
+
+TABLE = from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+BLOBS = plane.four_blobs()
+COUNT = 6000
+
+
+def blob_grad(x, t):
+    return BLOBS.noised(TABLE.alpha(t), TABLE.sigma(t)).class_gradient(x, 1)
+
+
+def blob_kernel(name: str, variance: str, factor: float = 1.0, degrees: float = 0.0):
+    """A guided kernel of the chapter, with a classifier whose gradient is multiplied and turned."""
+    free, a = BLOBS.denoiser(TABLE), math.radians(degrees)
+    turn = factor * torch.tensor([[math.cos(a), math.sin(a)], [-math.sin(a), math.cos(a)]], dtype=torch.float64)
+    places = {"x_t, t": ("x", "t"), "mu, s": ("mu", "s"), "mu, t": ("mu", "t")}
+
+    def grad(x, t):
+        return blob_grad(x, t) @ turn
+
+    if name == "exact":
+        return kernels.ddpm(guidance.tilt(free, grad, 1.0, TABLE), TABLE, variance)
+    plain = kernels.ddpm(free, TABLE, variance)
+    return kernels.shift(plain, grad, 1.0, *places[name]) if name in places else plain
+
+
+@cache
+def samples(name: str, variance: str, steps: int, factor: float = 1.0, degrees: float = 0.0):
+    generator = torch.Generator().manual_seed(11)
+    start = torch.randn(COUNT, 2, generator=generator, dtype=torch.float64)
+    return draw(blob_kernel(name, variance, factor, degrees), start, time_grid(steps), generator)
+
+
+def off(*run) -> float:
+    """Error of the mean of `samples(*run)`; chance alone gives 0.02."""
+    alone = BLOBS.given(1)
+    return float((samples(*run).mean(0) - alone.weights @ alone.means).norm())
+
+
+CHANCE = math.sqrt(2.325 / COUNT)  # the trace of the covariance of class 1 is 2.325
+
+
+def test_verdict_at_25_steps_the_derivation_removes_over_a_third_the_repair_under_a_tenth_the_coefficient_all():
+    code = off("x_t, t", "small", 25)
+    assert code > 10 * CHANCE
+    assert 0.33 < 1 - off("mu, s", "small", 25) / code < 0.45
+    assert abs(1 - off("mu, t", "small", 25) / code) < 0.1
+    assert all(off("exact", variance, 25) < 2.5 * CHANCE for variance in ("small", "large"))
+    assert off("x_t, t", "large", 25) < code / 2
+
+
+def test_verdict_at_250_steps_the_places_differ_by_less_than_chance():
+    code, derivation = samples("x_t, t", "small", 250), samples("mu, s", "small", 250)
+    assert float((code.mean(0) - derivation.mean(0)).norm()) < CHANCE
+    assert off("x_t, t", "small", 250) < 3 * CHANCE
+
+
+def test_verdict_the_patch_does_not_mend_the_shape():
+    mass = [float(BLOBS.class_log_prob(samples(name, "small", 25), 1).exp().mean()) for name in ("x_t, t", "exact")]
+    points, weights = divergence.mixture_nodes(BLOBS.given(1), order=40)
+    true = float(weights @ BLOBS.class_log_prob(points, 1).exp())
+    assert mass[0] < true - 0.05 and true + 0.01 < mass[1]
+
+
+@pytest.mark.equation("eq-path-kl")
+def test_by_divergence_the_small_variance_is_worse_than_no_guidance_by_samples_far_better():
+    times = time_grid(25, end=0.01)
+
+    def nats(name, variance, times):
+        return float(divergence.path_kl(BLOBS, TABLE, 1, blob_kernel(name, variance), times, order=6))
+
+    assert nats("x_t, t", "small", times) > 10 * nats("none", "large", times)
+    assert off("x_t, t", "small", 25) < off("none", "large", 25) / 4
+    assert nats("x_t, t", "small", times[-2:]) > 0.8 * nats("x_t, t", "small", times)
+    assert nats("exact", "small", times) > 0.9 * nats("x_t, t", "small", times)
+
+
+def test_remember_a_classifier_off_by_30_percent_or_20_degrees_costs_as_much_as_the_coefficient_at_25_steps():
+    coefficient = off("x_t, t", "small", 25)
+    assert abs(off("exact", "small", 25, 0.7) / coefficient - 1) < 0.2
+    assert off("exact", "small", 25, 1.0, 20.0) > coefficient > off("exact", "small", 25, 1.0, 10.0)
+
+
+def test_remember_at_25_steps_the_small_variance_acts_like_seven_tenths_of_the_scale():
+    shifted = float(samples("x_t, t", "small", 25)[:, 0].mean())
+    lower, upper = (float(samples("exact", "small", 25, share)[:, 0].mean()) for share in (0.65, 0.75))
+    assert lower < shifted < upper
+
+
+# --- the exercises: answers that must not pass ----------------------------------------------------------------
+
+
+def covariance_of(label):
+    """Exercise 7.3, solved for one label whatever is asked."""
+
+    def answer(at_s, x, asked, alpha_ts):
+        at_t = at_s.noised(alpha_ts, math.sqrt(1 - alpha_ts**2)).given(min(label, at_s.classes - 1))
+        identity = torch.eye(x.shape[1], dtype=x.dtype)
+        return (1 / alpha_ts**2 - 1) * (identity + (1 - alpha_ts**2) * at_t.hessian(x))
+
+    return answer
+
+
+def rate_of(label):
+    """Exercise 7.4, solved for one label whatever is asked."""
+
+    def answer(at_t, x, asked, rate):
+        known = min(label, at_t.classes - 1)
+        g, s = at_t.class_gradient(x, known), at_t.score(x)
+        laplacian = (at_t.given(known).hessian(x) - at_t.hessian(x)).diagonal(dim1=1, dim2=2).sum(1)
+        return rate / 2 * ((x * g + g * g + 2 * g * s).sum(1) + laplacian)
+
+    return answer
+
+
+CHEATS = {
+    "7.1, at gamma = 1 only": ("7.1", lambda mean, cov, g, gamma: mean + max(gamma, 1.0) * cov @ g),
+    "7.1, gamma never negative": ("7.1", lambda mean, cov, g, gamma: mean + abs(gamma) * cov @ g),
+    "7.2, right in short steps": ("7.2", lambda a, b: 2 * math.sinh(b / a - 1)),
+    "7.5, the plane only": ("7.5", lambda third: third.square().sum() / 12 if len(third) == 2 else third.sum() / 12),
+}
+CHEATS |= {f"7.3, label {k}": ("7.3", covariance_of(k)) for k in (0, 1, 2)}
+CHEATS |= {f"7.4, label {k}": ("7.4", rate_of(k)) for k in (0, 1, 2)}
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_an_answer_that_is_right_in_some_cases_only_does_not_pass(cheat):
+    number, answer = CHEATS[cheat]
+    assert exercises.verdict(number, answer).kind in ("wrong", "mistake")
+
+
+def test_an_answer_that_overwrites_its_arguments_is_judged_by_what_it_returns():
+    def overwriting(mean, cov, g, gamma):
+        return mean.add_(gamma * cov @ g)
+
+    assert exercises.verdict("7.1", overwriting).kind == "done"
+    assert exercises.verdict("7.1", lambda mean, cov, g, gamma: mean.mul_(2)).kind == "wrong"

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from difflesson import guidance, kernels, plane
+from difflesson import exercises, guidance, kernels, plane
 from difflesson.denoiser import Denoiser, Pair, network_pair
 from difflesson.mixture import GaussianMixture
 from difflesson.samplers import draw, time_grid
 from difflesson.schedule import cosine, vp_linear
+from tests.oracles.chapter_cells import names_of
 
 F64 = torch.float64
 MIXTURE = GaussianMixture(
@@ -89,6 +90,39 @@ def test_with_few_steps_a_larger_v_keeps_more_of_the_spread_and_with_many_it_doe
     assert found[1000][2] - found[1000][0] < 0.01 and abs(found[1000][1] - 1) < 0.01
 
 
+# ---- two guesses are two scores
+
+
+@pytest.mark.equation("eq-guess-is-score")
+@pytest.mark.parametrize("schedule", [cosine(), vp_linear()], ids=["cosine", "vp_linear"])
+def test_the_average_noise_is_minus_sigma_times_the_score(schedule):
+    """The page's two functions against a double integral over clean points, with the density written out."""
+    cell = names_of("11", "eq-guess-is-score")
+    axis = torch.linspace(-7, 7, 401, dtype=F64)
+    clean, x = torch.cartesian_prod(axis, axis), 1.5 * normal(7, 20)
+    prior = torch.zeros(len(clean), dtype=F64)
+    for weight, mean, cov in zip(MIXTURE.weights, MIXTURE.means, MIXTURE.covs, strict=True):
+        away = clean - mean
+        prior += weight * torch.exp(-((away @ cov.inverse()) * away).sum(1) / 2) / cov.det().sqrt()
+    for t in (0.3, 0.5, 0.9):
+        t = torch.tensor(t, dtype=F64)
+        noise = (x[:, None] - schedule.alpha(t) * clean) / schedule.sigma(t)
+        weights = prior * torch.exp(-noise.square().sum(2) / 2)
+        average = (weights[:, :, None] * noise).sum(1) / weights.sum(1, keepdim=True)
+        assert float((cell["guess_from_score"](MIXTURE, schedule, x, t) - average).abs().max()) < 1e-6
+    sampled = cell["guess_by_averaging"](MIXTURE.sample(20_000, random(21))[0], schedule, x, t)
+    assert float((sampled - average).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("rho", [0.0, 1.0, 2.0])
+def test_half_of_one_plus_rho_squared_scores_undo_a_little_noise(rho):
+    """One step of the rule takes the variance C + q of noised data to C + q - dq, up to dq^2; no other pull does."""
+    variance, q, dq = 0.7, 1.3, 1e-4
+    for pull, right in (((1 + rho**2) / 2, True), ((1 + rho**2) / 2 + 0.1, False)):
+        after = (variance + q) * (1 - pull * dq / (variance + q)) ** 2 + rho**2 * dq
+        assert (abs(after - (variance + q - dq)) < 1e-7) == right
+
+
 # ---- the line through two answers
 
 
@@ -133,6 +167,16 @@ def test_the_implicit_gradient_integrates_to_the_class_probability_along_any_pat
     assert abs(gain(a, c) + gain(c, b) - gain(a, b)) < 1e-5
 
 
+def test_told_a_class_the_loss_weighs_only_points_of_that_class():
+    """A guess that is wrong for class 1 where only class 0 has data costs nothing: the first square has pairs."""
+    schedule, t = cosine(), torch.tensor(0.1, dtype=F64)
+    x0, label = MIXTURE.sample(20_000, random(30))
+    x = schedule.add_noise(x0, normal(20_000, 31), t)
+    noisy = MIXTURE.noised(schedule.alpha(t), schedule.sigma(t))
+    foreign = noisy.class_log_prob(x, 1) < math.log(1e-3)
+    assert float(foreign[label == 0].double().mean()) > 0.2 > 1e-3 > float(foreign[label == 1].double().mean())
+
+
 # ---- what a network learns
 
 
@@ -175,6 +219,34 @@ def test_the_learned_classifier_is_close_to_a_gradient_but_is_none(learned):
         assert (abs(float(circulation)) > 1e-2) == (low > 0) and abs(float(circulation)) < most
 
 
+def test_on_data_the_two_errors_bound_the_guided_one_and_the_class_s_share_bounds_the_unconditional(learned):
+    """|gamma e_c - (gamma - 1) e_u| <= gamma |e_c| + (gamma - 1) |e_u|, in root mean square at points of class 1."""
+    schedule, exact = cosine(), MIXTURE.pair(cosine(), 1)
+    x0, label = MIXTURE.sample(20_000, random(33))
+    for t in (0.2, 0.5, 0.8):
+        t = torch.tensor(t, dtype=F64)
+        x = schedule.add_noise(x0, normal(20_000, 34), t)
+
+        def rms(a, b, where):
+            return float((a.eps - b.eps)[where].square().sum(1).mean().sqrt())
+
+        told, untold = learned(x, t)
+        cond, uncond = exact(x, t)
+        guided = [guidance.classifier_free(pair, 6.0)(x, t) for pair in (learned, exact)]
+        ones, every = label == 1, label >= 0
+        assert rms(*guided, ones) <= 6 * rms(told, cond, ones) + 5 * rms(untold, uncond, ones) + 1e-9
+        assert rms(untold, uncond, ones) <= rms(untold, uncond, every) / math.sqrt(float(ones.double().mean())) + 1e-9
+
+
+def test_told_class_one_the_network_is_several_times_worse_where_class_one_has_no_data(learned):
+    schedule, exact, t = cosine(), MIXTURE.pair(cosine(), 1), torch.tensor(0.2, dtype=F64)
+    errors = []
+    for label in (1, 0):
+        x = schedule.add_noise(MIXTURE.given(label).sample(4000, random(35))[0], normal(4000, 36), t)
+        errors.append(float((learned.cond(x, t).eps - exact.cond(x, t).eps).square().sum(1).mean()))
+    assert errors[1] > 2 * errors[0]
+
+
 def test_guided_samples_of_network_and_exact_fields_agree_better_at_one_than_at_six(learned):
     schedule, start = cosine(), normal(500, 7)
     apart = []
@@ -210,7 +282,13 @@ def test_without_noise_a_tempered_score_ends_in_one_point():
         assert abs(got / 0.6 - 1) < 0.02 if kappa == 1 else got < 1e-6
 
 
-def test_at_equal_sharpness_guidance_keeps_the_spread_and_low_temperature_starves_the_small_blob():
+def within(x: Tensor, blobs: GaussianMixture) -> float:
+    """The mean square distance to the mean of the blob that each point belongs to most."""
+    owner = torch.stack([blobs.class_log_prob(x, k) for k in range(blobs.classes)], 1).argmax(1)
+    return sum(float((x[owner == k] - x[owner == k].mean(0)).square().sum()) for k in range(blobs.classes)) / len(x)
+
+
+def test_at_equal_sharpness_guidance_shrinks_the_blobs_a_little_and_low_temperature_to_a_quarter():
     """4,000 samples: a share has a standard error below 0.008, the spread one of about 2 %."""
     schedule, start, times = cosine(), normal(4000, 8), time_grid(150)
     pair, parts = MIXTURE.pair(schedule, 1), MIXTURE.given(1)
@@ -224,10 +302,11 @@ def test_at_equal_sharpness_guidance_keeps_the_spread_and_low_temperature_starve
         x = draw(kernels.ddpm(denoiser, schedule), start, times, random(9))
         sure = float(MIXTURE.class_log_prob(x, 1).exp().mean())
         small = float(blobs.class_log_prob(x, 1).exp().mean())
-        found[name] = sure, small, float(torch.trace(x.T.cov()))
+        found[name] = sure, small, float(torch.trace(x.T.cov())), within(x, blobs)
     assert abs(found["guided"][0] - found["cold"][0]) < 0.01 < found["cold"][0] - found["plain"][0]
     assert found["guided"][2] > 0.9 * found["plain"][2] and found["cold"][2] < 0.65 * found["plain"][2]
     assert found["cold"][1] < found["plain"][1] - 0.08 and found["guided"][1] > found["plain"][1] + 0.05
+    assert 0.7 < found["guided"][3] / found["plain"][3] < 0.9 and 0.18 < found["cold"][3] / found["plain"][3] < 0.3
 
 
 # ---- what gamma above one samples
@@ -254,9 +333,21 @@ def test_samplers_agree_at_gamma_one_and_at_no_other_and_none_samples_the_target
             assert ode < 0.4 * ddpm < 0.4 * noisier < 0.4 * target
 
 
+def test_the_more_noise_the_nearer_to_the_target():
+    """The same recursion for rho from 1 to 8; steps short enough for the largest pull."""
+    schedule, times = cosine(), time_grid(6000, start=0.99)
+    guided = guidance.classifier_free(Pair(gaussian(0.5).denoiser(schedule), gaussian(2.0).denoiser(schedule)), 3.0)
+    target = 1 / (3 / 0.5 - 2 / 2.0)
+    off = [abs(final_variance(lambda d, r=r: kernels.reverse_sde(d, schedule, r), guided, times) / target - 1)
+           for r in (1.0, 2.0, 4.0, 8.0)]  # fmt: skip
+    assert off == sorted(off, reverse=True) and off[-1] < 0.05
+
+
 def test_on_the_mixture_three_samplers_give_three_means_at_gamma_three_and_none_is_the_target_s():
     """4,000 samples: the standard error of a mean is 0.02."""
     schedule, start, times = cosine(), normal(4000, 10), time_grid(300, start=0.99)
+    parts = MIXTURE.given(1)
+    blobs = GaussianMixture(parts.weights, parts.means, parts.covs)
     axis = torch.linspace(-6, 8, 281, dtype=F64)
     points = torch.cartesian_prod(axis, axis)
     for gamma in (1.0, 3.0):
@@ -264,8 +355,41 @@ def test_on_the_mixture_three_samplers_give_three_means_at_gamma_three_and_none_
         target = float(log.softmax(0) @ points[:, 0])
         guided = guidance.classifier_free(MIXTURE.pair(schedule, 1), gamma)
         makers = kernels.ddim, kernels.ddpm, lambda d, s: kernels.reverse_sde(d, s, rho=2.0)
-        means = [float(draw(make(guided, schedule), start, times, random(11))[:, 0].mean()) for make in makers]
+        clouds = [draw(make(guided, schedule), start, times, random(11)) for make in makers]
+        means = [float(cloud[:, 0].mean()) for cloud in clouds]
+        small = [float(blobs.class_log_prob(cloud, 1).exp().mean()) for cloud in clouds]
         if gamma == 1:
             assert max(abs(mean - target) for mean in means) < 0.09
+            before = [within(cloud, blobs) for cloud in clouds]
         else:
             assert means[0] > means[1] + 0.2 > means[2] + 0.4 > target + 0.5
+            assert min(small) > float(log.softmax(0) @ blobs.class_log_prob(points, 1).exp()) + 0.05
+            assert all(within(cloud, blobs) < 0.9 * wide for cloud, wide in zip(clouds, before, strict=True))
+
+
+# ---- the exercises' checkers
+
+
+def test_an_answer_that_overwrites_its_arguments_does_not_pass():
+    verdict = exercises.verdict("11.1", lambda cond, uncond, w: cond.mul_(1 + w).sub_(w * uncond))
+    assert verdict.kind == "wrong" and "overwrites its argument 1" in verdict.message
+    assert exercises.verdict("11.1", lambda cond, uncond, w: cond.clone().mul_(1 + w).sub_(w * uncond)).kind == "done"
+
+
+def test_a_formula_that_is_right_where_one_variance_is_the_inverse_of_the_other_does_not_pass():
+    def answer(c, u, gamma):
+        return 1 / (gamma / c + (1 - gamma) / u), c ** (2 * gamma - 1)
+
+    assert exercises.verdict("11.3", answer).kind == "wrong"
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_negative_variance_to_a_broken_power_is_named_without_a_warning():
+    def answer(z, clean, lam, lam_next, v):
+        r = math.exp(lam_next - lam)  # inverted
+        alpha, alpha_next = ((1 + math.exp(-x)) ** -0.5 for x in (lam, lam_next))
+        small, large = (1 - r) / (1 + math.exp(lam_next)), (1 - r) / (1 + math.exp(lam))
+        mean = r * alpha_next / alpha * z + (1 - r) * alpha_next * clean
+        return mean, small ** (1 - v) * large**v
+
+    assert exercises.verdict("11.4", answer).mistake == "r inverted"

@@ -71,24 +71,31 @@ def ddim(m: float, c: float, t: Level, s: Level, eta: float) -> Line:
     return Line(s.alpha * slope + old * eps_slope, s.alpha * intercept + old * eps_intercept, fresh)
 
 
-def reverse_sde(m: float, c: float, t: Level, rate: float, length: float, rho: float) -> Line:
-    """Euler's step of length `length` where the noise rate is `rate`: drift (x + (1 + rho^2) score) / 2."""
+def reverse_sde(m: float, c: float, t: Level, rate: float, length: float, rho: float, last: bool = False) -> Line:
+    """Euler's step of length `length` where the noise rate is `rate`: drift (x + (1 + rho^2) score) / 2.
+
+    The last step, to the data, adds no noise.
+    """
     mean, total = marginal(m, c, t)
     pull = (1 + rho**2) / total  # score = (mean - x) / total
     half = rate * length / 2
-    return Line(1 + half * (1 - pull), half * pull * mean, 2 * half * rho**2)
+    return Line(1 + half * (1 - pull), half * pull * mean, 0.0 if last else 2 * half * rho**2)
 
 
 def heun(m: float, c: float, t: Level, s: Level) -> Line:
-    """With w = x / alpha - m and tau = sigma / alpha the ODE is w' = f w, f = tau / (c + tau^2).
-
-    The slope is averaged over both ends of Euler's step; a step to tau = 0 is Euler's alone.
+    """Over a step `d(x / sigma) = x0 d(alpha / sigma)` is integrated with the mean of x0 at its start and at the end of
+    Euler's step; a step to sigma = 0 is Euler's alone, which ends in x0.
     """
-    now, then = t.sigma / t.alpha, s.sigma / s.alpha
-    h, f_now, f_then = then - now, now / (c + now**2), then / (c + then**2)
-    factor = 1 + h / 2 * (f_now + f_then * (1 + h * f_now)) if then > 0 else 1 + h * f_now
-    gain = s.alpha / t.alpha * factor
-    return Line(gain, s.alpha * m * (1 - factor), 0.0)
+    x = np.array([1.0, 0.0])  # (gain, offset)
+    (slope, intercept), _ = _regress(m, c, t)
+    x0 = slope * x + [0.0, intercept]
+    if s.sigma == 0:
+        return Line(*x0, 0.0)
+    reach = s.alpha / s.sigma - t.alpha / t.sigma
+    first = s.sigma * (x / t.sigma + reach * x0)
+    (slope, intercept), _ = _regress(m, c, s)
+    both = (x0 + slope * first + [0.0, intercept]) / 2
+    return Line(*(s.sigma * (x / t.sigma + reach * both)), 0.0)
 
 
 def exact(m: float, c: float, t: Level, s: Level) -> Line:

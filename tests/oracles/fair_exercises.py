@@ -2,11 +2,14 @@
 
 import math
 import time
+from dataclasses import replace
+from itertools import combinations
 
 import torch
 
-from difflesson.exercises import Exercise, judge
+from difflesson.exercises import Exercise, faults, judge
 
+MARGIN = 10  # how many tolerances the truth and the mistakes must be apart, each from each
 CHECK_LIMIT = 2  # seconds of a processor, for a right answer; CONTRIBUTING.md promises it
 
 
@@ -26,6 +29,8 @@ def defects(exercise: Exercise) -> list[str]:
         found.append("refuses its own truth: it is not finite, or differs from run to run")
     if (took := time.process_time() - start) > CHECK_LIMIT:
         found.append(f"checks an answer in {took:.1f} s of a processor; {CHECK_LIMIT} s is the most")
+    if exercise.title != exercise.title.strip(" .") or not exercise.title or "\n" in exercise.title:
+        found.append(f"does not end in a sentence: {exercise.number} done: {exercise.title}")
     if len(exercise.mistakes) < 2:
         found.append("names fewer than two mistakes")
     for mistake in exercise.mistakes:
@@ -52,3 +57,18 @@ def defects(exercise: Exercise) -> list[str]:
         if judge(exercise, lambda *arguments, replay=replay: next(replay)).kind == "done":
             found.append(f"accepts an answer of {what}")
     return found
+
+
+def confusions(exercise: Exercise) -> list[str]:
+    """The pairs of truth and mistakes that no case tells apart by MARGIN tolerances. Empty: none.
+
+    Closer than that, a right answer by another method, or in single precision, is taken for a mistake.
+    """
+    answers = {"truth": exercise.truth} | {mistake.name: mistake.answer for mistake in exercise.mistakes}
+    results = {name: exercise.run(answer) for name, answer in answers.items()}
+    wide = replace(exercise, tolerance=MARGIN * exercise.tolerance)
+    return [
+        f"{a!r} and {b!r}"
+        for a, b in combinations(results, 2)
+        if not (faults(wide, results[a], results[b]) and faults(wide, results[b], results[a]))
+    ]

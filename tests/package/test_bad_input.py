@@ -50,6 +50,19 @@ class Classifier(nn.Module):
         return x.new_zeros(len(x), 3)
 
 
+class Deaf(nn.Module):
+    """Answers what `answer` makes of x, whatever the noise level and the label."""
+
+    classes = 3
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x, log_snr, label):
+        return self.answer(x)
+
+
 NETWORK, CLASSIFIER = Network(), Classifier()
 
 
@@ -151,7 +164,7 @@ TABLE = [
             ("exact", lambda x: kernels.exact(MIXTURE, SCHEDULE)(x, T, S)),
         )
     ),
-    ("NaN to hessian kernel", "x", lambda: kernels.hessian(MIXTURE, SCHEDULE)(with_entry(X, NAN), T, S)),
+    ("NaN to hessian kernel", "x", lambda: kernels.moment_matched(MIXTURE, SCHEDULE)(with_entry(X, NAN), T, S)),
     ("float32 points to denoiser", "x", lambda: DENOISER(X.float(), T)),
     ("points of two dimensions to denoiser", "x", lambda: DENOISER(X[:, :2], T)),
     # its labels
@@ -159,15 +172,15 @@ TABLE = [
         (f"{what} to {name}", "label", lambda call=call, label=label: call(label))
         for what, label in (
             ("label too large", 3), ("negative label", -1), ("label 1.0", 1.0), ("label True", True),
-            ("labels for each point", torch.tensor([0, 2, 0, 2, 0])),
+            ("labels for some points", torch.tensor([0, 2])),
         )
         for name, call in (
             ("given", MIXTURE.given), ("class_log_prob", lambda label: MIXTURE.class_log_prob(X, label)),
             ("class_gradient", lambda label: MIXTURE.class_gradient(X, label)),
-            ("denoiser", lambda label: MIXTURE.denoiser(SCHEDULE, label)),
-            ("pair", lambda label: MIXTURE.pair(SCHEDULE, label)),
+            ("denoiser", lambda label: MIXTURE.denoiser(SCHEDULE, label)(X, T)),
+            ("pair", lambda label: MIXTURE.pair(SCHEDULE, label)(X, T)),
             ("exact", lambda label: kernels.exact(MIXTURE, SCHEDULE, label)),
-            ("hessian kernel", lambda label: kernels.hessian(MIXTURE, SCHEDULE, label)),
+            ("hessian kernel", lambda label: kernels.moment_matched(MIXTURE, SCHEDULE, label)),
         )
     ),
     ("class without components to given", "label", lambda: MIXTURE.given(1)),
@@ -177,7 +190,8 @@ TABLE = [
     # its times and levels
     ("alpha for each component", "alpha", lambda: MIXTURE.noised(torch.ones(2), 0.5)),
     ("sigma for each dimension", "sigma", lambda: MIXTURE.noised(0.5, torch.ones(3))),
-    ("times for each point to denoiser", "t", lambda: DENOISER(X, torch.full((5,), 0.3))),
+    ("a class without components among labels to denoiser", "label",
+     lambda: MIXTURE.denoiser(SCHEDULE, torch.tensor([0, 1, 2, 0, 2]))),
     ("as many times as components to denoiser", "t", lambda: DENOISER(X, torch.full((2, 1), 0.3))),
     ("as many times as dimensions to denoiser", "t", lambda: DENOISER(X, torch.full((3,), 0.3))),
     ("times for each dimension to reverse", "t",
@@ -210,22 +224,26 @@ TABLE = [
             ("a classifier", lambda label: classifier_log_prob(CLASSIFIER, SCHEDULE, label)(X, T)),
         )
     ),
-    ("times for each point to a network", "t",
-     lambda: network_denoiser(NETWORK, SCHEDULE)(X, torch.full((5,), 0.3))),
+    ("times for some points to a network", "t",
+     lambda: network_denoiser(NETWORK, SCHEDULE)(X, torch.full((4,), 0.3))),
+    ("a network that answers one number a point", "network",
+     lambda: network_denoiser(Deaf(lambda x: x[:, :1]), SCHEDULE)(X, T)),
+    ("a network that answers one point for all", "network",
+     lambda: network_pair(Deaf(lambda x: x[:1]), SCHEDULE, 0)(X, T)),
     ("time beyond 1 to a network", "t", lambda: network_denoiser(NETWORK, SCHEDULE)(X, 1.2)),
     # guidance
     *(
         (f"gamma {gamma!r} to {name}", "gamma", lambda call=call, gamma=gamma: call(gamma))
         for gamma in (NAN, INF, -INF, torch.tensor([1.0, 2.0]), torch.tensor(INF))
         for name, call in (
-            ("scale_at", lambda gamma: scale_at(gamma, T)),
-            ("scale_at as a function", lambda gamma: scale_at(lambda t: gamma, T)),
-            ("tilt", lambda gamma: tilt(DENOISER, ZERO_GRAD, gamma, SCHEDULE)),
+            ("scale_at", lambda gamma: scale_at(gamma, T, X)),
+            ("scale_at as a function", lambda gamma: scale_at(lambda t: gamma, T, X)),
+            ("tilt", lambda gamma: tilt(DENOISER, ZERO_GRAD, gamma, SCHEDULE)(X, T)),
             ("tilt as a function", lambda gamma: tilt(DENOISER, ZERO_GRAD, lambda t: gamma, SCHEDULE)(X, T)),
-            ("classifier_free", lambda gamma: classifier_free(MIXTURE.pair(SCHEDULE, 0), gamma)),
+            ("classifier_free", lambda gamma: classifier_free(MIXTURE.pair(SCHEDULE, 0), gamma)(X, T)),
             ("classifier_free as a function",
              lambda gamma: classifier_free(MIXTURE.pair(SCHEDULE, 0), lambda t: gamma)(X, T)),
-            ("classifier_guided", lambda gamma: classifier_guided(DENOISER, NETWORK, SCHEDULE, 0, gamma)),
+            ("classifier_guided", lambda gamma: classifier_guided(DENOISER, CLASSIFIER, SCHEDULE, 0, gamma)(X, T)),
         )
     ),
     ("label to classifier_guided", "label", lambda: classifier_guided(DENOISER, NETWORK, SCHEDULE, 3, 1.0)),
@@ -247,8 +265,9 @@ TABLE = [
     *(
         (f"{name} forwards", "s", lambda kernel=kernel: kernel(X, S, T))
         for name, kernel in (
-            ("ddpm", DDPM), ("ddim", DDIM),
-            ("exact", kernels.exact(MIXTURE, SCHEDULE)), ("hessian", kernels.hessian(MIXTURE, SCHEDULE)),
+            ("ddpm", DDPM), ("ddim", kernels.ddim(DENOISER, SCHEDULE, 0.5)),
+            ("reverse_sde", kernels.reverse_sde(DENOISER, SCHEDULE)),
+            ("exact", kernels.exact(MIXTURE, SCHEDULE)), ("hessian", kernels.moment_matched(MIXTURE, SCHEDULE)),
         )
     ),
     *(
@@ -256,14 +275,14 @@ TABLE = [
         for name, kernel in (
             ("ddpm", DDPM), ("ddim", kernels.ddim(DENOISER, SCHEDULE, 0.5)),
             ("reverse_sde", kernels.reverse_sde(DENOISER, SCHEDULE)),
-            ("exact", kernels.exact(MIXTURE, SCHEDULE)), ("hessian", kernels.hessian(MIXTURE, SCHEDULE)),
+            ("exact", kernels.exact(MIXTURE, SCHEDULE)), ("hessian", kernels.moment_matched(MIXTURE, SCHEDULE)),
         )
     ),
     # the sampling loop, which checks before its first step
     *(
         (f"times {times} to {walk.__name__}", "times",
          lambda walk=walk, times=times: walk(DDIM, X, torch.tensor(times)))
-        for times in ([0.0, 1.0], [1.0, 0.5, 0.5], [1.0], [], [1.5, 0.5], [0.5, -0.5], [1.0, NAN], [[1.0, 0]])
+        for times in ([0.5, 1.0, 0.0], [1.0, 0.5, 0.5], [1.0], [], [1.5, 0.5], [0.5, -0.5], [1.0, NAN], [[1.0, 0]])
         for walk in (sample, draw)
     ),
     *(
@@ -304,7 +323,9 @@ def test_the_same_calls_with_good_input_are_accepted():
     MIXTURE.noised(torch.tensor(0.5), 0.5), DENOISER(X, T), DENOISER(X, 0.5)
     SCHEDULE.add_noise(X, X, torch.full((5,), 0.3)), SCHEDULE.transition(torch.tensor([0.5, 0.3]), 0.2)
     MIXTURE.sample(1, GENERATOR), kernels.exact(MIXTURE, SCHEDULE)(X, T, S).sample(GENERATOR)
-    draw(DDIM, X, torch.tensor([1.0, 0.5, 0.0]))
+    draw(DDIM, X, torch.tensor([1.0, 0.5, 0.0])), draw(DDIM, X, torch.tensor([0.1, 0.5, 1.0]))
+    DENOISER(X, torch.full((5,), 0.3)), network_denoiser(Deaf(lambda x: x), SCHEDULE)(X, torch.full((5,), 0.3))
+    MIXTURE.denoiser(SCHEDULE, torch.tensor([0, 2, 0, 2, 0]))(X, T)
     kernels.ddim(DENOISER, SCHEDULE, 1.0)(X, T, S), time_grid(1), time_grid(3, SCHEDULE, end=1e-3)
     for gamma in (-3, 0, 1.0, torch.tensor(2.0), torch.tensor([2.0])):
         tilt(DENOISER, lambda x, t: torch.zeros_like(x), gamma, SCHEDULE)(X, T)

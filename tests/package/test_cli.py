@@ -13,8 +13,9 @@ import matplotlib
 import pytest
 import torch
 
-from difflesson import cli
+from difflesson import __version__, cli
 from difflesson.digits import checkpoints, data, metrics, networks, sampling
+from difflesson.digits.blueprint import Blueprint
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +54,16 @@ def save_small(path: Path, kind=networks.DigitUNet, trained_on: str = "mnist") -
     """A small network with random weights, and a card."""
     network, generator = kind(**SMALL), torch.Generator().manual_seed(0)
     state = {name: torch.randn(w.shape, generator=generator) / 8 for name, w in network.state_dict().items()}
-    checkpoints.save(path, network, state, SMALL, {"recipe": {"data": trained_on}})
+    blueprint = Blueprint(
+        network=kind.__name__,
+        arguments=SMALL,
+        prediction="v" if kind is networks.DigitUNet else "logits",
+        schedule="cosine",
+        schedule_arguments={"log_snr_max": 20.0, "log_snr_min": -20.0},
+        data=trained_on,
+        size=data.DATASETS[trained_on].size,
+    )
+    checkpoints.save(path, blueprint, state, {"recipe": {"data": trained_on}})
     return path
 
 
@@ -84,7 +94,7 @@ def test_sample_draws_what_was_asked_for(difflesson, monkeypatch, tmp_path):
     assert done.code == 0 and (tmp_path / "figures" / "sample.png").read_bytes().startswith(PNG)
     labels, gamma, options = asked[0]
     assert labels == 64 * [7] and gamma == 3.0
-    assert (options["seed"], options["steps"], options["sampler"], options["size"]) == (5, 16, "ddpm", 28)
+    assert (options["seed"], options["steps"], options["sampler"]) == (5, 16, "ddpm")
     assert options["guide"] is None and options["dtype"] is None
 
     arguments = ("--count", 13, "--steps", 7, "--sampler", "ddim", "--guidance", "classifier")
@@ -125,22 +135,27 @@ def test_training_runs_end_to_end_without_a_network_and_its_result_draws(diffles
     arguments = ("--network", path, "--label", 3, "--count", 4, "--steps", 3, "--device", "cpu")
     assert difflesson("sample", *arguments, "--out", "three.png").code == 0
     assert (tmp_path / "three.png").read_bytes().startswith(PNG)
-    images = sampling.generate(checkpoints.load(path).network, torch.full((4,), 3), 2.0, steps=3, size=8)
+    images = sampling.generate(checkpoints.load(path).network, torch.full((4,), 3), 2.0, steps=3)
     assert images.shape == (4, 1, 8, 8) and bool(images.isfinite().all())
 
 
-def test_a_small_network_is_sampled_in_the_size_it_was_trained_on(difflesson, monkeypatch, tmp_path):
-    sizes = []
+@pytest.mark.parametrize("card", ["a card", "no card"])
+def test_a_network_is_sampled_in_the_size_it_was_trained_on(difflesson, monkeypatch, tmp_path, card):
+    shapes = []
 
-    def generate(network, labels, gamma, *, size, **options):
-        sizes.append(size)
-        return torch.zeros(len(labels), 1, size, size)
+    def generate(*arguments, original=sampling.generate, **options):
+        images = original(*arguments, **options)
+        shapes.append(tuple(images.shape))
+        return images
 
     monkeypatch.setattr(sampling, "generate", generate)
     for trained_on in ("mnist", "embedded"):
         network = save_small(tmp_path / f"{trained_on}.safetensors", trained_on=trained_on)
-        assert difflesson("sample", "--network", network, "--device", "cpu").code == 0
-    assert sizes == [28, 8]
+        if card == "no card":
+            network.with_suffix(".json").unlink()
+        done = difflesson("sample", "--network", network, "--count", 2, "--steps", 2, "--device", "cpu")
+        assert done.code == 0, done.err
+    assert shapes == [(2, 1, 28, 28), (2, 1, 8, 8)]
 
 
 # ---- evaluate and reference
@@ -194,6 +209,26 @@ def test_reference_writes_the_statistics_and_the_floor(difflesson, monkeypatch, 
     assert card["data_sha256"] == data.data_hash("mnist") and "reference --judge" in card["command"]
 
 
+# ---- what diverges
+
+
+def test_a_training_that_diverges_ends_in_one_clear_line_and_no_checkpoint(difflesson, offline, tmp_path):
+    arguments = ("--data", "embedded", "--steps", 8, "--batch", 8, "--learning-rate", 1e30)
+    done = difflesson("train", "denoiser", *arguments, "--device", "cpu", "--folder", "mine")
+    assert done.code == 2 and done.out == ""
+    assert re.fullmatch("error: training diverged: .* learning rate below 1e.30 .*", done.err.splitlines()[-1])
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_sheet_of_nan_is_not_drawn(difflesson, tmp_path):
+    network = save_small(tmp_path / "mine.safetensors")
+    made = sorted(tmp_path.iterdir())
+    done = difflesson("sample", "--network", network, "--count", 2, "--steps", 2, "--gamma", 1e38, "--device", "cpu")
+    assert done.code == 2 and done.out == ""
+    assert re.fullmatch("error: ddpm at gamma = 1e.38 drew NaN or infinity in 2 of 2 digits: .*", done.err.strip())
+    assert sorted(tmp_path.iterdir()) == made
+
+
 # ---- a wrong argument
 
 
@@ -225,12 +260,16 @@ def wrong(*arguments, says: str):
             *("evaluate", "--network", "small.safetensors", "--count", 100),
             says="network must draw 28x28 digits, .*; small.safetensors draws 8x8",
         ),
+        wrong(
+            *("evaluate", "--network", "small-without-card.safetensors", "--count", 100),
+            says="network must draw 28x28 digits, .*; small-without-card.safetensors draws 8x8",
+        ),
         wrong("evaluate", "--network", "no.safetensors", says="path no.safetensors does not exist; .*"),
         wrong("evaluate", "--network", "judge", says="network must be a denoiser, judge holds a Digit.*"),
         wrong("evaluate", "--guidance", "faith", says="guidance must be .*, got 'faith'"),
         wrong("evaluate", "--precision", "fp8", says="precision must be .*, got 'fp8'"),
         wrong("train", "artist", says=r"task must be one of \[.*'denoiser'.*\], got 'artist'"),
-        wrong("train", "judge", "--data", "imagenet", says="name must be .*mnist.*embedded.*, got 'imagenet'"),
+        wrong("train", "judge", "--data", "imagenet", says="data must be .*embedded.*mnist.*, got 'imagenet'"),
         wrong("train", "judge", "--learning-rate", 0, says="learning_rate must be positive, got 0.0"),
         wrong("train", "judge", "--precision", "fp16", says="precision must be .*, got 'fp16'"),
         wrong(
@@ -242,6 +281,7 @@ def wrong(*arguments, says: str):
 def test_a_wrong_argument_ends_in_one_clear_line(difflesson, tmp_path, arguments, says):
     (tmp_path / "torn.safetensors").write_bytes(b"12345678901234567890")
     save_small(tmp_path / "small.safetensors", trained_on="embedded")
+    save_small(tmp_path / "small-without-card.safetensors", trained_on="embedded").with_suffix(".json").unlink()
     made = sorted(tmp_path.iterdir())
     device = () if "--device" in arguments else ("--device", "cpu")
     done = difflesson(*arguments, *device)
@@ -314,14 +354,19 @@ def test_the_tour_draws_runs_the_first_chapter_and_says_where_to_go(difflesson, 
     tool.parent.mkdir()
     tool.touch()
     done = difflesson("tour")
-    assert done.code == 0 and calls == [([str(tool), "run", "00"], tmp_path)]
+    assert done.code == 0 and calls == [(["-m", "tools.notebooks", "run", "00"], tmp_path)]
     assert (tmp_path / "figures" / "tour.png").read_bytes().startswith(PNG)
     assert "notebooks/00_start_here.ipynb" in done.out
     assert (ROOT / "notebooks" / "00_start_here.ipynb").exists()
     assert difflesson("tour").code == 1  # the chapter failed
 
 
+def test_the_version_is_that_of_the_package(difflesson):
+    done = difflesson("--version")
+    assert (done.code, done.out, done.err) == (0, f"difflesson {__version__}\n", "")
+
+
 def test_help_lists_every_command(difflesson):
     done = difflesson("--help")
     assert done.code == 0
-    assert all(command in done.out for command in ("tour", "sample", "train", "evaluate", "reference"))
+    assert all(command in done.out for command in ("tour", "sample", "train", "evaluate", "reference", "--version"))

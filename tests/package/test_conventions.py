@@ -17,6 +17,8 @@ from difflesson.conventions import (
     noise_level,
     rescale,
 )
+from difflesson.kernels import posterior_variance
+from difflesson.schedule import cosine, from_betas, vp_linear
 
 PAIRS = {"difflesson", "su"}
 LEVELS = torch.linspace(-8, 8, 33, dtype=torch.float64)  # log SNR: alphabar from 3e-4 to 1 - 3e-4
@@ -259,6 +261,19 @@ def test_reverse_std_is_ddims_and_at_one_the_posteriors(eta):
     assert (std - eta * posterior.sqrt()).abs().max() < 1e-12
     assert (std <= between(*s, *t)[1]).all()  # the larger choice is larger
     assert eta == 0 or (std - eta * t[1]).abs().min() > 1e-3  # and the level's sigma is something else
+
+
+@pytest.mark.equation("eq-one-step")
+@pytest.mark.parametrize("schedule", [cosine(), vp_linear(), from_betas(torch.linspace(1e-4, 0.2, 40))],
+                         ids=lambda schedule: type(schedule).__name__)
+def test_one_step_by_the_card_is_one_step_of_a_schedule(schedule):
+    """Two computations of one thing: here from alpha and sigma, there from the integral of the noise rate."""
+    times = torch.linspace(0.02, 1, 50, dtype=torch.float64)
+    s, t = times[:-1], times[1:]
+    level_s, level_t = ((schedule.alpha(u), schedule.sigma(u)) for u in (s, t))
+    assert max_relative_error(between(*level_s, *level_t), schedule.transition(t, s)) < 1e-9
+    variance = torch.stack([posterior_variance(schedule, b, a) for a, b in zip(s, t, strict=True)])
+    assert max_relative_error(conventions.reverse_std(*level_s, *level_t) ** 2, variance) < 1e-9
 
 
 @pytest.mark.equation("eq-one-step")

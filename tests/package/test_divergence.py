@@ -97,8 +97,8 @@ def test_a_quadratic_exponent_changes_the_precision_and_the_changed_covariance_m
     assert worst(tilted.cov, covs) < 1e-8
 
 
-def test_a_hessian_that_leaves_no_finite_mass_is_refused():
-    with pytest.raises(ValueError, match="hessian"):
+def test_a_curvature_that_leaves_no_finite_mass_is_refused():
+    with pytest.raises(ValueError, match="curvature"):
         FullGaussian(MEAN, COV).tilted(SLOPE, 10 * torch.eye(2).double().expand(2, 2, 2))
 
 
@@ -200,7 +200,7 @@ def test_no_other_gaussian_is_closer_than_the_one_with_the_same_moments():
 @pytest.mark.parametrize("times", [(0.9, 0.3), (0.5, 0.45), (0.4, 0.0)])
 def test_the_closest_gaussian_is_tweedies(times):
     best = divergence.closest_gaussian(MIXTURE.given(1).reverse(POINTS, SCHEDULE, *times))
-    tweedie = kernels.hessian(MIXTURE, SCHEDULE, 1)(POINTS, *times)
+    tweedie = kernels.moment_matched(MIXTURE, SCHEDULE, 1)(POINTS, *times)
     assert worst(best.mean, tweedie.mean) < 1e-12
     assert worst(best.cov, tweedie.cov) < 1e-12
 

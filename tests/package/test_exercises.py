@@ -1,6 +1,9 @@
 """Every exercise accepts its solution and refuses its stub and its named mistakes; so does the machinery."""
 
 import math
+import sys
+import warnings
+from dataclasses import dataclass
 from functools import cache
 
 import pytest
@@ -8,7 +11,7 @@ import torch
 
 from difflesson import exercises
 from difflesson.exercises import Exercise, Mistake, Verdict, judge
-from tests.oracles.fair_exercises import defects
+from tests.oracles.fair_exercises import confusions, defects
 from tools import notebooks
 from tools.exercise_cells import SolvedExercise, find_exercises
 
@@ -63,6 +66,13 @@ def test_the_exercise_is_fair(name: str, exercise: SolvedExercise):
     assert defects(exercises.find(exercise.number)) == []
 
 
+@pytest.mark.parametrize(("name", "exercise"), EXERCISES)
+def test_the_cases_tell_the_truth_and_all_mistakes_apart(name: str, exercise: SolvedExercise):
+    """By ten tolerances, in at least one case."""
+    close = confusions(exercises.find(exercise.number))
+    assert not close, f"exercise {exercise.number}: less than ten tolerances between {', '.join(close)}"
+
+
 # --- the machinery, on made-up exercises ----------------------------------------------------------------------
 
 
@@ -99,6 +109,8 @@ UNFAIR = {
     "names fewer than two mistakes": {"mistakes": [DOUBLED]},
     "accepts an answer of zeros": {"cases": lambda: {"nothing": (0.0,)}},
     "refuses its own truth": {"truth": lambda x: math.inf},
+    "does not end in a sentence: 9.1 done: What is x?\nA": {"title": "What is x?\nA"},
+    "does not end in a sentence: 9.1 done: squared.": {"title": "squared."},
 }
 
 
@@ -106,6 +118,19 @@ UNFAIR = {
 def test_an_unfair_exercise_is_reported(defect: str):
     found = defects(made_up(**UNFAIR[defect]))
     assert len([message for message in found if message.startswith(defect)]) == 1, found
+
+
+@pytest.mark.parametrize(("apart", "close"), [(0.99e-2, True), (1.02e-2, False)])
+def test_answers_closer_than_ten_tolerances_are_reported(apart: float, close: bool):
+    """The tolerance of 1e-3 is relative to 1 + |value|; the case of the zero is the sharper one."""
+    pair = [Mistake("up", lambda x: 10 * x, "no"), Mistake("a little higher", lambda x: 10 * x + apart, "no")]
+    made = made_up(cases=lambda: {"two": (2.0,), "nothing": (0.0,)}, mistakes=pair, tolerance=1e-3)
+    assert confusions(made) == (["'up' and 'a little higher'"] if close else [])
+    near = Mistake("nearly", lambda x: x**2 - apart, "no")
+    assert confusions(made_up(cases=made.cases, mistakes=[near], tolerance=1e-3)) == (
+        ["'truth' and 'nearly'"] if close else []
+    )
+    assert confusions(made_up()) == []
 
 
 def test_a_truth_that_changes_from_run_to_run_is_reported():
@@ -122,6 +147,15 @@ def broken(x):
     raise KeyError("no such\nthing")
 
 
+def leaves(x):
+    sys.exit("enough")
+
+
+def warns(x, wrong=1.0):
+    warnings.warn("overflow\nencountered", RuntimeWarning, stacklevel=2)
+    return x**2 + wrong
+
+
 def mute(x):
     raise ValueError
 
@@ -135,6 +169,20 @@ VERDICTS = {  # an answer: the kind of verdict, and what is printed after "9.1 "
     "untouched": (unfinished, "to do", "still to do"),
     "raises": (broken, "raised", "not yet: it raises KeyError: 'no such\\nthing'"),
     "raises without a word": (mute, "raised", "not yet: it raises ValueError: "),
+    "leaves Python": (leaves, "raised", "not yet: it raises SystemExit: enough"),
+    "right, with a warning": (lambda x: warns(x, 0.0), "done", "done: the square"),
+    "wrong, with a warning": (
+        warns, "wrong", "not yet: off by up to 1, in the case: two (Python warned: overflow)"),
+    "a mistake, with a warning": (lambda x: warns(x, 2 * x - x**2), "mistake", "not yet: which power?"),
+    "complex": (lambda x: complex(x**2), "wrong", NOT_A_NUMBER + "a complex number, in the case: two"),
+    "a complex tensor": (
+        lambda x: torch.tensor(complex(x**2)), "wrong", NOT_A_NUMBER + "a complex number, in the case: two"),
+    "an axis too many": (
+        lambda x: torch.tensor([x**2]), "wrong",
+        "not yet: the numbers are right, but expected a number, got a tensor of shape (1,), in the case: two"),
+    "wrong, and an axis too many": (
+        lambda x: torch.tensor([[x**2 + 1]]), "wrong",
+        "not yet: off by up to 1, and expected a number, got a tensor of shape (1, 1), in the case: two"),
     "wants two arguments": (lambda x, y: x, "raised", "not yet: it raises TypeError: <lambda>() missing 1"),
     "a mistake": (lambda x: 2 * x, "mistake", "not yet: which power?"),
     "no return": (lambda x: None, "wrong", NOT_A_NUMBER + "None (is the return missing?), in the case: two"),
@@ -175,14 +223,101 @@ def test_tuples_strings_and_truth_values_are_compared_part_by_part():
         assert judge(exercise, lambda x, wrong=wrong: wrong).message == f"9.1 not yet: {text}, in the case: two"
 
 
-def test_an_answer_that_changes_its_arguments_does_not_spoil_the_truth():
-    exercise = made_up(cases=lambda: {"ones": (torch.ones(2),)}, truth=lambda x: 3 * x)
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2)], ids=str)
+def test_right_numbers_with_another_axis_get_both_shapes(shape: tuple):
+    exercise = made_up(truth=lambda x: torch.tensor([x, x**2]), mistakes=[])
+    verdict = judge(exercise, lambda x: torch.tensor([x, x**2]).reshape(shape))
+    assert verdict.message == (
+        f"9.1 not yet: the numbers are right, but expected a tensor of shape (2,), got a tensor of shape {shape}, "
+        "in the case: two"
+    )
+    column = made_up(truth=lambda x: torch.tensor([[x], [x**2]]))
+    assert "but expected a tensor of shape (2, 1), got a list of 2" in judge(column, lambda x: [x, x**2]).message
+    turned = made_up(truth=lambda x: x * torch.arange(6.0).reshape(2, 3))  # more than an axis is wrong
+    assert judge(turned, lambda x: x * torch.arange(6.0).reshape(3, 2)).message == (
+        "9.1 not yet: expected a tensor of shape (2, 3), got a tensor of shape (3, 2), in the case: two"
+    )
 
-    def in_place(x):
-        return x.mul_(3)
 
-    assert judge(exercise, in_place).kind == "done"
-    assert judge(exercise, lambda x: in_place(x) * 3).kind == "wrong"
+def test_python_numbers_are_compared_in_double_precision():
+    exercise = made_up(truth=lambda x: 1 / 3, tolerance=1e-12, mistakes=[])
+    assert judge(exercise, lambda x: 1 / 3).kind == "done"
+    assert judge(exercise, lambda x: 1 / 3 + 1e-11).kind == "wrong"
+
+
+def test_a_complex_mistake_is_known_too():
+    exercise = made_up(mistakes=[Mistake("root of a negative number", lambda x: (-abs(x)) ** 0.5, "which sign?")])
+    assert judge(exercise, lambda x: (-abs(x)) ** 0.5).mistake == "root of a negative number"
+
+
+@dataclass(frozen=True)
+class Box:
+    """Something with a tensor inside."""
+
+    inside: torch.Tensor
+
+
+ONES = torch.ones(2)
+OVERWRITING = {  # arguments of two cases, each the same object; a truth; and an answer that is right but for a trace
+    "a tensor": ((ONES,), lambda x: 3 * x, lambda x: x.mul_(3)),
+    "a part of a tensor": ((2.0, ONES), lambda a, x: a * x, lambda a, x: (a * x, x[1:].zero_())[0]),
+    "a list": (([ONES, 2.0],), lambda pair: pair[0] * 2, lambda pair: pair[0] * pair.pop()),
+    "an entry of a list": (([1.0, 2.0],), lambda pair: 3.0, lambda pair: (sum(pair), pair.reverse())[0]),
+    "a tensor in a dict": (({"x": ONES},), lambda d: 3 * ONES, lambda d: d["x"].mul_(3)),
+    "a tensor in an object": ((Box(ONES),), lambda box: box.inside + 1, lambda box: box.inside.add_(1)),
+}
+
+
+@pytest.mark.parametrize("what", OVERWRITING)
+def test_an_answer_that_overwrites_its_arguments_is_refused_and_spoils_nothing(what: str):
+    """Both cases share their arguments: without copies the second would start where the first has stopped."""
+    arguments, truth, answer = OVERWRITING[what]
+    exercise = made_up(cases=lambda: {"first": arguments, "second": arguments}, truth=truth, mistakes=[])
+    position = len(arguments)
+    assert judge(exercise, answer) == Verdict(
+        "wrong",
+        f"9.1 not yet: the answer is right, but your function overwrites its argument {position}: work on a copy, "
+        "in the case: first",
+    )
+    assert torch.equal(ONES, torch.ones(2))
+    assert judge(exercise, truth).kind == "done"
+
+
+def test_a_wrong_answer_is_not_done_after_one_that_overwrote_the_shared_case():
+    mistake = Mistake("overwrites", lambda x: x.mul_(5), "no")
+    exercise = made_up(cases=lambda: {"ones": (ONES,)}, truth=lambda x: 3 * x, mistakes=[mistake])
+    assert judge(exercise, lambda x: x.mul_(3)).kind == "wrong"
+    assert judge(exercise, lambda x: 5 * x).kind == "mistake"
+    assert torch.equal(ONES, torch.ones(2))
+    assert judge(exercise, lambda x: 9 * x).kind == "wrong"  # right, had the case become 3
+    assert judge(exercise, lambda x: 3 * x).kind == "done"
+
+
+def test_what_an_argument_does_to_itself_is_not_held_against_the_answer():
+    class Lazy:
+        def __init__(self):
+            self.x = torch.tensor([1.0, math.nan])
+
+        def total(self):
+            self.known = float(self.x[0])
+            return self.known
+
+    def cases():
+        return {"lazy": (Lazy(), torch.Generator().manual_seed(0), math.nan, max)}
+
+    exercise = made_up(cases=cases, truth=lambda lazy, *_: 1.0, mistakes=[])
+
+    def answer(lazy, generator, number, function):
+        return lazy.total() + 0 * float(torch.rand((), generator=generator))
+
+    assert judge(exercise, answer).kind == "done"
+
+
+def test_no_warning_gets_out_of_a_check(recwarn: pytest.WarningsRecorder):
+    loud = Mistake("loud", lambda x: warns(x, 5.0), "no")
+    for answer in (warns, lambda x: warns(x, 0.0), lambda x: complex(x), lambda x: x + 100):
+        judge(made_up(mistakes=[loud], truth=lambda x: warns(x, 0.0)), answer)
+    assert not recwarn.list
 
 
 def test_a_reader_can_still_interrupt():

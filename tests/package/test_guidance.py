@@ -248,13 +248,18 @@ def test_equal_branches_are_a_fixed_point_of_every_scale():
         assert farthest(classifier_free(Pair(plain, plain), gamma)(x, 0.3), plain(x, 0.3)) == 0
 
 
-def test_mix_hands_both_predictions_to_the_rule_conditional_first():
+def test_mix_hands_the_rule_both_predictions_conditional_first_then_the_point_and_the_time():
     mixture, schedule, x = MIXTURES[2], vp_linear(), points(2)
-    pair = mixture.pair(schedule, 1)
-    assert farthest(mix(pair, lambda cond, uncond: cond)(x, 0.3), pair.cond(x, 0.3)) == 0
-    assert farthest(mix(pair, lambda cond, uncond: uncond)(x, 0.3), pair.uncond(x, 0.3)) == 0
-    crossed = mix(pair, lambda cond, uncond: Prediction(cond.x0, uncond.eps))(x, 0.3)
-    assert worst(crossed.x0, pair.cond(x, 0.3).x0) == 0 and worst(crossed.eps, pair.uncond(x, 0.3).eps) == 0
+    pair, seen = mixture.pair(schedule, 1), []
+
+    def rule(cond, uncond, at, time):
+        seen.append((cond, uncond, at, time))
+        return cond
+
+    assert farthest(mix(pair, rule)(x, 0.3), pair.cond(x, 0.3)) == 0
+    cond, uncond, at, time = seen[0]
+    assert farthest(uncond, pair.uncond(x, 0.3)) == 0
+    assert at is x and time == 0.3
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
@@ -263,16 +268,100 @@ def test_mix_with_the_linear_rule_is_classifier_free(gamma):
     mixture, schedule, x = MIXTURES[5], vp_linear(), points(5)
     pair = mixture.pair(schedule, 1)
 
-    def rule(cond, uncond):
+    def rule(cond, uncond, x, t):
         return Prediction(*((1 - gamma) * u + gamma * c for c, u in zip(cond, uncond, strict=True)))
 
     assert farthest(mix(pair, rule)(x, 0.3), classifier_free(pair, gamma)(x, 0.3)) < 1e-12
 
 
 def test_scale_at_reads_numbers_tensors_and_functions():
-    t = torch.tensor(0.25, dtype=F64)
-    assert scale_at(2, t) == scale_at(torch.tensor(2.0), t) == scale_at(lambda t: 8 * t, t) == 2.0
-    assert isinstance(scale_at(lambda t: 8 * t, t), float)
+    t, x = torch.tensor(0.25, dtype=F64), torch.zeros(3, 2)
+    assert scale_at(2, t, x) == scale_at(torch.tensor(2.0), t, x) == scale_at(lambda t: 8 * t, t, x) == 2.0
+    assert isinstance(scale_at(lambda t: 8 * t, t, x), float)
+    assert torch.equal(scale_at(lambda t: torch.arange(3), t, x), torch.tensor([[0.0], [1.0], [2.0]]))
+
+
+# --- a prediction says one thing, whatever guidance made it -------------------------------------------------
+
+
+def clip(schedule, bound):
+    """A rule that clips the guided clean point, and makes the noise anew."""
+
+    def rule(cond, uncond, x, t):
+        x0 = (uncond.x0 + 4 * (cond.x0 - uncond.x0)).clamp(-bound, bound)
+        return Prediction.from_x0(x, x0, schedule.alpha(t), schedule.sigma(t))
+
+    return rule
+
+
+def guidances(mixture, schedule):
+    """Every guidance of the package, on one mixture."""
+    pair, plain = mixture.pair(schedule, 1), mixture.denoiser(schedule)
+
+    def grad(x, t):
+        return mixture.noised(schedule.alpha(t), schedule.sigma(t)).class_gradient(x, 1)
+
+    return {
+        "tilt": tilt(plain, grad, 2.5, schedule),
+        "classifier_free": classifier_free(pair, 2.5),
+        "classifier_free, a scale a point": classifier_free(pair, torch.linspace(-1, 8, len(points(2)), dtype=F64)),
+        "mix": mix(pair, lambda c, u, x, t: Prediction(2 * c.x0 - u.x0, 2 * c.eps - u.eps)),
+        "mix, clipped": mix(pair, clip(schedule, 0.5)),
+        "tempered": tempered(plain, 3.0, schedule),
+        "stacked": tilt(tempered(classifier_free(pair, 3.0), 0.5, schedule), grad, -1.0, schedule),
+    }
+
+
+@every_schedule
+@pytest.mark.parametrize("name", guidances(MIXTURES[2], vp_linear()))
+def test_what_a_guidance_predicts_adds_up_to_the_point_it_was_asked_about(name, schedule):
+    guided, x = guidances(MIXTURES[2], schedule)[name], points(2)
+    for t in (0.01, 0.3, 0.7, 0.99):
+        x0, eps = guided(x, t)
+        scale = 1 + float(x0.abs().max()) + float(eps.abs().max())
+        assert worst(schedule.alpha(t) * x0 + schedule.sigma(t) * eps, x) < 1e-13 * scale
+
+
+def test_crossing_two_predictions_breaks_the_sum_which_is_why_it_has_its_own_place_in_the_step():
+    schedule, x = vp_linear(), points(2)
+    pair = MIXTURES[2].pair(schedule, 1)
+    crossed = mix(pair, lambda cond, uncond, x, t: Prediction(cond.x0, uncond.eps))(x, 0.3)
+    assert worst(schedule.alpha(0.3) * crossed.x0 + schedule.sigma(0.3) * crossed.eps, x) > 0.1
+
+
+# --- one time, one label, one scale for all points, or one each ----------------------------------------------
+
+
+@every_schedule
+def test_a_time_and_a_scale_a_point_are_the_answers_one_by_one(schedule):
+    x = points(2)[:4]
+    times, scales = torch.tensor([0.1, 0.4, 0.4, 0.9], dtype=F64), torch.tensor([0.0, 1.0, -2.0, 5.0], dtype=F64)
+    pair = MIXTURES[2].pair(schedule, 1)
+    grad = implicit_gradient(pair, schedule)
+    for make in (
+        lambda gamma: classifier_free(pair, gamma),
+        lambda gamma: tilt(pair.uncond, grad, gamma, schedule),
+        lambda gamma: classifier_free(pair, lambda t: gamma),
+    ):
+        together = make(scales)(x, times)
+        for i in range(4):
+            alone = make(float(scales[i]))(x[i : i + 1], times[i])
+            assert farthest(alone, Prediction(*(half[i : i + 1] for half in together))) < 1e-11
+
+
+@pytest.mark.parametrize("gamma", [torch.ones(3), torch.ones(2, 2), torch.tensor([1.0, math.nan]), "two", 1j])
+def test_a_scale_of_another_shape_or_kind_is_refused(gamma):
+    pair = MIXTURES[2].pair(vp_linear(), 1)
+    with pytest.raises((ValueError, TypeError)):
+        classifier_free(pair, gamma)(points(2)[:2], 0.3)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (5,), (5, 1)])
+def test_a_branch_that_answers_in_another_shape_is_refused_and_not_broadcast(shape):
+    good, x = MIXTURES[2].denoiser(vp_linear()), points(2)[:5]
+    pair = Pair(lambda x, t: Prediction(torch.zeros(shape).double(), x), good)
+    with pytest.raises(ValueError, match="denoiser must answer x0 shaped like x"):
+        classifier_free(pair, 3.0)(x, 0.3)
 
 
 # --- parameterisations -----------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from difflesson import kernels
-from difflesson.denoiser import Prediction
-from difflesson.guidance import tilt
+from difflesson.denoiser import Pair, Prediction
+from difflesson.guidance import classifier_free, tilt
 from difflesson.kernels import FullGaussian, Gaussian
 from difflesson.mixture import GaussianMixture
 from difflesson.schedule import cosine, from_betas, vp_linear
@@ -73,7 +73,7 @@ AFFINE = {
     "ddim 1": (kernels.ddim(DENOISER, SCHEDULE, 1.0), oracle.ddim, {"eta": 1.0}),
     "heun": (kernels.heun(DENOISER, SCHEDULE), oracle.heun, {}),
     "exact": (kernels.exact(GAUSSIAN, SCHEDULE), oracle.exact, {}),
-    "hessian": (kernels.hessian(GAUSSIAN, SCHEDULE), oracle.exact, {}),
+    "hessian": (kernels.moment_matched(GAUSSIAN, SCHEDULE), oracle.exact, {}),
 }
 
 
@@ -117,7 +117,7 @@ def test_a_reverse_sde_step_on_a_gaussian_is_the_affine_map_derived_by_hand(rho,
     rate = BETAS[0] + t * (BETAS[1] - BETAS[0])
     centre = AXES.T @ CENTRE
     lines = [
-        oracle.reverse_sde(m, c, level(t), rate, t - s, rho) for m, c in zip(centre, SPREADS, strict=True)
+        oracle.reverse_sde(m, c, level(t), rate, t - s, rho, last=s == 0) for m, c in zip(centre, SPREADS, strict=True)
     ]
     assert max(line_errors(kernels.reverse_sde(DENOISER, SCHEDULE, rho), t, s, lines)) < 1e-12
 
@@ -211,11 +211,11 @@ def test_heun_and_dpmpp_2m_fall_back_to_ddim_in_a_step_to_no_noise():
 
 
 @pytest.mark.equation("eq-dpmpp-2m")
-def test_dpmpp_2m_starts_with_a_ddim_step_and_called_directly_it_has_no_memory():
+def test_dpmpp_2m_starts_with_a_ddim_step_and_outside_a_run_it_has_no_memory_to_use():
     denoiser = MIXTURE.denoiser(SCHEDULE)
     kernel, ddim = kernels.dpmpp_2m(denoiser, SCHEDULE), kernels.ddim(denoiser, SCHEDULE)
-    for times in [(0.9, 0.5), (0.5, 0.4)]:
-        assert max_error(kernel(POINTS, *times).mean, ddim(POINTS, *times).mean) < 1e-13
+    with pytest.raises(ValueError, match="dpmpp_2m has a memory, which belongs to one run"):
+        kernel(POINTS, 0.9, 0.5)
     run = kernel.start()
     assert max_error(run(POINTS, 0.9, 0.5).mean, ddim(POINTS, 0.9, 0.5).mean) < 1e-13
     assert max_error(run(POINTS, 0.5, 0.4).mean, ddim(POINTS, 0.5, 0.4).mean) > 1e-2
@@ -241,7 +241,7 @@ def quadrature(x, t, s, label):
 @pytest.mark.parametrize("times", [(0.9, 0.1), (0.5, 0.4), (0.4, 0.2)])
 def test_exact_and_hessian_kernels_have_the_moments_of_bayes_rule_on_a_grid(label, times):
     exact = kernels.exact(MIXTURE, SCHEDULE, label)(POINTS, *times)
-    hessian = kernels.hessian(MIXTURE, SCHEDULE, label)(POINTS, *times)
+    hessian = kernels.moment_matched(MIXTURE, SCHEDULE, label)(POINTS, *times)
     assert max_error(hessian.mean, exact.mean) < 1e-10
     assert max_error(hessian.cov, exact.cov) < 1e-10
     for i, point in enumerate(POINTS.numpy()):
@@ -273,7 +273,7 @@ def test_tweedies_formula_holds_for_one_step_given_a_label(times):
     for label in (None, 0, 1):
         want = (POINTS + (1 - a**2) * true_score(POINTS, t, label)) / a
         assert max_error(kernels.exact(MIXTURE, SCHEDULE, label)(POINTS, t, s).mean, want) < 1e-11
-        assert max_error(kernels.hessian(MIXTURE, SCHEDULE, label)(POINTS, t, s).mean, want) < 1e-11
+        assert max_error(kernels.moment_matched(MIXTURE, SCHEDULE, label)(POINTS, t, s).mean, want) < 1e-11
     want = (POINTS + (1 - a**2) * true_score(POINTS, t)) / a
     assert max_error(kernels.ddpm(MIXTURE.denoiser(SCHEDULE), SCHEDULE)(POINTS, t, s).mean, want) < 1e-11
 
@@ -327,7 +327,7 @@ def test_a_shift_finds_the_conditional_mean_one_order_better_than_no_shift(at, t
 @pytest.mark.parametrize("at", ["x", "mu"])
 def test_a_shift_of_a_full_gaussian_multiplies_by_its_covariance(at):
     t, s, gamma = 0.8, 0.3, 1.5
-    step = kernels.shift(kernels.hessian(MIXTURE, SCHEDULE), class_gradient, gamma, at=at)(POINTS, t, s)
+    step = kernels.shift(kernels.moment_matched(MIXTURE, SCHEDULE), class_gradient, gamma, at=at)(POINTS, t, s)
     for i, point in enumerate(POINTS.numpy()):
         mean, cov = quadrature(point, t, s, None)
         g = class_gradient(torch.tensor(point if at == "x" else mean)[None], t if at == "x" else s)[0].numpy()
@@ -349,12 +349,12 @@ def test_a_tilt_at_gamma_one_is_the_conditional_kernel_whatever_the_kernel():
     tilted = tilt(MIXTURE.denoiser(SCHEDULE), class_gradient, 1.0, SCHEDULE)
     given = MIXTURE.denoiser(SCHEDULE, label=1)
     for make in (kernels.ddpm, kernels.ddim, kernels.reverse_sde, kernels.heun, kernels.dpmpp_2m):
-        a, b = make(tilted, SCHEDULE)(POINTS, 0.6, 0.4), make(given, SCHEDULE)(POINTS, 0.6, 0.4)
+        a, b = (make(denoiser, SCHEDULE).start()(POINTS, 0.6, 0.4) for denoiser in (tilted, given))
         assert max_error(a.mean, b.mean) < 1e-12
 
 
 def test_a_shift_by_gamma_zero_changes_nothing():
-    for kernel in (kernels.ddpm(MIXTURE.denoiser(SCHEDULE), SCHEDULE), kernels.hessian(MIXTURE, SCHEDULE)):
+    for kernel in (kernels.ddpm(MIXTURE.denoiser(SCHEDULE), SCHEDULE), kernels.moment_matched(MIXTURE, SCHEDULE)):
         shifted = kernels.shift(kernel, class_gradient, 0.0)
         assert torch.equal(shifted(POINTS, 0.6, 0.4).mean, kernel(POINTS, 0.6, 0.4).mean)
 
@@ -367,7 +367,7 @@ def test_draws_have_the_mean_and_the_covariance_that_the_step_states():
     n, generator = 40_000, torch.Generator().manual_seed(0)
     for data in (MIXTURE, GAUSSIAN):  # axes in the plane can equal their transpose, those in space do not
         ddpm = kernels.ddpm(data.denoiser(SCHEDULE), SCHEDULE)
-        for kernel in (ddpm, kernels.hessian(data, SCHEDULE), kernels.exact(data, SCHEDULE)):
+        for kernel in (ddpm, kernels.moment_matched(data, SCHEDULE), kernels.exact(data, SCHEDULE)):
             step = kernel(torch.full((n, data.dim), -0.5).double(), 0.8, 0.3)
             cov, draws = covariance(step, data.dim), step.sample(generator)
             white = torch.linalg.solve(torch.linalg.cholesky(cov), (draws - step.mean).T)
@@ -410,9 +410,8 @@ def test_gaussian_kernels_take_images_and_a_batch_of_one():
     x = torch.randn(1, 3, 4, 5, generator=torch.Generator().manual_seed(0)).double()
     x0, eps = x + 1, x - 1
     for make in (kernels.ddpm, kernels.ddim, kernels.reverse_sde, kernels.heun, kernels.dpmpp_2m):
-        assert make(fixed(x0, eps), SCHEDULE)(x, 0.5, 0.4).mean.shape == x.shape
-    step = kernels.ddim(fixed(x0, eps), SCHEDULE)(x, 0.5, 0.4)  # x0 and eps may disagree and are kept apart
-    assert max_error(step.mean, level(0.4).alpha * x0 + level(0.4).sigma * eps) < 1e-14
+        step = make(fixed(x0, eps), SCHEDULE).start()(x, 0.5, 0.4)
+        assert step.mean.shape == x.shape
 
 
 @pytest.mark.parametrize(
@@ -426,12 +425,18 @@ def test_gaussian_kernels_take_images_and_a_batch_of_one():
         ("at", lambda d: kernels.shift(kernels.ddpm(d, SCHEDULE), class_gradient, 1.0, at="y")),
         ("time", lambda d: kernels.shift(kernels.ddpm(d, SCHEDULE), class_gradient, 1.0, time="u")),
         ("gamma", lambda d: kernels.shift(kernels.ddpm(d, SCHEDULE), class_gradient, math.nan)),
-        ("kernel", lambda d: kernels.shift(kernels.dpmpp_2m(d, SCHEDULE), class_gradient, 1.0)),
+        ("gamma", lambda d: kernels.shift(kernels.ddpm(d, SCHEDULE), class_gradient, torch.ones(3))(POINTS, 0.9, 0.3)),
         ("label", lambda d: kernels.exact(MIXTURE, SCHEDULE, 2)),
-        ("label", lambda d: kernels.hessian(MIXTURE, SCHEDULE, -1)),
+        ("label", lambda d: kernels.moment_matched(MIXTURE, SCHEDULE, -1)),
         ("eta", lambda d: kernels.ddim(d, SCHEDULE, 3.0)(POINTS, 0.9, 0.3)),
         ("s must", lambda d: kernels.ddpm(d, SCHEDULE)(POINTS, 0.3, 0.9)),
         ("s must", lambda d: kernels.exact(MIXTURE, SCHEDULE)(POINTS, 0.3, 0.9)),
+        ("s must", lambda d: kernels.moment_matched(MIXTURE, SCHEDULE)(POINTS, 0.3, 0.9)),
+        ("s must", lambda d: kernels.ddim(d, SCHEDULE, 0.5)(POINTS, 0.3, 0.9)),
+        ("s must", lambda d: kernels.reverse_sde(d, SCHEDULE)(POINTS, 0.3, 0.9)),
+        ("t and s", lambda d: kernels.ddim(d, SCHEDULE)(POINTS, torch.full((5,), 0.9), 0.3)),
+        ("denoiser", lambda d: kernels.ddim(lambda x, t: Prediction(x[:, :1], x), SCHEDULE)(POINTS, 0.9, 0.3)),
+        ("denoiser", lambda d: kernels.ddpm(lambda x, t: Prediction(x, x[0]), SCHEDULE)(POINTS, 0.9, 0.3)),
         ("t must", lambda d: kernels.ddpm(d, SCHEDULE)(POINTS, 1.3, 0.9)),
     ],
 )
@@ -468,3 +473,71 @@ def test_the_ends_of_the_interpolation_are_the_two_named_variances_and_a_step_to
 def test_a_variance_that_is_none_is_refused(variance):
     with pytest.raises(ValueError, match="variance"):
         kernels.ddpm(MIXTURE.denoiser(SCHEDULE), SCHEDULE, variance)
+
+
+# --- the last step, CFG++, images -----------------------------------------------------------------------------
+
+EVERY_SCHEDULE = [vp_linear(), cosine(), from_betas(torch.linspace(1e-4, 0.02, 100))]
+
+
+@pytest.mark.parametrize("schedule", EVERY_SCHEDULE, ids=["linear", "cosine", "table"])
+def test_a_step_to_the_data_adds_no_noise_on_any_schedule(schedule):
+    d = MIXTURE.denoiser(schedule)
+    for kernel in (
+        kernels.ddpm(d, schedule), kernels.ddpm(d, schedule, "large"), kernels.ddpm(d, schedule, 0.5),
+        kernels.ddim(d, schedule, 0.7), kernels.reverse_sde(d, schedule, 2.0), kernels.heun(d, schedule),
+    ):  # fmt: skip
+        assert float(kernel(POINTS, 0.1, 0.0).var) == 0
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_a_point_mass_comes_out_as_a_point_on_the_cosine_schedule(variance):
+    """Ten steps with the large variance once gave it a standard deviation of 0.15."""
+    point = GaussianMixture([1.0], torch.tensor([[0.4, -0.3]]).double(), 1e-12 * torch.eye(2)[None])
+    kernel = kernels.ddpm(point.denoiser(cosine()), cosine(), variance)
+    x, generator = torch.randn(500, 2, generator=torch.Generator().manual_seed(0)).double(), torch.Generator()
+    for t, s in zip(torch.linspace(1, 0, 11)[:-1], torch.linspace(1, 0, 11)[1:], strict=True):
+        x = kernel(x, t, s).sample(generator.manual_seed(1))
+    assert float((x - point.means).abs().max()) < 1e-4
+
+
+@pytest.mark.equation("eq-ddim")
+@pytest.mark.parametrize("eta", [0.0, 0.6])
+def test_noise_may_come_from_another_denoiser_as_in_cfg_plus_plus(eta):
+    """CFG++ (Chung et al. 2024, algorithm 2): go to the guided clean point, with the unconditional noise."""
+    t, s, gamma = 0.7, 0.5, 0.6
+    cond, uncond = MIXTURE.denoiser(SCHEDULE, 1), MIXTURE.denoiser(SCHEDULE)
+    guided = classifier_free(Pair(cond, uncond), gamma)
+    step = kernels.ddim(guided, SCHEDULE, eta, noise_from=uncond)(POINTS, t, s)
+    eps = (1 - gamma) * -level(t).sigma * true_score(POINTS, t) + gamma * -level(t).sigma * true_score(POINTS, t, 1)
+    x0 = (POINTS - level(t).sigma * eps) / level(t).alpha
+    fresh = eta**2 * float(kernels.posterior_variance(SCHEDULE, t, s))
+    old = math.sqrt(level(s).sigma**2 - fresh) * -level(t).sigma * true_score(POINTS, t)
+    assert max_error(step.mean, level(s).alpha * x0 + old) < 1e-11
+    plain = kernels.ddim(guided, SCHEDULE, eta)(POINTS, t, s)
+    assert max_error(step.mean, plain.mean) > 0.01
+    same = kernels.ddim(guided, SCHEDULE, eta, noise_from=guided)(POINTS, t, s)
+    assert torch.equal(same.mean, plain.mean) and torch.equal(same.var, plain.var)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (2, 1, 4, 4), (1, 3, 2, 2)])
+def test_the_density_of_a_gaussian_step_is_one_number_for_each_point_whatever_its_shape(shape):
+    mean, x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    step = Gaussian(mean, torch.tensor(0.3, dtype=torch.float64))
+    want = torch.distributions.Normal(mean, math.sqrt(0.3)).log_prob(x).flatten(1).sum(1)
+    assert step.log_prob(x).shape == shape[:1]
+    assert max_error(step.log_prob(x), want) < 1e-12
+    many = step.log_prob(x.expand(7, 2, *shape))  # further axes in front
+    assert many.shape == (7, 2, shape[0]) and max_error(many[3, 1], want) < 1e-12
+
+
+@pytest.mark.equation("eq-mean-shift")
+def test_a_shift_takes_a_scale_that_changes_with_time_or_from_point_to_point():
+    plain = kernels.ddpm(MIXTURE.denoiser(SCHEDULE), SCHEDULE, "large")
+    scales = torch.tensor([0.0, 1.0, -2.0, 3.0, 0.5], dtype=torch.float64)
+    each = kernels.shift(plain, class_gradient, scales)(POINTS, 0.6, 0.4).mean
+    for i, scale in enumerate(scales):
+        alone = kernels.shift(plain, class_gradient, float(scale))(POINTS, 0.6, 0.4).mean[i]
+        assert max_error(each[i], alone) < 1e-14
+    ramp = kernels.shift(plain, class_gradient, lambda t: 5 * t)(POINTS, 0.6, 0.4).mean
+    assert max_error(ramp, kernels.shift(plain, class_gradient, 3.0)(POINTS, 0.6, 0.4).mean) < 1e-12

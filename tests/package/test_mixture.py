@@ -13,7 +13,7 @@ from scipy.stats import kstest, multivariate_normal, norm
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from difflesson import mixture as mixture_module
+from difflesson import chunks
 from difflesson.mixture import GaussianMixture
 from difflesson.schedule import cosine, vp_linear
 
@@ -670,13 +670,13 @@ def test_a_batch_of_one_gives_the_same_as_a_batch_of_many(case):
 def test_results_do_not_depend_on_the_chunks(case, chunk, monkeypatch):
     x = points(case)
     whole = everything(case.mixture, x)
-    monkeypatch.setattr(mixture_module, "CHUNK", chunk)
+    monkeypatch.setattr(chunks, "SIZE", chunk)
     for name, value in everything(case.mixture, x).items():
         assert worst(value, whole[name]) < 1e-10, name
 
 
 def test_more_points_than_a_chunk():
-    count = mixture_module.CHUNK + 3
+    count = chunks.SIZE + 3
     x, _ = PLANE.mixture.sample(count, torch.Generator().manual_seed(5))
     leaf = x.clone().requires_grad_()
     values = PLANE.mixture.log_prob(leaf)
@@ -694,7 +694,7 @@ def test_more_points_than_a_chunk():
 @pytest.mark.equation("eq-mixture-score")
 @pytest.mark.equation("eq-mixture-hessian")
 def test_log_prob_can_be_differentiated_twice(case, chunk, monkeypatch):
-    monkeypatch.setattr(mixture_module, "CHUNK", chunk)
+    monkeypatch.setattr(chunks, "SIZE", chunk)
     noisy, x = case.mixture.noised(0.6, 0.8), points(case)
     assert worst(derivative(noisy.log_prob, x), noisy.score(x)) < 1e-11
     assert worst(second_derivative(noisy.log_prob, x), noisy.hessian(x)) < 1e-10
@@ -707,7 +707,7 @@ def test_log_prob_can_be_differentiated_twice(case, chunk, monkeypatch):
 @pytest.mark.parametrize("chunk", [3, 100])
 @pytest.mark.equation("eq-score-decomposition")
 def test_class_log_prob_can_be_differentiated(case, chunk, monkeypatch):
-    monkeypatch.setattr(mixture_module, "CHUNK", chunk)
+    monkeypatch.setattr(chunks, "SIZE", chunk)
     noisy, x = case.mixture.noised(0.6, 0.8), points(case)
     for label in classes_of(case):
         by_autograd = derivative(lambda p, label=label: noisy.class_log_prob(p, label), x)
@@ -812,3 +812,33 @@ def test_denoised_points_average_to_the_mean_of_the_data(case, t):
     x, _ = noisy.sample(4000, torch.Generator().manual_seed(1))
     x0, mean = case.mixture.denoiser(vp_linear())(x, t).x0, case.weights @ case.means
     assert bool(((x0.mean(0) - mean).abs() < 6 * x0.std(0) / math.sqrt(len(x)) + 1e-9).all())
+
+
+# --- one label and one time for all points, or one each ---------------------------------------------------------
+
+
+@pytest.mark.equation("eq-mixture-denoiser")
+@pytest.mark.parametrize("schedule", [vp_linear(), cosine()], ids=["linear", "cosine"])
+def test_a_time_and_a_label_a_point_are_the_answers_one_by_one(schedule):
+    x = points(PLANE)[:6]
+    times = torch.tensor([0.0, 0.02, 0.3, 0.3, 0.8, 1.0], dtype=F64)
+    known = torch.tensor(classes_of(PLANE))
+    labels = known[torch.arange(6) % len(known)]
+    for label in (None, int(known[0]), labels):
+        together = PLANE.mixture.denoiser(schedule, label)(x, times)
+        one_time = PLANE.mixture.denoiser(schedule, label)(x, 0.3)
+        for i in range(6):
+            alone = PLANE.mixture.denoiser(schedule, int(labels[i]) if label is labels else label)
+            for got, want in zip(together, alone(x[i : i + 1], times[i]), strict=True):
+                assert worst(got[i], want[0]) < 1e-9
+            for got, want in zip(one_time, alone(x[i : i + 1], 0.3), strict=True):
+                assert worst(got[i], want[0]) < 1e-10
+
+
+def test_a_pair_takes_a_label_a_point_as_a_network_pair_does():
+    known = torch.tensor(classes_of(PLANE))
+    x = points(PLANE)[: len(known)]
+    cond, uncond = PLANE.mixture.pair(vp_linear(), known)(x, 0.4)
+    for i, label in enumerate(known.tolist()):
+        assert worst(cond.eps[i], PLANE.mixture.denoiser(vp_linear(), label)(x, 0.4).eps[i]) < 1e-12
+    assert worst(uncond.eps, PLANE.mixture.denoiser(vp_linear())(x, 0.4).eps) == 0

@@ -12,6 +12,7 @@ from difflesson import kernels
 from difflesson.denoiser import Prediction
 from difflesson.guidance import gradient, tilt
 from difflesson.mixture import GaussianMixture
+from difflesson.parts import Remembering
 from difflesson.samplers import draw, sample, time_grid
 from difflesson.schedule import cosine, vp_linear
 from tests.oracles import affine as oracle
@@ -77,7 +78,7 @@ def moments_at_the_end(kernel, times):
     """
     mean, cov = marginal(float(times[0]))
     probes = torch.cat([torch.zeros(1, 3), torch.eye(3)]).double()
-    if hasattr(kernel, "start"):
+    if isinstance(kernel, Remembering):
         maps = [(draw(kernel, probes, times).numpy(), 0.0)]
     else:
         steps = (kernel(probes, t, s) for t, s in zip(times[:-1], times[1:], strict=True))
@@ -111,7 +112,7 @@ def test_final_moments_of_a_gaussian_converge_to_the_truth_at_the_order_of_the_s
 @pytest.mark.equation("eq-second-order")
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_the_exact_and_the_hessian_kernel_carry_a_gaussian_without_error_at_any_step_length(steps):
-    for make in (kernels.exact, kernels.hessian):
+    for make in (kernels.exact, kernels.moment_matched):
         (mean, cov), times = marginal(1.0), time_grid(steps)
         for t, s in zip(times[:-1], times[1:], strict=True):
             step = make(GAUSSIAN, SCHEDULE)(torch.cat([torch.zeros(1, 3), torch.eye(3)]).double(), t, s)
@@ -293,7 +294,7 @@ def test_a_run_keeps_the_dtype_of_its_start(name, dtype):
 
     made = {
         "exact": lambda d: kernels.exact(mixture, SCHEDULE),
-        "hessian": lambda d: kernels.hessian(mixture, SCHEDULE),
+        "hessian": lambda d: kernels.moment_matched(mixture, SCHEDULE),
         "shift": lambda d: kernels.shift(kernels.ddpm(d, SCHEDULE), grad, 2.0),
     }
     kernel = (KERNELS | made)[name](mixture.denoiser(SCHEDULE))
@@ -384,7 +385,7 @@ def test_a_bad_grid_is_named(name, arguments):
 
 @pytest.mark.parametrize(
     "times",
-    [[], [0.5], [0.0, 1.0], [1.0, 1.0], [1.0, 0.5, 0.6], [1.1, 0.5], [0.5, -0.1], [[1.0, 0.0]],
+    [[], [0.5], [0.0, 1.1], [1.0, 1.0], [1.0, 0.5, 0.6], [1.1, 0.5], [0.5, -0.1], [[1.0, 0.0]],
      [1.0, math.nan, 0.0]],
 )
 def test_times_out_of_order_or_range_are_refused_before_the_first_step(times):
@@ -409,3 +410,55 @@ def test_a_noisy_kernel_asks_for_its_generator_and_a_deterministic_one_does_not(
     else:
         with pytest.raises(ValueError, match="^generator"):
             draw(KERNELS[name](DENOISER), noise(2, 2), TIMES)
+
+
+# What is done after each step.
+
+
+def test_what_is_done_after_a_step_goes_on_and_sees_the_times():
+    seen = []
+
+    def after(x, t, s):
+        seen.append((float(t), float(s)))
+        return x + 1
+
+    def kernel(x, t, s):
+        return kernels.Gaussian(2 * x, torch.zeros(()))
+
+    end = draw(kernel, torch.ones(1, 2), torch.tensor([1.0, 0.5, 0.0]), after=after)
+    assert seen == [(1.0, 0.5), (0.5, 0.0)]
+    assert torch.equal(end, torch.full((1, 2), 7.0))
+
+
+def test_a_corrector_after_each_step_mends_a_coarse_predictor():
+    """DDIM with six steps, and ten small Langevin steps at each new time: the moments come closer to the truth."""
+    def score(x, t):
+        return DENOISER(x, t).score(SCHEDULE.sigma(t))
+
+    generator = seeded(4)
+
+    def corrector(x, t, s):
+        if s > 0.05:
+            for _ in range(10):
+                size = 0.02 * float(SCHEDULE.sigma(s)) ** 2
+                x = x + size * score(x, s) + math.sqrt(2 * size) * torch.randn(x.shape, generator=generator).double()
+        return x
+
+    times, start = time_grid(6, end=0.05), start_of(None, 1.0, 4000, 3)
+    truth = MIXTURE.noised(SCHEDULE.alpha(0.05), SCHEDULE.sigma(0.05)).sample(200_000, seeded(9))[0].T.cov()
+    plain, corrected = (
+        float((draw(KERNELS["ddim 0"](DENOISER), start, times, after=after).T.cov() - truth).norm())
+        for after in (None, corrector)
+    )
+    assert corrected < plain
+
+
+def test_what_is_done_after_a_step_must_keep_the_shape():
+    with pytest.raises(ValueError, match="^after must return the shape of x"):
+        draw(KERNELS["ddim 0"](DENOISER), noise(3, 2), TIMES, after=lambda x, t, s: x[:1])
+
+
+@pytest.mark.parametrize("name", [name for name in KERNELS if name not in DETERMINISTIC])
+def test_a_sampler_with_noise_does_not_run_forwards(name):
+    with pytest.raises(ValueError, match="^s must not exceed t"):
+        draw(KERNELS[name](DENOISER), noise(3, 2), torch.tensor([0.1, 0.5]), seeded())

@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back, what is damaged is refused, and what ships is what its cards say."""
 
 import json
+import math
 import os
 import re
 from dataclasses import asdict
@@ -12,8 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import difflesson
-from difflesson.digits import checkpoints, data, metrics, training
+from difflesson.digits import checkpoints, data, metrics, recipes
+from difflesson.digits.blueprint import Blueprint
 from difflesson.digits.networks import DigitClassifier, DigitUNet
+from difflesson.schedule import CosineSchedule, LinearSchedule, vp_linear
 
 PACKAGE = Path(difflesson.__file__).parent
 WEIGHTS = PACKAGE / "digits" / "weights"
@@ -30,11 +33,25 @@ def small(kind: type = DigitUNet, seed: int = 0) -> torch.nn.Module:
     return network
 
 
+def blueprint(**changes) -> Blueprint:
+    """Of a small denoiser of 8x8 digits under a schedule that is nobody's default."""
+    usual = {
+        "network": "DigitUNet",
+        "arguments": SMALL,
+        "prediction": "v",
+        "schedule": "vp_linear",
+        "schedule_arguments": {"beta_min": 0.2, "beta_max": 15.0},
+        "data": "embedded",
+        "size": 8,
+    }
+    return Blueprint(**usual | changes)
+
+
 @pytest.fixture
 def saved(tmp_path) -> Path:
     """A small denoiser's checkpoint with a card."""
-    path, network = tmp_path / "new" / "mine.safetensors", small()
-    checkpoints.save(path, network, network.state_dict(), SMALL, {"task": "denoiser", "loss": [[1, 0.1]]})
+    path = tmp_path / "new" / "mine.safetensors"
+    checkpoints.save(path, blueprint(), small().state_dict(), {"task": "denoiser", "loss": [[1, 0.1]]})
     return path
 
 
@@ -44,7 +61,9 @@ def saved(tmp_path) -> Path:
 @pytest.mark.parametrize("kind", [DigitUNet, DigitClassifier])
 def test_a_saved_network_answers_as_before(tmp_path, kind):
     path, network = tmp_path / "mine.safetensors", small(kind)
-    checkpoints.save(path, network, network.state_dict(), SMALL, {"é": 1})
+    prediction = "v" if kind is DigitUNet else "logits"
+    made = blueprint(network=kind.__name__, prediction=prediction)
+    checkpoints.save(path, made, network.state_dict(), {"é": 1})
     loaded, card = checkpoints.load(path)
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     arguments = (x, torch.tensor([-1.0, 2.0])) + ((torch.tensor([0, 3]),) if kind is DigitUNet else ())
@@ -66,7 +85,15 @@ def test_weights_are_stored_in_half_precision_and_nothing_else_is_left_behind(sa
     assert sorted(p.name for p in saved.parent.iterdir()) == ["mine.json", "mine.safetensors"]
     tensors, metadata = checkpoints.load_tensors(saved)
     assert {t.dtype for t in tensors.values()} == {torch.float16}
-    assert metadata == {"network": "DigitUNet", "arguments": json.loads(json.dumps(SMALL))}
+    assert metadata == {
+        "network": "DigitUNet",
+        "arguments": json.loads(json.dumps(SMALL)),
+        "prediction": "v",
+        "schedule": "vp_linear",
+        "schedule_arguments": {"beta_min": 0.2, "beta_max": 15.0},
+        "data": "embedded",
+        "size": 8,
+    }
     assert b"\r" not in saved.with_suffix(".json").read_bytes()  # the same bytes on every system
 
 
@@ -122,8 +149,7 @@ def test_an_interrupted_save_leaves_the_previous_file_intact(tmp_path, monkeypat
     with pytest.raises(OSError, match="disk full"):
         checkpoints.save_tensors(path, {"a": torch.ones(100)}, {"version": 2})
     with pytest.raises(OSError, match="disk full"):
-        network = small()
-        checkpoints.save(path, network, network.state_dict(), SMALL, {})
+        checkpoints.save(path, blueprint(), small().state_dict(), {})
     monkeypatch.undo()
     assert path.read_bytes() == before and not path.with_suffix(".json").exists()
     assert checkpoints.load_tensors(path)[1] == {"version": 1}
@@ -170,20 +196,104 @@ def test_a_file_of_another_kind_is_refused_by_its_name(tmp_path, content):
         checkpoints.load(path)
 
 
-def test_an_unknown_network_is_refused_by_its_name(tmp_path):
+REFUSED = {  # a change of the metadata, None to leave the field out: what is said after the path
+    "no network": ({"network": None}, r"network must be one of \['DigitClassifier', 'DigitUNet'\], got None"),
+    "unknown network": ({"network": "GigaNet"}, r"network must be one of \[.*'DigitUNet'\], got 'GigaNet'"),
+    "no schedule": ({"schedule": None}, r"schedule must be one of \['cosine', 'vp_linear'\], got None"),
+    "unknown schedule": ({"schedule": "sigmoid"}, r"schedule must be one of \['cosine', .*\], got 'sigmoid'"),
+    "a list for a schedule": ({"schedule": ["cosine"]}, ".*"),
+    "no arguments of the schedule": ({"schedule_arguments": None}, r"schedule_arguments .*\['beta_max', 'beta_min'\]"),
+    "another schedule's arguments": ({"schedule": "cosine"}, r"schedule_arguments .*\['log_snr_max', 'log_snr_min'\]"),
+    "one argument missing": ({"schedule_arguments": {"beta_min": 0.2}}, "schedule_arguments .*, got .*0.2"),
+    "an argument in words": ({"schedule_arguments": {"beta_min": 0.2, "beta_max": "15"}}, "schedule_arguments .*'15'"),
+    "an impossible argument": ({"schedule_arguments": {"beta_min": -1, "beta_max": 2}}, "beta_min, beta_max must .*"),
+    "no prediction": ({"prediction": None}, r"prediction of a DigitUNet must be one of \['v'\], got None"),
+    "unknown prediction": ({"prediction": "x1"}, r"prediction of a DigitUNet must be one of \['v'\], got 'x1'"),
+    "a classifier's prediction": ({"prediction": "logits"}, r"prediction of a DigitUNet .*\['v'\], got 'logits'"),
+    "no data set": ({"data": None}, r"data must be one of \['embedded', 'mnist'\], got None"),
+    "unknown data set": ({"data": "imagenet"}, r"data must be one of \['embedded', 'mnist'\], got 'imagenet'"),
+    "no size": ({"size": None}, "size must be 8 for the data set 'embedded', got None"),
+    "another size": ({"size": 28}, "size must be 8 for the data set 'embedded', got 28"),
+    "arguments of another network": ({"arguments": {"depth": 3}}, "arguments must be those of DigitUNet, got .*depth"),
+    "no arguments": ({"arguments": None}, "arguments must be those of DigitUNet, got None"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_file_that_does_not_say_what_its_network_is_for_is_refused_by_its_name(saved, what):
+    """Nothing is guessed in its place: a wrong schedule, prediction or size draws nonsense without a word."""
+    change, says = REFUSED[what]
+    tensors, metadata = checkpoints.load_tensors(saved)
+    metadata |= change
+    for field in [name for name, value in change.items() if value is None]:
+        del metadata[field]
+    checkpoints.save_tensors(saved, tensors, metadata)
+    with pytest.raises(ValueError, match=f"^path {re.escape(str(saved))} is not a network that this .* use: {says}"):
+        checkpoints.load(saved)
+
+
+def test_a_training_state_is_not_taken_for_a_network(tmp_path):
     path = tmp_path / "other.safetensors"
-    for metadata, named in (({"network": "GigaNet", "arguments": {}}, "'GigaNet'"), ({"step": 3}, "None")):
-        checkpoints.save_tensors(path, {"a": torch.zeros(3)}, metadata)
-        with pytest.raises(ValueError, match=rf"other.safetensors holds {named}; allowed are .*DigitUNet"):
-            checkpoints.load(path)
+    checkpoints.save_tensors(path, {"a": torch.zeros(3)}, {"step": 3})
+    with pytest.raises(ValueError, match=r"other.safetensors .* network must be one of .*DigitUNet.*, got None"):
+        checkpoints.load(path)
+
+
+@pytest.mark.parametrize("field", ["network", "schedule", "prediction", "data"])
+def test_what_cannot_be_loaded_cannot_be_saved(field):
+    with pytest.raises(ValueError, match=f"^{field} .*must be one of .*, got 'magic'$"):
+        blueprint(**{field: "magic"})
+
+
+def test_a_loaded_network_carries_its_schedule_and_its_size(saved):
+    loaded = checkpoints.load(saved)
+    network, card = loaded
+    assert loaded.network is network and loaded.card is card and len(loaded) == 2
+    assert loaded.schedule is network.schedule and isinstance(network.schedule, LinearSchedule)
+    t, own = torch.linspace(0.1, 1, 10, dtype=torch.float64), vp_linear(0.2, 15.0)
+    assert float((network.schedule.log_snr(t) - own.log_snr(t)).abs().max()) == 0
+    assert network.size == 8
+    saved.with_suffix(".json").unlink()  # the card is for people
+    network, card = checkpoints.load(saved)
+    assert card == {} and network.size == 8 and isinstance(network.schedule, LinearSchedule)
 
 
 def test_weights_that_do_not_fit_the_network_are_refused_with_the_path(tmp_path):
-    path, network = tmp_path / "other.safetensors", small()
-    for arguments in ({**SMALL, "classes": 4}, {**SMALL, "depth": 3}):
-        checkpoints.save(path, network, network.state_dict(), arguments, {})
-        with pytest.raises(ValueError, match=re.escape(f"path {path} does not fit this version's DigitUNet")):
-            checkpoints.load(path)
+    path = tmp_path / "other.safetensors"
+    checkpoints.save(path, blueprint(arguments={**SMALL, "classes": 4}), small().state_dict(), {})
+    with pytest.raises(ValueError, match=re.escape(f"path {path} does not fit this version's DigitUNet")):
+        checkpoints.load(path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 70_000.0])
+def test_weights_that_half_precision_cannot_hold_are_not_saved(tmp_path, value):
+    """A weight of 70,000 is infinite in half precision."""
+    path, weights = tmp_path / "mine.safetensors", small().state_dict()
+    weights["enter.weight"][1, 2, 0, 0] = value
+    with pytest.raises(ValueError, match="^weights must be finite in half precision, enter.weight is not$"):
+        checkpoints.save(path, blueprint(), weights, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_file_with_nan_or_infinity_in_its_weights_is_refused_by_its_name(saved, value):
+    tensors, metadata = checkpoints.load_tensors(saved)
+    tensors["leave.2.bias"][3] = value
+    checkpoints.save_tensors(saved, tensors, metadata)
+    with pytest.raises(ValueError, match=f"^path {re.escape(str(saved))} is damaged, .*: leave.2.bias has NaN or inf"):
+        checkpoints.load(saved)
+
+
+def test_json_without_numbers_for_nan_is_never_written(saved):
+    before = saved.read_bytes(), saved.with_suffix(".json").read_bytes()
+    for write in (
+        lambda: checkpoints.write_card(saved, {"loss": [[1, math.nan]]}),
+        lambda: checkpoints.save_tensors(saved, {"a": torch.zeros(1)}, {"loss": math.inf}),
+    ):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            write()
+    assert (saved.read_bytes(), saved.with_suffix(".json").read_bytes()) == before
+    assert len(list(saved.parent.iterdir())) == 2
 
 
 def test_a_missing_file_is_refused_by_its_name(tmp_path):
@@ -223,6 +333,11 @@ def test_the_shipped_files_are_these_and_under_8_mb():
 def test_a_shipped_network_is_what_its_card_says(name):
     network, card = checkpoints.load(name)
     assert type(network) is NETWORKS[name] and network.classes == 10
+    about = checkpoints.load_tensors(checkpoints.shipped(name))[1]
+    assert about == recipes.recipe(name).blueprint.write()  # and the recipe is the card's, by the next test
+    assert network.size == data.DATASETS[card["recipe"]["data"]].size == 28
+    assert isinstance(network.schedule, CosineSchedule)
+    assert (network.schedule.log_snr_max, network.schedule.log_snr_min) == (20, -20)
     assert card["task"] == card["recipe"]["task"] == name
     assert card["parameters"] == sum(p.numel() for p in network.parameters())
     assert card["data_sha256"] == data.data_hash("mnist") and card["recipe"]["data"] == "mnist"
@@ -236,7 +351,7 @@ def test_a_shipped_network_is_what_its_card_says(name):
 def test_the_recipe_of_a_shipped_network_is_the_default_recipe(name):
     """So that `difflesson train NAME` without options makes it again."""
     card = json.loads(checkpoints.shipped(name).with_suffix(".json").read_text(encoding="utf-8"))
-    assert card["recipe"] == json.loads(json.dumps(asdict(training.recipe(name))))
+    assert card["recipe"] == json.loads(json.dumps(asdict(recipes.recipe(name))))
 
 
 @every_network

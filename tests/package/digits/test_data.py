@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pooch
 import pytest
 import torch
 
@@ -55,7 +56,7 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(data, "MNIST_SHA256", {k: hashlib.sha256(v).hexdigest() for k, v in files.items()})
     monkeypatch.setattr(data, "MIRRORS", ())
     monkeypatch.setattr(data, "TIMEOUT", (30.0, 30.0))  # a slow machine must not look like a silent mirror
-    monkeypatch.setattr(data.pooch, "os_cache", lambda project: cache)
+    monkeypatch.setattr(pooch, "os_cache", lambda project: cache)
     return SimpleNamespace(files=files, cache=cache, folder=folder)
 
 
@@ -312,7 +313,8 @@ def test_a_killed_download_leaves_no_file_under_a_final_name(tiny, serve, monkey
 import sys
 from pathlib import Path
 from difflesson.digits import data
-data.pooch.os_cache = lambda project: Path({str(tiny.cache)!r})
+import pooch
+pooch.os_cache = lambda project: Path({str(tiny.cache)!r})
 data.MNIST_SHA256 = {data.MNIST_SHA256!r}
 data.MIRRORS = (sys.argv[1],)
 data.load("mnist", "test")
@@ -499,6 +501,7 @@ def test_to_pixels_rounds_to_the_nearest_and_clamps():
         (lambda: data.load("mnist", "validation"), "split"),
         (lambda: data.load("embedded", "train", Path("here")), "folder"),
         (lambda: data.data_hash("digits"), "name"),
+        (lambda: data.find("digits"), "name"),
         (lambda: data.to_unit(torch.zeros(2, 8, 8)), "images"),
         (lambda: data.to_unit(torch.zeros(8, 8, dtype=torch.uint8)), "images"),
         (lambda: data.to_pixels(torch.zeros(2, 8, 8)), "x"),
@@ -510,6 +513,19 @@ def test_to_pixels_rounds_to_the_nearest_and_clamps():
 def test_bad_input_is_a_value_error_that_names_the_argument(call, argument):
     with pytest.raises(ValueError, match=f"^{argument} (must|is)"):
         call()
+
+
+def test_the_table_says_how_large_the_images_of_each_set_are(monkeypatch):
+    images = data.load("embedded", "test").images
+    assert images.shape[1:] == 2 * (data.DATASETS["embedded"].size,)
+    assert data.DATASETS["mnist"].size == 28  # that its images are, the parser sees in the file
+
+    made = data.Digits(torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.long))
+    row = data.DataSet(4, lambda split, folder: made, lambda: "a hash")
+    monkeypatch.setitem(data.DATASETS, "new", row)  # a new row is all that a new set takes
+    assert data.load("new", "train") is made and data.data_hash("new") == "a hash"
+    with pytest.raises(ValueError, match="^name must be 'mnist' or 'embedded' or 'new', got 'old'$"):
+        data.load("old", "train")
 
 
 @pytest.mark.skipif(not os.environ.get("DIFFLESSON_DATA"), reason="DIFFLESSON_DATA is not set: no real MNIST")

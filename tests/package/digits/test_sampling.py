@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from difflesson.digits import checkpoints, metrics, sampling
-from difflesson.schedule import cosine
+from difflesson.schedule import cosine, vp_linear
 
 every_sampler = pytest.mark.parametrize("sampler", sampling.SAMPLERS)
 
@@ -22,6 +22,7 @@ class Oracle(nn.Module):
     def __init__(self, pictures=(-0.5, 0.0, 0.25, 0.75), null=0.1):
         super().__init__()
         self.classes, self.sizes = len(pictures), []
+        self.schedule, self.size = cosine(), 28
         self.pictures = nn.Parameter(torch.tensor([*pictures, null]), requires_grad=False)
 
     def forward(self, x, log_snr, label):
@@ -49,6 +50,55 @@ def test_each_label_gets_its_own_picture_guided_as_the_formula_says(sampler, gam
     assert worst(images, expected[:, None, None, None]) < 2e-3  # 4.5e-5 of noise is left at t = 0
     twice = 1 if gamma in (0, 1) else 2  # one branch where only one counts, both in one call where both do
     assert set(network.sizes) == {3 * twice, 1 * twice}
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_the_noise_level_is_that_of_the_schedule_the_network_carries(guided):
+    """From t and the log-SNR that the network is told, by the schedule's own formula; the guide is told the same."""
+    told = {"network": [], "guide": []}
+
+    class Recorder(Oracle):
+        def forward(self, x, log_snr, label):
+            told["network"].append(float(log_snr[0]))
+            return super().forward(x, log_snr, label)
+
+    class Guide(nn.Module):
+        classes = 4
+
+        def forward(self, x, log_snr):
+            told["guide"].append(float(log_snr[0]))
+            return x.flatten(1)[:, :4]
+
+    network, t = Recorder(), torch.tensor(0.3, dtype=torch.float64)
+    network.schedule = vp_linear(0.2, 15.0)
+    b = 0.3 * (0.2 + 0.3 * (15.0 - 0.2) / 2)  # the integral of beta
+    expected = -b - math.log(-math.expm1(-b))
+    denoiser = sampling.guided_denoiser(network, 2, 1.5, guide=Guide() if guided else None)
+    x = torch.full((1, 1, 4, 4), 0.2)
+    x0, eps = denoiser(x, t)
+    assert told["network"] == pytest.approx([expected], abs=1e-5)
+    assert told["guide"] == pytest.approx([expected] if guided else [], abs=1e-5)
+    if not guided:
+        assert worst(x0, torch.full_like(x, 0.1 + 1.5 * (0.25 - 0.1))) < 1e-5
+        assert worst(math.exp(-b / 2) * x0 + math.sqrt(-math.expm1(-b)) * eps, x) < 1e-5
+
+
+def test_digits_are_drawn_in_the_size_and_under_the_schedule_of_the_network():
+    network, labels = Oracle(), torch.tensor([3, 0])
+    network.schedule, network.size = vp_linear(0.2, 15.0), 8
+    images = sampling.generate(network, labels, 2.0, sampler="ddim", steps=8)
+    expected = 0.1 + 2 * (network.pictures[labels] - 0.1)
+    assert images.shape == (2, 1, 8, 8) and worst(images, expected[:, None, None, None].expand_as(images)) < 2e-3
+    assert sampling.generate(network, labels, 2.0, sampler="ddim", steps=2, size=12).shape == (2, 1, 12, 12)
+
+
+def test_a_network_without_a_schedule_is_refused():
+    network = Oracle()
+    del network.schedule
+    for call in (sampling.generate, sampling.guided_denoiser):
+        with pytest.raises(ValueError, match=r"^network must carry its schedule, .*checkpoints.load.*, got None$"):
+            call(network, torch.tensor([0]), 1.0)
+    assert network.sizes == []
 
 
 def test_the_seed_decides_every_random_number():
@@ -130,6 +180,23 @@ def test_bad_input_is_a_value_error_that_names_the_argument(arguments, argument)
     with pytest.raises(ValueError, match=f"^{argument} must"):
         sampling.generate(network, **given)
     assert network.sizes == []  # refused before any work
+
+
+@every_sampler
+def test_digits_with_nan_or_infinity_are_an_error_that_says_so(sampler):
+    """A picture of them is a blank sheet: nobody should take it for an answer."""
+
+    class Breaks(Oracle):
+        def forward(self, x, log_snr, label):
+            v = super().forward(x, log_snr, label)
+            return torch.where((label == 2)[:, None, None, None], torch.inf, v)
+
+    labels = torch.tensor([0, 2, 1, 2])
+    with pytest.raises(FloatingPointError, match=rf"^{sampler} at gamma = 1.0 drew NaN or infinity in 2 of 4 digits: "):
+        sampling.generate(Breaks(), labels, 1.0, sampler=sampler, steps=3, size=8)
+    assert sampling.generate(Breaks(), labels[:1], 1.0, sampler=sampler, steps=3, size=8).isfinite().all()
+    with pytest.raises(FloatingPointError, match="gamma = 1e.39 drew NaN or infinity in 4 of 4 digits: .*gamma nearer"):
+        sampling.generate(Oracle(), labels, 1e39, sampler=sampler, steps=3, size=8)
 
 
 # ---- the shipped networks

@@ -20,19 +20,20 @@ from torch import nn
 
 import difflesson
 from difflesson.digits import checkpoints, data, training
-from difflesson.digits.training import batch_indices, learning_rate, recipe, step_generator, train
+from difflesson.digits.recipes import Recipe, recipe
+from difflesson.digits.training import batch_indices, learning_rate, step_generator, train
 
 TINY = (("widths", (8, 16)), ("embedding", 16))
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def tiny(task: str = "denoiser", **changes) -> training.Recipe:
+def tiny(task: str = "denoiser", **changes) -> Recipe:
     """A recipe of a second: the embedded digits, a network of a few thousand weights."""
     base = {"data": "embedded", "steps": 8, "batch": 16, "warmup": 2, "arguments": TINY}
     return recipe(task, **base | changes)
 
 
-def run(folder: Path, made: training.Recipe, **options) -> Path:
+def run(folder: Path, made: Recipe, **options) -> Path:
     """Train quietly on the CPU."""
     return train(made, folder, device="cpu", precision="no", progress=False, **options)
 
@@ -76,14 +77,14 @@ def interrupt_at(monkeypatch, step: int) -> None:
 CHILD = """
 import sys, time
 from pathlib import Path
-from difflesson.digits import training
+from difflesson.digits import recipes, training
 
 def slow(made, step, original=training.learning_rate):
     time.sleep(0.05)
     return original(made, step)
 
 training.learning_rate = slow
-made = training.recipe("denoiser", data="embedded", steps=40, batch=16, warmup=2, arguments=%r)
+made = recipes.recipe("denoiser", data="embedded", steps=40, batch=16, warmup=2, arguments=%r)
 training.train(made, Path(sys.argv[1]), device="cpu", precision="no", progress=False, save_every=4)
 """
 
@@ -138,7 +139,13 @@ def test_an_interrupted_save_leaves_a_state_to_resume_from(tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"steps": 9}, {"learning_rate": 1e-3}, {"arguments": (("widths", (8, 24)),)}],
+    [
+        {"seed": 1},
+        {"steps": 9},
+        {"learning_rate": 1e-3},
+        {"arguments": (("widths", (8, 24)),)},
+        {"schedule_arguments": (("log_snr_max", 10.0),)},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_the_state_of_another_recipe_is_refused_and_left_alone(tmp_path, monkeypatch, change):
@@ -160,6 +167,67 @@ def test_a_damaged_state_is_refused_by_its_name(tmp_path):
     checkpoints.save_tensors(state, {"a": torch.zeros(1)}, {"network": "DigitUNet"})
     with pytest.raises(ValueError, match="folder holds the state of another recipe"):
         run(tmp_path, tiny())
+
+
+def test_a_state_of_another_setting_is_refused_and_left_alone(tmp_path, monkeypatch):
+    """Precision, device, processes, compilation change the result, and the card would name the last of them only."""
+    state = tmp_path / "denoiser-state.safetensors"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, 3)
+        run(tmp_path, tiny(), save_every=2)
+    tensors, metadata = checkpoints.load_tensors(state)
+    setting = {"device": "cpu", "precision": "no", "processes": 1, "compiled": False}
+    assert metadata["setting"] == setting
+    for name, other in {"device": "cuda", "precision": "bf16", "processes": 2, "compiled": True}.items():
+        checkpoints.save_tensors(state, tensors, metadata | {"setting": setting | {name: other}})
+        before = state.read_bytes()
+        with pytest.raises(ValueError, match=f"^{name} must be {other!r} to go on .*state.*, got {setting[name]!r}"):
+            run(tmp_path, tiny())
+        assert state.read_bytes() == before
+    checkpoints.save_tensors(state, tensors, metadata)
+    assert run(tmp_path, tiny()).exists()
+
+
+# ---- a run that diverges
+
+
+def broken_from(monkeypatch, step: int, value: float) -> None:
+    """Let the loss be NaN or infinite from this step on, counted from 1."""
+    calls = []
+
+    def loss(*arguments, original=training.denoiser_loss):
+        calls.append(None)
+        return original(*arguments) * (value if len(calls) >= step else 1)
+
+    monkeypatch.setattr(training, "denoiser_loss", loss)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_training_stops_at_a_loss_that_is_not_finite_and_keeps_the_last_good_state(tmp_path, monkeypatch, value):
+    state, whole = tmp_path / "cut" / "denoiser-state.safetensors", run(tmp_path / "whole", tiny(), save_every=2)
+    with monkeypatch.context() as patch:
+        broken_from(patch, 6, value)
+        says = r"^training diverged: after 6 of 8 steps the loss of step 6 .* good state is .*-state.safetensors\. .*"
+        with pytest.raises(FloatingPointError, match=says + "learning rate below 0.002 or a warmup above 2 steps"):
+            run(state.parent, tiny(), save_every=2)
+    assert list(state.parent.iterdir()) == [state]
+    assert checkpoints.load_tensors(state)[1]["step"] == 4
+    assert all(bool(w.isfinite().all()) for w in weights(state).values())
+    assert worst(weights(whole), weights(run(state.parent, tiny(), save_every=2))) == 0  # and it is a good one
+
+
+def test_the_first_bad_loss_of_many_is_named(tmp_path, monkeypatch):
+    broken_from(monkeypatch, 3, math.nan)
+    with pytest.raises(FloatingPointError, match="after 8 of 8 steps the loss of step 3 .*; no state was saved"):
+        run(tmp_path, tiny())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_went_astray_in_the_last_step_stop_it_too(tmp_path):
+    """The only loss is that of the weights before the step: it is fine."""
+    with pytest.raises(FloatingPointError, match="after 1 of 1 steps the weights cannot .*below 1e.30 or a warmup"):
+        run(tmp_path, tiny(steps=1, learning_rate=1e30))
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- where the random numbers come from
@@ -339,6 +407,33 @@ def test_the_times_of_a_batch_are_stratified_over_the_whole_schedule():
         assert float(gap) < 1.95 / math.sqrt(200)
 
 
+@pytest.mark.parametrize("task", ["denoiser", "guide"])
+def test_the_schedule_of_the_recipe_is_the_one_trained_under(task):
+    """The log-SNR that the network is told, inverted by the schedule's own formula, gives stratified times."""
+    made = tiny(task, schedule="vp_linear", schedule_arguments=(("beta_max", 15.0),))
+    loss_of = training.denoiser_loss if task == "denoiser" else training.classifier_loss
+    network = Recorder((lambda x, *_: x) if task == "denoiser" else (lambda x, *_: x.new_zeros(len(x), 10)))
+    loss_of(network, images(8), torch.zeros(8, dtype=torch.long), made, step_generator(0, 0, 2), null=10)
+    b = torch.nn.functional.softplus(-network.calls[0][1].double())  # the integral of beta = 0.1 + t (15 - 0.1)
+    t = (torch.sqrt(0.1**2 + 2 * 14.9 * b) - 0.1) / 14.9
+    assert float((t.sort().values.diff() - 1 / 8).abs().max()) < 1e-4
+
+
+def test_a_checkpoint_says_what_the_network_was_trained_for(tmp_path):
+    made = tiny("guide", steps=1, schedule="vp_linear", schedule_arguments=(("beta_max", 15.0),))
+    path = run(tmp_path, made)
+    assert checkpoints.load_tensors(path)[1] == {
+        "network": "DigitClassifier",
+        "arguments": {"widths": [8, 16], "embedding": 16},
+        "prediction": "logits",
+        "schedule": "vp_linear",
+        "schedule_arguments": {"beta_min": 0.1, "beta_max": 15.0},
+        "data": "embedded",
+        "size": 8,
+    }
+    assert checkpoints.load(path).network.size == 8
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 1.0])
 def test_label_dropout_hides_its_share_of_the_labels_and_changes_no_other(dropout):
     made, network, label = tiny(label_dropout=dropout), Recorder(), torch.arange(500) % 10
@@ -438,6 +533,8 @@ def test_a_card_says_what_was_done(tmp_path):
         {"label_dropout": 1.1},
         {"label_dropout": math.nan},
         {"shift": -1},
+        {"data": "imagenet"},
+        {"schedule": "sigmoid"},
     ],
     ids=str,
 )
@@ -445,6 +542,15 @@ def test_a_wrong_recipe_is_a_value_error_that_names_the_argument(change):
     name, value = next(iter(change.items()))
     with pytest.raises(ValueError, match=f"^{name} must be .*, got {value!r}$"):
         recipe(**{"task": "denoiser"} | change)
+
+
+def test_wrong_arguments_of_a_schedule_and_a_prediction_nobody_samples_are_refused():
+    with pytest.raises(ValueError, match=r"^schedule_arguments of 'cosine' must be .*'log_snr_max'.*, got .*beta"):
+        recipe("denoiser", schedule_arguments=(("beta_max", 15.0),))
+    with pytest.raises(ValueError, match=r"^log_snr_max must exceed log_snr_min"):
+        recipe("guide", schedule_arguments=(("log_snr_max", -30.0),))
+    with pytest.raises(ValueError, match=r"^prediction of a DigitUNet must be one of \['v'\], got 'eps'$"):
+        recipe("denoiser", prediction="eps")
 
 
 @pytest.mark.parametrize(
@@ -471,7 +577,7 @@ def test_without_accelerate_the_message_says_what_to_install(tmp_path, monkeypat
 
 
 def test_an_unknown_data_set_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="must be .*mnist.* or .*embedded.*, got 'imagenet'"):
+    with pytest.raises(ValueError, match="must be one of .*embedded.*mnist.*, got 'imagenet'"):
         run(tmp_path, tiny(data="imagenet"))
 
 
@@ -482,10 +588,10 @@ WORKER = """
 import json, sys
 from dataclasses import replace
 from pathlib import Path
-from difflesson.digits import training
+from difflesson.digits import recipes, training
 
 folder, rank, seeds = Path(sys.argv[1]), sys.argv[2], []
-made = training.recipe(
+made = recipes.recipe(
     "judge", data="embedded", steps=6, batch=16, warmup=2, shift=0, ema_decay=0.0, arguments=%r
 )
 

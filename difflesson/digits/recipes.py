@@ -1,0 +1,89 @@
+"""Recipes: everything that decides the outcome of a training run, and those of the networks that ship."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from difflesson.digits import data
+from difflesson.digits.blueprint import Blueprint, make_schedule, usual_arguments
+from difflesson.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the outcome of a training run.
+
+    task: "denoiser" (v-prediction at all noise levels, with label dropout), "judge" (classifier of clean digits) or
+    "guide" (classifier at all noise levels).  data: a name in `data.DATASETS`.  batch: over all processes together.
+    label_dropout: probability of the null label in [0, 1], denoiser only.  ema_decay in [0, 1).
+    shift: augmentation of the judge, whole pixels.  arguments: of the network's constructor.
+    schedule: a name in `blueprint.SCHEDULES`, for all but the judge, which sees no noise;  schedule_arguments: those
+    that differ from the ones listed there.  prediction: what the denoiser outputs.
+    Raises: ValueError that names the field and what is allowed.
+    """
+
+    task: str
+    data: str = "mnist"
+    steps: int = 18_000
+    batch: int = 128
+    learning_rate: float = 2e-3
+    warmup: int = 300
+    weight_decay: float = 0.01
+    ema_decay: float = 0.999
+    label_dropout: float = 0.1
+    shift: int = 0
+    seed: int = 0
+    arguments: tuple[tuple[str, Any], ...] = ()
+    schedule: str = "cosine"
+    schedule_arguments: tuple[tuple[str, float], ...] = ()
+    prediction: str = "v"
+
+    def __post_init__(self):
+        allowed = {
+            "task": (self.task in TASKS, f"one of {sorted(TASKS)}"),
+            "data": (self.data in data.DATASETS, f"one of {sorted(data.DATASETS)}"),
+            "steps": (self.steps >= 1, "at least 1"),
+            "batch": (self.batch >= 1, "at least 1"),
+            "learning_rate": (0 < self.learning_rate < math.inf, "positive"),
+            "warmup": (self.warmup >= 0, "at least 0"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0"),
+            "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
+            "label_dropout": (0 <= self.label_dropout <= 1, "in [0, 1]"),
+            "shift": (self.shift >= 0, "at least 0"),
+        }
+        for name, (fine, what) in allowed.items():
+            if not fine:
+                raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r}")
+        _ = self.blueprint  # raises as well
+
+    @cached_property
+    def blueprint(self) -> Blueprint:
+        """What the checkpoint will say of the network, so that nobody need know the recipe to use it."""
+        denoiser = self.task == "denoiser"
+        return Blueprint(
+            network="DigitUNet" if denoiser else "DigitClassifier",
+            arguments=dict(self.arguments),
+            prediction=self.prediction if denoiser else "logits",
+            schedule=self.schedule,
+            schedule_arguments=usual_arguments(self.schedule) | dict(self.schedule_arguments),
+            data=self.data,
+            size=data.DATASETS[self.data].size,
+        )
+
+    @cached_property
+    def noise(self) -> Schedule:
+        """The noise schedule to train under."""
+        return make_schedule(self.blueprint.schedule, self.blueprint.schedule_arguments)
+
+
+TASKS = {
+    "denoiser": dict(),
+    "judge": dict(steps=4_700, ema_decay=0.998, shift=2, weight_decay=0.05),
+    "guide": dict(steps=4_000, ema_decay=0.998, weight_decay=0.05),
+}
+
+
+def recipe(task: str, **changes) -> Recipe:
+    """The recipe of a shipped network, with changes.  Raises: ValueError if `task` or a value is not allowed."""
+    return replace(Recipe(task, **TASKS.get(task, {})), **changes)

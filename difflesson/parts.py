@@ -1,0 +1,41 @@
+"""Kernels, guidances and denoisers are parts: small frozen dataclasses that are called and that hold other parts.
+
+So they print as what they are, `ddim(denoiser=classifier_free(...), ...)`, and show what they are made of. And memory
+is a matter of the type. A multistep solver depends on what it answered before; its class says so by being
+`Remembering`. `sample` starts a run by `start()`, which walks through the parts of the parts: whatever remembers,
+however deep inside a guidance or a wrapper, begins with an empty memory that belongs to this run. A function that wraps
+a part hides it from `start()`; then the part has no memory to use, and raises instead of turning into another method.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Self
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A piece of a sampler. A subclass adds fields, and `__call__`."""
+
+    def start(self) -> Self:
+        """This part for one run: each part in it that remembers has an empty memory."""
+        started = {f.name: value.start() for f in fields(self) if isinstance(value := getattr(self, f.name), Part)}
+        return replace(self, **started) if started else self
+
+
+@dataclass(frozen=True, eq=False)
+class Remembering(Part):
+    """A part whose answer depends on its earlier answers in the same run; it keeps them in `memory`, a dictionary."""
+
+    memory: dict | None = field(default=None, repr=False, kw_only=True)
+
+    def start(self) -> Self:
+        """This part for one run, with an empty memory."""
+        return replace(super().start(), memory={})
+
+    def recall(self) -> dict:
+        """The memory of the run.  Raises: ValueError outside a run, or where a function hides this part from it."""
+        if self.memory is None:
+            raise ValueError(
+                f"{type(self).__name__} has a memory, which belongs to one run: give it to sample() or draw(), call "
+                "its start() once for a run of your own, and wrap it in a Part, not in a function"
+            )
+        return self.memory
