@@ -1,72 +1,69 @@
-"""How long a chapter takes a reader whose machine does something else as well: seconds idle, and beside busy cores.
+"""What a chapter costs its reader: seconds on an idle machine, and beside a process that keeps one core busy.
 
-    python benchmarks/chapter_beside_a_busy_core.py 07 [11 ...] [--busy 1] [--repeats 1]
+    python benchmarks/chapter_beside_a_busy_core.py 00 07 11 [--threads 2]
 
-The cells of the committed notebook run in a kernel as JupyterLab starts it, with as many threads as torch takes by
-default. The busy cores are held by processes of this script. Nothing is asserted about time, and nothing is written.
+A reader's Jupyter does not fix the number of threads, so neither does this: by default PyTorch takes what it finds, and
+a chapter that is not to suffer from a browser in the background says so itself. `--threads` sets OMP_NUM_THREADS for
+comparison. The cells run one after the other in a fresh process, in an empty folder; figures are drawn and thrown away.
+Close what you can before you measure. Nothing is asserted about time.
 """
 
 import argparse
-import contextlib
-import multiprocessing
 import os
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
+import jupytext
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCH_NUM_THREADS")  # a reader has none of them set
 
 
-def spin() -> None:
-    while True:
-        pass
-
-
-@contextlib.contextmanager
-def busy_cores(count: int) -> Iterator[None]:
-    processes = [multiprocessing.Process(target=spin, daemon=True) for _ in range(count)]
-    for process in processes:
-        process.start()
+@contextmanager
+def busy_core(wanted: bool):
+    """Keep one core busy inside the `with` block, if wanted."""
+    if not wanted:
+        yield
+        return
+    spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         yield
     finally:
-        for process in processes:
-            process.kill()
+        spinning.kill()
+        spinning.wait()
 
 
-def seconds(path: Path) -> float:
-    """Wall time of all cells, the start of the kernel included."""
-    notebook = nbformat.read(path, as_version=4)
-    environment = {name: value for name, value in os.environ.items() if name not in THREADS}
-    options = {"timeout": 1800, "extra_arguments": ["--log-level=ERROR"]}
-    client = NotebookClient(notebook, resources={"metadata": {"path": str(path.parent)}}, **options)
-    start = time.perf_counter()
-    client.execute(env=environment)
-    return time.perf_counter() - start
+def seconds(source: Path, threads: int | None, beside: bool) -> float:
+    """Wall-clock seconds of a chapter's code cells.  Raises: subprocess.CalledProcessError if one of them fails."""
+    cells = [cell.source for cell in jupytext.read(source).cells if cell.cell_type == "code"]
+    variables = {name: os.environ[name] for name in os.environ if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    variables |= {"MPLBACKEND": "Agg"} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    variables["PYTHONPATH"] = os.pathsep.join([str(NOTEBOOKS.parent), variables.get("PYTHONPATH", "")])
+    with tempfile.TemporaryDirectory() as scratch, busy_core(beside):
+        folder = Path(scratch) / "notebooks"  # figures go to ../figures
+        folder.mkdir()
+        script = folder / "chapter.ipy"
+        script.write_text("\n\n".join(cells), encoding="utf-8")
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "IPython", "--no-banner", "--colors=nocolor", script.name]
+        subprocess.run(command, cwd=folder, env=variables, check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("chapters", nargs="+", help="how their names start: 07")
-    parser.add_argument("--busy", type=int, default=1, help="cores to hold; default 1")
-    parser.add_argument("--repeats", type=int, default=1, help="the fastest of so many runs counts")
+    parser.add_argument("chapters", nargs="+", help="how their names start: 00 07")
+    parser.add_argument("--threads", type=int, help="by default what PyTorch takes")
     args = parser.parse_args()
-    paths = [path for name in args.chapters for path in sorted(NOTEBOOKS.glob(f"{name}*.ipynb"))]
-    if not paths:
-        parser.error(f"no notebook in {NOTEBOOKS} starts with {' or '.join(args.chapters)}")
-
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    print(f"{os.cpu_count()} cores, load {load:.1f} before the start (above 0.5, the idle column is not idle)\n")
-    print(f"{'chapter':34}{'idle, s':>9}{f'{args.busy} busy, s':>11}{'ratio':>7}")
-    for path in paths:
-        idle = min(seconds(path) for _ in range(args.repeats))
-        with busy_cores(args.busy):
-            beside = min(seconds(path) for _ in range(args.repeats))
-        print(f"{path.stem:34}{idle:9.1f}{beside:11.1f}{beside / idle:7.2f}", flush=True)
+    print(f"{os.cpu_count()} cores, {args.threads or 'default'} threads")
+    print(f"{'chapter':36}{'idle, s':>10}{'busy, s':>10}{'times':>8}")
+    for start in args.chapters:
+        for source in sorted(NOTEBOOKS.glob(f"{start}*.py")):
+            idle, busy = (seconds(source, args.threads, beside) for beside in (False, True))
+            print(f"{source.stem:36}{idle:10.1f}{busy:10.1f}{busy / idle:8.1f}", flush=True)
 
 
 if __name__ == "__main__":
