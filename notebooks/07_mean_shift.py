@@ -16,7 +16,7 @@
 #
 # **You need** chapter 00, Bayes' rule, gradients and second derivatives.
 #
-# *42 minutes to read, 28 more for Deeper, 30 seconds to run, on a laptop, without a GPU or a network connection.*
+# *44 minutes to read, 27 more for Deeper, 30 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
