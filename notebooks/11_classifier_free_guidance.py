@@ -167,10 +167,10 @@ torch.testing.assert_close(slope, leaf.grad)
 torch.testing.assert_close(noisy.given(1).score(x_t), noisy.score(x_t) + slope)
 
 # %% [markdown]
-# Call the guess with the label $\varepsilon_c$ (conditional) and the one without $\varepsilon_u$ (unconditional). For
+# Call the guess with the label $\hat\varepsilon_c$ (conditional) and the one without $\hat\varepsilon_u$ (unconditional). For
 # the best guesses the two equations say what the third picture was:
 #
-# $$ \frac{\varepsilon_u - \varepsilon_c}{\sigma_t} = \nabla \log \frac{p_t(x \mid y)}{p_t(x)}
+# $$ \frac{\hat\varepsilon_u - \hat\varepsilon_c}{\sigma_t} = \nabla \log \frac{p_t(x \mid y)}{p_t(x)}
 # = \nabla \log p_t(y \mid x). \label{eq-implicit-classifier} $$
 #
 # [Ho & Salimans (2022)](https://arxiv.org/abs/2207.12598) call it the *implicit classifier*. The older way, *classifier
@@ -195,7 +195,7 @@ assert cosines.median() > 0.99 and ratio < 0.01
 #
 # Guidance replaces the guess by
 #
-# $$ \varepsilon = \varepsilon_u + \gamma\,(\varepsilon_c - \varepsilon_u) \label{eq-cfg} $$
+# $$ \hat\varepsilon_\gamma = \hat\varepsilon_u + \gamma\,(\hat\varepsilon_c - \hat\varepsilon_u) \label{eq-cfg} $$
 #
 # and hands it to any sampler.
 
@@ -433,7 +433,7 @@ print(f"loss {compact:.4f}")
 # ## How well did it learn, and where?
 #
 # The exact answers are known. So here are the network's mean square errors at noisy points of class 1, with the label, without,
-# and of the difference, all in units of what guidance lives on: the mean square of $\varepsilon_c - \varepsilon_u$, what the
+# and of the difference, all in units of what guidance lives on: the mean square of $\hat\varepsilon_c - \hat\varepsilon_u$, what the
 # label changes. In the last column the network is told "class 1" at points of class 0.
 
 # %%
@@ -520,7 +520,7 @@ shown
 # *Error of the learned guided answer ($\gamma = 6$) against the exact one; colours change at 0.03, 0.1, 0.3, 1, 3, 10,
 # 30. Dashed: 50, 90 and 99 % of all noisy data. Dots: guided samples on their way.*
 #
-# What does the loss control? On data it bounds both answers, so it bounds $6\, \varepsilon_c - 5\, \varepsilon_u$ there,
+# What does the loss control? On data it bounds both answers, so it bounds $6\, \hat\varepsilon_c - 5\, \hat\varepsilon_u$ there,
 # though with large factors; and guided points that are still inside fare about as well as data. Outside, where the loss
 # hardly looks, the error of this network is twice as large, and at the later two times almost a third of the points are
 # there. (Another network errs elsewhere.)
@@ -580,8 +580,8 @@ counter.remove()
 # %% [markdown]
 # ### Exercise 11.1 (easy)
 #
-# A library has two predictions of $v$ and the weight $w$ of Ho & Salimans: $(1 + w)\, \varepsilon_c - w\,
-# \varepsilon_u$, so $\gamma = 1 + w$. Return the guided prediction of $v$. (Why is it the same line as for
+# A library has two predictions of $v$ and the weight $w$ of Ho & Salimans: $(1 + w)\, \hat\varepsilon_c - w\,
+# \hat\varepsilon_u$, so $\gamma = 1 + w$. Return the guided prediction of $v$. (Why is it the same line as for
 # $\varepsilon$?)
 #
 # <details><summary>Hint</summary>
@@ -662,7 +662,7 @@ exercises.check("11.3", guided_variances)
 # %% [markdown]
 # ## Remember
 #
-# 1. For the best guesses, $(\varepsilon_u - \varepsilon_c) / \sigma_t = \nabla \log p_t(y \mid x)$: a guess of noise is
+# 1. For the best guesses, $(\hat\varepsilon_u - \hat\varepsilon_c) / \sigma_t = \nabla \log p_t(y \mid x)$: a guess of noise is
 #    a score, and the difference of two scores is a classifier. A network has it nearly, where its data are.
 # 2. For $\gamma > 1$ the samples in general depend on the sampler, even with exact guesses and fine steps. At $\gamma = 3$
 #    none of our three gave $p(x)\, p(y \mid x)^\gamma$; more noise came nearer.
@@ -1052,7 +1052,7 @@ assert size < 1e-6
 #
 # The paper counts from the conditional guess:
 #
-# $$ (1 + w)\,\varepsilon_c - w\,\varepsilon_u = \varepsilon_u + \gamma\,(\varepsilon_c - \varepsilon_u),
+# $$ (1 + w)\,\hat\varepsilon_c - w\,\hat\varepsilon_u = \hat\varepsilon_u + \gamma\,(\hat\varepsilon_c - \hat\varepsilon_u),
 # \qquad w = \gamma - 1. \label{eq-cfg-weight} $$
 
 # %%
@@ -1077,8 +1077,8 @@ for meant, ran in ((2.0, 1.0), (3.0, 4.0)):
 # %% [markdown]
 # ### Pitfall: the two answers in the wrong order
 #
-# Both answers come out of one batched call, and it is easy to name them the wrong way round. Then $\varepsilon_c +
-# \gamma (\varepsilon_u - \varepsilon_c)$ is a valid line as well: it is guidance with $1 - \gamma$.
+# Both answers come out of one batched call, and it is easy to name them the wrong way round. Then $\hat\varepsilon_c +
+# \gamma (\hat\varepsilon_u - \hat\varepsilon_c)$ is a valid line as well: it is guidance with $1 - \gamma$.
 
 # %%
 away = guidance.classifier_free(learned, gamma=1 - 3.0)
@@ -1186,8 +1186,8 @@ print(f"r = {torch.exp(lam - lam_next):.3f}, added variance {large:.3f}")
 #
 # $$ \tilde\sigma^2_{\lambda' \mid \lambda} = (1 - r)\, \sigma_{\lambda'}^2 . \label{eq-posterior-variance} $$
 #
-# The sampler does not know $x$. It puts in the guess $\tilde x = (z_\lambda - \sigma_\lambda \tilde\varepsilon) /
-# \alpha_\lambda$, made from the guided $\tilde\varepsilon$. That is DDPM's step.
+# The sampler does not know $x$. It puts in the guess $\tilde x = (z_\lambda - \sigma_\lambda \hat\varepsilon_\gamma) /
+# \alpha_\lambda$, made from the guided $\hat\varepsilon_\gamma$. That is DDPM's step.
 
 # %%
 guided, z = guidance.classifier_free(learned, 3.0), x_t[:1000]
