@@ -16,7 +16,7 @@
 #
 # **You need** chapter 00, Bayes' rule, gradients and second derivatives.
 #
-# *42 minutes to read, 28 more for Deeper, 30 seconds to run, on a laptop, without a GPU or a network connection.*
+# *44 minutes to read, 27 more for Deeper, 30 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -256,7 +256,7 @@ torch.testing.assert_close(patched(small, grad, noise, gamma=3.0)(x_t, t, s).mea
 # %%
 H = noised(mixture.given(label), noise, t).hessian(x_t)
 by_hand = (sigma_ts / alpha_ts) ** 2 * (torch.eye(2) + sigma_ts**2 * H)
-torch.testing.assert_close(kernels.hessian(mixture, noise, label)(x_t, t, s).cov, by_hand)
+torch.testing.assert_close(kernels.moment_matched(mixture, noise, label)(x_t, t, s).cov, by_hand)
 torch.testing.assert_close(truth(x_t, t, s).cov, by_hand)
 
 # %% [markdown]
@@ -340,7 +340,7 @@ def errors_of(kernel, steps, count=10_000, seed=0):
 
 # %%
 def learned(x, t, s):
-    ideal = kernels.hessian(mixture, noise)(x, t, s)
+    ideal = kernels.moment_matched(mixture, noise)(x, t, s)
     low, high = kernels.posterior_variance(noise, t, s), noise.transition(t, s)[1] ** 2 * (s > 0)
     return FullGaussian(ideal.mean, ideal.cov.diagonal(dim1=1, dim2=2).clamp(low, high).diag_embed())
 
@@ -459,7 +459,7 @@ assert all(abs(losses[name][-1] / float(weights @ predicted[name]) - 1) < 1e-3 f
 # covariance gets to $\beta^3$. The place of the gradient is not in these formulas: it moves only the mean, by order $\beta^2$.
 
 # %% tags=["hide-input"]
-losses["exact mean and covariance"] = losses_of(kernels.hessian(mixture, noise, label))
+losses["exact mean and covariance"] = losses_of(kernels.moment_matched(mixture, noise, label))
 with plotting.style():
     figure, panel = plotting.plt.subplots(figsize=(6.2, 3.6))
     looks = {"no shift, large": ("no shift", "unconditional"), "x_t, t, small": ("shift, small variance", "guided"),
@@ -485,13 +485,8 @@ shown
 
 # %% tags=["hide-input"]
 def path_nats(kernel, times):
-    """The divergences of all steps, E[log p - log q], added up."""
-    total = 0.0
-    for a, b in zip(times[:-1], times[1:], strict=True):
-        x, w = divergence.mixture_nodes(noised(mixture.given(label), noise, a), order=8)
-        y, v = divergence.step_nodes(truth(x, a, b), order=8)
-        total += float(w @ (v * (truth(x, a, b).log_prob(y) - kernel(x, a, b).log_prob(y))).sum(0))
-    return total
+    """The divergences of all steps, added up."""
+    return float(divergence.path_kl(mixture, noise, label, kernel, times, order=8))
 
 
 times = time_grid(25, end=0.01)
@@ -822,7 +817,7 @@ def price_of(kernel, gap):
 choices = {name: samplers[name] for name in ("no shift, large", "x_t, t, small", "mu, t, small", "mu, s, small")}
 choices["x_t, s, small"] = kernels.shift(small, grad, 1.0, at="x", time="s")
 choices |= {name: samplers[name] for name in ("x_t, t, large", "exact coefficient, small", "exact coefficient, large")}
-choices["x_t, t, full covariance"] = kernels.shift(kernels.hessian(mixture, noise), grad, 1.0)
+choices["x_t, t, full covariance"] = kernels.shift(kernels.moment_matched(mixture, noise), grad, 1.0)
 
 # %%
 price = {}
@@ -874,7 +869,7 @@ assert shorter < longer * shorter < 1 < longer
 # %%
 for far in (0.6, 0.4, 0.2, 0.08):
     x, w = divergence.mixture_nodes(noised(mixture.given(label), noise, far), order=8)
-    ideal = kernels.hessian(mixture, noise)(x, far, far - 0.04).cov.diagonal(dim1=1, dim2=2)
+    ideal = kernels.moment_matched(mixture, noise)(x, far, far - 0.04).cov.diagonal(dim1=1, dim2=2)
     slope_there = grad(x, far)
     steep = slope_there.norm(dim=1) > 0.01  # a gradient of zero has no direction
     lengths = (ideal * slope_there).norm(dim=1) * slope_there.norm(dim=1)
@@ -967,7 +962,7 @@ def loss():
 
 search.step(loss)
 best = divergence.closest_gaussian(p)
-torch.testing.assert_close(best.cov, kernels.hessian(mixture, noise, label)(x_t, t, s).cov)
+torch.testing.assert_close(best.cov, kernels.moment_matched(mixture, noise, label)(x_t, t, s).cov)
 torch.testing.assert_close(mean.detach(), best.mean, atol=1e-5, rtol=0)
 torch.testing.assert_close((root @ root.mT).detach(), best.cov, atol=1e-5, rtol=0)
 
@@ -976,7 +971,7 @@ torch.testing.assert_close((root @ root.mT).detach(), best.cov, atol=1e-5, rtol=
 
 # %%
 def taylor(x, t, s):
-    step = kernels.hessian(mixture, noise)(x, t, s)
+    step = kernels.moment_matched(mixture, noise)(x, t, s)
     at_s = noised(mixture, noise, s)
     bend = at_s.given(label).hessian(step.mean) - at_s.hessian(step.mean)
     return step.tilted(grad(step.mean, s), bend)
@@ -1031,7 +1026,7 @@ exercises.check("7.5", third_order_constant)
 # $$ \mathrm{KL}(P \,\|\, Q) = \sum_{\text{steps}} \mathbb E_{x_t \sim p_t(\cdot \mid y)}\,
 # \mathrm{KL}\big(p(x_s \mid x_t, y) \,\|\, q(x_s \mid x_t)\big). \label{eq-path-kl} $$
 #
-# What comes out at the end differs by at most that: the end point is a function of the path. (For the small variance, the table below takes the first form of $\eqref{eq-kl}$: where $q$ is far too narrow, $\rho$ is
+# What comes out at the end differs by at most that: the end point is a function of the path. (For divergences that are not small, `divergence.kl` takes the first form of $\eqref{eq-kl}$: where $q$ is far too narrow, $\rho$ is
 # so peaked that its mean by quadrature is off by several percent. A sampler starts from $\mathcal N(0, I)$ instead; the next cell prints what that adds. And the paths end at $t = 0.01$: DDPM's step to $t = 0$ has no density.)
 
 # %%
@@ -1050,12 +1045,11 @@ assert abs(by_hand - compact) < 1e-12
 # %%
 numbers = (8, 16, 32, 64, 128)
 walkers = {"no shift": large, "shift, small": samplers["x_t, t, small"], "shift, large": large_shift}
-walkers["exact mean and covariance"] = kernels.hessian(mixture, noise, label)
+walkers["exact mean and covariance"] = kernels.moment_matched(mixture, noise, label)
 path = {}
 for name, kernel in walkers.items():
     grids = [time_grid(n, end=0.01) for n in numbers]
     path[name] = [float(divergence.path_kl(mixture, noise, label, kernel, grid, order=6)) for grid in grids]
-path["shift, small"] = [path_nats(walkers["shift, small"], time_grid(n, end=0.01)) for n in numbers]
 for name, values in path.items():
     row = " ".join(f"{v:8.2e}" for v in values)
     print(f"{name:25s} {row}   T^{math.log2(values[-1] / values[-2]):+.2f}")

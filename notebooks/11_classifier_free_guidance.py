@@ -13,7 +13,7 @@
 #
 # **You need** chapter 00, Bayes' rule, and a training loop you have written yourself.
 #
-# *42 minutes to read, 47 more for Deeper, 35 seconds to run, on a laptop, without a GPU or a network connection.*
+# *44 minutes to read, 46 more for Deeper, 35 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
