@@ -81,7 +81,7 @@ def drift(expected: NotebookNode, found: NotebookNode) -> list[str]:
     """Where the input cells differ from the source: the first such cell."""
     want, have = (
         [
-            {"type": cell.cell_type, "source": cell.source, "tags": cell.metadata.get("tags", [])}
+            {"type": cell.cell_type, "text": cell.source, "tags": cell.metadata.get("tags", [])}
             for cell in notebook.cells
         ]
         for notebook in (expected, found)
@@ -103,8 +103,8 @@ def staleness(expected: NotebookNode, found: NotebookNode, source: Path) -> list
         messages.append(f"stale: built from another version of the source{where}")
     elif differs:
         messages.append(
-            f"{differs[0]}, which has not changed since: the .ipynb was edited by hand, or built by another version of "
-            f"the tools. Change {source.name}, then build; what was edited here will be lost"
+            f"{differs[0]}, which has not changed: the .ipynb was edited by hand, or built by another version of the "
+            f"tools. Change {source.name}, then build; what was edited here will be lost"
         )
     if "package" not in have:
         messages.append("stale: does not say with which package it was built")

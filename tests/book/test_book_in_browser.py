@@ -34,7 +34,7 @@ LOOK = """async () => {
         references: all("mjx-container a[href]").map(a => a.getAttribute("href")),
         targets: all("[id^='mjx-eqn']").map(e => "#" + encodeURIComponent(e.id)),
         noAlt: all("article img").filter(i => !i.alt.trim()).map(i => i.src),
-        noCaption: all("article img").filter(i => !i.closest("figure")?.querySelector("figcaption")?.innerText.trim())
+        noCaption: all("article img").filter(i => !i.closest("figure")?.querySelector("figcaption")?.textContent.trim())
             .map(i => i.alt),
         broken: all("article img").filter(i => i.complete && !i.naturalWidth).map(i => i.src),
         open: all("article details[open]").length,
@@ -42,6 +42,9 @@ LOOK = """async () => {
         plainCode: all("article details pre").filter(e => !e.querySelector("span")).map(e => e.textContent),
     };
 }"""
+
+# Runs in the page: Deeper, folded, would not show what is wrong in it.
+UNFOLD = "document.querySelectorAll('details.deeper').forEach(details => details.open = true)"
 
 # Runs in the page: what is wider than it, and equations whose beginning cannot be scrolled to.
 SQUEEZE = """() => ({
@@ -129,6 +132,7 @@ def visit(book: Book, page) -> Visit:
     for name in PAGES:
         page.goto(book.page(name))
         seen.laptop[name] = page.evaluate(LOOK)
+        page.evaluate(UNFOLD)
         page.set_viewport_size(PHONE)
         seen.phone[name] = page.evaluate(SQUEEZE)
         page.set_viewport_size(LAPTOP)
@@ -218,6 +222,7 @@ def test_dark_mode_is_two_clicks_away_and_readable(book: Book, page, visit: Visi
         page.goto(book.page(name))
         page.evaluate("() => window.MathJax && MathJax.startup.promise")
         assert page.evaluate("document.documentElement.dataset.theme") == "dark", name
+        page.evaluate(UNFOLD)
         page.wait_for_timeout(300)  # colours fade over
         assert page.evaluate(PALE) == [], name
 

@@ -163,7 +163,7 @@ def display(kind: str, content: str) -> dict:
 
 ERROR = {"output_type": "error", "ename": "KeyError", "evalue": "'x'", "traceback": []}
 SPOILERS = {
-    "cell 0: source differs from the source, which has not changed since: the .ipynb was edited by hand": lambda nb: nb[
+    "cell 0: text differs from the source, which has not changed: the .ipynb was edited by hand": lambda nb: nb[
         "cells"
     ][0].update(source="# Another title"),
     "cell 0: type differs": lambda nb: nb["cells"][0].update(cell_type="raw"),
@@ -225,7 +225,7 @@ def test_an_edited_cell_is_named(chapter: Path):
     source = chapter.with_suffix(".py")
     source.write_text(TINY.replace("a line that rises", "a line that falls"), encoding="utf-8")
     assert notebooks.problems(source) == [
-        "stale: built from another version of the source (cell 3: source differs from the source)"
+        "stale: built from another version of the source (cell 3: text differs from the source)"
     ]
 
 

@@ -20,6 +20,7 @@ from tools.time_table import Part, forecast, part_of, parts, table
         ("tests/tools/test_mutants.py::test_a_survivor_is_reported", "tools"),
         ("tests/tools/test_ledger.py::test_a", "tools"),
         ("tests/book/test_book.py::test_a", "book"),
+        ("tests/book/test_book_in_browser.py::test_a", "pages"),
         ("tests/peers/test_diffusers.py::test_a", "peers"),
         ("tests/reliability/test_new.py::test_a", "other"),
     ],
