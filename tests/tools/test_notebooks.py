@@ -277,7 +277,8 @@ def test_the_minutes_command_prints_the_table(chapter: Path, monkeypatch: pytest
 def test_a_chapter_that_takes_too_long_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "00_slow.py").write_text("# %%\nprint(1)\n")
     monkeypatch.setattr(notebooks, "CPU_LIMIT", -1)
-    (sentence,) = notebooks.execute_chapter(tmp_path / "00_slow.py", write=False)
+    assert notebooks.execute_chapter(tmp_path / "00_slow.py", write=False) == []  # a reader's machine may be slow
+    (sentence,) = notebooks.execute_chapter(tmp_path / "00_slow.py", write=True)
     assert re.fullmatch(r"takes \d+ s of a processor; -1 s is the most for a chapter, on an idle machine", sentence)
 
 
