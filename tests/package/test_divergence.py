@@ -12,14 +12,10 @@ from difflesson.mixture import GaussianMixture
 from difflesson.samplers import time_grid
 from difflesson.schedule import vp_linear
 from difflesson.steps import FullGaussian, Gaussian
+from tests.oracles.mixtures import FOUR
 
 SCHEDULE = vp_linear(0.2, 5.0)
-MIXTURE = GaussianMixture(
-    weights=[0.1, 0.4, 0.2, 0.3],
-    means=torch.tensor([[-1.5, 0.5], [1.0, 1.2], [0.3, -1.0], [2.0, -0.4]], dtype=torch.float64),
-    covs=[[[0.3, 0.2], [0.2, 0.4]], [[0.5, -0.3], [-0.3, 0.3]], [[0.2, 0.0], [0.0, 0.6]], [[1.0, 0.4], [0.4, 0.5]]],
-    labels=[0, 1, 0, 1],
-)
+MIXTURE = FOUR.mixture()
 POINTS = torch.tensor([[0.0, 0.0], [0.4, -0.7], [-1.1, 0.3]], dtype=torch.float64)
 AXIS = torch.linspace(-9, 9, 721, dtype=torch.float64)
 GRID = torch.cartesian_prod(AXIS, AXIS)

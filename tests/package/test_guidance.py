@@ -21,6 +21,7 @@ from difflesson.guidance import (
 )
 from difflesson.mixture import GaussianMixture
 from difflesson.schedule import cosine, vp_linear
+from tests.oracles.mixtures import random_mixture
 
 F32, F64 = torch.float32, torch.float64
 SCHEDULES = {"linear": vp_linear(), "cosine": cosine()}
@@ -38,16 +39,6 @@ def worst(a, b) -> float:
 def farthest(a: Prediction, b: Prediction, alpha=1.0) -> float:
     """Maximum absolute difference of two predictions; x0 multiplied by alpha where it divides by it."""
     return max(worst(alpha * a.x0, alpha * b.x0), worst(a.eps, b.eps))
-
-
-def random_mixture(dim: int, labels) -> GaussianMixture:
-    generator = torch.Generator().manual_seed(dim)
-    count = len(labels)
-    root = torch.randn(count, dim, dim, generator=generator, dtype=F64) / math.sqrt(dim)
-    means = 2 * torch.randn(count, dim, generator=generator, dtype=F64)
-    weights = torch.rand(count, generator=generator, dtype=F64) + 0.2
-    covs = root @ root.mT + 0.1 * torch.eye(dim, dtype=F64)
-    return GaussianMixture(weights / weights.sum(), means, covs, torch.tensor(labels))
 
 
 LABELS = {1: [1, 0, 1], 2: [0, 1, 1, 0], 5: [2, 0, 1]}

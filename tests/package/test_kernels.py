@@ -13,6 +13,7 @@ from difflesson.kernels import FullGaussian, Gaussian
 from difflesson.mixture import GaussianMixture
 from difflesson.schedule import cosine, from_betas, vp_linear
 from tests.oracles import affine as oracle
+from tests.oracles.mixtures import FOUR
 
 BETAS = (0.2, 5.0)
 SCHEDULE = vp_linear(*BETAS)
@@ -25,12 +26,8 @@ GAUSSIAN = GaussianMixture(torch.ones(1).double(), torch.tensor(CENTRE)[None],
                            torch.tensor(AXES @ np.diag(SPREADS) @ AXES.T)[None])
 
 # A mixture in the plane: full covariances, two classes of two components.
-WEIGHTS = np.array([0.1, 0.4, 0.2, 0.3])
-MEANS = np.array([[-1.5, 0.5], [1.0, 1.2], [0.3, -1.0], [2.0, -0.4]])
-COVS = np.array([[[0.3, 0.2], [0.2, 0.4]], [[0.5, -0.3], [-0.3, 0.3]],
-                 [[0.2, 0.0], [0.0, 0.6]], [[1.0, 0.4], [0.4, 0.5]]])
-LABELS = np.array([0, 1, 0, 1])
-MIXTURE = GaussianMixture(*(torch.tensor(a) for a in (WEIGHTS, MEANS, COVS, LABELS)))
+WEIGHTS, MEANS, COVS, LABELS = FOUR
+MIXTURE = FOUR.mixture()
 POINTS = torch.tensor([[0.0, 0.0], [0.4, -0.7], [-1.1, 0.3], [1.7, 0.9], [2.5, -1.5]], dtype=torch.float64)
 
 

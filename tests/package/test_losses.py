@@ -7,16 +7,11 @@ import torch
 from torch import Tensor
 
 from difflesson.losses import drop_labels, times_and_noise, v_loss
-from difflesson.mixture import GaussianMixture
 from difflesson.schedule import cosine, expand_as, vp_linear
+from tests.oracles.mixtures import THREE
 
 F64 = torch.float64
-MIXTURE = GaussianMixture(
-    weights=[0.5, 0.2, 0.3],
-    means=torch.tensor([[-1.5, 0.3], [1.0, 1.2], [0.8, -1.0]], dtype=F64),
-    covs=[[[0.5, 0.2], [0.2, 0.4]], [[0.3, 0.0], [0.0, 0.6]], [[0.4, -0.1], [-0.1, 0.2]]],
-    labels=[0, 0, 1],
-)
+MIXTURE = THREE.mixture()
 NULL = 2
 
 

@@ -11,14 +11,10 @@ from difflesson.losses import v_loss
 from difflesson.mixture import GaussianMixture
 from difflesson.plane import PlaneNetwork, curl, four_blobs, jacobian, train
 from difflesson.schedule import cosine
+from tests.oracles.mixtures import THREE
 
 F64 = torch.float64
-MIXTURE = GaussianMixture(
-    weights=[0.5, 0.2, 0.3],
-    means=torch.tensor([[-1.5, 0.3], [1.0, 1.2], [0.8, -1.0]], dtype=F64),
-    covs=[[[0.5, 0.2], [0.2, 0.4]], [[0.3, 0.0], [0.0, 0.6]], [[0.4, -0.1], [-0.1, 0.2]]],
-    labels=[0, 0, 1],
-)
+MIXTURE = THREE.mixture()
 QUICK = {"steps": 500, "batch": 512, "width": 48}
 
 

@@ -16,6 +16,7 @@ from difflesson.parts import Remembering
 from difflesson.samplers import draw, sample, time_grid
 from difflesson.schedule import cosine, vp_linear
 from tests.oracles import affine as oracle
+from tests.oracles.mixtures import FOUR
 
 BETAS = (0.2, 5.0)
 SCHEDULE = vp_linear(*BETAS)
@@ -25,11 +26,8 @@ AXES = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
 COV, CENTRE = AXES @ np.diag([0.2, 0.7, 3.0]) @ AXES.T, np.array([1.0, -2.0, 0.5])
 GAUSSIAN = GaussianMixture(torch.ones(1).double(), torch.tensor(CENTRE)[None], torch.tensor(COV)[None])
 
-WEIGHTS = np.array([0.1, 0.4, 0.2, 0.3])
-MEANS = np.array([[-1.5, 0.5], [1.0, 1.2], [0.3, -1.0], [2.0, -0.4]])
-COVS = np.array([[[0.3, 0.2], [0.2, 0.4]], [[0.5, -0.3], [-0.3, 0.3]],
-                 [[0.2, 0.0], [0.0, 0.6]], [[1.0, 0.4], [0.4, 0.5]]])
-MIXTURE = GaussianMixture(*(torch.tensor(a) for a in (WEIGHTS, MEANS, COVS)), torch.tensor([0, 1, 0, 1]))
+WEIGHTS, MEANS, COVS, _ = FOUR
+MIXTURE = FOUR.mixture()
 DENOISER = MIXTURE.denoiser(SCHEDULE)
 
 KERNELS = {
