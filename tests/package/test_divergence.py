@@ -346,7 +346,7 @@ def test_the_divergence_from_a_gaussian_much_too_narrow_or_wide_has_its_closed_f
     blob = GaussianMixture([1.0], torch.tensor([[0.3, -0.2]]).double(), 0.7 * torch.eye(2)[None])
     step = blob.reverse(torch.tensor([[0.5, 0.1]]).double(), vp_linear(), 0.4, 0.2)
     var = float(step.variances[0, 0])
-    other = Gaussian(step.mean + 0.1, torch.tensor(width * var).double())
+    other = Gaussian(step.mean + 0.1, torch.tensor(width * var, dtype=torch.float64))
     want = (1 / width - 1 + math.log(width)) + 2 * 0.1**2 / (2 * width * var)
     for order in (6, 8, 20):
         assert abs(float(divergence.kl(step, other, order)[0]) - want) < 1e-9 * (1 + want)
