@@ -316,6 +316,11 @@ EXERCISES = [
                 "the division is right, the variance is not: sigma_{t|s}^2 = 1 - alpha_{t|s} to which power?",
             ),
             Mistake(
+                "multiplied by alpha for divided",
+                lambda alpha_t, alpha_s: (1 - (alpha_t / alpha_s) ** 2) * alpha_t / alpha_s,
+                "smaller than beta; the truth is larger. x_t is a shrunken x_s: what does solving for x_s do?",
+            ),
+            Mistake(
                 "divided by alpha_t",
                 lambda alpha_t, alpha_s: (1 - (alpha_t / alpha_s) ** 2) / alpha_t,
                 "right in a step to the data. By how much does the signal shrink between s and t only?",
@@ -492,6 +497,16 @@ EXERCISES = [
                 "the mean left where it was",
                 lambda third: third.square().sum() / 12 + torch.einsum("iik->k", third).square().sum() / 8,
                 "the cubic also pushes the mean, and the closest Gaussian follows. What is left without that part?",
+            ),
+            Mistake(
+                "the mean left where it was, counted as on the line",
+                lambda third: third.square().sum() * 15 / 72,
+                "E[z^6] = 15 counts all of the cubic. Which part of it does the closest Gaussian follow?",
+            ),
+            Mistake(
+                "one entry only",
+                lambda third: third.flatten()[0] ** 2 / 12,
+                "right on the line. In the plane the tensor has eight entries, and turning the axes mixes them.",
             ),
             Mistake(
                 "mixed derivatives forgotten",
