@@ -392,13 +392,14 @@ with plotting.style():
     shown = plotting.show(figure, "07_samplers", alt="Error of the mean of a guided sampler over the number of steps, 10 to 250, small variance. Algorithm 1 and the library's repair are nearly one line, falling like one over the number of steps. The derivation's line lies lower by two fifths at 10 steps and by a third at 25 and 75, until all meet at the level of chance at 250 steps. The exact coefficient lies within the shaded band of chance.")
 shown
 
+# %% [markdown]
+# *Error of the mean of 4,000 guided points, small variance. Grey: up to twice what chance alone gives; within it, ups and downs mean nothing.*
+
 # %% tags=["remove-cell"]
 assert found["x_t, t, small"][-1] < 0.06 and abs(found["x_t, t, small"][-1] - found["mu, s, small"][-1]) < resolution
 assert all(value < 2 * resolution for value in found["exact coefficient, small"][1:])
 
 # %% [markdown]
-# *Error of the mean of 4,000 guided points, small variance. Grey: up to twice what chance alone gives; within it, ups and downs mean nothing.*
-#
 # **The verdict.** With 25 steps, Algorithm 1 with the small variance leaves a large error of the mean. The derivation's $(\mu, s)$ removes over a third of
 # it, the library's repair $(\mu, t)$ less than a tenth. The exact coefficient at $x_t, t$ removes all that 10,000 points resolve, with each of the three
 # variances. On this mixture, **the gradient was taken at the right place, and multiplied by the wrong number.** With the 250 steps of the original
