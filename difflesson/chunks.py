@@ -20,23 +20,24 @@ SIZE = 32_768  # points in a chunk; the same for any number of threads, and so a
 def chunked(function: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
     """`function(x, *others)` for a function of points, evaluated in chunks and joined.
 
-    Args: x, others: tensors (N, ...) that are split alike.  There are as many threads as torch has,
-    `torch.get_num_threads()`; inside a chunk torch has one.
+    Args: x, others: tensors (N, ...) that are split alike.  Inside a chunk torch has one thread. Without gradients, as
+    in a sampling loop, chunks are shared by as many threads as torch has, `torch.get_num_threads()`; with them, in
+    inference mode or under autocast, this thread takes them all: what torch records belongs to a thread.
     """
     parts = list(zip(*(column.split(SIZE) for column in (x, *others)), strict=True))
     threads = torch.get_num_threads()
     if x.device.type != "cpu" or threads == 1:
         return _join([function(*part) for part in parts])
-    if len(parts) == 1:
-        torch.set_num_threads(1)  # of this thread of the program; two microseconds
+    recording = torch.is_grad_enabled() or torch.is_inference_mode_enabled() or torch.is_autocast_enabled("cpu")
+    if len(parts) == 1 or recording:
+        torch.set_num_threads(1)  # of this thread of the program; a microsecond
         try:
-            return function(*parts[0])
+            return _join([function(*part) for part in parts])
         finally:
             torch.set_num_threads(threads)
-    recording = torch.is_grad_enabled()  # a thread has a setting of its own
 
     def work(part):
-        with torch.set_grad_enabled(recording):
+        with torch.no_grad():  # a setting of each thread
             return function(*part)
 
     return _join(list(_pool(os.getpid(), threads).map(work, parts)))

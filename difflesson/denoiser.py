@@ -71,16 +71,13 @@ def predict(denoiser: Denoiser, x: Tensor, t: Tensor) -> Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Pair(Part):
-    """A conditional and an unconditional denoiser; `together` evaluates both in one batched call where it can."""
+    """A conditional and an unconditional denoiser."""
 
     cond: Denoiser
     uncond: Denoiser
-    together: Callable[[Tensor, Tensor], tuple[Prediction, Prediction]] | None = field(default=None, repr=False)
 
     def __call__(self, x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
         """Both predictions, conditional first."""
-        if self.together is not None:
-            return self.together(x, t)
         return predict(self.cond, x, t), predict(self.uncond, x, t)
 
 
@@ -124,7 +121,8 @@ class network_denoiser(Part):
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         null = self.network.classes
-        return self._answer(x, t, expand_label(torch.as_tensor(null if self.label is None else self.label), x))
+        label = torch.tensor(null) if self.label is None else check_labels(self.label, null)
+        return self._answer(x, t, expand_label(label, x))
 
     def _answer(self, x: Tensor, t: Tensor, label: Tensor) -> Prediction:
         """One call of the network, x: (batch, *data), label: (batch,)."""
@@ -140,21 +138,35 @@ class network_denoiser(Part):
         return Prediction.from_v(x, v.to(x.dtype), alpha, sigma)
 
 
-def network_pair(
-    network: torch.nn.Module, schedule: Schedule, label: int | Tensor, dtype: torch.dtype | None = None
-) -> Pair:
-    """The conditional and the unconditional denoiser of one network; both in one call of twice the batch.
+@dataclass(frozen=True, eq=False)
+class network_pair(Part):
+    """The conditional and the unconditional denoiser of one network, a `Pair`; both in one call of twice the batch.
 
     Arguments and errors as in `network_denoiser`.
     """
-    cond, uncond = (network_denoiser(network, schedule, y, dtype) for y in (label, None))
-    bound = check_labels(label, network.classes)
 
-    def together(x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
-        labels, t = expand_label(bound, x), as_time(t)
-        both = torch.cat([labels, torch.full_like(labels, network.classes)])  # (2 batch,)
-        x0, eps = cond._answer(torch.cat([x, x]), torch.cat([t, t]) if t.dim() else t, both)
+    network: torch.nn.Module = field(repr=False)
+    schedule: Schedule
+    label: int | Tensor
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self):
+        check_labels(self.label, self.network.classes)
+
+    @property
+    def cond(self) -> network_denoiser:
+        """The denoiser with the label alone."""
+        return network_denoiser(self.network, self.schedule, self.label, self.dtype)
+
+    @property
+    def uncond(self) -> network_denoiser:
+        """The denoiser with the null label alone."""
+        return network_denoiser(self.network, self.schedule, None, self.dtype)
+
+    def __call__(self, x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
+        """Both predictions, conditional first."""
+        labels, t = expand_label(check_labels(self.label, self.network.classes), x), as_time(t)
+        both = torch.cat([labels, torch.full_like(labels, self.network.classes)])  # (2 batch,)
+        x0, eps = self.cond._answer(torch.cat([x, x]), torch.cat([t, t]) if t.dim() else t, both)
         (cond_x0, uncond_x0), (cond_eps, uncond_eps) = x0.chunk(2), eps.chunk(2)
         return Prediction(cond_x0, cond_eps), Prediction(uncond_x0, uncond_eps)
-
-    return Pair(cond, uncond, together)

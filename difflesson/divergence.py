@@ -24,10 +24,11 @@ def hermite(order: int, dim: int) -> tuple[Tensor, Tensor]:
     """
     if order < 1 or dim < 1:
         raise ValueError(f"order and dim must be at least 1, got {order} and {dim}")
-    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(order))
-    grid = torch.cartesian_prod(*[nodes] * dim).view(-1, dim)
-    products = torch.cartesian_prod(*[weights / weights.sum()] * dim).view(-1, dim).prod(1)
-    return grid, products
+    with torch.inference_mode(False):  # the answer is kept, and serves any later use
+        nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(order))
+        grid = torch.cartesian_prod(*[nodes] * dim).view(-1, dim)
+        products = torch.cartesian_prod(*[weights / weights.sum()] * dim).view(-1, dim).prod(1)
+        return grid, products
 
 
 def mixture_nodes(mixture: GaussianMixture, order: int = 12) -> tuple[Tensor, Tensor]:
@@ -53,15 +54,18 @@ def kl(step: ReverseStep, other: Step, order: int = 12) -> Tensor:
         E[log step - log other] = E[r - 1 - log r],     r = other / step
 
     The second form is the first plus `E[r] - 1 = 0`. Every term of it is positive, so that divergences of 1e-15 keep
-    their digits; it serves where the divergence is small. Where it is not, `other` may be so narrow that the nodes miss
-    its peak, and with it `E[r]`; there the first form is the accurate one.
+    their digits; it serves for small ones. But it needs the mass of `other` to be seen at the nodes, which are those of
+    `step`. Where `E[r] - 1` is not zero, `other` is much narrower, or has mass where `step` has none: then the first
+    form is the accurate one.
 
     Args: other: a step with a density (variance above 0);  order: nodes per dimension and component.
     """
     points, weights = step_nodes(step, order)
     log_ratio = other.log_prob(points) - step.log_prob(points)
     direct = -(weights * log_ratio).sum(0)
-    return torch.where(direct > 1e-2, direct, (weights * (log_ratio.expm1() - log_ratio)).sum(0))
+    unseen = (weights * log_ratio.expm1()).sum(0)
+    small = (direct < 1e-6) & (unseen.abs() < 1e-4 * direct.abs() + 1e-13)
+    return torch.where(small, (weights * (log_ratio.expm1() - log_ratio)).sum(0), direct)
 
 
 def path_kl(

@@ -10,7 +10,7 @@ which gives guidance intervals and ramps.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,18 +31,21 @@ def scale_at(gamma: Scale, t: Tensor, x: Tensor) -> float | Tensor:
     Raises: ValueError if it is not one finite number, nor one for each point.
     """
     value = check_scale(gamma(t) if callable(gamma) else gamma)
-    if isinstance(value, Tensor) and len(value) != len(x):
+    if isinstance(value, Tensor) and value.numel() > 1 and len(value) != len(x):
         raise ValueError(f"gamma must be one number or have shape (batch,) = ({len(x)},), got {tuple(value.shape)}")
     return expand_as(value, x) if isinstance(value, Tensor) else value
 
 
 def check_scale(gamma: float | Tensor) -> float | Tensor:
-    """One number as a float, or a tensor (batch,).  Raises: ValueError if it is neither, or not finite."""
+    """One number as a float, or a tensor (batch,), or one that is differentiated; then it stays a tensor.
+
+    Raises: ValueError if it is none of these, or not finite.
+    """
     value = torch.as_tensor(gamma, dtype=None if isinstance(gamma, Tensor) else torch.float64)
     known = value.device.type == "cpu"  # elsewhere a look at the values would make the host wait
     if value.dim() > 1 or value.is_complex() or known and not bool(value.isfinite().all()):
-        raise ValueError(f"gamma must be one finite number, or a finite tensor of shape (batch,), got {gamma}")
-    return value if value.numel() > 1 else float(value)
+        raise ValueError(f"gamma must be one finite number (or one a point, of shape (batch,)), got {gamma}")
+    return value if value.numel() > 1 or value.requires_grad else float(value)
 
 
 def checked_gradient(grad: Gradient, x: Tensor, t: Tensor) -> Tensor:
@@ -128,18 +131,20 @@ class gradient(Part):
     """The gradient in x of any differentiable `log_prob(x, t) -> (batch,)`, one backward pass for the batch.
 
     The values are summed before differentiating, which is right as long as no point's value depends on another point:
-    true for `eval()` networks, false for batch norm in training mode.  Raises: ValueError if log_prob is misshapen.
+    true for `eval()` networks, false for batch norm in training mode. Where x is being differentiated, the answer is
+    differentiable.  Raises: ValueError if log_prob is misshapen.
     """
 
     log_prob: Callable[[Tensor, Tensor], Tensor]
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        further = torch.is_grad_enabled() and x.requires_grad
         with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
+            leaf = x if further else x.detach().requires_grad_()
             values = self.log_prob(leaf, t)
             if values.shape != x.shape[:1]:
                 raise ValueError(f"log_prob must return shape (batch,) = ({len(x)},), got {tuple(values.shape)}")
-            return torch.autograd.grad(values.sum(), leaf)[0]
+            return torch.autograd.grad(values.sum(), leaf, create_graph=further)[0]
 
 
 def linearise(log_prob: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: float | Tensor) -> Callable:
@@ -205,19 +210,25 @@ class tempered(Part):
         return Prediction(x0 + (1 - self.kappa) * sigma / alpha * eps, self.kappa * eps)
 
 
-def classifier_log_prob(network: torch.nn.Module, schedule: Schedule, label: int | Tensor) -> Callable:
+@dataclass(frozen=True, eq=False)
+class classifier_log_prob(Part):
     """`log p_t(label | x)` of a noise-aware classifier `network(x, log_snr) -> logits` with `network.classes` labels.
 
     Args: label: an integer or a tensor (batch,).  Raises: ValueError if a label is outside 0..network.classes-1.
     """
-    bound = check_labels(label, network.classes)
 
-    def log_prob(x: Tensor, t: Tensor) -> Tensor:
-        log_snr = schedule.log_snr(t).to(x.device, torch.float32).expand(len(x))
-        logits = network(x, log_snr).to(x.dtype).log_softmax(dim=1)  # (batch, classes)
-        return logits.gather(1, expand_label(bound, x)[:, None])[:, 0]
+    network: torch.nn.Module = field(repr=False)
+    schedule: Schedule
+    label: int | Tensor
 
-    return log_prob
+    def __post_init__(self):
+        check_labels(self.label, self.network.classes)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        log_snr = self.schedule.log_snr(t).to(x.device, torch.float32).expand(len(x))
+        logits = self.network(x, log_snr).to(x.dtype).log_softmax(dim=1)  # (batch, classes)
+        label = expand_label(check_labels(self.label, self.network.classes), x)
+        return logits.gather(1, label[:, None])[:, 0]
 
 
 def classifier_guided(

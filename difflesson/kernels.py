@@ -1,12 +1,10 @@
 """One reverse step at a time: kernels `kernel(x, t, s) -> Step` from time t to another time s.
 
-Most steps are Gaussian with one variance; the moment-matched one has a full covariance, and the exact one is a
-mixture. Kernels are made from a denoiser, guided or not: they never see a label or a scale.
+They are made from a denoiser, guided or not, and never see a label or a scale; the exact ones are made from a mixture.
 
 Two rules hold for all of them, on every schedule. A step that adds noise runs backwards, `s <= t`; one without noise
 (DDIM with `eta = 0`, Heun, DPM-Solver++, the probability-flow ODE) also runs forwards, from data to noise. And the step
-to the data, `s = 0`, adds no noise: what is asked for there is a clean point. (The exact kernels know better: what they
-draw at `s = 0` is a draw from `p(x_0 | x_t)`.)
+to the data, `s = 0`, adds no noise: what is asked for there is a clean point. (The exact kernels draw it.)
 """
 
 import math
@@ -127,8 +125,10 @@ class reverse_sde(Part):
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         t, s = _times(t, s, backwards=self.rho > 0)
-        step = self.schedule.beta(t) * (t - s)
-        score = predict(self.denoiser, x, t).score(self.schedule.sigma(t))
+        step, sigma = self.schedule.beta(t) * (t - s), self.schedule.sigma(t)
+        if not sigma > 0:
+            raise ValueError(f"t must have sigma_t > 0, a score divides by it; got t={float(t)}")
+        score = predict(self.denoiser, x, t).score(sigma)
         return Gaussian(x + step / 2 * (x + (1 + self.rho**2) * score), self.rho**2 * step * (s > 0))
 
 
@@ -169,7 +169,7 @@ class dpmpp_2m(Remembering):
         x_s = (sigma_s / sigma_t) x + alpha_s (1 - e^{-h}) D,     D = x0 + (h / h_last) (x0 - x0_last) / 2
 
     with h the step in `log(alpha / sigma)`. It is computed as a DDIM step, `alpha_s x0 + sigma_s eps`, plus what D adds
-    to x0: the same number, without the quotient. The first step of a run, and one from or to `sigma = 0`, are DDIM
+    to x0: the same number, without the quotient. The first step of a run, and those from or to `sigma = 0`, are DDIM
     steps. The memory belongs to one run, see `difflesson.parts`.
     Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2.
     """
@@ -180,13 +180,15 @@ class dpmpp_2m(Remembering):
     def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         t, s = _times(t, s)
         memory = self.recall()
+        if memory and (memory["s"] != t or memory["x0"].shape != x.shape):
+            raise ValueError(f"t must be where this run's last step ended, {float(memory['s'])}, got {float(t)}")
         x0, eps = predict(self.denoiser, x, t)
         h = (self.schedule.log_snr(s) - self.schedule.log_snr(t)) / 2
         mean = self.schedule.alpha(s) * x0 + self.schedule.sigma(s) * eps
         if memory and bool(h.isfinite()):
             slope = h / memory["h"] / 2 * (x0 - memory["x0"])
             mean = mean - self.schedule.alpha(s) * torch.expm1(-h) * slope
-        memory |= {"x0": x0, "h": h}
+        memory |= {"x0": x0, "h": h, "s": s}
         return Gaussian(mean, NO_NOISE)
 
 
@@ -250,14 +252,18 @@ class exact(Part):
     label: int | None = None
 
     def __post_init__(self):
-        _of_class(self.mixture, self.label)
+        self.clean()
+
+    def clean(self) -> GaussianMixture:
+        """The mixture, or the class, at time 0."""
+        return self.mixture if self.label is None else self.mixture.given(self.label)
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> ReverseStep:
-        return _of_class(self.mixture, self.label).reverse(x, self.schedule, *_times(t, s))
+        return self.clean().reverse(x, self.schedule, *_times(t, s))
 
 
 @dataclass(frozen=True, eq=False)
-class moment_matched(Part):
+class moment_matched(exact):
     """The Gaussian with the true mean and covariance of the reverse kernel, from score and Hessian.
 
         mean = `one_step_mean`
@@ -267,24 +273,17 @@ class moment_matched(Part):
     Raises: ValueError if the label is not a class.
     """
 
-    mixture: GaussianMixture
-    schedule: Schedule
-    label: int | None = None
-
-    def __post_init__(self):
-        _of_class(self.mixture, self.label)
-
     def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> FullGaussian:
         t, s = _times(t, s)
         alpha_ts, sigma_ts = self.schedule.transition(t, s)
-        noisy = _of_class(self.mixture, self.label).noised(self.schedule.alpha(t), self.schedule.sigma(t))
-        mean = one_step_mean(x, noisy.score(x), self.schedule, t, s)
-        identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-        return FullGaussian(mean, (sigma_ts / alpha_ts) ** 2 * (identity + sigma_ts**2 * noisy.hessian(x)))
-
-
-def _of_class(mixture: GaussianMixture, label: int | None) -> GaussianMixture:
-    return mixture if label is None else mixture.given(label)
+        clean, exactly = self.clean(), self.mixture._checked(x).double()
+        if x.dtype != torch.float64:  # near pure noise I and the Hessian nearly cancel; rounded axes would be seen
+            clean = GaussianMixture(*(a.double() for a in (clean.weights, clean.means, clean.covs)), clean.labels)
+        noisy = clean.noised(self.schedule.alpha(t), self.schedule.sigma(t))
+        mean = one_step_mean(exactly, noisy.score(exactly), self.schedule, t, s)
+        identity = torch.eye(x.shape[1], dtype=torch.float64, device=x.device)
+        cov = (sigma_ts / alpha_ts) ** 2 * (identity + sigma_ts**2 * noisy.hessian(exactly))
+        return FullGaussian(mean.to(x.dtype), cov.to(x.dtype))
 
 
 def _times(t: float | Tensor, s: float | Tensor, backwards: bool = False) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ axis and the arithmetic over contiguous memory, several times faster than the la
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -57,6 +56,13 @@ class GaussianMixture:
 
     def _set(self, weights, means, variances, axes, labels):
         self.weights, self.means, self.variances, self.axes, self.labels = weights, means, variances, axes, labels
+        with torch.inference_mode(False):  # what is computed here serves any later use
+            # (K d, d): projects on every axis of every component and divides by its standard deviation.
+            self._whiten = (axes.mT * variances.rsqrt()[:, :, None]).reshape(-1, self.dim)
+            # (K d, 1): the means, whitened.
+            self._centre = (self._whiten.view(*axes.shape) @ means[:, :, None]).reshape(-1, 1)
+            # (K, 1): log weight and log normaliser of each component.
+            self._log_constant = (weights.log() - (variances.log() + LOG_TWO_PI).sum(1) / 2)[:, None]
         return self
 
     def _like(self, weights, means, variances, axes, labels) -> "GaussianMixture":
@@ -120,21 +126,6 @@ class GaussianMixture:
         return [i for i, y in enumerate(self.labels) if y == label]
 
     # What follows is evaluated at points x: (N, d).
-
-    @cached_property
-    def _whiten(self) -> Tensor:
-        """(K d, d): projects on every axis of every component and divides by its standard deviation."""
-        return (self.axes.mT * self.variances.rsqrt()[:, :, None]).reshape(-1, self.dim)
-
-    @cached_property
-    def _centre(self) -> Tensor:
-        """(K d, 1): the means, whitened."""
-        return (self._whiten.view(*self.axes.shape) @ self.means[:, :, None]).reshape(-1, 1)
-
-    @cached_property
-    def _log_constant(self) -> Tensor:
-        """(K, 1): log weight and log normaliser of each component."""
-        return (self.weights.log() - (self.variances.log() + LOG_TWO_PI).sum(1) / 2)[:, None]
 
     def _whitened(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Whitened residuals (K, d, N), and log of weight times density (K, N)."""

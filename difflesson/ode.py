@@ -42,7 +42,8 @@ def solve(flow, x: Tensor, t: float, s: float, tolerance: float = 1e-9) -> Tenso
 
     By SciPy's `solve_ivp` (DOP853), in float64 on the CPU.  Args: flow: `flow(x, t) -> dx/dt`;  x: (batch, *data);
     t, s: different times in [0, 1], in either order, where the flow is defined;  tolerance: relative and absolute, of
-    one step.  Returns: (batch, *data), float64.
+    one step, in the mean over the batch.  Returns: (batch, *data), float64. Slow where the field has kinks in time, as
+    with a schedule from a table; the flow depends on the signal-to-noise ratio alone, so take a smooth schedule.
     Raises: ValueError if the times are not so; RuntimeError if the solver gives up.
     """
     from scipy.integrate import solve_ivp  # half a second to import, which sampling need not wait for

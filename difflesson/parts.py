@@ -15,9 +15,18 @@ from typing import Self
 class Part:
     """A piece of a sampler. A subclass adds fields, and `__call__`."""
 
-    def start(self) -> Self:
-        """This part for one run: each part in it that remembers has an empty memory."""
-        started = {f.name: value.start() for f in fields(self) if isinstance(value := getattr(self, f.name), Part)}
+    def start(self, known: dict | None = None) -> Self:
+        """This part for one run: each part in it that remembers has an empty memory.
+
+        Args: known: the parts started so far, by identity; a part that stands in two places remains one.
+        """
+        known = {} if known is None else known
+        if id(self) not in known:
+            inner = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Part)}
+            known[id(self)] = self._for_a_run({name: part.start(known) for name, part in inner.items()})
+        return known[id(self)]
+
+    def _for_a_run(self, started: dict) -> Self:
         return replace(self, **started) if started else self
 
 
@@ -27,9 +36,8 @@ class Remembering(Part):
 
     memory: dict | None = field(default=None, repr=False, kw_only=True)
 
-    def start(self) -> Self:
-        """This part for one run, with an empty memory."""
-        return replace(super().start(), memory={})
+    def _for_a_run(self, started: dict) -> Self:
+        return replace(self, **started, memory={})
 
     def recall(self) -> dict:
         """The memory of the run.  Raises: ValueError outside a run, or where a function hides this part from it."""

@@ -46,8 +46,8 @@ def sample(
     only kernels without noise do without;  after: `after(x, t, s) -> x`, called with the new x after each step from t
     to s: a corrector, a projection, a record of what happens. What it returns goes on.
     Gradients are off inside a step (guidance switches them on for itself). Every run begins with an empty memory.
-    Raises: ValueError if times are out of order or range, x has NaN or infinity, a generator is missing, or `after`
-    returns another shape.
+    Raises: ValueError if times are out of order or range, x has NaN or infinity, a generator is missing, or the
+    kernel or `after` returns another shape or dtype.
     """
     times = torch.as_tensor(times, dtype=torch.float64).cpu()
     steps = times.diff() if times.dim() == 1 else times.new_zeros(1)
@@ -65,10 +65,11 @@ def _walk(kernel, x, times, generator, after):
     for t, s in zip(times[:-1], times[1:], strict=True):
         with torch.no_grad():
             new = kernel(x, t, s).sample(generator)
-            if after is not None:
-                new = after(new, t, s)
-                if new.shape != x.shape:
-                    raise ValueError(f"after must return the shape of x, {tuple(x.shape)}, got {tuple(new.shape)}")
+            named = {"kernel": new} if after is None else {"kernel": new, "after": (new := after(new, t, s))}
+            for name, state in named.items():
+                if state.shape != x.shape or state.dtype != x.dtype:
+                    got, want = (f"{v.dtype} {tuple(v.shape)}" for v in (state, x))
+                    raise ValueError(f"{name} must return what x is, {want}, got {got}")
         x = new
         yield x
 

@@ -42,7 +42,14 @@ class Gaussian:
         return Gaussian(self.mean + self.var * g, self.var)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log density of each point's step: (..., batch, *data) -> (..., batch). Needs `var > 0`."""
+        """Log density of each point's step: (..., batch, *data) -> (..., batch). Needs `var > 0`.
+
+        A batch of 1 serves for all points.  Raises: ValueError if x does not end in the shape of the mean otherwise.
+        """
+        count, *data = self.mean.shape
+        batch, *given = x.shape[max(0, x.dim() - self.mean.dim()) :]
+        if given != data or batch not in (1, count):
+            raise ValueError(f"x must end in the mean's shape, {tuple(self.mean.shape)}, got {tuple(x.shape)}")
         squares = (x - self.mean).square().flatten(x.dim() - self.mean.dim() + 1).sum(-1) / self.var
         return -(squares + self.mean[0].numel() * (2 * math.pi * self.var).log()) / 2
 

@@ -278,6 +278,16 @@ EXERCISES = [
                 "the first number is right. Can a variance become negative? Yours does for large gamma.",
             ),
             Mistake(
+                "arithmetic mean for the target",
+                lambda c, u, gamma: (gamma * c + (1 - gamma) * u, c**gamma * u ** (1 - gamma)),
+                "the second number is right. In an exponent, do variances add up, or their inverses?",
+            ),
+            Mistake(
+                "arithmetic mean twice",
+                lambda c, u, gamma: (gamma * c + (1 - gamma) * u,) * 2,
+                "variances do not add up here. For the first, add exponents; for the second, solve the equation.",
+            ),
+            Mistake(
                 "w for gamma",
                 lambda c, u, gamma: (1 / ((1 + gamma) / c - gamma / u), c ** (1 + gamma) * u**-gamma),
                 "the right formulas with the weight of another convention: what must come out at gamma = 1?",

@@ -350,3 +350,15 @@ def test_the_divergence_from_a_gaussian_much_too_narrow_or_wide_has_its_closed_f
     want = (1 / width - 1 + math.log(width)) + 2 * 0.1**2 / (2 * width * var)
     for order in (6, 8, 20):
         assert abs(float(divergence.kl(step, other, order)[0]) - want) < 1e-9 * (1 + want)
+
+
+@pytest.mark.equation("eq-kl")
+def test_mass_that_the_nodes_do_not_see_counts():
+    """Classes that do not overlap: the label tells `-log p(y | x_t)` about the step, and all its points know it."""
+    apart = GaussianMixture([0.5, 0.5], torch.tensor([[-2.0, 0], [2, 0]]).double(), 0.02 * torch.eye(2).repeat(2, 1, 1))
+    schedule, t, s = vp_linear(), 0.5, 0.05
+    x = torch.tensor([[-1.0, 0.0], [-1.5, 0.0], [-2.0, 0.0]], dtype=torch.float64)
+    told, untold = (kernels.exact(apart, schedule, label)(x, t, s) for label in (0, None))
+    want = -apart.noised(schedule.alpha(t), schedule.sigma(t)).class_log_prob(x, 0)
+    for order in (8, 16):
+        assert float((divergence.kl(told, untold, order) / want - 1).abs().max()) < 1e-3

@@ -220,16 +220,22 @@ def test_only_the_branches_that_count_are_evaluated(gamma, calls):
         assert torch.equal(guided.x0, plain.x0) and torch.equal(guided.eps, plain.eps)
 
 
-def test_branches_that_can_be_evaluated_together_are():
-    mixture, schedule, x = MIXTURES[2], vp_linear(), points(2)
-    cond, uncond = Counted(mixture.denoiser(schedule, 1)), Counted(mixture.denoiser(schedule))
-    together = Counted(lambda x, t: (cond.function(x, t), uncond.function(x, t)))
-    pair = Pair(cond, uncond, together)
-    plain = classifier_free(Pair(cond.function, uncond.function), 2.0)(x, 0.3)
-    assert farthest(classifier_free(pair, 2.0)(x, 0.3), plain) == 0
-    assert (cond.calls, uncond.calls, together.calls) == (0, 0, 1)
+def test_a_network_is_asked_both_questions_in_one_call_and_one_question_where_one_counts():
+    asked = []
+
+    class Network(torch.nn.Module):
+        classes = 2
+
+        def forward(self, x, log_snr, label):
+            asked.append(label.tolist())
+            return x * label[:, None]
+
+    x = points(2)[:3]
+    pair = network_pair(Network(), vp_linear(), torch.tensor([0, 1, 1]))
+    apart = Pair(pair.cond, pair.uncond)
+    assert farthest(classifier_free(pair, 2.0)(x, 0.3), classifier_free(apart, 2.0)(x, 0.3)) < 1e-14
     classifier_free(pair, 1.0)(x, 0.3), classifier_free(pair, 0.0)(x, 0.3)
-    assert (cond.calls, uncond.calls, together.calls) == (1, 1, 1)
+    assert asked == [[0, 1, 1, 2, 2, 2], [0, 1, 1], [2, 2, 2], [0, 1, 1], [2, 2, 2]]
 
 
 def test_equal_branches_are_a_fixed_point_of_every_scale():
@@ -673,3 +679,30 @@ def test_tempering_is_right_for_no_schedule_even_on_one_gaussian():
 def test_a_temperature_that_is_none_is_refused(kappa):
     with pytest.raises(ValueError, match="kappa"):
         tempered(MIXTURES[2].denoiser(vp_linear()), kappa, vp_linear())
+
+
+# --- derivatives through a guidance ---------------------------------------------------------------------------
+
+
+def test_a_guided_answer_can_be_differentiated_in_the_scale():
+    pair, x = MIXTURES[2].pair(vp_linear(), 1), points(2)[:1]
+    for value in (torch.tensor(2.0, dtype=F64), torch.tensor([2.0], dtype=F64)):
+        scale = value.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(classifier_free(pair, scale)(x, 0.5).x0.sum(), scale)
+        cond, uncond = pair(x, 0.5)
+        assert abs(float(slope) - float((cond.x0 - uncond.x0).sum())) < 1e-12
+
+
+def test_a_guided_answer_can_be_differentiated_in_the_point_through_the_gradient():
+    mixture, schedule, x = MIXTURES[2], vp_linear(), points(2)[:2]
+
+    def log_prob(x, t):
+        return mixture.noised(schedule.alpha(t), schedule.sigma(t)).class_log_prob(x, 1)
+
+    def grad(x, t):
+        return mixture.noised(schedule.alpha(t), schedule.sigma(t)).class_gradient(x, 1)
+
+    ideal = mixture.denoiser(schedule)
+    tilts = [tilt(ideal, g, 2.0, schedule) for g in (gradient(log_prob), grad)]
+    slopes = [torch.autograd.functional.jacobian(lambda x, guided=guided: guided(x, 0.5).x0, x) for guided in tilts]
+    assert worst(*slopes) < 1e-10

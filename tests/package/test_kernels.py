@@ -538,3 +538,26 @@ def test_a_shift_takes_a_scale_that_changes_with_time_or_from_point_to_point():
         assert max_error(each[i], alone) < 1e-14
     ramp = kernels.shift(plain, class_gradient, lambda t: 5 * t)(POINTS, 0.6, 0.4).mean
     assert max_error(ramp, kernels.shift(plain, class_gradient, 3.0)(POINTS, 0.6, 0.4).mean) < 1e-12
+
+
+@pytest.mark.equation("eq-second-order")
+def test_the_moment_matched_kernel_in_float32_is_right_from_pure_noise_on():
+    single = MIXTURE.to(torch.float32)
+    for schedule in EVERY_SCHEDULE:
+        for times in [(1.0, 0.5), (1.0, 0.0), (0.6, 0.4)]:
+            step = kernels.moment_matched(single, schedule)(POINTS.float(), *times)
+            want = kernels.exact(MIXTURE, schedule)(POINTS, *times)
+            assert step.cov.dtype == torch.float32
+            assert max_error(step.mean, want.mean) < 1e-3 and max_error(step.cov, want.cov) < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(2,), (5, 1), (4, 2), (5, 2, 2)])
+def test_the_density_of_a_step_at_points_of_another_shape_is_refused(shape):
+    step = Gaussian(POINTS, torch.tensor(0.3))
+    with pytest.raises(ValueError, match="^x must end in the mean's shape"):
+        step.log_prob(torch.zeros(shape).double())
+
+
+def test_an_euler_step_from_pure_data_is_refused():
+    with pytest.raises(ValueError, match="^t must have sigma_t > 0"):
+        kernels.reverse_sde(MIXTURE.denoiser(vp_linear()), vp_linear(), 0.0)(POINTS, 0.0, 0.1)

@@ -1,12 +1,13 @@
 """Parts print as what they are; memory belongs to one run, is passed on by whatever wraps it, and is never lost."""
 
+import copy
 from dataclasses import dataclass
 
 import pytest
 import torch
 
 from difflesson import kernels
-from difflesson.denoiser import Denoiser, Pair, Prediction, predict
+from difflesson.denoiser import Denoiser, Pair, Prediction, network_pair, predict
 from difflesson.guidance import classifier_free, gradient, mix, tilt
 from difflesson.parts import Part, Remembering
 from difflesson.plane import four_blobs
@@ -102,3 +103,39 @@ def test_parts_print_as_what_they_are():
 def test_parts_are_frozen():
     with pytest.raises(AttributeError):
         kernels.ddim(MIXTURE.denoiser(SCHEDULE), SCHEDULE).eta = 1.0
+
+
+def test_a_part_that_stands_in_two_places_has_one_memory():
+    denoiser = counting(MIXTURE.denoiser(SCHEDULE))
+    started = kernels.ddim(denoiser, SCHEDULE, noise_from=denoiser).start()
+    assert started.denoiser is started.noise_from
+    started(START, 0.9, 0.8)
+    assert started.denoiser.memory["calls"] == 1  # asked twice, counted from 0
+
+
+def test_a_memory_that_is_of_another_run_is_noticed():
+    started = kernels.dpmpp_2m(MIXTURE.denoiser(SCHEDULE), SCHEDULE).start()
+    started(START, 0.9, 0.8)
+    with pytest.raises(ValueError, match="t must be where this run's last step ended, 0.8, got 0.9"):
+        started(START, 0.9, 0.8)
+
+
+def test_a_network_pair_is_copied_with_its_network():
+    class Network(torch.nn.Module):
+        classes = 2
+
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+
+        def forward(self, x, log_snr, label):
+            return self.scale * x * label[:, None]
+
+    network = Network()
+    pair = network_pair(network, SCHEDULE, 1)
+    copied, before = copy.deepcopy(pair), pair(START, 0.5)[0].eps
+    with torch.no_grad():
+        network.scale.mul_(2)
+    for answer in (copied(START, 0.5)[0], copied.cond(START, 0.5)):
+        assert torch.equal(answer.eps, before)
+    assert not torch.equal(pair(START, 0.5)[0].eps, before)

@@ -452,7 +452,7 @@ def test_a_corrector_after_each_step_mends_a_coarse_predictor():
 
 
 def test_what_is_done_after_a_step_must_keep_the_shape():
-    with pytest.raises(ValueError, match="^after must return the shape of x"):
+    with pytest.raises(ValueError, match="^after must return what x is"):
         draw(KERNELS["ddim 0"](DENOISER), noise(3, 2), TIMES, after=lambda x, t, s: x[:1])
 
 
