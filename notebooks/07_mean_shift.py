@@ -944,8 +944,8 @@ for v in (1.0, 0.3, 0.03, 0.003, 0.0003):
 # \rho = q / p. \label{eq-kl} $$
 #
 # The second form adds $\mathbb E_p[\rho] - 1 = 0$. Its terms are about $(\rho - 1)^2 / 2$, all positive, so nothing large cancels. The expectation is a Gauss-Hermite sum: for each component of the exact
-# step, a fixed set of nodes and weights that is exact for polynomials up to a degree. `divergence.kl` sums the second form where the result is below 0.01 nats, and the first above, where $q$ may be so narrow that the
-# nodes miss the peak of $\rho$. Next to both sums, the first form with 250,000 random draws:
+# step, a fixed set of nodes and weights that is exact for polynomials up to a degree. `divergence.kl` sums the second form for divergences below a millionth of a nat, and only if the nodes see all of $q$ ($\mathbb E_p[\rho] = 1$);
+# else the first, for $q$ may be so narrow that they miss its peak, or have mass where $p$ has none. Next to both sums, the first form with 250,000 random draws:
 
 # %%
 one, many = x_t[:1], torch.Generator().manual_seed(3)
