@@ -13,7 +13,7 @@
 #
 # **You need** chapter 00, Bayes' rule, and a training loop you have written yourself.
 #
-# *44 minutes to read, 46 more for Deeper, 35 seconds to run, on a laptop, without a GPU or a network connection.*
+# *44 minutes to read, 47 more for Deeper, 40 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -38,7 +38,7 @@ torch.set_num_threads(1)
 
 # %%
 mixture, schedule = plane.four_blobs(), cosine()
-network = plane.train(mixture, schedule, label_dropout=0.2)
+network = plane.train(mixture, schedule, label_dropout=0.2, steps=1800, batch=512)
 learned = network_pair(network, schedule, label=1)
 count = sum(p.numel() for p in network.parameters())
 print(f"{count:,} parameters, {network.classes} classes and null")
@@ -64,10 +64,10 @@ with plotting.style():
     for panel, (title, colour, arrows, known) in zip(axes, answers, strict=True):
         if known:
             level = known.noised(schedule.alpha(half), schedule.sigma(half))
-            plotting.density(panel, level.log_prob, (-4.5, 4.5, -4.5, 4.5), alpha=0.6)
+            plotting.density(panel, level.log_prob, (-5, 5, -5, 5), alpha=0.6)
         colour = plotting.COLOURS[colour]
         panel.quiver(*grid.T, *arrows.T, color=colour, angles="xy", scale_units="xy", scale=4, width=0.005)
-        panel.set(title=title, xlabel="$x_1$", xlim=(-3.9, 3.9), ylim=(-3.6, 3.6), aspect="equal")
+        panel.set(title=title, xlabel="$x_1$", xlim=(-4.2, 4.8), ylim=(-3.6, 3.6), aspect="equal")
     axes[0].set_ylabel("$x_2$")
     shown = plotting.show(figure, "11_two_answers", alt="Three fields of arrows in the plane. Without a label the arrows lead into the cloud of all data. With label 1 they lead into the cloud of class 1 on the right. Their difference points to the right and away from class 0, and is long on the left side, short inside class 1.")
 shown
@@ -81,15 +81,15 @@ shown
 # It points away from class 0, and where a point is plainly in class 1 it is almost nothing. Nobody trained a classifier,
 # and yet these arrows know where the classes are. How?
 #
-# A noisy point may come from many clean ones, and the best guess of its noise averages over all of them. The label
-# strikes some off the list. Where nearly all of the list was class 1 anyway, the average stays. Where the point could as
-# well come from class 0, the average moves away from class 0. So the difference points to where the label becomes more
-# probable: it is the slope of a classifier, made of two averages.
+# A noisy point may come from many clean ones. The best arrow leads to their average, shrunk as noisy data are. The label
+# strikes some clean points off the list. Where nearly all of them were class 1 anyway, the average of the rest is the
+# same. Where many were class 0, it lies farther from class 0. So the difference of the arrows points to where the label
+# becomes more probable: it is the slope of a classifier, made of two averages.
 #
-# Guidance adds $\gamma$ times this slope to the answer without the label. At $\gamma = 1$ that is the answer with it. At
+# Guidance adds $\gamma$ times this slope to the arrow without the label. At $\gamma = 1$ that is the arrow with it. At
 # $\gamma = 3$ the classifier is heard three times, *at every noise level*: also early, when every point still looks as if
-# it could be of class 0, and is pushed away from it, wherever it would have ended. These pushes add up. Expect more than
-# a sharper choice between two classes.
+# it could be of class 0, and is pushed away from it, wherever it would have ended. These pushes add up. So you do not
+# get what is often promised, the class with sharpened odds: you get points that were moved.
 #
 # ## Two guesses are two scores
 #
@@ -200,9 +200,10 @@ assert cosines.median() > 0.99 and ratio < 0.01
 # and hands it to any sampler.
 
 # %%
-told, untold = learned(x_t, half)
+x_few = x_t[:2000]
+told, untold = learned(x_few, half)
 naive = untold.eps + 3.0 * (told.eps - untold.eps)
-compact = guidance.classifier_free(learned, gamma=3.0)(x_t, half).eps
+compact = guidance.classifier_free(learned, gamma=3.0)(x_few, half).eps
 torch.testing.assert_close(compact, naive)
 
 # %% [markdown]
@@ -246,7 +247,7 @@ with plotting.style():
         column[1].set_xlabel("$x_1$")
     for row, name in zip(axes, ("trained network", "exact fields"), strict=True):
         row[0].set_ylabel(f"{name}\n$x_2$")
-    shown = plotting.show(figure, "11_five_scales", alt="Two rows of five clouds of points for guidance scales -1, 0, 1, 3 and 6; above from the trained network, below from the exact fields, nearly alike. At -1 the points lie to the left of class 0, at 0 on both classes, at 1 on class 1, at 3 and 6 further and further to the right, in two clumps; at 6 the network's points fan out to the right where the exact ones stay together.")
+    shown = plotting.show(figure, "11_five_scales", alt="Two rows of five clouds of points for guidance scales -1, 0, 1, 3 and 6; above from the trained network, below from the exact fields, nearly alike. At -1 the points lie to the left of class 0, at 0 on both classes, at 1 on class 1, at 3 and 6 further and further to the right, in two clumps; at 6 the network's clumps are tighter than the exact ones.")
 shown
 
 # %% [markdown]
@@ -255,7 +256,7 @@ shown
 #
 # Rows agree, columns differ. So what happens at $\gamma = 3$ and 6 is no defect of the network: the points gather at the
 # far side of their own class, and clump. Only at $\gamma = 6$ you see that a network
-# was at work: its points fan out.
+# was at work: its clumps are tighter.
 #
 # ## What does $\gamma > 1$ sample?
 #
@@ -265,14 +266,14 @@ shown
 #
 # Three samplers are asked, with the exact guesses and 200 steps. First: what may each of them do? Divide by $\alpha_t$:
 # $\bar x = x_t / \alpha_t = x_0 + \sqrt q\, \varepsilon$ with $q = \sigma_t^2 / \alpha_t^2$, so a little more noise,
-# $dq$, adds $\frac12 \Delta p_q\, dq$ to the density $p_q$ of $\bar x$ (the heat equation). A sampler must take this
-# away again. Let its step from $q$ to $q - dq$ move each point by $c\, dq$ times the score of $p_q$ and add noise of
+# $dq$, adds $\frac12 \Delta p_q\, dq$ to the density $p_q$ of $\bar x$ (the heat equation; $\Delta$ is the sum of the second
+# derivatives). A sampler must take this away again. Let its step from $q$ to $q - dq$ move each point by $c\, dq$ times the score of $p_q$ and add noise of
 # variance $\rho^2 dq$.
 #
 # * The move adds $-c\, \nabla \cdot (p_q \nabla \log p_q)\, dq = -c\, \Delta p_q\, dq$ to the density, since $p\, \nabla \log
 #   p = \nabla p$.
 # * The noise adds $+\frac12 \rho^2 \Delta p_q\, dq$.
-# * Together they must be $-\frac12 \Delta p_q\, dq$. So $c = (1 + \rho^2) / 2$.
+# * From $q$ to $q - dq$ the two must add up to $-\frac12 \Delta p_q\, dq$. So $c = (1 + \rho^2) / 2$.
 #
 # No noise takes half a score ($\rho = 0$, DDIM), the usual noise a whole one ($\rho = 1$, DDPM), and noise of twice
 # that standard deviation $5/2$ ($\rho = 2$). For the score of data that were noised, all three are right, to the order of the
@@ -294,9 +295,9 @@ for gamma in (1.0, 3.0):
         looks[name, gamma] = draw(kernel, start, fine, seeded(7))
 
 # %% [markdown]
-# (They start at $t = 0.99$, because the rate of the last one explodes at 1.) The target is summed over a fine grid. Four
+# (They start at $t = 0.99$, because the rate of the last one explodes at 1.) The target is summed over a fine grid. Five
 # numbers describe a cloud: the mean of $x_1$; the share of the small blob of class 1, the right one; the *spread*, the
-# mean square distance from the mean; and the spread *within* blobs, each from its own mean.
+# mean square distance from the mean; and the spreads of the large and of the small blob, each from its own mean.
 
 # %%
 class_1 = mixture.given(1)
@@ -310,29 +311,41 @@ def moments(x, blobs, weights=None):
     parts = weights[:, None] * owner.exp()  # (N, 2)
     centres = parts.T @ x / parts.sum(0)[:, None]  # (2, 2)
     spread = weights @ (x - mean).square().sum(1)
-    within = (parts * torch.cdist(x, centres) ** 2).sum()
-    return torch.stack([mean[0], parts[:, 1].sum(), spread, within])
+    each = (parts * torch.cdist(x, centres) ** 2).sum(0) / parts.sum(0)
+    return torch.stack([mean[0], parts[:, 1].sum(), spread, *each])
 
 
 # %%
-axis = torch.linspace(-6, 8, 281).double()
+axis = torch.linspace(-6, 8, 141).double()
 points = torch.cartesian_prod(axis, axis)
 table = {key: moments(cloud, blobs) for key, cloud in looks.items()}
 for gamma in (1.0, 3.0):
     log = mixture.log_prob(points) + gamma * mixture.class_log_prob(points, 1)
     table["target", gamma] = moments(points, blobs, log.softmax(0))
-parts = [moments(part, blobs) for part in looks["DDPM", 1.0].split(200)]
+parts = [moments(part, blobs) for part in looks["DDPM", 1.0].split(30)]
 errors = torch.stack(parts).std(0) / len(parts) ** 0.5
 
 # %% tags=["hide-input"]
-line = "{:>10}  {:7.2f}  {:10.2f}  {:6.2f}  {:6.2f}"
+line = "{:>10}  {:7.2f}  {:10.2f}  {:6.2f}  {:8.2f}  {:8.2f}"
 for gamma in (1.0, 3.0):
-    print(f"gamma = {gamma:g}   mean x1  small blob  spread  within")
+    print(f"gamma = {gamma:g}   mean x1  small blob  spread  in large  in small")
     for name in ("target", "DDIM", "DDPM", "noise x 2"):
         print(line.format(name, *table[name, gamma]))
         off = (table[name, gamma] - table["target", gamma])[0]
         assert name == "target" or (abs(off) < 0.08) == (gamma == 1)
 print(line.format("std error", *errors))
+coarse = time_grid(100, start=0.99)
+halved = {
+    name: float(draw(kernel, start, coarse, seeded(7))[:, 0].mean())
+    for name, kernel in solvers(guided, schedule).items()
+}
+print("mean x1 at gamma = 3 in 100 steps:", ", ".join(f"{name} {mean:.2f}" for name, mean in halved.items()))
+assert all(abs(mean - table[name, 3.0][0]) < 0.09 for name, mean in halved.items())
+early = guidance.classifier_free(exact, lambda t: 3.0 if t > 0.5 else 1.0)
+late = guidance.classifier_free(exact, lambda t: 1.0 if t > 0.5 else 3.0)
+begun, ended = (draw(kernels.ddim(part, schedule), few, coarse)[:, 0].mean() for part in (early, late))
+print(f"DDIM with gamma = 3 only at t > 0.5: mean x1 {begun:.2f}; only at t < 0.5: {ended:.2f}")
+assert begun > 2.0 and ended < 1.5
 
 # %% tags=["hide-input"]
 with plotting.style():
@@ -342,8 +355,8 @@ with plotting.style():
         for panel, name in zip(row, ("DDIM", "DDPM", "noise x 2"), strict=True):
             panel.plot(*looks[name, gamma][:800].T, ".", markersize=1.5, color=colour)
             plotting.density(panel, lambda x, gamma=gamma: mixture.log_prob(x) + gamma * mixture.class_log_prob(x, 1), (-3, 5, -4, 4))
-            for centre, look in ((looks[name, gamma][:, 0].mean(), {"color": colour}), (table["target", gamma][0], {"color": plotting.COLOURS["truth"], "linestyle": "dashed"})):
-                panel.plot([float(centre)] * 2, [-3.4, -2.7], linewidth=2, **look)
+            for centre, shade, low in ((looks[name, gamma][:, 0].mean(), colour, -2.95), (table["target", gamma][0], plotting.COLOURS["truth"], -3.4)):
+                panel.plot([float(centre)] * 2, [low, low + 0.4], linewidth=2, color=shade, solid_capstyle="butt")
             panel.set(xlim=(-2.4, 4.8), ylim=(-3.5, 3.2), aspect="equal")
         row[0].set_ylabel(f"$\\gamma = {gamma:g}$\n$x_2$")
     for panel, title in zip(axes[0], ("DDIM, no noise", "DDPM, usual noise", "noise × 2"), strict=True):
@@ -355,20 +368,21 @@ shown
 
 # %% [markdown]
 # *Exact guesses, three samplers (dots), and 50, 90 and 99 % of the density that guidance is said to sample, $p(x)\, p(y
-# \mid x)^\gamma$ (dashed). Bars below: mean of $x_1$, of the samples (coloured) and of the target (dashed).*
+# \mid x)^\gamma$ (dashed). Bars: mean of $x_1$, of the samples (coloured) and, below it, of the target (black).*
 #
 # At $\gamma = 1$ everybody agrees, to a few standard errors. At $\gamma = 3$ the target hardly moves, since class 1 was
 # fairly sure already, and **none of the three finds it**: all go too far to the right and give the small blob too much,
-# and they differ from one another by many standard errors. The blobs shrink, from 0.79 to 0.67 in the target and to
-# 0.44 under DDIM. (The whole spread may stay: it counts the distance between the blobs, too, and most where they share
-# alike.) Neither a network nor coarse steps can be blamed.
+# and they differ from one another by many standard errors. Each blob shrinks: the large one from 0.90 to 0.74 in the
+# target and to 0.47 under DDIM. The network cannot be blamed, for there is none, nor coarse steps: half as many give
+# nearly the same means. And the last line shows when it happens: nearly all of the shift comes from the early half.
 #
-# Why? For every $t$ the guided guess is the score of a sharpened noisy density, $p_t(x)\, p_t(y \mid x)^\gamma$. But
-# noising a sharpened density is not sharpening a noised one: unless $\gamma$ is 0 or 1, these densities, taken at
-# different $t$, are in general not one density with more and less noise, for which the rule above was derived. In one
-# line: take the class $\mathcal N(0, C)$ among data $\mathcal N(0, U)$; then the target's variance is the weighted
-# *harmonic* mean of $C$ and $U$, because precisions add, while the noiseless sampler ends with the *geometric* mean,
-# because each step multiplies (exercise 11.3).
+# Why? For every $t$ the guided guess is the score of a sharpened noisy density, $p_t(x)\, p_t(y \mid x)^\gamma$. The rule
+# above needs more: that these are *one* density with more and less noise. But noising a sharpened density is not
+# sharpening a noised one, and unless $\gamma$ is 0 or 1, they are in general not. In one line: take the class $\mathcal
+# N(0, C)$ among data $\mathcal N(0, U)$. The target's variance is the weighted *harmonic* mean of $C$ and $U$, extended to
+# a negative weight, because precisions add. The noiseless sampler has $d \log \bar x / dq = \frac12 \big(\gamma / (C + q) +
+# (1 - \gamma) / (U + q)\big)$: logarithms add, and it ends with the *geometric* mean (exercise 11.3). That is the
+# shrinking. The shift is the early pushes.
 #
 # And why does noise bring you nearer? Split $c = \frac12 + \frac12 \rho^2$. The first half carries points from one
 # noise level to the next, right or wrong. The second, with its noise, is *Langevin dynamics*: it leaves alone the
@@ -396,8 +410,7 @@ for name, chosen in (("all", label >= 0), ("null label", hidden)):
     print(f"{name:>10}: {chosen.sum()} points, class 1 {share:.3f} +- {error:.3f}")
 
 # %% [markdown]
-# The shares agree within their errors. Now the loss. Our networks predict $v = \alpha_t \varepsilon - \sigma_t x_0$, which has about the same size at every noise level; then $\varepsilon = \sigma_t x_t +
-# \alpha_t v$. With $t$ uniform in $[0, 1]$ and $d$ coordinates,
+# The shares agree within their errors. Now the loss. Our networks predict $v = \alpha_t \varepsilon - \sigma_t x_0$; then $\varepsilon = \sigma_t x_t + \alpha_t v$. With $t$ uniform in $[0, 1]$ and $d$ coordinates,
 #
 # $$ L(\theta) = \frac1d\; \mathbb E_{x_0, y, \varepsilon, t, y'}
 # \big\| v_\theta(x_t, t, y') - v \big\|^2 . \label{eq-v-loss} $$
@@ -413,8 +426,15 @@ compact = losses.v_loss(network, schedule, x_0, label, 0.2, seeded(7), null)
 torch.testing.assert_close(compact, naive)
 print(f"loss {compact:.4f}")
 
+# %% tags=["hide-input"]
+noisy_points = alphas * x_0 + sigmas * noise
+guesses = [mixture.denoiser(schedule, y)(noisy_points, times) for y in (0, 1, None)]
+right = torch.stack([alphas * g.eps - sigmas * g.x0 for g in guesses])[seen, torch.arange(len(seen))]
+print(f"distance from the best answer {(guess - right).square().mean():.4f}")
+assert (guess - right).square().mean() < 0.003
+
 # %% [markdown]
-# A loss of one, after training? Most of it nobody can avoid, because $x_t$ does not determine $v$. Hold what the
+# A loss of one, after training? About a thousandth of it is the network's: the rest nobody can avoid, because $x_t$ does not determine $v$. Hold what the
 # network sees fixed, and average over the rest: for any fixed guess $f$, $\mathbb E \|f - v\|^2 = \|f - \mathbb E v\|^2
 # + \mathbb E\|v - \mathbb E v\|^2$ (the cross term vanishes). If the network sees a label, the best guess $\mathbb E v$
 # is $\mathbb E[v \mid x_t, y]$. If it sees $\varnothing$, the coin has told it nothing, and it is $\mathbb E[v \mid
@@ -427,14 +447,14 @@ print(f"loss {compact:.4f}")
 # Two squares, and both can be zero at once, since the network gets a different input in each. **So for every $p$
 # strictly between 0 and 1 the best function is the same**: the conditional answer under real labels, the unconditional
 # one under the null label. What $p$ decides is how a finite network shares its effort. And read *where* the squares are
-# averaged: the first over pairs $(x_t, y)$ as they occur. The answer to "class 1" is pinned down only where class 1 has
-# noisy data.
+# averaged: the first over pairs $(x_t, y)$ as they occur. The answer to "class 1" is weighted with the density of class
+# 1's noisy data, so it is in practice hardly pinned down anywhere else.
 #
 # ## How well did it learn, and where?
 #
 # The exact answers are known. So here are the network's mean square errors at noisy points of class 1, with the label, without,
 # and of the difference, all in units of what guidance lives on: the mean square of $\hat\varepsilon_c - \hat\varepsilon_u$, what the
-# label changes. In the last column the network is told "class 1" at points of class 0.
+# label changes. In the last column, in the same unit, the network is told "class 1" at points of class 0.
 
 # %%
 def squares(learned, exact, x, t):
@@ -451,7 +471,7 @@ print("  t   told  not told  difference   unit  told at class 0")
 for k in (1, 3, 5, 7, 9):
     noised = schedule.add_noise(x_0, eps, k / 10)
     *off, unit = squares(learned, exact, noised[label == 1], torch.tensor(k / 10))
-    there = squares(learned, exact, noised[label == 0], torch.tensor(k / 10))[0]
+    there = squares(learned, exact, noised[label == 0][:3000], torch.tensor(k / 10))[0]
     shares = [float(value / unit) for value in (*off, there)]
     row = "{:6.1%}  {:8.1%}  {:10.1%}  {unit:6.3f}  {:15.1%}"
     print(f"{k / 10}", row.format(*shares, unit=unit))
@@ -459,25 +479,26 @@ for k in (1, 3, 5, 7, 9):
     assert shares[3] > 2 * shares[0] or k > 3
 
 # %% [markdown]
-# In the middle of the range, where the label changes most, the errors are a few tenths of a percent of that change, and
-# at $t = 0.3$ up to one percent. Near the data they are much larger: there the label changes little, and an error of
-# $\varepsilon$ is $\alpha_t$ times an error of $v$, on which the network was trained. The error of the difference, which
-# $\gamma$ multiplies, is about the sum of the two: they hardly know of each other. And the last column shows what is not
-# pinned down. With little noise class 1 has no data at the points of class 0, and its answer there is several times
-# worse; with much noise the classes overlap, and it is about as good.
+# In the middle of the range, where the label changes most, the errors are below one percent of that change, and at $t =
+# 0.3$ about three at most. Near the data they are much larger: there the label changes little, and an error of $\varepsilon$ is
+# $\alpha_t$ times an error of $v$, on which the network was trained. The error of the difference, which $\gamma$
+# multiplies, is about as large as the larger of the two: little cancels. And the last column shows what is hardly pinned
+# down. With little noise class 1 has next to no data at the points of class 0, and its answer there is many times worse;
+# with much noise the classes overlap, and it is about as good.
 #
-# Guidance takes points to such places. So here is the error of the guided answer at $\gamma = 6$: at noisy data of class 1;
-# and at the points that the guided sampler has reached by then, inside the region that holds 99 % of all noisy data,
-# and outside.
+# Guidance to class 1 does not go there. It goes to the far side of class 1, where there are few data as well. So here is
+# the error of the guided answer at $\gamma = 6$: at noisy data of class 1; and at the points that the guided sampler has
+# reached by then, inside the region that holds 99 % of class 1's noisy data, and outside. In brackets: relative to the
+# size of the exact answer.
 
 # %%
 def rms(error):
     return float(error.square().mean().sqrt())
 
 
-def error_of(gamma, learned, exact, x, t):
-    mine, true = (guidance.classifier_free(pair, gamma) for pair in (learned, exact))
-    return (mine(x, t).eps - true(x, t).eps).norm(dim=1)
+def off_and_size(gamma, learned, exact, x, t):
+    mine, true = (guidance.classifier_free(pair, gamma)(x, t).eps for pair in (learned, exact))
+    return torch.stack([(mine - true).norm(dim=1), true.norm(dim=1)])  # (2, N)
 
 
 def region_edge(noisy):  # the log-density around 99 % of the mass
@@ -485,45 +506,48 @@ def region_edge(noisy):  # the log-density around 99 % of the mass
 
 
 # %%
-grid_times, strong = time_grid(50), path(learned, 6.0, start, schedule)
+grid_times, strong = time_grid(50), path(learned, 6.0, start[:1500], schedule)
 for k in (10, 25, 40):
     t_k, reached = grid_times[k], strong[k]
-    noisy_k = mixture.noised(schedule.alpha(t_k), schedule.sigma(t_k))
+    noisy_k = class_1.noised(schedule.alpha(t_k), schedule.sigma(t_k))
     outside = noisy_k.log_prob(reached) < region_edge(noisy_k)
     data = schedule.add_noise(x_0, eps, t_k)[label == 1]
-    places = data, reached[~outside], reached[outside]
-    found = [rms(error_of(6.0, learned, exact, x, t_k)) for x in places]
-    print("t = {:.1f}: {:.2f} at data, {:.2f} inside, {:.2f} outside".format(t_k, *found),
-          f"({outside.double().mean():.0%} of the points)")
-    assert found[2] > 1.5 * found[1] and 0.5 < found[1] / found[0] < 2
+    found = []
+    for x in (data, reached[~outside], reached[outside]):
+        off, size = off_and_size(6.0, learned, exact, x, t_k)
+        found += [rms(off), rms(off) / rms(size)]
+    print("t = {:.1f}: {:.2f} ({:.2f}) at data, {:.2f} ({:.2f}) inside, {:.2f} ({:.2f}) outside,".format(t_k, *found),
+          f"{outside.double().mean():.0%} of the points")
+    assert found[4] > 1.3 * found[2]
 
 # %% tags=["hide-input"]
-window = torch.linspace(-4, 6, 101).double(), torch.linspace(-5, 5, 101).double()
+window = torch.linspace(-4, 6, 81).double(), torch.linspace(-5, 5, 81).double()
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 3, figsize=(9, 3.4), sharey=True)
     for panel, k in zip(axes, (10, 25, 40), strict=True):
         t_k = grid_times[k]
-        error = error_of(6.0, learned, exact, torch.cartesian_prod(*window), t_k)
+        error = off_and_size(6.0, learned, exact, torch.cartesian_prod(*window), t_k)[0]
         shades = plotting.plt.matplotlib.colors.LogNorm(0.03, 30)
         bounds = (0.03, 0.1, 0.3, 1, 3, 10, 30)
-        maps = panel.contourf(*window, error.view(101, 101).T, bounds, norm=shades, cmap="GnBu", extend="both")
-        level_k = mixture.noised(schedule.alpha(t_k), schedule.sigma(t_k))
+        maps = panel.contourf(*window, error.view(81, 81).T, bounds, norm=shades, cmap="GnBu", extend="both")
+        level_k = class_1.noised(schedule.alpha(t_k), schedule.sigma(t_k))
         plotting.density(panel, level_k.log_prob, (-4, 6, -5, 5))
         panel.plot(*strong[k][:700].T, ".", markersize=1.5, color=plotting.COLOURS["guided"])
         panel.set(title=f"$t = {float(t_k):.1f}$", xlabel="$x_1$", xlim=(-4, 6), ylim=(-5, 5), aspect="equal")
     axes[0].set_ylabel("$x_2$")
     figure.colorbar(maps, ax=axes, label="error of the guided answer", shrink=0.8, format="%g")
-    shown = plotting.show(figure, "11_error_map", alt="Three maps of the plane at noise levels t = 0.8, 0.5 and 0.2, shaded by the error of the learned field. The error is small inside the dashed contours of the data and grows by a factor of ten to a hundred towards the corners of the window. The orange points, guided with gamma 6, lie right of the middle of the data at t = 0.8 and move to their right edge and beyond it at t = 0.2.")
+    shown = plotting.show(figure, "11_error_map", alt="Three maps of the plane at noise levels t = 0.8, 0.5 and 0.2, shaded by the error of the learned field. The error is small inside the dashed contours of class 1 and grows by a factor of ten to a hundred towards the corners of the window. The orange points, guided with gamma 6, lie right of the middle of class 1 at t = 0.8 and move to its right edge and beyond it at t = 0.2.")
 shown
 
 # %% [markdown]
 # *Error of the learned guided answer ($\gamma = 6$) against the exact one; colours change at 0.03, 0.1, 0.3, 1, 3, 10,
-# 30. Dashed: 50, 90 and 99 % of all noisy data. Dots: guided samples on their way.*
+# 30. Dashed: 50, 90 and 99 % of the noisy data of class 1. Dots: guided samples on their way.*
 #
-# What does the loss control? On data it bounds both answers, so it bounds $6\, \hat\varepsilon_c - 5\, \hat\varepsilon_u$ there,
-# though with large factors; and guided points that are still inside fare about as well as data. Outside, where the loss
-# hardly looks, the error of this network is twice as large, and at the later two times almost a third of the points are
-# there. (Another network errs elsewhere.)
+# What does training control? The loss less its floor, by $\eqref{eq-dropout-optimum}$, and in practice you do not know
+# the floor. It bounds the errors of both answers in the mean over noisy data, so also that of $6\, \hat\varepsilon_c - 5\,
+# \hat\varepsilon_u$, with large factors; guided points that are still inside fare about as well as data. Outside, where the
+# loss hardly looks, the error of this network is about twice as large; but so is the exact answer, and relative to it
+# the error is hardly larger. Nothing promised that. (Other networks differ: see Deeper.)
 #
 # ### Pitfall: no label was ever hidden
 #
@@ -531,7 +555,7 @@ shown
 # network answers to them anyway. How far are its samples from the exact ones?
 
 # %%
-forgetful = plane.train(mixture, schedule, label_dropout=0.0, steps=200, batch=512)
+forgetful = plane.train(mixture, schedule, label_dropout=0.0, steps=200, batch=256)
 for p, model in ((0.0, forgetful), (0.2, network)):
     loss = losses.v_loss(model, schedule, x_0, label, p, seeded(7), null)
     pair, off = network_pair(model, schedule, 1), []
@@ -542,35 +566,23 @@ for p, model in ((0.0, forgetful), (0.2, network)):
     assert (off[0] > 0.5, off[1] > 0.5, off[2] > 0.5) == (p == 0, False, p == 0)
 
 # %% [markdown]
-# The loss does not show the mistake: it is *lower* where guidance is ruined, even after a fifteenth of the steps, because
+# The loss does not show the mistake: it is *lower* where guidance is ruined, even after a tenth of the steps, because
 # labels help. Nor does $\gamma = 1$, which never uses the null label. Samples at $\gamma = 0$ show it.
 #
 # ## What it costs
 #
-# The difference needs two answers at every step:
-
-# %%
-given = []
-counter = network.register_forward_hook(lambda module, inputs, output: given.append(len(output)))
-for gamma in (1.0, 3.0):
-    given.clear()
-    path(learned, gamma, start[:100], schedule)
-    print(f"gamma = {gamma:g}: {len(given)} calls, {given[0]} points each")
-counter.remove()
-
-# %% [markdown]
-# Twice the points in as many calls, since both questions are stacked in one batch: twice the arithmetic, twice the memory
-# for it. At $\gamma = 0$ and 1 the other answer is not computed.
+# The difference needs two answers at every step. Stacked in one batch they are twice the points in as many calls: twice
+# the arithmetic, and twice the memory for it.
 #
 # ## In practice
 #
 # | if you want to | do | because |
 # |---|---|---|
-# | train for guidance | hide 10 or 20 % of the labels | $p$ does not change the best function; on ImageNet the paper found 50 % worse |
-# | trust $\gamma > 1$ | draw at $\gamma = 0$ first | the loss does not show a null label that was never trained |
-# | trust a large $\gamma$ | train a second seed; compare the guided answers at the points reached | the loss bounds errors on data, and these points leave them |
+# | train for guidance | hide 10 or 20 % of the labels | on ImageNet the paper found 50 % worse; theory prefers no $p$ |
+# | trust $\gamma > 1$ | draw at $\gamma = 0$ first, compare with the training data | the loss does not show a null label that was never trained |
+# | trust a large $\gamma$ | look at its own samples, not at the loss | the loss bounds errors on data, and these points leave them |
 # | compare values of $\gamma$ | fix the sampler and its noise, and report both | $\gamma = 3$ gave means from 1.54 to 2.21 with exact guesses |
-# | use somebody's $w$ | $\gamma = 1 + w$, if $w = 0$ still uses the label | else you are one whole difference off |
+# | use somebody's $w$ | $\gamma = 1 + w$, if $w = 0$ still uses the label | else your $\gamma$ is off by one |
 # | pay less | stack the two questions in one batch | guidance doubles the arithmetic of every step |
 #
 # ## Exercises
@@ -663,15 +675,17 @@ exercises.check("11.3", guided_variances)
 # ## Remember
 #
 # 1. For the best guesses, $(\hat\varepsilon_u - \hat\varepsilon_c) / \sigma_t = \nabla \log p_t(y \mid x)$: a guess of noise is
-#    a score, and the difference of two scores is a classifier. A network has it nearly, where its data are.
+#    a score, and the difference of two scores is the gradient of the log of a
+#    classifier. A network has it nearly, where its data are.
 # 2. For $\gamma > 1$ the samples in general depend on the sampler, even with exact guesses and fine steps. At $\gamma = 3$
 #    none of our three gave $p(x)\, p(y \mid x)^\gamma$; more noise came nearer.
 # 3. On our four blobs $\gamma = 3$ moved the points away from the other class, shrank the blobs, and gave the small one
 #    more than its share.
 # 4. Hide the label at random, and one network learns both answers. For $0 < p < 1$ the share $p$ does not change the best
 #    function, only how a finite network shares its effort.
-# 5. The loss bounds the guided error on data only. At $\gamma = 6$ almost a third of our points had left them, and our
-#    network's error there was twice as large.
+# 5. The loss less its floor bounds the guided error in the mean over noisy data, not at guided points. At $\gamma = 6$, 9
+#    to 18 % of ours had left class 1's region. Our network's error there was about twice that inside, and so was the
+#    exact answer; other networks differ.
 #
 # **Where it comes from.** Label dropout, the implicit classifier, and both algorithms: [Ho & Salimans
 # (2022)](https://arxiv.org/abs/2207.12598), sections 2 to 4. The prediction of $v$: [Salimans & Ho
@@ -688,8 +702,8 @@ exercises.check("11.3", guided_variances)
 # last is the median distance of samples at $\gamma = 3$ from the exact ones: mean over the seeds, and the range.
 
 # %%
-coins, seeds = (0.0, 0.1, 0.5, 0.9), (0, 1, 2)
-effort = {"steps": 200, "batch": 256}
+coins, seeds = (0.1, 0.5, 0.9), (0, 1, 2)
+effort = {"steps": 200, "batch": 128}
 swept = {
     (p, seed): plane.train(mixture, schedule, p, seed=seed, **effort)
     for p in coins for seed in seeds
@@ -706,10 +720,10 @@ def marks(pair, exact, noised, goal, start, schedule):
 
 
 # %%
-noised_ones = {k / 10: schedule.add_noise(x_0, eps, k / 10)[label == 1][:1000] for k in (1, 3, 5, 7, 9)}
+noised_ones = {k / 10: schedule.add_noise(x_0, eps, k / 10)[label == 1][:500] for k in (1, 3, 5, 7, 9)}
 scores = torch.stack([  # (coins, seeds, marks)
     torch.stack([
-        marks(network_pair(swept[p, seed], schedule, 1), exact, noised_ones, goals[3.0], few, schedule)
+        marks(network_pair(swept[p, seed], schedule, 1), exact, noised_ones, goals[3.0][:200], few[:200], schedule)
         for seed in seeds
     ]) for p in coins
 ])
@@ -720,58 +734,63 @@ for p, by_seed in zip(coins, scores, strict=True):
     told_off, untold_off, distance = by_seed.mean(0).tolist()
     span = "{:.2f} to {:.2f}".format(*by_seed[:, 2].aminmax())
     print(f"{p:3.1f} {told_off:6.1%}  {untold_off:8.1%}  {distance:.2f} ({span})")
-assert scores[1:, :, 2].max() < scores[0, :, 2].min()
+tenth, middle, most = scores[:, :, 2]
+assert max(tenth.max(), middle.max()) < most.min()
+assert tenth.min() < middle.max() and middle.min() < tenth.max()
 
 # %% tags=["hide-input"]
 with plotting.style():
     figure, (left, right) = plotting.plt.subplots(1, 2, figsize=(8, 2.9))
-    place, inner = range(len(coins)), slice(1, None)
+    place = range(len(coins))
     for panel, mark, colour in ((left, 0, "conditional"), (left, 1, "unconditional"), (right, 2, "guided")):
         colour = plotting.COLOURS[colour]
-        panel.plot(place[inner], scores[inner, :, mark].mean(1), "-", color=colour)
+        panel.plot(place, scores[:, :, mark].mean(1), "-", color=colour)
         for k in place:
             panel.plot([k] * len(seeds), scores[k, :, mark], "o", color=colour, markersize=4)
-    left.text(1.0, 0.014, "with the label", color=plotting.COLOURS["conditional"])
-    left.text(1.0, 0.45, "without", color=plotting.COLOURS["unconditional"])
-    left.set(ylabel="error of the answer", title="one is paid for by the other", yscale="log", ylim=(0.01, 14))
-    right.set(ylabel="distance to the exact sample", title="samples at $\\gamma = 3$", yscale="log")
-    right.set_yticks((0.2, 0.5, 1, 2), ("0.2", "0.5", "1", "2"))
-    right.minorticks_off()
+    left.text(0.1, 0.06, "with the label", color=plotting.COLOURS["conditional"])
+    left.text(0.1, 0.36, "without", color=plotting.COLOURS["unconditional"])
+    left.set(ylabel="error of the answer", title="the two answers", ylim=(0, None))
+    right.set(ylabel="distance to the exact sample", title="samples at $\\gamma = 3$", ylim=(0, None))
     for panel in (left, right):
         panel.set(xlabel="probability $p$ of hiding the label", xticks=place)
         panel.set_xticklabels(f"{p:g}" for p in coins)
-    shown = plotting.show(figure, "11_how_often", alt="Left: the error of the answer with the label grows with p; that of the answer without the label falls with p, from a jump at p = 0. Right: the distance of guided samples to the exact ones is several times larger at p = 0 than elsewhere; in between three dots at each p scatter about as much as the values of p differ.")
+    shown = plotting.show(figure, "11_how_often", alt="Left: the error of the answer with the label grows with p; that of the answer without the label falls from p = 0.1 to 0.5 and then stays. Right: the distance of guided samples to the exact ones; the three dots at p = 0.9 lie above all others, and those at 0.1 and 0.5 scatter over the same range.")
 shown
 
 # %% [markdown]
 # *Equal effort, different $p$ (not to scale); three networks each (dots) and their mean (line). Left: mean square error
 # relative to what the label changes. Right: median distance of guided samples from the exact ones.*
 #
-# As $p$ grows, the answer with the label gets worse and the one without gets better. At $p = 0$ one of the two is
-# missing, and so is guidance; at 1 the other would be. In between the samples differ by hardly more than the seeds do:
-# this table prefers no $p$. Ho & Salimans tried 0.1, 0.2 and 0.5 on ImageNet with $64 \times 64$ pixels, and found 0.5
-# the worst throughout.
+# As $p$ grows, the answer with the label gets worse; the one without gets better up to 0.5, and no further. (At $p = 0$ one of the two is
+# missing, at 1 the other.) Of the samples, those with $p = 0.9$ are farther off than all others; 0.1 and 0.5 cannot be told
+# apart. That is for three small networks each and this effort. Ho & Salimans tried 0.1, 0.2 and 0.5 on
+# ImageNet with $64 \times 64$ pixels, and found 0.5 the worst throughout.
 #
 # Nor is it only a matter of how many examples each answer gets. At $p = 0.5$ the null label has half of them and class 1
-# a fifth, yet the answer without a label is still the worse one at these points. (It has four blobs to learn, not two.)
+# a fifth, yet the answer without a label is still the worse one at these points.
 #
-# With these networks at hand: was the error at guided points outside the region of the data an accident of one network?
+# With these networks at hand: was the error at guided points outside the region of class 1 an accident of one network?
 
-# %%
-edge, found = region_edge(noisy), []
+# %% tags=["hide-input"]
+place_1, found = class_1.noised(schedule.alpha(half), schedule.sigma(half)), []
+edge_1 = region_edge(place_1)
 for pair in (network_pair(swept[p, seed], schedule, 1) for p in (0.1, 0.5) for seed in seeds):
-    reached = path(pair, 6.0, few, schedule)[25]  # at t = 0.5
-    outside = noisy.log_prob(reached) < edge
-    error = error_of(6.0, pair, exact, reached, half)
-    found.append((rms(error[outside]) / rms(error[~outside]), float(outside.double().mean())))
-ratio, share = torch.tensor(found).T
-print("outside / inside: {:.1f} to {:.1f}, median {:.1f};".format(*ratio.aminmax(), ratio.median()),
+    kernel = kernels.ddim(guidance.classifier_free(pair, 6.0), schedule)
+    reached = draw(kernel, few, grid_times[:26])  # down to t = 0.5
+    outside = place_1.log_prob(reached) < edge_1
+    off, size = off_and_size(6.0, pair, exact, reached, half)
+    times_off, times_size = (rms(part[outside]) / rms(part[~outside]) for part in (off, size))
+    found.append((times_off, times_off / times_size, float(outside.double().mean())))
+ratio, relative, share = torch.tensor(found).T
+print("outside / inside: error {:.1f} to {:.1f},".format(*ratio.aminmax()),
+      "relative error {:.1f} to {:.1f};".format(*relative.aminmax()),
       "points outside: {:.0%} to {:.0%}".format(*share.aminmax()))
+print("relative error larger outside in", int((relative > 1).sum()), "of", len(relative))
 
 # %% [markdown]
-# Not an accident, but no law: in most of these six the error is larger outside, by a fifth in the median, and not in
-# all. How many points leave differs even more, from one in fourteen to one in two. What stands is where the loss looks,
-# and where not.
+# Neither accident nor law. The error is between 0.6 and 1.9 times that inside; relative to the exact answer, which is
+# larger outside, it is in none of the six larger. How many points leave differs even more, from one in 30 to one in four.
+# The loss promises nothing there; in these networks the relative error was not worse.
 #
 # ## Deeper: the floor of the loss
 #
@@ -819,15 +838,18 @@ for p in (0.1, 0.5, 0.9):
 # ## Deeper: is it the gradient of a classifier?
 #
 # *For you if you want the* value *of $p(y \mid x)$ from a guided model, as rejection and Metropolis steps do. It adds a
-# sharp test, and measures how far the network fails it.*
+# necessary test, and measures how far the network fails it.*
 #
-# Is the learned field the gradient of *any* classifier? Let $f$ have continuous derivatives. If $f = \nabla \phi$, then
+# Is the learned field the gradient of *anything*? Let $f$ have continuous derivatives. If $f = \nabla \phi$, then
 # $\partial f_2 / \partial x_1$ and $\partial f_1 / \partial x_2$ are both the mixed derivative of $\phi$, so the *curl*
 # vanishes; and in the whole plane the converse is true as well:
 #
 # $$ \operatorname{curl} f = \frac{\partial f_2}{\partial x_1} - \frac{\partial f_1}{\partial x_2},
 # \qquad f = \nabla \phi \text{ for some } \phi \iff \operatorname{curl} f = 0 \text{ everywhere}.
 # \label{eq-curl} $$
+#
+# A classifier is more than a potential: $\log p(y \mid x)$ is at most 0, and the classes' probabilities add up to 1. So no
+# curl is necessary, not sufficient; and even exact arrows give $\log p(y \mid x)$ only up to a constant.
 #
 # First the naive form, difference quotients, against the package's, automatic differentiation:
 
@@ -867,31 +889,32 @@ def turning(field, x):
     return float((turns / slopes) ** 0.5)
 
 
+some_ones = ones[:2000]
 print("share of turning:  learned   curl of the learned")
 for name, mine in learned_fields.items():
-    share, size = turning(mine, ones), plane.curl(mine, ones).square().mean() ** 0.5
+    share, size = turning(mine, some_ones), plane.curl(mine, some_ones).square().mean() ** 0.5
     print(f"{name:>16}  {share:7.3f}  {size:8.3f}")
-    assert turning(exact_fields[name], ones) < 1e-12 < 1e-3 < share
+    assert turning(exact_fields[name], some_ones) < 1e-12 < 1e-3 < share
 
 # %% tags=["hide-input"]
-square = torch.linspace(-4, 4, 81).double()
+square = torch.linspace(-4, 4, 61).double()
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 4, figsize=(10.5, 3), sharey=True)
     pictures = {"exact: difference": exact_fields["difference"]}
     pictures |= {f"learned: {name}": field for name, field in learned_fields.items()}
     for panel, (title, field) in zip(axes, pictures.items(), strict=True):
-        turn = plane.curl(field, torch.cartesian_prod(square, square)).view(81, 81).T
+        turn = plane.curl(field, torch.cartesian_prod(square, square)).view(61, 61).T
         bounds = torch.arange(-6.5, 7) / 20
         maps = panel.contourf(square, square, turn, bounds, cmap="PuOr", extend="both")
         plotting.density(panel, noisy.log_prob, (-4, 4, -4, 4))
         panel.set(title=title + (", $\\gamma = 3$" if "guided" in title else ""), xlabel="$x_1$", aspect="equal")
     axes[0].set_ylabel("$x_2$")
     figure.colorbar(maps, ax=axes, label="curl", shrink=0.8, ticks=(-0.3, -0.15, 0, 0.15, 0.3))
-    shown = plotting.show(figure, "11_curl", alt="Four maps of the curl at t = 0.5. That of the exact difference is blank. Those of the learned conditional guess, difference and guided guess show patches of both signs, faint inside the contours of the data and strong outside, strongest for the guided guess.")
+    shown = plotting.show(figure, "11_curl", alt="Four maps of the curl at t = 0.5. That of the exact difference is blank. Those of the learned conditional guess, difference and guided guess show patches of both signs inside and outside the contours of the data, strongest for the guided guess.")
 shown
 
 # %% [markdown]
-# *Curl at $t = 0.5$, in steps of 0.05. Exact fields have none. The learned ones turn, least where the data are (dashed:
+# *Curl at $t = 0.5$, in steps of 0.05. Exact fields have none. The learned ones turn, also where the data are (dashed:
 # 50, 90 and 99 % of all noisy data). The curl of the guided answer is that of the conditional one plus twice that of the
 # difference.*
 #
@@ -906,7 +929,7 @@ def error_field(pair, exact, t):
 
 four = [network] + [swept[0.1, seed] for seed in seeds]
 pairs = [network_pair(each, schedule, 1) for each in four]
-shares = [turning(error_field(pair, exact, half), ones) for pair in pairs]
+shares = [turning(error_field(pair, exact, half), some_ones) for pair in pairs]
 print("share of turning in the error:", *(f"{share:.2f}" for share in shares))
 assert all(0.05 < share < 0.5 for share in shares)
 
@@ -977,7 +1000,7 @@ identity = torch.eye(2)[None].double()
 blob = GaussianMixture([1.0], torch.zeros(1, 2).double(), identity)
 for kappa in (1.0, 2.0, 3.0):
     cold = guidance.tempered(blob.denoiser(schedule), kappa, schedule)
-    got = draw(kernels.ddpm(cold, schedule), start, time_grid(200), seeded(7)).var()
+    got = draw(kernels.ddpm(cold, schedule), start[:2000], time_grid(200), seeded(7)).var()
     formula, wanted = 1 / (2 * kappa - 1), 1 / kappa
     print(f"kappa {kappa:g}: variance {got:.3f}, "
           f"formula {formula:.3f}, wanted {wanted:.3f}")
@@ -994,7 +1017,7 @@ def ancestral(denoiser, schedule, start):
 
 
 sharp = {
-    "gamma = 1": ancestral(exact.cond, schedule, start),
+    "gamma = 1": looks["DDPM", 1.0],
     "gamma = 2": ancestral(guidance.classifier_free(exact, 2.0), schedule, start),
     "kappa = 3": ancestral(guidance.tempered(exact.cond, 3.0, schedule), schedule, start),
 }
@@ -1007,9 +1030,9 @@ rows = {
 ordered = (3 * class_1.log_prob(points)).softmax(0)
 sure = ordered @ mixture.class_log_prob(points, 1).exp()
 rows["p(x|y)^3"] = sure, *moments(points, blobs, ordered)
-print("           p(class 1)  mean x1  small blob  spread  within")
+print("           p(class 1)  mean x1  small blob  spread  in large  in small")
 for name, row in rows.items():
-    print("{:>9}  {:10.3f}  {:7.2f}  {:10.2f}  {:6.2f}  {:6.2f}".format(name, *row))
+    print(f"{name:>9}  {row[0]:10.3f}", line[8:].format(*row[1:]))
 
 # %% tags=["hide-input"]
 with plotting.style():
@@ -1028,21 +1051,24 @@ shown
 # probability of class 1.*
 #
 # Guidance becomes sure of its class by moving away from the other one: the mean of $x_1$ grows, the small blob gets more,
-# the blobs shrink by a fifth. Low temperature knows nothing about the other class. It becomes sure only because
-# it shrinks each blob towards its centre, to a quarter of its spread and below what was ordered, and the small blob is
-# starved: 0.26 where 0.34 was ordered. On images, scaled scores gave blurred samples of low quality, as Ho & Salimans
-# report from [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233); centres of blobs, averages of many pictures,
-# would look like that. And without noise two blobs, too, end in one point:
+# the large blob shrinks by a fifth and the small one by a tenth. Low temperature knows nothing about the other class. It becomes sure only because
+# it shrinks each blob towards its centre, to about a fifth of its spread and below what was ordered, and the small blob
+# is starved: 0.26 where 0.34 was ordered. On images, scaled scores gave blurred samples of low quality, as Ho & Salimans
+# report from [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233); averages of many pictures would look like
+# that. And without noise two blobs, too, end in one point:
 
 # %%
 cold = guidance.tempered(exact.cond, 3.0, schedule)
 even = time_grid(400, schedule)
-frozen = draw(kernels.ddim(cold, schedule), start[:1000], even)
+frozen = draw(kernels.ddim(cold, schedule), start[:300], even)
 centre, size = frozen.mean(0), float((frozen - frozen.mean(0)).norm(dim=1).max())
-print("all 1,000 samples within 1e-6 of ({:.2f}, {:.2f})".format(*centre))
+print("all 300 samples within 1e-6 of ({:.2f}, {:.2f})".format(*centre))
 assert size < 1e-6
 
 # %% [markdown]
+# That is no blob's centre. While the noise is large, everything gathers at the mean of the class, $(1.15, 0)$; then the
+# large blob draws it towards its own centre, $(0.4, -0.6)$, and the noise ends before it is there.
+#
 # (One Gaussian would keep a variance of about $C^\kappa Q^{1 - \kappa}$, here with $Q = e^{20}$ about $e^{-40}$.)
 #
 # ## Deeper: the paper's own words, in $w$ and log-SNR
@@ -1058,7 +1084,7 @@ assert size < 1e-6
 # %%
 w = conventions.guidance_scale(3.0, "gamma", "ho-salimans")
 paper = (1 + w) * told.eps - w * untold.eps
-ours = guidance.classifier_free(learned, gamma=3.0)(x_t, half).eps
+ours = guidance.classifier_free(learned, gamma=3.0)(x_few, half).eps
 torch.testing.assert_close(paper, ours)
 print(f"gamma = 3 is w = {w:g}")
 
@@ -1083,14 +1109,17 @@ for meant, ran in ((2.0, 1.0), (3.0, 4.0)):
 # %%
 away = guidance.classifier_free(learned, gamma=1 - 3.0)
 swapped = told.eps + 3.0 * (untold.eps - told.eps)
-torch.testing.assert_close(swapped, away(x_t, half).eps)
+torch.testing.assert_close(swapped, away(x_few, half).eps)
 flown = draw(kernels.ddim(away, schedule), few, time_grid(50))
 share = mixture.class_log_prob(flown, 1).exp().mean()
-print(f"asked for class 1 with gamma = 3: {share:.0%} are class 1")
-assert share < 0.1
+beyond = (mixture.log_prob(flown) < region_edge(mixture)).double().mean()
+print(f"asked for class 1 with gamma = 3: {share:.0%} are class 1,")
+print(f"{beyond:.0%} lie outside the region of 99 % of all data")
+assert share < 0.1 and beyond > 0.8
 
 # %% [markdown]
-# The samples look fine; they are of the other class. To see it, draw a few of each class.
+# The samples are of the other class and far beyond it, as at $\gamma = -2$ they must be. In the plane you see both; on
+# images you may not see the second. Draw a few of each class.
 #
 # ### The clock
 #
@@ -1262,7 +1291,7 @@ print("after 50 noisy steps the two agree to 1e-10")
 # steps. We draw class 1 without guidance and with exact guesses, and compare the spread with the true one.
 
 # %%
-truth = moments(class_1.sample(200_000, seeded(8))[0], blobs)[2]
+truth = table["target", 1.0][2]
 for count in (5, 20, 100):
     kept = []
     for v in (0.0, 0.3, 1.0):
@@ -1274,8 +1303,8 @@ for count in (5, 20, 100):
 
 # %% [markdown]
 # With five steps the small variance, $v = 0$, loses more than a third of the spread, and $v = 1$ an eighth: this class is
-# about as wide as a standard Gaussian, and the last step adds no noise. With a hundred, $v$ hardly matters (1,500 samples know their spread
-# to about 3 %). The paper used 0.3 for one of its models and 0.2 for the other. It is a repair for few steps.
+# about as wide as a standard Gaussian, and the last step adds no noise. With a hundred, a few percent are lost, and $v$ changes that by three (1,500 samples know their spread
+# to about 2 %). The paper used 0.3 for one of its models and 0.2 for the other. It is a repair for few steps.
 
 # %% [markdown]
 # ### Exercise 11.4 (medium)

@@ -9,7 +9,7 @@ from torch import Tensor
 from difflesson import exercises, guidance, kernels, plane
 from difflesson.denoiser import Denoiser, Pair, network_pair
 from difflesson.mixture import GaussianMixture
-from difflesson.samplers import draw, time_grid
+from difflesson.samplers import draw, sample, time_grid
 from difflesson.schedule import cosine, vp_linear
 from tests.oracles.chapter_cells import names_of
 
@@ -135,6 +135,30 @@ def test_swapped_branches_guide_with_one_minus_gamma():
     assert float((swapped.eps - meant.eps).abs().max()) < 1e-12
 
 
+def edge(mixture: GaussianMixture) -> float:
+    """The log-density around 99 % of the mass."""
+    return float(mixture.log_prob(mixture.sample(20_000, random(40))[0]).quantile(0.01))
+
+
+def test_swapped_branches_give_samples_of_the_other_class_far_beyond_all_data():
+    schedule = cosine()
+    away = guidance.classifier_free(MIXTURE.pair(schedule, 1), -2.0)
+    x = draw(kernels.ddim(away, schedule), normal(500, 41), time_grid(50))
+    assert float(MIXTURE.class_log_prob(x, 1).exp().mean()) < 0.1
+    for region in (MIXTURE, MIXTURE.given(0)):
+        assert float((region.log_prob(x) < edge(region)).double().mean()) > 0.85
+    assert float(x[:, 0].median()) < -4.5
+
+
+@pytest.mark.parametrize("gamma, answers", [(0.0, 1), (1.0, 1), (3.0, 2), (-1.0, 2)])
+def test_two_answers_at_every_scale_but_nought_and_one(gamma, answers):
+    network, given = plane.PlaneNetwork(2).double(), []
+    network.register_forward_hook(lambda module, inputs, output: given.append(len(output)))
+    with torch.no_grad():
+        guidance.classifier_free(network_pair(network, cosine(), 1), gamma)(normal(7), torch.tensor(0.5, dtype=F64))
+    assert given == [7 * answers]
+
+
 def test_hiding_more_labels_leaves_a_higher_floor():
     """Not knowing the label can only add variance, so the loss is lowest where guidance is ruined, at p = 0."""
     schedule, (x0, y), eps = cosine(), MIXTURE.sample(40_000, random(1)), normal(40_000, 2)
@@ -236,6 +260,35 @@ def test_on_data_the_two_errors_bound_the_guided_one_and_the_class_s_share_bound
         ones, every = label == 1, label >= 0
         assert rms(*guided, ones) <= 6 * rms(told, cond, ones) + 5 * rms(untold, uncond, ones) + 1e-9
         assert rms(untold, uncond, ones) <= rms(untold, uncond, every) / math.sqrt(float(ones.double().mean())) + 1e-9
+
+
+def test_nearly_all_of_the_loss_is_its_floor(learned):
+    """The network's distance from the best v, told and not told, against the variance of v that nobody can avoid."""
+    schedule, (x0, label), eps = cosine(), MIXTURE.sample(5000, random(42)), normal(5000, 43)
+    for t in (0.2, 0.5, 0.8):
+        t = torch.tensor(t, dtype=F64)
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        x, v = alpha * x0 + sigma * eps, alpha * eps - sigma * x0
+        for mine, best in zip(learned(x, t), MIXTURE.pair(schedule, 1)(x, t), strict=True):
+            ones = label == 1
+            distance = ((mine.eps - best.eps) / alpha)[ones].square().mean()
+            floor = (alpha * best.eps - sigma * best.x0 - v)[ones].square().mean()
+            assert float(distance) < 0.05 * float(floor)
+
+
+def test_guidance_leaves_class_zero_and_part_of_it_leaves_the_data_of_class_one_too():
+    """With exact fields; there the guided answer itself is larger, so an error may be larger without being worse."""
+    schedule = cosine()
+    guided, times = guidance.classifier_free(MIXTURE.pair(schedule, 1), 6.0), time_grid(50)
+    path, foreign = list(sample(kernels.ddim(guided, schedule), normal(1500, 44), times)), []
+    for k in (10, 25, 40):
+        noisy = MIXTURE.noised(schedule.alpha(times[k]), schedule.sigma(times[k]))
+        foreign.append(float(noisy.class_log_prob(path[k], 0).exp().mean()))
+        outside = noisy.given(1).log_prob(path[k]) < edge(noisy.given(1))
+        assert 0.05 < float(outside.double().mean()) < 0.4
+        size = guided(path[k], times[k]).eps.norm(dim=1)
+        assert float(size[outside].mean()) > 1.3 * float(size[~outside].mean())
+    assert foreign[0] > 0.1 > 10 * foreign[1] > 10 * foreign[2]
 
 
 def test_told_class_one_the_network_is_several_times_worse_where_class_one_has_no_data(learned):
@@ -365,6 +418,52 @@ def test_on_the_mixture_three_samplers_give_three_means_at_gamma_three_and_none_
             assert means[0] > means[1] + 0.2 > means[2] + 0.4 > target + 0.5
             assert min(small) > float(log.softmax(0) @ blobs.class_log_prob(points, 1).exp()) + 0.05
             assert all(within(cloud, blobs) < 0.9 * wide for cloud, wide in zip(clouds, before, strict=True))
+
+
+def test_the_shift_comes_from_early_guidance_and_not_from_coarse_steps():
+    """DDIM with exact fields: gamma = 3 before the middle, after it, all the way; and in half as many steps."""
+    schedule, start = cosine(), normal(2000, 45)
+
+    def mean(gamma, steps=200):
+        guided = guidance.classifier_free(MIXTURE.pair(schedule, 1), gamma)
+        return float(draw(kernels.ddim(guided, schedule), start, time_grid(steps, start=0.99))[:, 0].mean())
+
+    plain, whole = mean(1.0), mean(3.0)
+    early, late = mean(lambda t: 3.0 if t > 0.5 else 1.0), mean(lambda t: 1.0 if t > 0.5 else 3.0)
+    assert early - plain > 0.9 * (whole - plain) and late - plain < 0.25 * (whole - plain)
+    assert abs(mean(3.0, 100) - whole) < 0.03
+
+
+def test_each_blob_shrinks_under_guidance_and_by_more_than_in_the_target():
+    schedule, start, parts = cosine(), normal(3000, 46), MIXTURE.given(1)
+    blobs = GaussianMixture(parts.weights, parts.means, parts.covs)
+
+    def spreads(x: Tensor, weights: Tensor) -> Tensor:
+        owners = weights[:, None] * torch.stack([blobs.class_log_prob(x, k).exp() for k in (0, 1)], 1)
+        owners = owners / owners.sum(0)
+        return (owners * torch.cdist(x, owners.T @ x) ** 2).sum(0)
+
+    axis = torch.linspace(-6, 8, 281, dtype=F64)
+    grid, even = torch.cartesian_prod(axis, axis), torch.full((3000,), 1 / 3000, dtype=F64)
+    target = spreads(grid, (MIXTURE.log_prob(grid) + 3 * MIXTURE.class_log_prob(grid, 1)).softmax(0))
+    guided = guidance.classifier_free(MIXTURE.pair(schedule, 1), 3.0)
+    got = spreads(draw(kernels.ddim(guided, schedule), start, time_grid(200, start=0.99)), even)
+    assert torch.allclose(target, torch.tensor([0.738, 0.574], dtype=F64), atol=2e-3)
+    assert torch.allclose(got, torch.tensor([0.47, 0.42], dtype=F64), atol=0.05)
+
+
+def test_two_cold_blobs_end_in_one_point_between_the_class_s_mean_and_the_larger_blob():
+    schedule = cosine()
+    cold = guidance.tempered(MIXTURE.given(1).denoiser(schedule), 3.0, schedule)
+    times = time_grid(400, schedule)
+    points = list(sample(kernels.ddim(cold, schedule), normal(50, 47), times))
+    noisy = next(k for k, t in enumerate(times) if t < 0.96)
+    middle, end = points[noisy] / schedule.alpha(times[noisy]), points[-1]
+    mean, large = MIXTURE.given(1).weights @ MIXTURE.given(1).means, MIXTURE.given(1).means[0]
+    assert float((middle - mean).norm(dim=1).max()) < 0.02
+    assert float((end - end.mean(0)).norm(dim=1).max()) < 1e-6
+    along = (end.mean(0) - mean) @ (large - mean) / (large - mean).square().sum()
+    assert 0.7 < float(along) < 0.85 and float((end.mean(0) - mean - along * (large - mean)).norm()) < 0.05
 
 
 # ---- the exercises' checkers
