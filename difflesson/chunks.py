@@ -8,6 +8,7 @@ thread takes a chunk from the first operation to the last, and threads meet once
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from threading import Barrier
 
@@ -30,17 +31,28 @@ def chunked(function: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tens
         return _join([function(*part) for part in parts])
     recording = torch.is_grad_enabled() or torch.is_inference_mode_enabled() or torch.is_autocast_enabled("cpu")
     if len(parts) == 1 or recording:
-        torch.set_num_threads(1)  # of this thread of the program; a microsecond
-        try:
+        with one_thread():
             return _join([function(*part) for part in parts])
-        finally:
-            torch.set_num_threads(threads)
 
     def work(part):
         with torch.no_grad():  # a setting of each thread
             return function(*part)
 
     return _join(list(_pool(os.getpid(), threads).map(work, parts)))
+
+
+@contextmanager
+def one_thread():
+    """Inside the `with` block torch splits no operation: for the arithmetic on points between two calls of a network.
+
+    It holds for this thread of the program, and costs a microsecond.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _join(pieces: list[Tensor]) -> Tensor:

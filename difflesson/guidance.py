@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from difflesson.chunks import one_thread
 from difflesson.denoiser import Denoiser, Pair, Prediction, check_labels, expand_label, predict
 from difflesson.parts import Part
 from difflesson.schedule import Schedule, as_time, expand_as
@@ -81,8 +82,10 @@ class tilt(Part):
         if isinstance(scale, float) and scale == 0:
             return prediction
         alpha, sigma = (expand_as(level, x) for level in (self.schedule.alpha(t), self.schedule.sigma(t)))
-        push = scale * checked_gradient(self.grad, x, t)
-        return Prediction(prediction.x0 + sigma**2 / alpha * push, prediction.eps - sigma * push)
+        g = checked_gradient(self.grad, x, t)
+        with one_thread():
+            push = scale * g
+            return Prediction(prediction.x0 + sigma**2 / alpha * push, prediction.eps - sigma * push)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +126,8 @@ class classifier_free(Part):
         if isinstance(scale, float) and scale in (0.0, 1.0):
             return predict(self.pair.cond if scale else self.pair.uncond, x, t)
         cond, uncond = self.pair(x, t)
-        return Prediction(*(u + scale * (c - u) for c, u in zip(cond, uncond, strict=True)))
+        with one_thread():
+            return Prediction(*(u + scale * (c - u) for c, u in zip(cond, uncond, strict=True)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,9 +2,8 @@
 
 They are made from a denoiser, guided or not, and never see a label or a scale; the exact ones are made from a mixture.
 
-Two rules hold for all of them, on every schedule. A step that adds noise runs backwards, `s <= t`; one without noise
-(DDIM with `eta = 0`, Heun, DPM-Solver++, the probability-flow ODE) also runs forwards, from data to noise. And the step
-to the data, `s = 0`, adds no noise: what is asked for there is a clean point. (The exact kernels draw it.)
+Two rules hold on every schedule. A step that adds noise runs backwards, `s <= t`; one without noise (`eta = 0`, Heun,
+DPM-Solver++, `rho = 0`) also runs forwards. And the step to the data, `s = 0`, adds no noise. (The exact ones draw it.)
 """
 
 import math
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from difflesson.chunks import one_thread
 from difflesson.denoiser import Denoiser, predict
 from difflesson.guidance import Gradient, Scale, check_scale, checked_gradient, scale_at
 from difflesson.mixture import GaussianMixture
@@ -22,9 +22,7 @@ from difflesson.schedule import Schedule, as_time
 from difflesson.steps import FullGaussian, Gaussian, ReverseStep, Step
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Step]
-"""`kernel(x, t, s)` with x: (batch, *data) at time t and 0-dim times in [0, 1].
-Any function will do; those of the package are parts (see `difflesson.parts`)."""
-
+"""`kernel(x, t, s)` with x: (batch, *data) and 0-dim times. Any function will do; the package's are `parts`."""
 NO_NOISE = torch.zeros((), dtype=torch.float64)
 VARIANCES = {"small": 0.0, "large": 1.0}  # the two of DDPM, as v
 
@@ -46,9 +44,8 @@ class ddpm(Part):
         var  = small^{1 - v} large^v     [eq-variance-interpolation]
 
     Args: variance: "small" (`v = 0`), the posterior's, right for a single point; "large" (`v = 1`), `sigma_{t|s}^2`,
-    right for standard normal data; or v in [0, 1].
-    Raises: ValueError on another variance.  Source: Ho et al. 2020 (arXiv 2006.11239), eq. 7, section 3.2, algorithm 2;
-    the interpolation: Ho & Salimans 2022 (arXiv 2207.12598), algorithm 2.
+    right for standard normal data; or v in [0, 1].  Raises: ValueError on another variance.
+    Source: Ho et al. 2020 (arXiv 2006.11239), eq. 7 and section 3.2; v: Ho & Salimans 2022 (arXiv 2207.12598).
     """
 
     denoiser: Denoiser
@@ -67,7 +64,9 @@ class ddpm(Part):
         sigma_s, sigma_t = self.schedule.sigma(s), self.schedule.sigma(t)
         keep, pull = alpha_ts * (sigma_s / sigma_t) ** 2, self.schedule.alpha(s) * (sigma_ts / sigma_t) ** 2
         var = posterior_variance(self.schedule, t, s) ** (1 - v) * (sigma_ts**2) ** v
-        return Gaussian(keep * x + pull * predict(self.denoiser, x, t).x0, var * (s > 0))
+        prediction = predict(self.denoiser, x, t)
+        with one_thread():
+            return Gaussian(keep * x + pull * prediction.x0, var * (s > 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +76,9 @@ class ddim(Part):
         mean = alpha_s x0 + sqrt(sigma_s^2 - v) eps,     v = eta^2 sigma_s^2 sigma_{t|s}^2 / sigma_t^2
 
     `eta = 0` is deterministic and solves the probability-flow ODE to first order; `eta = 1` is `ddpm`.
-
     Args: eta: finite, at least 0, and small enough that `v <= sigma_s^2`;  noise_from: another denoiser to take eps
-    from. The step then goes to one clean point with another's noise, as CFG++ does (Chung et al. 2024, arXiv
-    2406.08070): a property of the step, since no single prediction says both.  Raises: ValueError otherwise.
+    from: to one clean point with another's noise, as CFG++ (Chung et al. 2024, arXiv 2406.08070), a property of the
+    step, since no single prediction says both.  Raises: ValueError otherwise.
     Source: Song et al. 2021 (arXiv 2010.02502), eq. 12 and 16.
     """
 
@@ -101,7 +99,8 @@ class ddim(Part):
         x0, eps = predict(self.denoiser, x, t)
         if self.noise_from is not None:
             eps = predict(self.noise_from, x, t).eps
-        return Gaussian(self.schedule.alpha(s) * x0 + rest.clamp_min(0).sqrt() * eps, var * (s > 0))
+        with one_thread():
+            return Gaussian(self.schedule.alpha(s) * x0 + rest.clamp_min(0).sqrt() * eps, var * (s > 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +110,7 @@ class reverse_sde(Part):
         dx = -beta / 2 (x + (1 + rho^2) score) dt + rho sqrt(beta) dW     (time running backwards)
 
     Every `rho` has the same marginals in the limit of small steps: 0 is the probability-flow ODE, 1 Song's SDE.
-
-    Args: rho: finite, at least 0.  Raises: ValueError otherwise.
+    Args: rho: finite, at least 0.  Raises: ValueError otherwise, or where `sigma_t` is 0.
     Source: Song et al. 2021 (arXiv 2011.13456), eq. 6 and 13; Zhang & Chen 2022 (arXiv 2204.13902).
     """
 
@@ -128,8 +126,10 @@ class reverse_sde(Part):
         step, sigma = self.schedule.beta(t) * (t - s), self.schedule.sigma(t)
         if not sigma > 0:
             raise ValueError(f"t must have sigma_t > 0, a score divides by it; got t={float(t)}")
-        score = predict(self.denoiser, x, t).score(sigma)
-        return Gaussian(x + step / 2 * (x + (1 + self.rho**2) * score), self.rho**2 * step * (s > 0))
+        prediction = predict(self.denoiser, x, t)
+        with one_thread():
+            score = prediction.score(sigma)
+            return Gaussian(x + step / 2 * (x + (1 + self.rho**2) * score), self.rho**2 * step * (s > 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,10 +138,9 @@ class heun(Part):
 
         x_s = x_s' + (alpha_s - alpha_t sigma_s / sigma_t) (x0' - x0) / 2,     x0' predicted at x_s' and s
 
-    This is the trapezoidal rule for `d(x / sigma) / d(alpha / sigma) = x0`. The same rule for
-    `d(x / alpha) / d(sigma / alpha) = eps` (Karras et al.) divides by alpha, which is nearly 0 where sampling starts;
-    it is taken for forward steps, which start where sigma is nearly 0. Two evaluations, one in a step to the data.
-    Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 1; the variables of Lu et al. 2022 (arXiv 2211.01095).
+    The trapezoidal rule for `d(x / sigma) / d(alpha / sigma) = x0`. That for `d(x / alpha) / d(sigma / alpha) = eps`
+    divides by alpha, nearly 0 where sampling starts; forward steps, which start where sigma is, take it. Two
+    evaluations, one in a step to the data.  Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 1.
     """
 
     denoiser: Denoiser
@@ -151,15 +150,15 @@ class heun(Part):
         t, s = _times(t, s)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = ((self.schedule.alpha(u), self.schedule.sigma(u)) for u in (t, s))
         here = predict(self.denoiser, x, t)
-        first = alpha_s * here.x0 + sigma_s * here.eps
+        with one_thread():
+            first = alpha_s * here.x0 + sigma_s * here.eps
         if s == 0:
             return Gaussian(first, NO_NOISE)
         there = predict(self.denoiser, first, s)
-        if s <= t:
-            change = (alpha_s - alpha_t * sigma_s / sigma_t) * (there.x0 - here.x0)
-        else:
-            change = (sigma_s - sigma_t * alpha_s / alpha_t) * (there.eps - here.eps)
-        return Gaussian(first + change / 2, NO_NOISE)
+        with one_thread():
+            if s <= t:
+                return Gaussian(first + (alpha_s - alpha_t * sigma_s / sigma_t) / 2 * (there.x0 - here.x0), NO_NOISE)
+            return Gaussian(first + (sigma_s - sigma_t * alpha_s / alpha_t) / 2 * (there.eps - here.eps), NO_NOISE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,9 +167,8 @@ class dpmpp_2m(Remembering):
 
         x_s = (sigma_s / sigma_t) x + alpha_s (1 - e^{-h}) D,     D = x0 + (h / h_last) (x0 - x0_last) / 2
 
-    with h the step in `log(alpha / sigma)`. It is computed as a DDIM step, `alpha_s x0 + sigma_s eps`, plus what D adds
-    to x0: the same number, without the quotient. The first step of a run, and those from or to `sigma = 0`, are DDIM
-    steps. The memory belongs to one run, see `difflesson.parts`.
+    with h the step in `log(alpha / sigma)`; computed as a DDIM step plus what D adds to x0, without the quotient. The
+    first step of a run, and those from or to `sigma = 0`, are DDIM steps. The memory belongs to one run.
     Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2.
     """
 
@@ -184,10 +182,11 @@ class dpmpp_2m(Remembering):
             raise ValueError(f"t must be where this run's last step ended, {float(memory['s'])}, got {float(t)}")
         x0, eps = predict(self.denoiser, x, t)
         h = (self.schedule.log_snr(s) - self.schedule.log_snr(t)) / 2
-        mean = self.schedule.alpha(s) * x0 + self.schedule.sigma(s) * eps
-        if memory and bool(h.isfinite()):
-            slope = h / memory["h"] / 2 * (x0 - memory["x0"])
-            mean = mean - self.schedule.alpha(s) * torch.expm1(-h) * slope
+        with one_thread():
+            mean = self.schedule.alpha(s) * x0 + self.schedule.sigma(s) * eps
+            if memory and bool(h.isfinite()):
+                slope = h / memory["h"] / 2 * (x0 - memory["x0"])
+                mean = mean - self.schedule.alpha(s) * torch.expm1(-h) * slope
         memory |= {"x0": x0, "h": h, "s": s}
         return Gaussian(mean, NO_NOISE)
 
@@ -197,11 +196,10 @@ class shift(Part):
     """Guidance as a shift of the mean: `mean + gamma var grad`.  [eq-mean-shift]
 
     Unlike `tilt` it works on a step, and dies where the step has no variance.
-
     Args: grad: `grad(x, t)`;  gamma: a scale as in `difflesson.guidance`;  at: where the gradient is taken, "x" (at
     x_t) or "mu" (at the mean, the original paper);  time: with which noise level, "t" or "s" (default "t" at x, "s" at
-    mu, where the points belong).
-    Raises: ValueError otherwise.  Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), algorithm 1.
+    mu, where the points belong).  Raises: ValueError otherwise.
+    Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), algorithm 1.
     """
 
     kernel: Kernel
@@ -287,7 +285,7 @@ class moment_matched(exact):
 
 
 def _times(t: float | Tensor, s: float | Tensor, backwards: bool = False) -> tuple[Tensor, Tensor]:
-    """The two times of a step, 0-dim.  Raises: ValueError on more than one each, or if a noisy step runs forwards."""
+    """The times of a step, 0-dim.  Raises: ValueError on more than one each, or if a noisy step runs forwards."""
     t, s = as_time(t), as_time(s, "s")
     if t.dim() or s.dim():
         raise ValueError(f"t and s must be single times, a step takes all points together; got {t} and {s}")

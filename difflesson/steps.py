@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from difflesson.chunks import one_thread
 from difflesson.noise import standard_normal
 
 LOG_TWO_PI = math.log(2 * math.pi)
@@ -57,7 +58,8 @@ class Gaussian:
         """Draw x_s.  Raises: ValueError if a generator is needed (`var > 0`) and there is none."""
         if self.var.device.type == "cpu" and self.var == 0:
             return self.mean
-        return self.mean + self.var.sqrt() * standard_normal(self.mean.shape, self.mean, generator)
+        with one_thread():
+            return self.mean + self.var.sqrt() * standard_normal(self.mean.shape, self.mean, generator)
 
 
 @dataclass(frozen=True)
