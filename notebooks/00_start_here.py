@@ -98,8 +98,8 @@ shown
 
 # %% [markdown]
 # *One seven and one noise, mixed by $\eqref{eq-forward-marginal}$. A diffusion model walks this row from right to left.
-# $p(7)$ is what a classifier trained on noisy digits (the shipped `guide`) says: here, it is sure up to 0.6, and at 0.9 close to
-# the 0.1 of pure guessing.*
+# $p(7)$ is what a classifier trained on noisy digits (the shipped `guide`) says: sure up to 0.6; at 0.9, near the 0.1 of
+# guessing.*
 #
 # Keep three things apart. $\varepsilon$ is the noise that was drawn; who sees only $x_t$ cannot know it. The network
 # *guesses* it, and a guess wears a hat: $\hat\varepsilon_c$ if it knows the label (c for *conditional*),
@@ -167,7 +167,7 @@ with plotting.style():
         plotting.density(below, mixture.given(0).log_prob, (-4.5, 5, -4, 4), colors=plotting.COLOURS["other"], linestyles="solid")
         plotting.density(below, lambda x, gamma=gamma: story(x, gamma), (-4.5, 5, -4, 4), linewidths=1.5)
         below.text(-4.3, -3.3, "the other class", color=plotting.COLOURS["other"], fontsize=8)
-        below.set(xlabel="$x_1$", xlim=(-4.5, 5), ylim=(-3.6, 3.4), xticks=(-4, -2, 0, 2, 4), aspect="equal")
+        below.set(xlabel="$x_1$", xlim=(-4.5, 5), ylim=(-3.6, 3.4), xticks=(-4, -2, 0, 2, 4), yticks=(-2, 0, 2), aspect="equal")
     axes[1, 0].set_ylabel("$x_2$")
     shown = plotting.show(figure, "00_story_and_truth", alt="Above: eight requests for a seven at guidance scales 0, 1, 3 and 8; the sevens become cleaner and bolder. Below: guided samples of a mixture in the plane as dots, the distribution that guidance is said to sample as dashed contours, the other class as green contours on the left. Dots and dashed contours agree at scales 0 and 1; at 3 and 8 the dots leave the contours to the right, away from the other class.")
 shown
@@ -387,7 +387,7 @@ table(names=often_met)
 # %% [markdown]
 # These rows are the line $\eqref{eq-cfg}$; their zeros differ. Two reservations: `diffusers` leaves the line at 1 and below (exercise
 # 0.1), and `guided-diffusion` adds a classifier's gradient, which is on the line if the classifier is exact.
-# `difflesson.conventions` converts them. (CFG++ and CLIP guidance have no single $\gamma$; the whole card is under Deeper.)
+# `difflesson.conventions` converts them. (The whole card is under Deeper.)
 #
 # ### Pitfall: one letter, one unit
 #

@@ -267,7 +267,6 @@ def test_sevens_thicken_also_when_the_half_without_a_label_is_the_average_of_ten
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(600)
 @torch.no_grad()
 def test_digits_of_a_class_spread_less_at_3_than_at_1_in_features_more_than_in_pixels():
     """The page's 300 digits a scale; differences paired by class, ten of them, and their standard errors."""
