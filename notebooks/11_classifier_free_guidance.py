@@ -435,8 +435,8 @@ assert (guess - right).square().mean() < 0.003
 
 # %% [markdown]
 # A loss of one, after training? About a thousandth of it is the network's: the rest nobody can avoid, because $x_t$ does not determine $v$. Hold what the
-# network sees fixed, and average over the rest: for any fixed guess $f$, $\mathbb E \|f - v\|^2 = \|f - \mathbb E v\|^2
-# + \mathbb E\|v - \mathbb E v\|^2$ (the cross term vanishes). If the network sees a label, the best guess $\mathbb E v$
+# network sees fixed, and average over the rest: for any fixed guess $f$, $\mathbb E \|f - v\|^2 = \|f - \mathbb E v\|^2 +
+# \mathbb E\|v - \mathbb E v\|^2$ (the cross term vanishes). If the network sees a label, the best guess $\mathbb E v$
 # is $\mathbb E[v \mid x_t, y]$. If it sees $\varnothing$, the coin has told it nothing, and it is $\mathbb E[v \mid
 # x_t]$. Each case has the probability of its coin:
 #

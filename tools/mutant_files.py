@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tools.equation_labels import MUTANTS
 
-FAST_ONES = 3  # of each file: at twenty-one chapters `make test` then plants some sixty
+FAST_ONES = 2  # of each file: at twenty-one chapters `make test` then plants some sixty
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,7 @@ def test_drawing_a_label_and_then_a_point_of_it_is_drawing_from_all_data():
     assert float((torch.logaddexp(*parts).exp() - MIXTURE.log_prob(GRID).exp()).abs().max()) < 1e-12
 
 
+@pytest.mark.nightly
 def test_without_the_label_the_judge_is_in_doubt_about_many_shapes():
     """24 digits a scale: about one in five at 0, one in sixty at 1."""
     network, judge = checkpoints.load("denoiser").network, checkpoints.load("judge").network

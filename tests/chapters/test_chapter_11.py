@@ -76,6 +76,7 @@ def test_a_step_in_log_snr_is_the_package_s_step_and_bayes_rule(schedule, v):
 
 
 @pytest.mark.equation("eq-variance-interpolation")
+@pytest.mark.nightly
 def test_with_few_steps_a_larger_v_keeps_more_of_the_spread_and_with_many_it_does_not_matter():
     schedule, data = cosine(), gaussian(0.7)
     found = {}
@@ -365,6 +366,7 @@ def test_at_equal_sharpness_guidance_shrinks_the_blobs_a_little_and_low_temperat
 # ---- what gamma above one samples
 
 
+@pytest.mark.nightly
 def test_samplers_agree_at_gamma_one_and_at_no_other_and_none_samples_the_target():
     """Centred Gaussians, C = 0.5 and U = 2, by recursion: noiseless is the geometric mean, the target the harmonic."""
     schedule, times = cosine(), time_grid(1000, start=0.99)
@@ -386,6 +388,7 @@ def test_samplers_agree_at_gamma_one_and_at_no_other_and_none_samples_the_target
             assert ode < 0.4 * ddpm < 0.4 * noisier < 0.4 * target
 
 
+@pytest.mark.nightly
 def test_the_more_noise_the_nearer_to_the_target():
     """The same recursion for rho from 1 to 8; steps short enough for the largest pull."""
     schedule, times = cosine(), time_grid(6000, start=0.99)
