@@ -9,7 +9,10 @@ from pathlib import Path
 from tools.citations import bibliography, faults
 from tools.figures import orphans
 
-COMPANIONS = ("difflesson/exercises/chapter{}.py", "tests/chapters/test_chapter_{}.py", "tests/mutants/{}.toml")
+COMPANIONS = (
+    "difflesson/exercises/chapter{}.py", "tests/chapters/test_chapter_{}.py", "tests/readings/chapter_{}.py",
+    "tests/mutants/{}.toml",
+)  # fmt: skip
 
 
 def problems(root: Path) -> list[str]:

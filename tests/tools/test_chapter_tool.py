@@ -17,7 +17,9 @@ from tools import notebooks
 from tools.chapter import next_steps, slug, start_chapter
 from tools.chapter_parts import missing_parts
 from tools.exercise_cells import find_exercises
+from tools.formula import disagreements
 from tools.pairs import ROOT
+from tools.readings import displayed, fates
 
 TITLE = "When the classifier only knows clean data"
 
@@ -34,11 +36,12 @@ def todos(path: Path, root: Path) -> list[str]:
     return [f"{where}:{number}: still {re.search('TODO.*', line)[0]}" for number, line in lines if "TODO" in line]
 
 
-def test_three_files_are_written(written: list[Path], tmp_path: Path):
+def test_its_files_are_written(written: list[Path], tmp_path: Path):
     assert [path.relative_to(tmp_path).as_posix() for path in written] == [
         "notebooks/12_when_the_classifier_only_knows_clean_data.py",
         "difflesson/exercises/chapter12.py",
         "tests/chapters/test_chapter_12.py",
+        "tests/readings/chapter_12.py",
     ]
     assert not any("@" in line for path in written[:2] for line in path.read_text("utf-8").splitlines())
 
@@ -52,7 +55,7 @@ def test_a_new_chapter_lacks_nothing_but_what_it_marks_as_to_do(written: list[Pa
 
 
 def test_the_exercises_of_a_new_chapter_pass_and_are_fair(written: list[Path]):
-    source, checkers, _ = written
+    source, checkers, *_ = written
     cells = notebooks.cells_of(source)
     checked = {exercise.number: exercise for exercise in runpy.run_path(str(checkers))["EXERCISES"]}
     solved = find_exercises(cells)
@@ -65,11 +68,20 @@ def test_the_exercises_of_a_new_chapter_pass_and_are_fair(written: list[Path]):
         assert defects(checked[exercise.number]) == []
 
 
+def test_the_equation_of_a_new_chapter_is_true_and_mistakes_in_it_are_noticed(written: list[Path]):
+    source, *_, readings = written
+    reading = runpy.run_path(str(readings))["forward_marginal"]
+    (label,) = reading.reads
+    assert disagreements(displayed(source)[label], reading()) == []
+    ends = fates(displayed(source)[label], reading())
+    assert len(ends) >= 5 and "alive" not in ends.values()
+
+
 @pytest.mark.slow
 def test_a_new_chapter_builds_its_tests_pass_and_the_linter_agrees(
     written: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    source, _, tests = written
+    source, _, tests, _ = written
     package = shutil.ignore_patterns("__pycache__", "weights")
     shutil.copytree(ROOT / "difflesson", tmp_path / "difflesson", ignore=package, dirs_exist_ok=True)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -147,13 +159,13 @@ def test_an_awkward_title_makes_a_chapter_that_reads_as_it_was_typed(tmp_path: P
         compile(path.read_text(encoding="utf-8"), path.name, "exec")
 
 
-@pytest.mark.parametrize("left", [0, 1, 2])
+@pytest.mark.parametrize("left", range(4))
 def test_nothing_is_overwritten_when_only_one_of_the_files_is_there(written: list[Path], tmp_path: Path, left: int):
     for index, path in enumerate(written):
         path.unlink() if index != left else path.write_text("mine")
     with pytest.raises(ValueError, match=f"NN=12 is taken, nothing was written: .*{written[left].name}"):
         start_chapter("12", TITLE, root=tmp_path)
-    assert [path.exists() for path in written] == [index == left for index in range(3)]
+    assert [path.exists() for path in written] == [index == left for index in range(4)]
     assert written[left].read_text() == "mine"
 
 
@@ -286,8 +298,9 @@ def test_an_exercise_that_needs_deeper_stands_at_its_end(complete: Path):
 def test_what_is_left_to_do_is_reported_wherever_it_stands_with_its_line(complete: Path, tmp_path: Path):
     tests = tmp_path / "tests" / "chapters" / "test_chapter_07.py"
     checkers = tmp_path / "difflesson" / "exercises" / "chapter07.py"
+    readings = tmp_path / "tests" / "readings" / "chapter_07.py"
     text = complete.read_text(encoding="utf-8")
     complete.write_text(text + "\n# %%\nx = 1  # TODO name it\n", encoding="utf-8")
     found = notebooks.unfinished(complete.parent)["07_mean_shift"]
     assert found[0] == f"notebooks/{complete.name}:{text.count(chr(10)) + 3}: still TODO name it"
-    assert found[1:] == todos(checkers, tmp_path) + todos(tests, tmp_path)
+    assert found[1:] == todos(checkers, tmp_path) + todos(tests, tmp_path) + todos(readings, tmp_path)
