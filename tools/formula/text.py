@@ -28,6 +28,12 @@ def tokens_of(latex: str) -> list[str]:
     return as_operator(braced_fractions(unbraced_scripts(found)))
 
 
+def from_ascii(formula: str) -> str:
+    r"""A docstring's formula as LaTeX: words are commands (`eps_u` is `\eps_u`), `->` is `\to`."""
+    formula = re.sub(r"(?<![A-Za-z\\])[A-Za-z]{2,}", r"\\\g<0>", formula.replace("->", r"\to ").replace("||", r"\|"))
+    return re.sub(r" {3,}|, {2,}", r" \\qquad ", formula)
+
+
 def as_operator(tokens: list[str]) -> list[str]:
     r"""`\begin{cases} a & \text{with probability } p \\ ... \end{cases}` as the operator `\cases(a, p, ...)`."""
     found = []
