@@ -9,7 +9,12 @@ from pathlib import Path
 from tools.citations import bibliography, faults
 from tools.figures import orphans
 
-COMPANIONS = ("difflesson/exercises/chapter{}.py", "tests/chapters/test_chapter_{}.py", "tests/mutants/{}.toml")
+COMPANIONS = (
+    "difflesson/exercises/chapter{}.py",
+    "tests/chapters/test_chapter_{}.py",
+    "tests/claims/{}.toml",
+    "tests/mutants/{}.toml",
+)
 
 
 def problems(root: Path) -> list[str]:
@@ -53,7 +58,7 @@ def line_with(words: str, text: str) -> int:
 
 
 def todos(source: Path) -> list[str]:
-    """What is left to do in a chapter's source, its checkers, its tests and its mutants, with file and line."""
+    """What is left to do in a chapter's source and in the files that go with it, with file and line."""
     root = source.parent.parent
     paths = [source, *(root / name.format(source.name[:2]) for name in COMPANIONS)]
     return [
