@@ -86,7 +86,7 @@ def check(folder: Path) -> dict[str, list[str]]:
 
 
 def unfinished(folder: Path) -> dict[str, list[str]]:
-    """The parts that chapters lack, the claims that nothing proves, and what is still to do in their files, by chapter."""
+    """Parts that chapters lack, claims that nothing proves, what is still to do in their files, by chapter."""
     missing = {
         source.stem: missing_parts(cells_of(source)) + claims.problems(source) + todos(source)
         for source in chapters([], folder)

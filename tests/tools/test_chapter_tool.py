@@ -80,7 +80,8 @@ def test_a_new_chapter_builds_its_tests_pass_and_the_linter_agrees(
     cells = nbformat.read(source.with_suffix(".ipynb"), as_version=4).cells
     said = [output.text for cell in cells if "exercises.check(" in cell.source for output in cell.get("outputs", [])]
     assert said == [f"12.{k} still to do\n" for k in (1, 2, 3)]
-    for command in (["pytest", "-q", "-p", "no:cacheprovider", tests.name], ["ruff", "check", "--no-cache", *written[:3]]):
+    linter = ["ruff", "check", "--no-cache", *written[:3]]
+    for command in (["pytest", "-q", "-p", "no:cacheprovider", tests.name], linter):
         command = [sys.executable, "-m", *command]
         run = subprocess.run(command, cwd=tests.parent, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stdout + run.stderr
