@@ -10,9 +10,12 @@ from tools.citations import bibliography, faults
 from tools.figures import orphans
 
 COMPANIONS = (
-    "difflesson/exercises/chapter{}.py", "tests/chapters/test_chapter_{}.py", "tests/readings/chapter_{}.py",
+    "difflesson/exercises/chapter{}.py",
+    "tests/chapters/test_chapter_{}.py",
+    "tests/readings/chapter_{}.py",
+    "tests/claims/{}.toml",
     "tests/mutants/{}.toml",
-)  # fmt: skip
+)
 
 
 def problems(root: Path) -> list[str]:
@@ -56,7 +59,7 @@ def line_with(words: str, text: str) -> int:
 
 
 def todos(source: Path) -> list[str]:
-    """What is left to do in a chapter's source, its checkers, its tests and its mutants, with file and line."""
+    """What is left to do in a chapter's source and in the files that go with it, with file and line."""
     root = source.parent.parent
     paths = [source, *(root / name.format(source.name[:2]) for name in COMPANIONS)]
     return [

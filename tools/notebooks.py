@@ -8,8 +8,8 @@
     python -m tools.notebooks minutes         print what each layer of the chapters holds, and how long it takes to read
     python -m tools.notebooks run 00          execute a chapter and write nothing
 
-What can be wrong with a pair is in tools/pairs.py, what a chapter must have in tools/chapter_parts.py, what its place
-in the repository asks in tools/house_rules.py.
+What can be wrong with a pair is in tools/pairs.py, what a chapter must have in tools/chapter_parts.py, what proves its
+sentences in tools/claims.py, what its place in the repository asks in tools/house_rules.py.
 
 Two builds of one source give the same bytes: cell ids come from the cells, execution leaves no times, paths
 or widget state, and the kernel starts from a fixed environment with one thread.
@@ -24,7 +24,7 @@ import nbformat
 import typer
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from tools import house_rules, reading_time
+from tools import claims, house_rules, reading_time
 from tools.chapter_parts import missing_parts
 from tools.execution import cpu_of_children, execute
 from tools.exercise_cells import SourceError
@@ -86,8 +86,11 @@ def check(folder: Path) -> dict[str, list[str]]:
 
 
 def unfinished(folder: Path) -> dict[str, list[str]]:
-    """What the chapters still lack of a chapter's parts, and what is still to do in their files, by chapter."""
-    missing = {source.stem: missing_parts(cells_of(source)) + todos(source) for source in chapters([], folder)}
+    """Parts that chapters lack, claims that nothing proves, what is still to do in their files, by chapter."""
+    missing = {
+        source.stem: missing_parts(cells_of(source)) + claims.problems(source) + todos(source)
+        for source in chapters([], folder)
+    }
     return {name: messages for name, messages in missing.items() if messages}
 
 
@@ -112,8 +115,8 @@ def build_command(names: Names = None, force: All = False) -> None:
 
 @app.command("check")
 def check_command() -> None:
-    """Report notebooks that are not what their source and the package give, chapters with parts missing or minutes that
-    are not honest, and what README, bibliography and figures lack; then exit status 1."""
+    """Report notebooks that are not what their source and the package give, chapters with parts missing, minutes that
+    are not honest or claims that nothing proves, and what README, bibliography and figures lack; then exit status 1."""
     drifted, missing, around = check(NOTEBOOKS), unfinished(NOTEBOOKS), house_rules.problems(NOTEBOOKS.parent)
     by_chapter = {name: drifted.get(name, []) + missing.get(name, []) for name in sorted(drifted | missing)}
     report(by_chapter | ({"repository": around} if around else {}))

@@ -257,6 +257,10 @@ def test_the_check_command_exits_with_the_answer(chapter: Path, monkeypatch: pyt
     assert unfinished.exit_code == 1
     assert "00_tiny: has 0 exercises, three is the least" in unfinished.stderr
     monkeypatch.setattr(notebooks, "missing_parts", lambda cells: [])
+    monkeypatch.setattr(notebooks.claims, "problems", lambda source: ["tests/claims/00.toml binds 0 of 3 claims"])
+    unproven = CliRunner().invoke(notebooks.app, ["check"])
+    assert unproven.exit_code == 1 and "00_tiny: tests/claims/00.toml binds 0 of 3 claims" in unproven.stderr
+    monkeypatch.setattr(notebooks.claims, "problems", lambda source: [])
     assert CliRunner().invoke(notebooks.app, ["check"]).exit_code == 0
     monkeypatch.setattr(notebooks.house_rules, "problems", lambda root: ["figures/00_old.png: no cell draws it"])
     around = CliRunner().invoke(notebooks.app, ["check"])
