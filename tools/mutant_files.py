@@ -22,6 +22,7 @@ class Mutant:
     new: str
     why: str
     fast: bool = False
+    cells: bool = False  # the chapter's own cells must notice it as well, not only the tests
     tests: tuple[str, ...] = ()  # files or node ids to run besides the marked ones
 
     @property

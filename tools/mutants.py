@@ -75,10 +75,8 @@ class Recorder:
         self.outcome.failures.append((node.nodeid, getattr(report, "when", "collection"), call.excinfo.typename))
 
 
-def run_tests(job: Job, clean: Path, sender: Connection) -> None:
-    """Run pytest in the clean copy, or with a mutant in a copy of that, and send the outcome."""
-    import pytest
-
+def enter(job, clean: Path) -> None:
+    """Go into the job's folder and import from there: the clean copy, or a copy of that with the mutant in it."""
     if job.mutant is not None:
         shutil.copytree(clean, job.folder)
         target = job.folder / job.mutant.path
@@ -87,6 +85,13 @@ def run_tests(job: Job, clean: Path, sender: Connection) -> None:
     os.chdir(job.folder)
     os.environ["PYTHONPATH"] = str(job.folder)
     sys.path.insert(0, str(job.folder))
+
+
+def run_tests(job: Job, clean: Path, sender: Connection) -> None:
+    """Run pytest in the clean copy, or with a mutant in a copy of that, and send the outcome."""
+    import pytest
+
+    enter(job, clean)
     options = ["-q", "-p", "no:cacheprovider", "--no-header", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     outcome = Outcome()
     with open(LOG, "w", encoding="utf-8") as log:
@@ -102,13 +107,16 @@ def run_tests(job: Job, clean: Path, sender: Connection) -> None:
 # --- in this process ----------------------------------------------------------------------------------------
 
 
-def run_all(jobs: list[Job], clean: Path, workers: int) -> Iterator[tuple[Job, Outcome]]:
-    """Run the jobs, `workers` at a time, and yield each with its outcome when it is done."""
+def run_all(jobs: list, clean: Path, workers: int, run=run_tests) -> Iterator[tuple[Job, Outcome]]:
+    """Run the jobs, `workers` at a time, each in a process of its own, and yield each with its outcome when it is done.
+
+    Args: jobs: with a `folder` and a `mutant`;  run: (job, clean, sender), called in the process.
+    """
     waiting, running = list(jobs), {}
     while waiting or running:
         while waiting and len(running) < workers:
             receiver, sender = CONTEXT.Pipe(duplex=False)
-            process = CONTEXT.Process(target=run_tests, args=(waiting[0], clean, sender))
+            process = CONTEXT.Process(target=run, args=(waiting[0], clean, sender))
             process.start()
             sender.close()
             running[receiver] = (waiting.pop(0), process, time.perf_counter())
