@@ -5,9 +5,10 @@
     python -m tools.cell_mutants -k shift      those with "shift" in the equation's label
     python -m tools.cell_mutants --all         every mutant of each equation: shows which may be marked
 
-A test is one thing, what the reader sees is another: `assert True`, a thousandfold tolerance and a comparison of a thing
-with itself leave every test green. So each equation needs a mutant that an assertion of its own cells notices, run
-after nothing but the statements that they need (tools/cell_slices.py). Without it the same statements must pass.
+A test is one thing, what the reader sees is another: `assert True` or a comparison of a thing with itself leaves every
+test green. So each equation needs a mutant that an assertion of its own cells notices, run after nothing but the
+statements that they need (tools/cell_slices.py). Without it the same statements must pass; with --fast that is left to
+the notebooks' own run.
 """
 
 import ast
@@ -26,9 +27,9 @@ import typer
 from tools.cell_slices import code_cells, equation_slice
 from tools.equation_labels import MUTANTS, shown
 from tools.mutant_files import Mutant, load
-from tools.mutants import HEAVY, ROOT, Outcome, clean_copy, enter, run_all
+from tools.mutants import ROOT, Outcome, clean_copy, enter, run_all
 
-DRAWING = ("matplotlib.pyplot",)
+PRELOADED = ("matplotlib.pyplot", "numpy", "torch.func")  # before forking
 
 
 @dataclass(frozen=True)
@@ -83,32 +84,32 @@ def judge(job: CellJob, outcome: Outcome) -> str:
     return where
 
 
-def wanted(root: Path, every: bool) -> list[CellJob]:
-    """For each numbered equation of each chapter its mutants that are marked, or all; without a folder yet."""
+def equations(root: Path) -> list[tuple[str, str]]:
+    """Each numbered equation on a page: the chapter's path and the label."""
+    return [(chapter.path, equation.label) for chapter in shown(root / "notebooks") for equation in chapter.equations]
+
+
+def wanted(root: Path, pages: list[tuple[str, str]], every: bool = False) -> list[CellJob]:
+    """For each equation on a page its mutants that are marked, or all; a mistake in one chapter's own cell says nothing
+    about another chapter."""
     mutants = [mutant for mutant in load(root / MUTANTS) if mutant.cells or every]
     return [
-        CellJob(root, chapter.path, equation.label, mutant)
-        for chapter in shown(root / "notebooks")
-        for equation in chapter.equations
+        CellJob(root, chapter, label, mutant)
+        for chapter, label in pages
         for mutant in mutants
-        if mutant.equation == equation.label and fits(mutant, chapter.path)
+        if mutant.equation == label and mutant.path.startswith(("difflesson/", chapter))
     ]
-
-
-def fits(mutant: Mutant, chapter: str) -> bool:
-    """A mistake in a chapter's own cell says nothing about another chapter."""
-    return not mutant.path.startswith("notebooks/") or mutant.path == chapter
 
 
 def unmarked(root: Path) -> list[str]:
     """One sentence for each equation on a page for whose cells no mutant is marked."""
-    marked = {(job.chapter, job.label) for job in wanted(root, every=False)}
+    pages = equations(root)
+    marked = {(job.chapter, job.label) for job in wanted(root, pages)}
     return [
-        f"{chapter.path}: {equation.label} has no mutant with `cells = true` in {MUTANTS}: name the wrong formula that "
-        f"the cells below it notice (python -m tools.cell_mutants --all -k {equation.label})"
-        for chapter in shown(root / "notebooks")
-        for equation in chapter.equations
-        if (chapter.path, equation.label) not in marked
+        f"{chapter}: {label} has no mutant with `cells = true` in {MUTANTS}: name the wrong formula that the cells below "
+        f"it notice (python -m tools.cell_mutants --all -k {label})"
+        for chapter, label in pages
+        if (chapter, label) not in marked
     ]
 
 
@@ -118,12 +119,15 @@ def first_fast(jobs: list[CellJob]) -> list[CellJob]:
     return [job for k, job in enumerate(fast) if job.chapter not in [other.chapter for other in fast[:k]]]
 
 
-def plant_all(jobs: list[CellJob], root: Path, workers: int) -> dict[CellJob, str]:
-    """Run the clean cells, then each job; print a line for each. Returns those that were not noticed, and why."""
+def plant_all(jobs: list[CellJob], root: Path, workers: int, clean_too: bool = True) -> dict[CellJob, str]:
+    """Run the clean cells, then each job; print a line for each. Returns those that were not noticed, and why.
+
+    Args: clean_too: false leaves the clean cells out.
+    """
     problems = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         clean = clean_copy(root, Path(scratch).resolve() / "clean")
-        pages = dict.fromkeys((job.chapter, job.label) for job in jobs)
+        pages = dict.fromkeys((job.chapter, job.label) for job in jobs if clean_too)
         broken = {}
         for job, outcome in run_all([CellJob(clean, *page) for page in pages], clean, workers, run_cells):
             if outcome.status != 0:
@@ -155,13 +159,15 @@ def main(
     """Plant wrong formulas and see the chapters' own cells fail; exit status 1 if one does not."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
-        jobs = [job for job in wanted(root, every) if name in job.label]
+        pages = [(chapter, label) for chapter, label in equations(root) if name in label]
+        jobs = wanted(root, pages, every)
         missing = [] if every or fast or name else unmarked(root)
     except ValueError as error:
         sys.exit(f"cell_mutants: {error}")
-    for module in (*HEAVY, *DRAWING):
+    for module in PRELOADED:
         importlib.import_module(module)
-    problems = plant_all(first_fast(jobs) if fast else jobs, root.resolve(), workers)
+    jobs = first_fast(jobs) if fast else jobs
+    problems = plant_all(jobs, root.resolve(), workers, clean_too=not fast)
     for job, problem in problems.items():
         print(f"\n{job.chapter}, {job.label}, {job.mutant.name}: {problem}", file=sys.stderr)
     for sentence in missing:

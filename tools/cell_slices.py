@@ -62,10 +62,13 @@ def code_cells(text: str) -> list[CodeCell]:
 
 
 class Names(ast.NodeVisitor):
-    """The names a piece of code needs from outside (`loads`), binds (`stores`), and changes in place (`touches`)."""
+    """The names a piece of code needs from outside (`loads`), binds (`stores`), and changes in place (`touches`).
+
+    `later`: those of `loads` that a function needs only when it is called.
+    """
 
     def __init__(self, *nodes: ast.AST):
-        self.loads, self.stores, self.touches = set(), set(), set()
+        self.loads, self.stores, self.touches, self.later = set(), set(), set(), set()
         for node in nodes:
             self.visit(node)
 
@@ -117,6 +120,7 @@ class Names(ast.NodeVisitor):
         inner = Names(*nodes)
         own = bound | inner.stores
         self.loads |= inner.loads - own - self.stores
+        self.later |= inner.loads - own
         self.touches |= inner.touches - own - self.stores
 
     def visit_FunctionDef(self, node):
@@ -177,6 +181,7 @@ class Statement:
     cell: int
     names: Names
     asserts: bool
+    equations: tuple[str, ...]  # whose cell it is in
     own: bool = False
 
     @property
@@ -190,7 +195,7 @@ def statements(cells: list[CodeCell]) -> Iterator[Statement]:
     for index, cell in enumerate(cells):
         if not cell.is_exercise:
             for node in cell.tree.body:
-                yield Statement(node, index, Names(node), any(map(is_assertion, ast.walk(node))))
+                yield Statement(node, index, Names(node), any(map(is_assertion, ast.walk(node))), cell.equations)
 
 
 def equation_slice(cells: list[CodeCell], label: str) -> list[Statement]:
@@ -198,17 +203,29 @@ def equation_slice(cells: list[CodeCell], label: str) -> list[Statement]:
 
     The whole of the first code cell is always there. Raises: ValueError if no own cell asserts anything.
     """
-    imported = Names(cells[0].tree).stores if cells else set()
-    needed, used_cells, kept = set(), set(), []
-    for each in reversed(list(statements(cells))):
-        names, own = each.names, each.asserts and label in cells[each.cell].equations
-        is_changed = (names.stores | names.touches - imported) & needed
+    page, missing = list(statements(cells)), set()
+    while True:
+        kept = slice_with(page, label, missing)
+        if not any(each.own for each in kept):
+            raise ValueError(f"no cell between {label} and the next numbered equation or heading asserts anything")
+        bound = set().union(*(each.names.stores for each in kept))
+        later = set().union(*(each.names.later for each in kept)) - bound - missing
+        if not later & set().union(*(each.names.stores for each in page)):
+            return kept
+        missing |= later  # bound between the function that needs it and the call
+
+
+def slice_with(page: list[Statement], label: str, missing: set[str]) -> list[Statement]:
+    """One walk up the page, from the equation's last assertion; `missing`: names that are needed from the start."""
+    imported = set().union(*(each.names.stores for each in page if isinstance(each.node, ast.Import | ast.ImportFrom)))
+    needed, used_cells, kept = set(missing), set(), []
+    for each in reversed(page):
+        names, own = each.names, each.asserts and label in each.equations
+        is_changed = bool(kept) and (names.stores | names.touches - imported) & needed
         if own or is_changed or each.cell == 0 or (each.acts and each.cell in used_cells):
-            kept.append(replace(each, own=own) if own else without_assertions(each))
+            kept.append(replace(each, own=True) if own else without_assertions(each))
             used_cells.add(each.cell)
             needed = (needed - (set() if isinstance(each.node, ast.If) else names.stores)) | names.loads
-    if not any(each.own for each in kept):
-        raise ValueError(f"no cell between {label} and the next numbered equation or heading asserts anything")
     return kept[::-1]
 
 
