@@ -106,8 +106,8 @@ def unmarked(root: Path) -> list[str]:
     pages = equations(root)
     marked = {(job.chapter, job.label) for job in wanted(root, pages)}
     return [
-        f"{chapter}: {label} has no mutant with `cells = true` in {MUTANTS}: name the wrong formula that the cells below "
-        f"it notice (python -m tools.cell_mutants --all -k {label})"
+        f"{chapter}: {label} has no mutant with `cells = true` in {MUTANTS}: name the wrong formula that the cells "
+        f"below it notice (python -m tools.cell_mutants --all -k {label})"
         for chapter, label in pages
         if (chapter, label) not in marked
     ]
@@ -174,9 +174,9 @@ def main(
         print(sentence, file=sys.stderr)
     for chapter in dict.fromkeys(job.chapter for job in jobs):
         of_chapter = [job for job in jobs if job.chapter == chapter]
-        equations = {job.label for job in of_chapter}
-        noticed = equations - {job.label for job in problems if job.chapter == chapter}
-        print(f"{chapter}: {len(noticed)} of {len(equations)} equations, all of their mutants noticed by the cells")
+        labels = {job.label for job in of_chapter}
+        noticed = labels - {job.label for job in problems if job.chapter == chapter}
+        print(f"{chapter}: {len(noticed)} of {len(labels)} equations, all of their mutants noticed by the cells")
     if (problems and not every) or missing:
         raise typer.Exit(1)
 
