@@ -27,7 +27,7 @@ import typer
 from tools.cell_slices import code_cells, equation_slice
 from tools.equation_labels import MUTANTS, shown
 from tools.mutant_files import Mutant, load
-from tools.mutants import ROOT, Outcome, clean_copy, enter, run_all
+from tools.mutants import ROOT, Outcome, broken, clean_copy, enter, run_all
 
 PRELOADED = ("matplotlib.pyplot", "numpy", "torch.func")  # before forking
 
@@ -61,7 +61,7 @@ def run_cells(job: CellJob, clean: Path, sender: Connection) -> None:
         line = frames[0].lineno if frames else 0
         phase = "call" if each is not None and each.own else "setup"
         outcome.status = 1
-        outcome.failures.append((f"{job.chapter}:{line}", phase, type(error).__name__))
+        outcome.failures.append((f"{job.chapter}:{line}", phase, broken(error) or type(error).__name__))
         outcome.output = f"{type(error).__name__}: {error}"[:600]
     outcome.package = getattr(sys.modules.get("difflesson"), "__file__", "") or ""
     sender.send(outcome)

@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -72,7 +73,22 @@ class Recorder:
         self.outcome = outcome
 
     def pytest_exception_interact(self, node, call, report):
-        self.outcome.failures.append((node.nodeid, getattr(report, "when", "collection"), call.excinfo.typename))
+        how = broken(call.excinfo.value) or call.excinfo.typename
+        self.outcome.failures.append((node.nodeid, getattr(report, "when", "collection"), how))
+
+
+def broken(error: BaseException | None) -> str:
+    """The error of broken code that `error` is, comes from, holds or reports in its text; empty if it is none of these.
+
+    So a TypeError is no wrong result, nor is an assertion about a process or a reader's function that raised one.
+    """
+    if error is None:
+        return ""
+    own = next((kind.__name__ for kind in type(error).__mro__ if kind.__name__ in BROKEN_CODE), "")
+    told = re.search(rf"\b({'|'.join(BROKEN_CODE)}): ", str(error))
+    from_others = [error.__cause__, None if error.__suppress_context__ else error.__context__]
+    from_others += getattr(error, "exceptions", ())  # of a group
+    return own or (told[1] if told else "") or next(filter(None, map(broken, from_others)), "")
 
 
 def enter(job, clean: Path) -> None:
