@@ -45,6 +45,7 @@ nightly: setup lint
 	$(PYTEST)
 	$(PY) -m tools.mutants --workers $(WORKERS)
 	$(PY) -m tools.cell_mutants --workers $(WORKERS)
+	$(PY) -m tools.loose_tolerances --workers $(WORKERS)
 
 notebooks: setup
 	$(PY) -m tools.notebooks build
@@ -62,6 +63,7 @@ ledger: setup
 mutants: setup
 	$(PY) -m tools.mutants
 	$(PY) -m tools.cell_mutants
+	$(PY) -m tools.loose_tolerances
 
 book: setup
 	$(PY) -m book.build

@@ -12,6 +12,7 @@ the notebooks' own run.
 """
 
 import ast
+import contextlib
 import importlib
 import os
 import sys
@@ -24,7 +25,7 @@ from typing import Annotated
 
 import typer
 
-from tools.cell_slices import code_cells, equation_slice
+from tools.cell_slices import Statement, code_cells, equation_slice
 from tools.equation_labels import MUTANTS, shown
 from tools.mutant_files import Mutant, load
 from tools.mutants import ROOT, Outcome, broken, clean_copy, enter, run_all
@@ -44,27 +45,37 @@ class CellJob:
 
 def run_cells(job: CellJob, clean: Path, sender: Connection) -> None:
     """In a process of its own: run the equation's slice and send what failed, at which line and how."""
-    os.environ["MPLBACKEND"] = "agg"
     enter(job, clean)
-    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
     outcome = Outcome(status=0)
-    namespace = {"__name__": Path(job.chapter).stem}
-    each = None
     try:
-        for each in equation_slice(code_cells(Path(job.chapter).read_text(encoding="utf-8")), job.label):
-            if each.cell and "plotting" in each.names.loads and "plotting" in namespace:
-                namespace["plotting"].show = lambda *arguments, **options: None
-            code = compile(ast.Module([each.node], []), str(job.folder / job.chapter), "exec")
-            exec(code, namespace)
-    except BaseException as error:  # whatever the mutant makes of it, an exit too
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(job.folder / job.chapter)]
-        line = frames[0].lineno if frames else 0
-        phase = "call" if each is not None and each.own else "setup"
-        outcome.status = 1
-        outcome.failures.append((f"{job.chapter}:{line}", phase, broken(error) or type(error).__name__))
-        outcome.output = f"{type(error).__name__}: {error}"[:600]
+        page = equation_slice(code_cells(Path(job.chapter).read_text(encoding="utf-8")), job.label)
+    except ValueError as error:
+        outcome.status, outcome.output = 1, str(error)
+    else:
+        execute(page, job, outcome, {})
     outcome.package = getattr(sys.modules.get("difflesson"), "__file__", "") or ""
     sender.send(outcome)
+
+
+def execute(page: list[Statement], job: CellJob, outcome: Outcome, namespace: dict) -> None:
+    """Run statements one by one, without output; write into `outcome` what failed."""
+    os.environ["MPLBACKEND"] = "agg"
+    file = str(job.folder / job.chapter)
+    namespace |= {"__name__": Path(job.chapter).stem}
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        for each in page:
+            if each.cell and hasattr(namespace.get("plotting"), "show"):
+                namespace["plotting"].show = lambda *arguments, **options: None
+            try:
+                exec(compile(ast.Module([each.node], []), file, "exec"), namespace)
+            except BaseException as error:  # whatever the mutant makes of it, an exit too
+                lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+                where = f"{job.chapter}:{lines[0] if lines else 0}"
+                how = broken(error) or type(error).__name__
+                outcome.status = 1
+                outcome.failures.append((where, "call" if each.own else "setup", how))
+                outcome.output = f"{type(error).__name__} at {where}: {error}"[:600]
+                return
 
 
 def judge(job: CellJob, outcome: Outcome) -> str:
@@ -77,7 +88,7 @@ def judge(job: CellJob, outcome: Outcome) -> str:
             f"{job.mutant.diff()}\nCompare with what is written out by hand, within a real tolerance."
         )
     if not outcome.failures:
-        raise ValueError("no proper kill, the process died or took too long")
+        raise ValueError(f"no proper kill, the process died or took too long {outcome.output}")
     where, phase, error = outcome.failures[0]
     if phase != "call" or error != "AssertionError":
         raise ValueError(f"no proper kill, {error} at {where}, where an assertion should fail\n{outcome.output}")
@@ -149,6 +160,11 @@ def plant_all(jobs: list[CellJob], root: Path, workers: int, clean_too: bool = T
     return problems
 
 
+def preload(modules: tuple[str, ...]) -> None:
+    for module in modules:
+        importlib.import_module(module)
+
+
 def main(
     fast: Annotated[bool, typer.Option("--fast", help="Only the first fast one of each chapter.")] = False,
     name: Annotated[str, typer.Option("-k", help="Only equations with this in their label.")] = "",
@@ -164,8 +180,7 @@ def main(
         missing = [] if every or fast or name else unmarked(root)
     except ValueError as error:
         sys.exit(f"cell_mutants: {error}")
-    for module in PRELOADED:
-        importlib.import_module(module)
+    preload(PRELOADED)
     jobs = first_fast(jobs) if fast else jobs
     problems = plant_all(jobs, root.resolve(), workers, clean_too=not fast)
     for job, problem in problems.items():

@@ -203,11 +203,22 @@ def equation_slice(cells: list[CodeCell], label: str) -> list[Statement]:
 
     The whole of the first code cell is always there. Raises: ValueError if no own cell asserts anything.
     """
-    page, missing = list(statements(cells)), set()
+    kept = with_needs([replace(each, own=each.asserts and label in each.equations) for each in statements(cells)])
+    if not any(each.own for each in kept):
+        raise ValueError(f"no cell between {label} and the next numbered equation or heading asserts anything")
+    return kept
+
+
+def all_assertions(cells: list[CodeCell]) -> list[Statement]:
+    """Every assertion of a chapter and the statements that they need, in the order of the page."""
+    return with_needs([replace(each, own=each.asserts) for each in statements(cells)])
+
+
+def with_needs(page: list[Statement]) -> list[Statement]:
+    """The statements of a page that are `own`, and those that they need."""
+    missing = set()
     while True:
-        kept = slice_with(page, label, missing)
-        if not any(each.own for each in kept):
-            raise ValueError(f"no cell between {label} and the next numbered equation or heading asserts anything")
+        kept = one_walk(page, missing)
         bound = set().union(*(each.names.stores for each in kept))
         later = set().union(*(each.names.later for each in kept)) - bound - missing
         if not later & set().union(*(each.names.stores for each in page)):
@@ -215,15 +226,15 @@ def equation_slice(cells: list[CodeCell], label: str) -> list[Statement]:
         missing |= later  # bound between the function that needs it and the call
 
 
-def slice_with(page: list[Statement], label: str, missing: set[str]) -> list[Statement]:
-    """One walk up the page, from the equation's last assertion; `missing`: names that are needed from the start."""
+def one_walk(page: list[Statement], missing: set[str]) -> list[Statement]:
+    """One walk up the page, from the last own statement; `missing`: names that are needed from the start."""
     imported = set().union(*(each.names.stores for each in page if isinstance(each.node, ast.Import | ast.ImportFrom)))
     needed, used_cells, kept = set(missing), set(), []
     for each in reversed(page):
-        names, own = each.names, each.asserts and label in each.equations
+        names = each.names
         is_changed = bool(kept) and (names.stores | names.touches - imported) & needed
-        if own or is_changed or each.cell == 0 or (each.acts and each.cell in used_cells):
-            kept.append(replace(each, own=True) if own else without_assertions(each))
+        if each.own or is_changed or each.cell == 0 or (each.acts and each.cell in used_cells):
+            kept.append(each if each.own else without_assertions(each))
             used_cells.add(each.cell)
             needed = (needed - (set() if isinstance(each.node, ast.If) else names.stores)) | names.loads
     return kept[::-1]

@@ -41,7 +41,7 @@ CELLS = {  # number of the chapter: its cell, and what is said of it; empty: not
     "06": ("assert y[4] if y[2] < 4 else True", "no proper kill, IndexError at notebooks/06_a.py:11"),
     "07": ("z = x if y[2] == 4 else undefined\nassert len(z)", "no proper kill, NameError at notebooks/07_a.py:11"),
     "08": ("torch.testing.assert_close(y, x + x)\nassert y[0] == 1", "not judged, its cells fail without a mutant"),
-    "09": ("print(y)", "not judged, its cells fail without a mutant: ValueError: no cell between eq-line"),
+    "09": ("print(y)", "not judged, its cells fail without a mutant: no cell between eq-line"),
     "10": ("z = 1 / float(y[1] - 1)\nassert z", "no proper kill, ZeroDivisionError at notebooks/10_a.py:11"),
 }  # fmt: skip
 MUTANT = """
