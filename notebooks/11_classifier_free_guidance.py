@@ -408,6 +408,8 @@ for name, chosen in (("all", label >= 0), ("null label", hidden)):
     share = (label[chosen] == 1).double().mean()
     error = (share * (1 - share) / chosen.sum()).sqrt()
     print(f"{name:>10}: {chosen.sum()} points, class 1 {share:.3f} +- {error:.3f}")
+    assert abs(share - 0.4) < 3 * error  # as in the data
+assert abs(hidden.double().mean() - 0.2) < 0.01
 
 # %% [markdown]
 # The shares agree within their errors. Now the loss. Our networks predict $v = \alpha_t \varepsilon - \sigma_t x_0$; then $\varepsilon = \sigma_t x_t + \alpha_t v$. With $t$ uniform in $[0, 1]$ and $d$ coordinates,

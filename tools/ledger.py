@@ -5,9 +5,9 @@
 
 A label joins them. It stands in a chapter as `\\label{eq-mean-shift}`, in a docstring of the package as
 `[eq-mean-shift]`, on a test as `@pytest.mark.equation("eq-mean-shift")`, and in tests/mutants/ as the `equation` of a
-wrong formula that the test must notice. Where the code of an equation is a cell of the chapter, the cell begins
-`# [eq-mean-shift]`. What is implemented before its chapter is written waits in book/planned_equations.toml, a list that
-can only get shorter.
+wrong formula that the test must notice, and for one of them the chapter's own cells. Where the code of an equation is a
+cell of the chapter, the cell begins `# [eq-mean-shift]`. What is implemented before its chapter is written waits in
+book/planned_equations.toml, a list that can only get shorter.
 """
 
 import re
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import typer
 
+from tools.cell_mutants import unmarked
 from tools.equation_labels import LABEL, MUTANTS, PLANNED, READINGS, Chapter, Equation, Ledger, Place, read
 from tools.exercise_cells import SourceError
 
@@ -203,7 +204,7 @@ def check_command() -> None:
         ledger = read(ROOT)
     except SourceError as error:
         sys.exit(f"ledger: {error}")
-    found = problems(ledger)
+    found = problems(ledger) + unmarked(ROOT)
     for chapter in ledger.chapters:
         reasons = ledger.unread.get(chapter.number, {})
         reasons |= dict.fromkeys(ledger.readings.get(chapter.number, {}), "read and evaluated")
