@@ -6,6 +6,7 @@ numbers, are left out.
 """
 
 import ast
+import operator
 import re
 from functools import cache
 from pathlib import Path
@@ -18,8 +19,10 @@ from tools.python_cells import parsed
 PRINTED = re.compile(
     r"(?<![\w.^])(?P<sign>-)?(?P<digits>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?(?:e[-+]?\d+)?)(?P<percent>\s?%)?(?![A-Za-z_\d])"
 )
-NAMED = re.compile(r"([A-Za-z]\w*)(?:\s*=\s*|\s+)$")
+NAMED = re.compile(r"([A-Za-z]\w*)(?:\s*=\s*|\s+|\()$")
+HEADER = re.compile(r"\s*([A-Za-z]+)\s\s")  # the first word of a line that stands above columns
 DRAWING = re.compile(r"\b(plotting|panel|axes|figure|left|right|middle|below|above|row)\b")
+SUMS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 SEEDS = {"manual_seed", "seeded", "seed", "split", "Generator"}
 PACKAGE = Path(__file__).resolve().parent.parent / "difflesson"
 
@@ -50,8 +53,10 @@ def looped_over(trees: list[ast.AST]) -> dict[str, set[str]]:
         zipped = isinstance(loop.iter, ast.Call) and getattr(loop.iter.func, "id", "") == "zip" and isinstance(loop.target, ast.Tuple)
         pairs = zip(loop.target.elts, loop.iter.args, strict=False) if zipped else [(loop.target, loop.iter)]
         for target, values in pairs:
-            if isinstance(target, ast.Name) and isinstance(values, ast.Name):
-                found.setdefault(values.id, set()).add(target.id)
+            several = values.elts if isinstance(values, ast.Tuple | ast.List) else [values]
+            for value in several:
+                if isinstance(target, ast.Name) and isinstance(value, ast.Name):
+                    found.setdefault(value.id, set()).add(target.id)
     return found
 
 
@@ -62,10 +67,17 @@ def printed(outputs: list[NotebookNode]) -> list[Evidence]:
         texts.append(output.get("text", "") or data.get("text/markdown", ""))
         if "text/plain" in data and "image/png" not in data and "text/markdown" not in data:
             texts.append(data["text/plain"])
-    return [evidence for text in texts for line in text.splitlines() for evidence in of_line(line)]
+    found = []
+    for text in texts:
+        column = ""  # what the first number of a line is, by the header above
+        for line in text.splitlines():
+            header = HEADER.match(line)
+            column = header[1] if header else column
+            found += of_line(line, column)
+    return found
 
 
-def of_line(line: str) -> list[Evidence]:
+def of_line(line: str, column: str) -> list[Evidence]:
     found = []
     for match in PRINTED.finditer(line):
         digits = match["digits"].replace(",", "")
@@ -74,7 +86,8 @@ def of_line(line: str) -> list[Evidence]:
         if match["percent"]:
             value, decimals = value / 100, decimals + 2
         name = NAMED.search(line[: match.start()])
-        names = frozenset([name[1]]) if name else frozenset()
+        called = name[1] if name else column if not line[: match.start()].strip() else ""
+        names = frozenset([called]) if called else frozenset()
         found.append(Evidence(-value if match["sign"] else value, max(decimals, 0), "output", names))
     return found
 
@@ -100,10 +113,14 @@ def with_parameters(trees: list[ast.AST], known: Parameters) -> Parameters:
 
 
 def number(node: ast.AST) -> float | None:
-    """The value of a constant, with its sign; None for anything else."""
+    """The value of a constant, with its sign, or of an operation on two; None for anything else."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         inner = number(node.operand)
         return None if inner is None else -inner
+    if isinstance(node, ast.BinOp) and type(node.op) in SUMS:
+        left, right = number(node.left), number(node.right)
+        if left is not None and right is not None and (right or not isinstance(node.op, ast.Div)):
+            return SUMS[type(node.op)](left, right)
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         return float(node.value)
     return None
@@ -132,7 +149,7 @@ class Constants(ast.NodeVisitor):
         value = number(node)
         if value is not None:
             self.found.append(Evidence(value, None, "literal", self.names))
-        else:
+        if value is None or isinstance(node, ast.BinOp):
             super().visit(node)
 
     def paired(self, target: ast.AST, value: ast.AST) -> None:
@@ -209,6 +226,8 @@ class Constants(ast.NodeVisitor):
 
     def visit_Subscript(self, node: ast.Subscript) -> None:
         self.visit(node.value)
+        if isinstance(node.slice, ast.Slice) and (number(node.slice.upper) or 0) > 9:  # the first 1,500
+            self.under(node.slice.upper, frozenset())
 
     def visit_Assert(self, node: ast.Assert) -> None:
         pass  # a bound in an assertion is no number that a page may quote; what it equals is, see `asserted`
@@ -230,15 +249,32 @@ def asserted(code: str) -> list[Evidence]:
         if isinstance(statement, ast.Assert):
             for node in ast.walk(statement.test):
                 if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Eq):
-                    sides = [part for side in (node.left, *node.comparators) for part in flat(side)]
-                    found += [value for side in sides if (value := number(side)) is not None]
+                    found += [value for side in (node.left, *node.comparators) for value in values_in(side)]
                 elif isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Lt | ast.LtE):
                     found += distances(node.left)
-    return [Evidence(value, None, "assertion") for value in found]
+        elif isinstance(statement, ast.Call) and getattr(statement.func, "attr", "") == "assert_close":
+            found += [value for argument in statement.args for value in values_in(argument)]
+    return [Evidence(value, None, "assertion") for value in found if value not in (-1, 0, 1)]
 
 
-def flat(node: ast.AST) -> list[ast.AST]:
-    return [leaf for part in node.elts for leaf in flat(part)] if isinstance(node, ast.List | ast.Tuple) else [node]
+def of_tests(text: str) -> list[Evidence]:
+    """What a chapter's test file asserts, and the fractions in it that are compared with something further down."""
+    fractions = [each for each in constants(text, {}) if each.value % 1]
+    return [*asserted(text), *(each._replace(kind="assertion") for each in fractions)]
+
+
+def values_in(node: ast.AST) -> list[float]:
+    """The numbers in a constant, a list, a dictionary, or a tensor of them; none where something is computed."""
+    if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("tensor", "double", "approx"):
+        parts = node.args or [node.func.value]
+    elif isinstance(node, ast.List | ast.Tuple):
+        parts = node.elts
+    elif isinstance(node, ast.Dict):
+        parts = node.values
+    else:
+        value = number(node)
+        return [] if value is None else [value]
+    return [value for part in parts for value in values_in(part)]
 
 
 def distances(node: ast.AST) -> list[float]:

@@ -19,19 +19,20 @@ IN_WORDS = re.compile(rf"(?<![\w.^{{])(?P<sign>[-+−])?(?P<digits>{DIGITS})(?![
 DECIMAL = re.compile(rf"(?<![\w.^_])(?<![\^_]\{{)(?P<sign>[-+])?\s*(?P<digits>\d+\.\d+)")
 VALUE = re.compile(rf"(?P<name>\\?[A-Za-z]+)\s*(?:=|\\approx)\s*(?P<values>[-+]?{DIGITS}(?:\s*,\s*[-+]?{DIGITS})*)\s*(?:,.*)?")
 PLAIN = re.compile(rf"[(\\pm+\-\s]*{DIGITS}(?:(?:,\s*|\s*\\times\s*)[-+]?{DIGITS})*\)?", re.DOTALL)
-PERCENT = re.compile(rf"(?:(?:,| and| or| to)\s+{DIGITS})*\s*(?:\\?%|percent\b)")
+PERCENT = re.compile(rf"(?:(?:,|\s+and|\s+or|\s+to)\s+{DIGITS})*\s*(?:\\?%|percent\b)")
 TOLD_ELSEWHERE = re.compile(
     r"^(?P<fence>```|~~~).*?^(?P=fence)|`[^`\n]*`|\$\$.*?\$\$|<details>.*?</details>|<[^>]*>|^#+ [^\n]*$|\[[^][]*\]\(https?://[^)\s]*\)|(?<=\])\([^)\s]*\)"
     r"|^[ >]*\d+\.(?=\s)|" + STATED.pattern,
     re.MULTILINE | re.DOTALL,
 )
 REFERENCE = re.compile(
-    r"\b(?:[Cc]hapters?|[Ee]xercises?|[Ss]ections?|eqs?\.|[Aa]lgorithms?|number|[Pp]art [IV]+|[IV]+)"
+    r"\b(?:[Cc]hapters?|[Ee]xercises?|[Ss]ections?|eqs?\.|[Aa]lgorithms?|seed|[Pp]art [IV]+|[IV]+)"
     r"\s+\(?\d+(?:\.\d+)?(?:(?:,|\s+to|\s+and)\s+\d+(?:\.\d+)?)*",
 )
 SENTENCE_END = re.compile(r"(?<=[.?!:])[)*\"]*\s+|\n\s*\n|\n(?=[|*]|\d+\. )|\|")
 IN_FRONT = re.compile(r"\b(?:(gamma|kappa|class|label|scales?)(?: is)?|([tpkvw]) =)\s+[-+]?$")
-IN_A_LIST = re.compile(rf"{DIGITS}(?:,|,? and|,? or| to)\s+[-+]?")
+IN_A_LIST = re.compile(rf"{DIGITS}(?:,|,?\s+and|,?\s+or|\s+to)\s+[-+]?")
+COUNTED = re.compile(r"\$?\s+(steps|samples|points|digits|seeds|degrees)\b")
 CALLED = {"class": "label", "scale": "gamma", "scales": "gamma"}
 MATHS = re.compile(r"\$[^$]+\$")
 
@@ -61,9 +62,14 @@ class Number(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        ends = [0, *(match.end() for match in SENTENCE_END.finditer(self.text)), len(self.text)]
+        ends = sentence_ends(self.text)
         first = max(end for end in ends if end <= self.start)
         return " ".join(self.text[first : min(end for end in ends if end > self.start)].split())
+
+
+def sentence_ends(text: str) -> list[int]:
+    """Where a sentence, a paragraph or a row of a table ends; the beginning and the end of the text, too."""
+    return [0, *(match.end() for match in SENTENCE_END.finditer(text)), len(text)]
 
 
 def blank(match: re.Match) -> str:
@@ -84,8 +90,10 @@ def numbers_of(text: str) -> list[Number]:
 
 def name_of(number: Number, before: list[Number]) -> str:
     """What the words before a number call it: gamma in "gamma 3", "scales 0, 1", "$\\gamma = 0$ and 1"."""
-    text = number.text[: number.start].replace("$", "")
-    word = IN_FRONT.search(text)
+    counted = COUNTED.match(number.text, number.start + len(number.digits))
+    if counted:
+        return "steps" if counted[1] == "steps" else ""
+    word = IN_FRONT.search(number.text[: number.start].replace("$", ""))
     if word:
         return CALLED.get(word[1], word[1] or word[2])
     listed = before and IN_A_LIST.fullmatch(number.text[before[-1].start : number.start].replace("$", ""))
@@ -107,7 +115,7 @@ def in_maths(span: re.Match, text: str) -> Iterator[Number]:
 
 def number_at(match: re.Match, offset: int, text: str, name: str = "") -> Number:
     start, end = offset + match.start("digits"), offset + match.end("digits")
-    percent = bool(PERCENT.match(text[end:].lstrip("$")))
+    percent = bool(PERCENT.match(text, end))
     return Number(match["digits"], match["sign"] in ("-", "−"), percent, name, text, start)
 
 

@@ -14,11 +14,15 @@ import nbformat
 
 from tools import evidence
 from tools.evidence import Evidence
+from tools.chapter_parts import CLOSING
 from tools.pairs import NOTEBOOKS, cells_of, notebook_of
-from tools.prose import Number, numbers_of, stated
+from tools.prose import Number, numbers_of, sentence_ends, stated
 
-SECTION = re.compile(r"^## ", re.MULTILINE)
+SECTION = re.compile(r"^## +(?P<title>.+)$", re.MULTILINE)
 CITED = re.compile(r"\]\(https?://")
+CALLED = {"t": {"t", "time", "start", "end", "half", "now", "then", "late", "far"}, "label": {"label", "class"}}
+STRICT = {"gamma", "kappa", "label", "t", "p"}  # who has such a name must be called so in the code
+NEAR = {"gamma", "label"}  # and in the section, where the section has any
 THREE_SHARES = re.compile(r"(\d+), (\d+) and\s+(\d+) ?%")
 CONTOURS = ("50", "90", "99")  # per cent of the mass, in plotting.density
 
@@ -29,6 +33,7 @@ class Page(NamedTuple):
     numbers: list[tuple[int, Number]]
     cells: list[tuple[int, list[Evidence]]]
     contours: frozenset[int]  # the sections that draw some
+    closing: frozenset[int]  # the sections that say again what others have shown
     tested: list[Evidence]
 
 
@@ -41,10 +46,12 @@ def page_of(source: Path) -> Page:
     for cell in notebook_of(source).cells:
         if cell.cell_type == "code":
             by_code.setdefault(cell.source, []).append(outputs.get(cell.id, []))
-    numbers, code, contours, section = [], [], set(), 0
+    numbers, code, contours, closing, section = [], [], set(), set(), 0
     for cell in cells_of(source):
         if cell.cell_type == "markdown":
             starts = [match.start() for match in SECTION.finditer(cell.source)]
+            titles = [match["title"] for match in SECTION.finditer(cell.source)]
+            closing |= {section + i for i, title in enumerate(titles, 1) if title in CLOSING}
             numbers += [(section + sum(start < number.start for start in starts), number) for number in stated(cell)]
             section += len(starts)
         else:
@@ -57,9 +64,9 @@ def page_of(source: Path) -> Page:
                 contours.add(section)
     found = evidence.of_chapter([(text, printed) for _, text, printed in code])
     tests = source.parent.parent / "tests" / "chapters" / f"test_chapter_{source.name[:2]}.py"
-    tested = evidence.asserted(tests.read_text(encoding="utf-8")) if tests.exists() else []
+    tested = evidence.of_tests(tests.read_text(encoding="utf-8")) if tests.exists() else []
     cells = [(section, each) for (section, _, _), each in zip(code, found, strict=True)]
-    return Page(numbers, cells, frozenset(contours), tested)
+    return Page(numbers, cells, frozenset(contours), frozenset(closing), tested)
 
 
 # --- whether a number is bound ------------------------------------------------------------------------------
@@ -72,22 +79,35 @@ def source_of(section: int, number: Number, page: Page) -> str:
     everywhere = [each for _, cell in page.cells for each in cell]
     near = [each for place, cell in page.cells if place == section for each in cell]
     if number.name:
-        called = [[each for each in place if number.name in each.names] for place in (near, everywhere)]
-        return first(number, called[0] or called[1])
-    if not near:  # what is said again, without code of its own: all the numbers of a sentence, from one cell
-        near = everywhere if number.case else [each for cell in cells_with(number, page) for each in cell]
+        names = CALLED.get(number.name, {number.name})
+        called = [[each for each in place if names & each.names] for place in (near, everywhere)]
+        everywhere_too = called[1] if number.name not in NEAR or not called[0] else []
+        bound = first(number, called[0] + everywhere_too)
+        if bound or number.name in STRICT:
+            return bound
     bound = first(number, [each for each in near if each.names or each.kind == "assertion" or not number.case])
     if bound:
         return bound
-    if re.search(r"\.|\d\d\d", number.digits) and first(number, page.tested):
+    together = [other for other in numbers_of(number.text) if other.sentence == number.sentence and is_measured(other)]
+    if section in page.closing or len(together) > 1:  # said again, or of another section: all of a sentence from one cell
+        cells = [cell for _, cell in page.cells if number.case or all(first(other, cell) for other in together)]
+        again = [each for cell in cells for each in cell if each.names or not number.case]
+        if bound := first(number, again):
+            return bound
+    if re.search(r"\.\d|\d\d\d", number.digits) and first(number, page.tested):
         return "assertion"
-    return "citation" if CITED.search(number.sentence) else ""
+    return "citation" if is_cited(number) else ""
 
 
-def cells_with(number: Number, page: Page) -> list[list[Evidence]]:
-    """The cells in which each number of the sentence is found, those apart that name a case."""
-    sentence = [other for other in numbers_of(number.text) if other.sentence == number.sentence and not other.case]
-    return [cell for _, cell in page.cells if all(first(other, cell) for other in sentence)]
+def is_measured(number: Number) -> bool:
+    return not number.case and number.name != "steps"
+
+
+def is_cited(number: Number) -> bool:
+    """Whether a link to its source stands before it in its sentence, or in brackets behind."""
+    before, after = number.text[: number.start], number.text[number.start :]
+    start = max(end for end in sentence_ends(number.text) if end <= number.start)
+    return bool(CITED.search(before[start:]) or re.match(r"[^.;:]*\(\[", after))
 
 
 def contours_at(number: Number) -> tuple[str, ...] | None:
