@@ -95,13 +95,13 @@ with plotting.style():
         seen.append(p_7)
         plotting.show_digits(panel, noisy, columns=1, title=f"$t = {time:g}$\n$p(7) = {p_7:.2f}$")
     torch.testing.assert_close(torch.stack(seen), torch.tensor([1.00, 1.00, 0.99, 0.71, 0.27, 0.14]), atol=0.006, rtol=0)
-    shown = plotting.show(figure, "00_noising", alt="A drawn seven at six times from 0.2 to 0.9: clear at 0.2, still legible at 0.6, lost in noise from 0.8 on. Above each, how surely a classifier sees a 7: 1.00 up to time 0.5, then 0.99, 0.71, 0.27 and 0.14.")
+    shown = plotting.show(figure, "00_noising", alt="A drawn seven at six times from 0.2 to 0.9: clear at 0.2, still legible at 0.6, lost in noise from 0.8 on. Above each, how surely a classifier sees a seven: 1.00 up to time 0.5, then 0.99, 0.71, 0.27 and 0.14.")
 shown
 
 # %% [markdown]
 # *One seven and one noise, mixed by $\eqref{eq-forward-marginal}$. A diffusion model walks this row from right to left.
-# $p(7)$ is what a classifier trained on noisy digits (the shipped `guide`) says: sure up to 0.6; at 0.9, near the 0.1 of
-# guessing.*
+# $p(7)$ is what a classifier trained on noisy digits (the shipped `guide`) says: sure up to 0.6; at 0.9, near
+# guessing, one in ten.*
 #
 # Keep three things apart. $\varepsilon$ is the noise that was drawn; who sees only $x_t$ cannot know it. The network
 # *guesses* it, and a guess wears a hat: $\hat\varepsilon_c$ if it knows the label (c for *conditional*),
@@ -408,7 +408,7 @@ print(f"gamma should be {intended:g}; off by {missing.norm() / late_c.eps.norm()
 
 # %% tags=["remove-cell"]
 missed = [round(10_000 * (1 - curve[gamma]["accuracy"])) for gamma in ("1", "2")]
-assert missed == [86, 0]
+assert missed == [86, 0] and [round(curve[gamma]["digit_fid"], 3) for gamma in ("1", "2")] == [0.062, 0.204]
 
 # %% [markdown]
 # Small in one guess, but compare the rows 2 and 1 of the table: 86 wrong digits in 10,000, not 0; a digit-FID of 0.062,
@@ -618,8 +618,8 @@ for name in ("pixels", "features"):
 # ## Deeper: is it the steps, or the network?
 #
 # *For those who doubt the explanations of the row $\gamma = 0$, and of the push.* Are 16 steps too few without the label?
-# `sampling.generate(network, torch.arange(200) % 10, 0.0, seed=5, steps=64)` (a minute, so not run here) gives digits of
-# which 20.5 % leave the judge in doubt; with `steps=16` it is 17.0 %; each has a standard error of 3 %. It is not the steps.
+# `sampling.generate(network, torch.arange(200) % 10, 0.0, seed=5, steps=64)` (a minute, not run here, but in the tests) gives
+# digits of which 20.5 % leave the judge in doubt; with `steps=16` it is 17.0 %; each has a standard error of 3 %. It is not the steps.
 #
 # There is another way to a guess without the label, exact for best guesses: $\hat\varepsilon_u = \sum_y p_t(y \mid x_t)\,
 # \hat\varepsilon_c^{(y)}$, the average of the ten conditional guesses, weighted by a classifier of noisy digits. Take `guide`:
@@ -647,7 +647,7 @@ for time in (0.5, 0.8, 0.9):
 # 4.5 % (the middle number): there is the push.
 #
 # Does the ink of bold sevens come from that error? Put `by_bayes` in the place of $\hat\varepsilon_u$ (ten sevens, `ddim`, 16
-# steps, noise of seed 3; a minute, not run here, but in the tests). Mean ink, in pixels, is 95.7 at $\gamma = 1$; at 3 and 8 it is 108.0 and
+# steps, noise of seed 3; a minute, not run here, but in the tests). Mean ink, in pixels, is 95.7 at $\gamma = 1$; at $\gamma = 3$ and 8 it is 108.0 and
 # 119.3, paired rises of 12.3 +- 4.0 and 23.6 +- 4.3; with the network's own half, 105.9 and 121.2. So the sevens thicken all the same.
 
 # %% [markdown]

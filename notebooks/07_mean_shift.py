@@ -362,7 +362,7 @@ for name, row in run.items():
     print("{:26s} {:6.3f}      {:6.3f}      {:+.3f}".format(name, *row))
 
 # %% tags=["remove-cell"]
-assert round(float(true[2]), 2) == 0.92
+assert round(float(true[2]), 2) == 0.92 and round(run["exact coefficient, small"][2], 2) == 0.02
 assert run["the exact step"][0] < 0.03 and all(run[f"exact coefficient, {v}"][0] < 0.03 for v in ("small", "large", "learned"))
 cut = {place: 1 - run[f"{place}, small"][0] / run["x_t, t, small"][0] for place in places}
 assert 0.25 < cut["mu, s"] < 0.45 and cut["mu, t"] < 0.1
@@ -457,6 +457,7 @@ excess = {"x_t, t, large": curvature + torch.eye(2), "x_t, t, small": curvature 
 for name, matrix in excess.items():
     torch.testing.assert_close(predicted[name], beta**2 / 4 * matrix.square().sum((1, 2)))
 assert all(abs(losses[name][-1] / float(weights @ predicted[name]) - 1) < 1e-3 for name in predicted)
+assert [round(losses[name][-3] / losses[name][-1]) for name in predicted] == [10, 100, 100]  # steps ten times as long
 
 # %% [markdown]
 # No constant was fitted. Ten times shorter steps cost 10 times less without the shift, 100 times less with it; a Gaussian with the exact mean *and*

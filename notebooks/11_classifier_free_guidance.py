@@ -1319,7 +1319,8 @@ assert round(float(errors[2] * 2**0.5 / truth), 2) == 0.02  # 1,500 of the 3,000
 # %% [markdown]
 # With five steps the small variance, $v = 0$, loses more than a third of the spread, and $v = 1$ an eighth: this class is
 # about as wide as a standard Gaussian, and the last step adds no noise. With a hundred, a few percent are lost, and $v$ changes that by three (1,500 samples know their spread
-# to about 2 %). The paper used 0.3 for one of its models and 0.2 for the other. It is a repair for few steps.
+# to about 2 %). [The paper](https://arxiv.org/abs/2207.12598)
+# used 0.3 for one of its models and 0.2 for the other. It is a repair for few steps.
 
 # %% [markdown]
 # ### Exercise 11.4 (medium)

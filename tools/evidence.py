@@ -9,6 +9,7 @@ import ast
 import operator
 import re
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +43,15 @@ def of_chapter(cells: list[tuple[str, list[NotebookNode]]]) -> list[list[Evidenc
     known = with_parameters(trees, package_parameters())
     found = [[*printed(outputs), *constants(code, known), *asserted(code)] for code, outputs in cells]
     others = looped_over(trees)
-    return [[each._replace(names=each.names.union(*(others.get(name, ()) for name in each.names))) for each in cell] for cell in found]
+
+    def with_others(each: Evidence) -> Evidence:
+        return each._replace(names=each.names.union(*(others.get(name, ()) for name in each.names)))
+
+    return [[with_others(each) for each in cell] for cell in found]
+
+
+def is_zip(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and getattr(node.func, "id", "") == "zip"
 
 
 def looped_over(trees: list[ast.AST]) -> dict[str, set[str]]:
@@ -50,8 +59,9 @@ def looped_over(trees: list[ast.AST]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     loops = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.For | ast.comprehension)]
     for loop in loops:
-        zipped = isinstance(loop.iter, ast.Call) and getattr(loop.iter.func, "id", "") == "zip" and isinstance(loop.target, ast.Tuple)
-        pairs = zip(loop.target.elts, loop.iter.args, strict=False) if zipped else [(loop.target, loop.iter)]
+        pairs = [(loop.target, loop.iter)]
+        if is_zip(loop.iter) and isinstance(loop.target, ast.Tuple):
+            pairs = zip(loop.target.elts, loop.iter.args, strict=False)
         for target, values in pairs:
             several = values.elts if isinstance(values, ast.Tuple | ast.List) else [values]
             for value in several:
@@ -105,10 +115,8 @@ def with_parameters(trees: list[ast.AST], known: Parameters) -> Parameters:
     found = {name: list(names) for name, names in known.items()}
     for node in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
         names = [argument.arg for argument in node.args.args if argument.arg not in ("self", "cls")]
-        old = found.get(node.name, [])
-        found[node.name] = [
-            frozenset(names[i : i + 1]) | (old[i] if i < len(old) else frozenset()) for i in range(max(len(names), len(old)))
-        ]
+        both = zip_longest([{name} for name in names], found.get(node.name, []), fillvalue=())
+        found[node.name] = [frozenset(new).union(old) for new, old in both]
     return found
 
 
@@ -163,7 +171,7 @@ class Constants(ast.NodeVisitor):
 
     def looped(self, target: ast.AST, values: ast.AST) -> None:
         together = (ast.Tuple, ast.List, ast.Set)
-        if isinstance(target, ast.Tuple) and isinstance(values, ast.Call) and getattr(values.func, "id", "") == "zip":
+        if isinstance(target, ast.Tuple) and is_zip(values):
             for name, part in zip(target.elts, values.args, strict=False):
                 self.looped(name, part)
         elif isinstance(values, together):
@@ -243,24 +251,36 @@ def targets(node: ast.AST) -> list[str]:
 
 
 def asserted(code: str) -> list[Evidence]:
-    """What a cell asserts some value to be: `assert round(x, 2) == 0.38`, `assert abs(x - 0.38) < 0.005`."""
+    """What a cell asserts some value to be: `assert round(x, 2) == 0.38`, `assert abs(x - 0.38) < 0.005`,
+    `assert_close(x, torch.tensor([0.38, 1.00]), ...)`. What equals 0 or 1 in an `assert` is a condition, not a value.
+    """
     found = []
-    for statement in ast.walk(parsed(code)):
-        if isinstance(statement, ast.Assert):
-            for node in ast.walk(statement.test):
-                if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Eq):
-                    found += [value for side in (node.left, *node.comparators) for value in values_in(side)]
-                elif isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Lt | ast.LtE):
-                    found += distances(node.left)
-        elif isinstance(statement, ast.Call) and getattr(statement.func, "attr", "") == "assert_close":
-            found += [value for argument in statement.args for value in values_in(argument)]
-    return [Evidence(value, None, "assertion") for value in found if value not in (-1, 0, 1)]
+    for node in ast.walk(parsed(code)):
+        if isinstance(node, ast.Assert):
+            comparisons = [part for part in ast.walk(node.test) if isinstance(part, ast.Compare)]
+            found += [value for part in comparisons for value in compared(part) if value not in (-1, 0, 1)]
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "assert_close":
+            found += [value for argument in node.args for value in values_in(argument)]
+    return [Evidence(value, None, "assertion") for value in found]
+
+
+def compared(node: ast.Compare) -> list[float]:
+    """0.38 of `x == 0.38` and of `abs(x - 0.38) < 0.005`."""
+    if isinstance(node.ops[0], ast.Eq):
+        return [value for side in (node.left, *node.comparators) for value in values_in(side)]
+    if isinstance(node.ops[0], ast.Lt | ast.LtE) and getattr(getattr(node.left, "func", None), "id", "") == "abs":
+        difference = node.left.args[0]
+        if isinstance(difference, ast.BinOp) and isinstance(difference.op, ast.Sub):
+            return values_in(difference.right)
+    return []
 
 
 def of_tests(text: str) -> list[Evidence]:
-    """What a chapter's test file asserts, and the fractions in it that are compared with something further down."""
+    """What a chapter's test file asserts, and the fractions in it, which it compares with something further down. These
+    may have more digits than the page has.
+    """
     fractions = [each for each in constants(text, {}) if each.value % 1]
-    return [*asserted(text), *(each._replace(kind="assertion") for each in fractions)]
+    return [*asserted(text), *(each._replace(kind="assertion", decimals=9) for each in fractions)]
 
 
 def values_in(node: ast.AST) -> list[float]:
@@ -275,12 +295,3 @@ def values_in(node: ast.AST) -> list[float]:
         value = number(node)
         return [] if value is None else [value]
     return [value for part in parts for value in values_in(part)]
-
-
-def distances(node: ast.AST) -> list[float]:
-    """0.38 of `abs(x - 0.38)`."""
-    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "abs" and isinstance(node.args[0], ast.BinOp):
-        difference = node.args[0]
-        if isinstance(difference.op, ast.Sub) and number(difference.right) is not None:
-            return [number(difference.right)]
-    return []

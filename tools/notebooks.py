@@ -24,7 +24,7 @@ import nbformat
 import typer
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from tools import house_rules, reading_time
+from tools import house_rules, prose_numbers, reading_time, readme
 from tools.chapter_parts import missing_parts
 from tools.execution import cpu_of_children, execute
 from tools.exercise_cells import SourceError
@@ -86,8 +86,12 @@ def check(folder: Path) -> dict[str, list[str]]:
 
 
 def unfinished(folder: Path) -> dict[str, list[str]]:
-    """What the chapters still lack of a chapter's parts, and what is still to do in their files, by chapter."""
-    missing = {source.stem: missing_parts(cells_of(source)) + todos(source) for source in chapters([], folder)}
+    """What the chapters still lack of a chapter's parts, what is still to do in their files, and the numbers in their
+    prose that come from nowhere, by chapter."""
+    missing = {
+        source.stem: missing_parts(cells_of(source)) + todos(source) + prose_numbers.problems(source)
+        for source in chapters([], folder)
+    }
     return {name: messages for name, messages in missing.items() if messages}
 
 
@@ -114,7 +118,8 @@ def build_command(names: Names = None, force: All = False) -> None:
 def check_command() -> None:
     """Report notebooks that are not what their source and the package give, chapters with parts missing or minutes that
     are not honest, and what README, bibliography and figures lack; then exit status 1."""
-    drifted, missing, around = check(NOTEBOOKS), unfinished(NOTEBOOKS), house_rules.problems(NOTEBOOKS.parent)
+    drifted, missing = check(NOTEBOOKS), unfinished(NOTEBOOKS)
+    around = house_rules.problems(NOTEBOOKS.parent) + readme.problems(NOTEBOOKS.parent)
     by_chapter = {name: drifted.get(name, []) + missing.get(name, []) for name in sorted(drifted | missing)}
     report(by_chapter | ({"repository": around} if around else {}))
     print(f"notebooks in order: {len(chapters([], NOTEBOOKS))}")

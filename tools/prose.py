@@ -5,6 +5,7 @@ values (`$\\gamma = 3$`, `$-1$`, `$(0.4, -0.6)$`); code, headings, links to pape
 references to a chapter, an exercise, a section, an equation, an algorithm or an issue.
 """
 
+import ast
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,8 +17,9 @@ from tools.reading_time import EXERCISE, STATED
 
 DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?"
 IN_WORDS = re.compile(rf"(?<![\w.^{{])(?P<sign>[-+−])?(?P<digits>{DIGITS})(?![A-Za-z_\d])")
-DECIMAL = re.compile(rf"(?<![\w.^_])(?<![\^_]\{{)(?P<sign>[-+])?\s*(?P<digits>\d+\.\d+)")
-VALUE = re.compile(rf"(?P<name>\\?[A-Za-z]+)\s*(?:=|\\approx)\s*(?P<values>[-+]?{DIGITS}(?:\s*,\s*[-+]?{DIGITS})*)\s*(?:,.*)?")
+DECIMAL = re.compile(r"(?<![\w.^_])(?<![\^_]\{)(?P<sign>[-+])?\s*(?P<digits>\d+\.\d+)")
+VALUES = rf"(?P<values>[-+]?{DIGITS}(?:\s*,\s*[-+]?{DIGITS})*)"
+VALUE = re.compile(rf"(?P<name>\\?[A-Za-z]+)\s*(?:=|\\approx)\s*{VALUES}\s*(?:,.*)?")
 PLAIN = re.compile(rf"[(\\pm+\-\s]*{DIGITS}(?:(?:,\s*|\s*\\times\s*)[-+]?{DIGITS})*\)?", re.DOTALL)
 PERCENT = re.compile(rf"(?:(?:,|\s+and|\s+or|\s+to)\s+{DIGITS})*\s*(?:\\?%|percent\b)")
 TOLD_ELSEWHERE = re.compile(
@@ -31,7 +33,7 @@ REFERENCE = re.compile(
 )
 SENTENCE_END = re.compile(r"(?<=[.?!:])[)*\"]*\s+|\n\s*\n|\n(?=[|*]|\d+\. )|\|")
 IN_FRONT = re.compile(r"\b(?:(gamma|kappa|class|label|scales?)(?: is)?|([tpkvw]) =)\s+[-+]?$")
-IN_A_LIST = re.compile(rf"{DIGITS}(?:,|,?\s+and|,?\s+or|\s+to)\s+[-+]?")
+IN_A_LIST = re.compile(rf"{DIGITS}(?:\$?,?\s+(?:and|or|to)|,)\s+\$?[-+]?")
 COUNTED = re.compile(r"\$?\s+(steps|samples|points|digits|seeds|degrees)\b")
 CALLED = {"class": "label", "scale": "gamma", "scales": "gamma"}
 MATHS = re.compile(r"\$[^$]+\$")
@@ -61,15 +63,24 @@ class Number(NamedTuple):
         return not self.percent and bool(re.fullmatch(r"\d|0\.\d", self.digits))
 
     @property
+    def digit_count(self) -> int:
+        """How many of its digits say something: three in 0.219 and in 200."""
+        return len(self.digits.replace(",", "").lstrip("0.").replace(".", ""))
+
+    @property
+    def sentence_start(self) -> int:
+        return max((match.end() for match in SENTENCE_END.finditer(self.text, 0, self.start)), default=0)
+
+    @property
     def sentence(self) -> str:
-        ends = sentence_ends(self.text)
-        first = max(end for end in ends if end <= self.start)
-        return " ".join(self.text[first : min(end for end in ends if end > self.start)].split())
+        """The sentence around it, or the cell of a table."""
+        end = SENTENCE_END.search(self.text, self.start)
+        return self.text[self.sentence_start : end.end() if end else None]
 
-
-def sentence_ends(text: str) -> list[int]:
-    """Where a sentence, a paragraph or a row of a table ends; the beginning and the end of the text, too."""
-    return [0, *(match.end() for match in SENTENCE_END.finditer(text)), len(text)]
+    @property
+    def paragraph(self) -> str:
+        end = self.text.find("\n\n", self.start)
+        return " ".join(self.text[self.text.rfind("\n\n", 0, self.start) + 1 : end if end >= 0 else None].split())
 
 
 def blank(match: re.Match) -> str:
@@ -85,7 +96,7 @@ def numbers_of(text: str) -> list[Number]:
     named: list[Number] = []
     for number in sorted(found, key=lambda number: number.start):
         named.append(number if number.name else number._replace(name=name_of(number, named)))
-    return [number for number in named if number.digits not in ("0", "1")]
+    return [number for number in named if number.percent or number.negative or number.digits not in ("0", "1")]
 
 
 def name_of(number: Number, before: list[Number]) -> str:
@@ -96,7 +107,7 @@ def name_of(number: Number, before: list[Number]) -> str:
     word = IN_FRONT.search(number.text[: number.start].replace("$", ""))
     if word:
         return CALLED.get(word[1], word[1] or word[2])
-    listed = before and IN_A_LIST.fullmatch(number.text[before[-1].start : number.start].replace("$", ""))
+    listed = before and IN_A_LIST.fullmatch(number.text[before[-1].start : number.start])
     return before[-1].name if listed else ""
 
 
@@ -121,8 +132,6 @@ def number_at(match: re.Match, offset: int, text: str, name: str = "") -> Number
 
 def alt_texts(code: str) -> list[str]:
     """What the figures of a code cell show, in words."""
-    import ast
-
     return [
         keyword.value.value
         for node in ast.walk(parsed(code))

@@ -1,113 +1,180 @@
-"""Each number that a chapter states in words comes from its code: python -m tools.prose_numbers
+"""Each number that a chapter states in words comes from its code. What binds them: python -m tools.prose_numbers
 
-It is found, rounded as it is written, among what the cells of its section print; or it is a constant of their code; or
-a cell, or the chapter's test file, asserts it; or its sentence cites where it is from.
+It is found, rounded as it is written, among what the cells beside its text print, hold as constants, or assert. Far
+from its cell (In practice, Remember) all that a sentence measures comes from one cell. A value that has a name in the
+text, as in "gamma = 3", is one that the code calls so. Else the sentence cites, before the number, where it is from; or
+the paragraph says "in the tests", and the chapter's test file holds it.
+
+What it cannot see: two numbers of one cell exchanged, and a case named for another that is in the code as well.
 """
 
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import nbformat
+from nbformat import NotebookNode
 
 from tools import evidence
-from tools.evidence import Evidence
 from tools.chapter_parts import CLOSING
+from tools.evidence import Evidence
+from tools.exercise_cells import SourceError
 from tools.pairs import NOTEBOOKS, cells_of, notebook_of
-from tools.prose import Number, numbers_of, sentence_ends, stated
+from tools.prose import Number, numbers_of, stated
 
 SECTION = re.compile(r"^## +(?P<title>.+)$", re.MULTILINE)
 CITED = re.compile(r"\]\(https?://")
-CALLED = {"t": {"t", "time", "start", "end", "half", "now", "then", "late", "far"}, "label": {"label", "class"}}
-STRICT = {"gamma", "kappa", "label", "t", "p"}  # who has such a name must be called so in the code
-NEAR = {"gamma", "label"}  # and in the section, where the section has any
+IN_TESTS = "in the tests"  # what a paragraph says whose numbers only the chapter's test file computes
 THREE_SHARES = re.compile(r"(\d+), (\d+) and\s+(\d+) ?%")
 CONTOURS = ("50", "90", "99")  # per cent of the mass, in plotting.density
+CALLED = {"t": {"t", "time", "start", "end", "half", "now", "then", "late", "far"}, "label": {"label", "class"}}
+STRICT = {"gamma", "kappa", "label", "t", "p"}  # who has such a name must be called so in the code
+NEAR = {"gamma", "label", "p"}  # and as near as anything is called so
+KINDS = ("output", "literal", "assertion", "citation")
 
 
-class Page(NamedTuple):
-    """A chapter: its numbers, each with its section; what its cells give, by section; what its tests assert."""
+class Place(NamedTuple):
+    """A number, the number of its section, and the cells beside it: those right before and right after its own."""
 
-    numbers: list[tuple[int, Number]]
-    cells: list[tuple[int, list[Evidence]]]
-    contours: frozenset[int]  # the sections that draw some
-    closing: frozenset[int]  # the sections that say again what others have shown
-    tested: list[Evidence]
+    number: Number
+    section: int
+    beside: frozenset[int]
 
 
-def page_of(source: Path) -> Page:
-    """Raises: SourceError if the source cannot be made into a notebook."""
+class Page:
+    """A chapter: its numbers; what each of its cells gives; what its tests assert.
+
+    Raises: SourceError if the source cannot be made into a notebook.
+    """
+
+    def __init__(self, source: Path):
+        cells, outputs = cells_of(source), outputs_of(source)
+        self.numbers: list[Place] = []
+        self.sections: dict[int, int] = {}  # of each cell
+        self.closing: set[int] = set()  # the sections that say again what others have shown
+        code, section, lacking = {}, 0, False
+        for index, cell in enumerate(cells):
+            titles = list(SECTION.finditer(cell.source)) if cell.cell_type == "markdown" else []
+            for number in stated(cell):
+                above = sum(title.start() < number.start for title in titles)
+                near = beside(index, cells, before=above == 0, after=above == len(titles))
+                self.numbers.append(Place(number, section + above, near))
+            self.closing |= {section + i for i, title in enumerate(titles, 1) if title["title"] in CLOSING}
+            section += len(titles)
+            self.sections[index] = section
+            if cell.cell_type == "code" and not is_exercise(cell):
+                built = (outputs.get(cell.source) or [None]).pop(0)
+                lacking = lacking or built is None
+                code[index] = (cell.source, built or [])
+        self.is_built = not lacking
+        self.cells = dict(zip(code, evidence.of_chapter(list(code.values())), strict=True))
+        self.contours = {self.sections[index] for index, (text, _) in code.items() if "plotting.density" in text}
+        tests = source.parent.parent / "tests" / "chapters" / f"test_chapter_{source.name[:2]}.py"
+        self.tested = evidence.of_tests(tests.read_text(encoding="utf-8")) if tests.exists() else []
+
+    def of(self, cells: Iterable[int]) -> list[Evidence]:
+        return [each for index in sorted(cells) for each in self.cells.get(index, [])]
+
+    @cached_property
+    def everywhere(self) -> list[Evidence]:
+        return self.of(self.cells)
+
+    @cached_property
+    def by_section(self) -> dict[int, list[Evidence]]:
+        found: dict[int, list[Evidence]] = {}
+        for index, section in self.sections.items():
+            found.setdefault(section, []).extend(self.cells.get(index, []))
+        return found
+
+
+def is_exercise(cell: NotebookNode) -> bool:
+    return "exercise" in cell.metadata.get("tags", []) or "exercises.check(" in cell.source
+
+
+def outputs_of(source: Path) -> dict[str, list[list[NotebookNode] | None]]:
+    """By the text of a cell, its outputs in the built notebook, None if it is not there; texts may be alike."""
     target = source.with_suffix(".ipynb")
     built = nbformat.read(target, as_version=4).cells if target.exists() else []
-    outputs = {cell.id: cell.get("outputs", []) for cell in built}
-    by_code = {}
+    by_id, found = {cell.id: cell.get("outputs", []) for cell in built}, {}
     for cell in notebook_of(source).cells:
         if cell.cell_type == "code":
-            by_code.setdefault(cell.source, []).append(outputs.get(cell.id, []))
-    numbers, code, contours, closing, section = [], [], set(), set(), 0
-    for cell in cells_of(source):
-        if cell.cell_type == "markdown":
-            starts = [match.start() for match in SECTION.finditer(cell.source)]
-            titles = [match["title"] for match in SECTION.finditer(cell.source)]
-            closing |= {section + i for i, title in enumerate(titles, 1) if title in CLOSING}
-            numbers += [(section + sum(start < number.start for start in starts), number) for number in stated(cell)]
-            section += len(starts)
-        else:
-            numbers += [(section, number) for number in stated(cell)]
-            if "exercise" in cell.metadata.get("tags", []) or "exercises.check(" in cell.source:
-                continue
-            printed = by_code.get(cell.source) or [[]]
-            code.append((section, cell.source, printed.pop(0)))
-            if "plotting.density" in cell.source:
-                contours.add(section)
-    found = evidence.of_chapter([(text, printed) for _, text, printed in code])
-    tests = source.parent.parent / "tests" / "chapters" / f"test_chapter_{source.name[:2]}.py"
-    tested = evidence.of_tests(tests.read_text(encoding="utf-8")) if tests.exists() else []
-    cells = [(section, each) for (section, _, _), each in zip(code, found, strict=True)]
-    return Page(numbers, cells, frozenset(contours), frozenset(closing), tested)
+            found.setdefault(cell.source, []).append(by_id.get(cell.id))
+    return found
+
+
+def beside(index: int, cells: list[NotebookNode], before: bool, after: bool) -> frozenset[int]:
+    """The code cells between cell `index` and the Markdown cells before and after it, on the sides asked for."""
+    found = {index}
+    for step, wanted in ((-1, before), (1, after)):
+        place = index + step
+        while wanted and 0 <= place < len(cells) and cells[place].cell_type == "code":
+            found.add(place)
+            place += step
+    return frozenset(found)
 
 
 # --- whether a number is bound ------------------------------------------------------------------------------
 
 
-def source_of(section: int, number: Number, page: Page) -> str:
-    """What binds a number: "output", "literal", "assertion", "citation"; "" if nothing does."""
-    if section in page.contours and (shares := contours_at(number)):
+def source_of(place: Place, page: Page) -> str:
+    """What binds a number, one of `KINDS`; "" if nothing does."""
+    number = place.number
+    if is_cited(number):
+        return "citation"
+    if place.section in page.contours and (shares := contours_at(number)):
         return "literal" if shares == CONTOURS else ""
-    everywhere = [each for _, cell in page.cells for each in cell]
-    near = [each for place, cell in page.cells if place == section for each in cell]
+    near, section = page.of(cells_for(place, page)), page.by_section.get(place.section, [])
     if number.name:
-        names = CALLED.get(number.name, {number.name})
-        called = [[each for each in place if names & each.names] for place in (near, everywhere)]
-        everywhere_too = called[1] if number.name not in NEAR or not called[0] else []
-        bound = first(number, called[0] + everywhere_too)
+        bound = named(number, (near, section, page.everywhere))
         if bound or number.name in STRICT:
             return bound
-    bound = first(number, [each for each in near if each.names or each.kind == "assertion" or not number.case])
-    if bound:
-        return bound
-    together = [other for other in numbers_of(number.text) if other.sentence == number.sentence and is_measured(other)]
-    if section in page.closing or len(together) > 1:  # said again, or of another section: all of a sentence from one cell
-        cells = [cell for _, cell in page.cells if number.case or all(first(other, cell) for other in together)]
-        again = [each for cell in cells for each in cell if each.names or not number.case]
-        if bound := first(number, again):
-            return bound
-    if re.search(r"\.\d|\d\d\d", number.digits) and first(number, page.tested):
-        return "assertion"
-    return "citation" if is_cited(number) else ""
+    bound = first(number, near)
+    if not bound:  # three digits, or an assertion, are found by no chance
+        bound = first(number, [each for each in section if each.kind == "assertion" or number.digit_count > 2])
+    if not bound and (place.section in page.closing or (len(together(number)) > 1 and not number.case)):
+        bound = again(number, page)
+    if not bound and not number.case and IN_TESTS in number.paragraph:
+        bound = first(number, page.tested)
+    return bound
 
 
-def is_measured(number: Number) -> bool:
-    return not number.case and number.name != "steps"
+def cells_for(place: Place, page: Page) -> Iterable[int]:
+    """The cells beside a number; for one that names a case, those of them that give all that its sentence measures."""
+    others = together(place.number) if place.number.case else []
+    those = [index for index in place.beside if all(first(other, page.cells.get(index, [])) for other in others)]
+    return those or place.beside
+
+
+def named(number: Number, levels: tuple[list[Evidence], ...]) -> str:
+    """What binds a number that is called by a name: something of that name, as near as there is any."""
+    names = CALLED.get(number.name, {number.name})
+    called = [[each for each in level if names & each.names] for level in levels]
+    if number.name in NEAR:
+        called = [next(filter(None, called), [])]
+    return next(filter(None, (first(number, level) for level in called)), "")
+
+
+def together(number: Number) -> list[Number]:
+    """The numbers of its sentence that measure something."""
+    return [other for other in numbers_of(number.sentence) if not other.case and other.name != "steps"]
+
+
+def again(number: Number, page: Page) -> str:
+    """What binds a number that is said far from its cell: all that is measured in its sentence comes from one cell."""
+    if number.case:
+        return first(number, page.everywhere)
+    others = together(number)
+    cells = [cell for cell in page.cells.values() if all(first(other, cell) for other in others)]
+    return first(number, [each for cell in cells for each in cell])
 
 
 def is_cited(number: Number) -> bool:
-    """Whether a link to its source stands before it in its sentence, or in brackets behind."""
-    before, after = number.text[: number.start], number.text[number.start :]
-    start = max(end for end in sentence_ends(number.text) if end <= number.start)
-    return bool(CITED.search(before[start:]) or re.match(r"[^.;:]*\(\[", after))
+    """Whether a link stands before it in its sentence."""
+    return bool(CITED.search(number.text[number.sentence_start : number.start]))
 
 
 def contours_at(number: Number) -> tuple[str, ...] | None:
@@ -116,20 +183,82 @@ def contours_at(number: Number) -> tuple[str, ...] | None:
     return next((match.groups() for match in lists), None)
 
 
-def first(number: Number, candidates: list[Evidence]) -> str:
-    kinds = {each.kind for each in candidates if matches(number, each)}
+def first(number: Number, candidates: Iterable[Evidence]) -> str:
+    """The kind of what gives the number. A case is found only where it is named, or asserted."""
+    kinds = {
+        each.kind
+        for each in candidates
+        if matches(number, each) and (each.names or each.kind == "assertion" or not number.case)
+    }
     return next((kind for kind in ("assertion", "output", "literal") if kind in kinds), "")
 
 
 def matches(number: Number, each: Evidence) -> bool:
     """Whether `number` is this value, rounded as it is written."""
-    value, decimals, digits = number.value, number.decimals, number.digits.replace(",", "")
+    value, decimals = number.value, number.decimals
     if number.percent:
         value, decimals = value / 100, decimals + 2
-    elif each.kind == "literal":
-        return each.value == value and digits == f"{abs(value):.12g}"  # the shortest way to write it: 0.5, 200
-    if re.match(r"0\d", digits) or (each.decimals is not None and each.decimals < decimals):
+    if abs(each.value - value) > 0.5 * 10.0**-decimals + 1e-9:
         return False
-    if number.case or each.decimals is None:
-        return abs(each.value - value) < 1e-9
-    return abs(each.value - value) <= 0.5 * 10.0**-decimals + 1e-9
+    plain = number.digits.replace(",", "")
+    if each.kind == "literal" and not number.percent:
+        return each.value == value and plain == f"{abs(value):.12g}"  # the shortest way to write it: 0.5, 200
+    if re.match(r"0\d", plain) or (each.decimals is not None and each.decimals < decimals):
+        return False
+    if number.case and not number.name and each.decimals not in (None, decimals):
+        return False
+    rounded = not number.case and each.decimals is not None
+    return rounded or abs(each.value - value) < 1e-9
+
+
+# --- what to do -----------------------------------------------------------------------------------------------
+
+
+def problems(source: Path) -> list[str]:
+    """The numbers in the prose of a chapter that nothing gives, with file and line.
+
+    A chapter whose code has changed since it was built has none yet: that it is stale is said elsewhere.
+    """
+    try:
+        page = Page(source)
+    except (SourceError, ValueError):  # no notebook can be made, or the built one cannot be read
+        return []
+    if not page.is_built:
+        return []
+    unbound = (place.number for place in page.numbers if not source_of(place, page))
+    return [f"notebooks/{source.name}:{line_of(number, source)}: {sentence_on(number)}" for number in unbound]
+
+
+def sentence_on(number: Number) -> str:
+    nothing = "no cell beside it prints, holds or asserts this number"
+    if number.name in STRICT:
+        nothing = f"nothing that the code calls {number.name} has this value"
+    places = f", {number.decimals}" if number.decimals else ""
+    form = f"assert round(value{places}) == {number.digits.replace(',', '')}"
+    text = " ".join(number.sentence.split())
+    return f'{number.digits} in "{text}": {nothing}. Print it, or {form}, or cite its source'
+
+
+def line_of(number: Number, source: Path) -> int:
+    """The line of the source in which the number stands."""
+    first, last = number.text.rfind("\n", 0, number.start) + 1, number.text.find("\n", number.start)
+    line = number.text[first : last if last >= 0 else None]
+    lines = source.read_text(encoding="utf-8").splitlines()
+    return next((place for place, text in enumerate(lines, 1) if line in text), 0)
+
+
+def table(sources: list[Path]) -> str:
+    """For each chapter: the numbers in its prose, and what binds them."""
+    rows = [f"{'chapter':34}{'numbers':>9}" + "".join(f"{kind:>11}" for kind in (*KINDS, "nothing"))]
+    for source in sources:
+        page = Page(source)
+        counts = Counter(source_of(place, page) for place in page.numbers)
+        rows.append(f"{source.stem:34}{len(page.numbers):9}" + "".join(f"{counts[kind]:11}" for kind in (*KINDS, "")))
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table(sorted(NOTEBOOKS.glob("[0-9][0-9]_*.py"))))
+    found = [problem for source in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.py")) for problem in problems(source)]
+    print("\n".join(found))
+    sys.exit(bool(found))
