@@ -13,11 +13,12 @@ from difflib import unified_diff
 from pathlib import Path
 from textwrap import fill
 
-from tools.pairs import ROOT, cells_of
-from tools.reading_time import stated
+from tools.pairs import ROOT
+from tools.reading_time import STATED
 
 WEIGHTS = "difflesson/digits/weights"
 BEGIN, END = "<!-- from the cards, by python -m tools.readme write -->", "<!-- end of what is from the cards -->"
+TIMES = STATED.pattern.replace("^", "^# ", 1)  # in a source, where Markdown is a comment
 ROW = re.compile(
     r"^(?P<start>\|.*\]\(notebooks/(?P<name>\w+)\.ipynb\).*\| )(?P<minutes>[^|]*)(?P<end> \|)$", re.MULTILINE
 )
@@ -39,11 +40,11 @@ def expected(root: Path) -> str:
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"README.md needs the line {BEGIN!r}, and after it the line {END!r}, each once")
     before, after = text[: text.index(BEGIN)], text[text.index(END) :]
-    times = {source.stem: stated(cells_of(source)) for source in sorted((root / "notebooks").glob("[0-9][0-9]_*.py"))}
 
     def row(match: re.Match) -> str:
-        time = times.get(match["name"])
-        minutes = match["minutes"] if time is None else ", ".join(str(part) for part in time if part is not None)
+        source = root / "notebooks" / f"{match['name']}.py"
+        time = re.search(TIMES, source.read_text(encoding="utf-8"), re.MULTILINE) if source.exists() else None
+        minutes = ", ".join(filter(None, time.groups())) if time else match["minutes"]
         return match["start"] + minutes + match["end"]
 
     return ROW.sub(row, f"{before}{BEGIN}\n\n{networks(root / WEIGHTS)}\n\n{after}")
