@@ -22,9 +22,8 @@ from nbformat import NotebookNode
 from tools import evidence
 from tools.chapter_parts import CLOSING
 from tools.evidence import Evidence
-from tools.exercise_cells import SourceError
-from tools.pairs import NOTEBOOKS, cells_of, notebook_of
-from tools.prose import Number, numbers_of, stated
+from tools.pairs import NOTEBOOKS, cells_of
+from tools.prose import Number, alt_texts, numbers_of, stated
 
 SECTION = re.compile(r"^## +(?P<title>.+)$", re.MULTILINE)
 CITED = re.compile(r"\]\(https?://")
@@ -46,10 +45,7 @@ class Place(NamedTuple):
 
 
 class Page:
-    """A chapter: its numbers; what each of its cells gives; what its tests assert.
-
-    Raises: SourceError if the source cannot be made into a notebook.
-    """
+    """A chapter: its numbers; what each of its cells gives; what its tests assert."""
 
     def __init__(self, source: Path):
         cells, outputs = cells_of(source), outputs_of(source)
@@ -67,7 +63,7 @@ class Page:
             section += len(titles)
             self.sections[index] = section
             if cell.cell_type == "code" and not is_exercise(cell):
-                built = (outputs.get(cell.source) or [None]).pop(0)
+                built = (outputs.get(without_alt(cell.source)) or [None]).pop(0)
                 lacking = lacking or built is None
                 code[index] = (cell.source, built or [])
         self.is_built = not lacking
@@ -95,15 +91,20 @@ def is_exercise(cell: NotebookNode) -> bool:
     return "exercise" in cell.metadata.get("tags", []) or "exercises.check(" in cell.source
 
 
-def outputs_of(source: Path) -> dict[str, list[list[NotebookNode] | None]]:
-    """By the text of a cell, its outputs in the built notebook, None if it is not there; texts may be alike."""
-    target = source.with_suffix(".ipynb")
-    built = nbformat.read(target, as_version=4).cells if target.exists() else []
-    by_id, found = {cell.id: cell.get("outputs", []) for cell in built}, {}
-    for cell in notebook_of(source).cells:
+def outputs_of(source: Path) -> dict[str, list[list[NotebookNode]]]:
+    """The outputs in the built notebook by the text of their cells, of which several may be alike."""
+    target, found = source.with_suffix(".ipynb"), {}
+    for cell in nbformat.read(target, as_version=4).cells if target.exists() else []:
         if cell.cell_type == "code":
-            found.setdefault(cell.source, []).append(by_id.get(cell.id))
+            found.setdefault(without_alt(cell.source), []).append(cell.get("outputs", []))
     return found
+
+
+def without_alt(code: str) -> str:
+    """A cell without the words of its alt texts: to change these changes no output."""
+    for text in alt_texts(code):
+        code = code.replace(text, "")
+    return code
 
 
 def beside(index: int, cells: list[NotebookNode], before: bool, after: bool) -> frozenset[int]:
@@ -221,7 +222,7 @@ def problems(source: Path) -> list[str]:
     """
     try:
         page = Page(source)
-    except (SourceError, ValueError):  # no notebook can be made, or the built one cannot be read
+    except ValueError:  # the built notebook cannot be read, which is said elsewhere, too
         return []
     if not page.is_built:
         return []

@@ -162,6 +162,12 @@ def test_the_alt_text_of_a_figure_and_its_caption_are_read(chapter):
     assert len(problems(chapter("*It goes 0.22 far.*"))) == 1
 
 
+def test_an_alt_text_that_was_changed_since_the_build_is_read(chapter):
+    source = chapter(code='shown = plotting.show(figure, "00_walk", alt="It goes 0.21 far.")')
+    source.write_text(source.read_text(encoding="utf-8").replace("0.21 far", "0.22 far"), encoding="utf-8")
+    assert len(problems(source)) == 1
+
+
 def test_what_is_said_again_comes_from_one_cell(chapter):
     assert problems(chapter(later="It goes from 0.214 to 1.386.")) == []
     assert len(problems(chapter(later="It goes from 0.214 to 0.77."))) == 2
