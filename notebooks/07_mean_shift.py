@@ -47,7 +47,7 @@ truth = kernels.exact(mixture, noise, label)  # one step, given the label
 # %% tags=["hide-input"]
 here, now = torch.tensor([[-0.9, 0.2]], dtype=torch.float64), 0.3
 slope = mixture.noised(noise.alpha(now), noise.sigma(now)).class_gradient(here, label)[0]
-usual = kernels.ddpm(mixture.denoiser(noise), noise)
+usual, way = kernels.ddpm(mixture.denoiser(noise), noise), []
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 3, figsize=(7.4, 2.9), sharex=True, sharey=True)
     for panel, then in zip(axes, (0.27, 0.21, 0.12), strict=True):
@@ -58,12 +58,14 @@ with plotting.style():
                 colors=plotting.COLOURS[colour], linestyles=line, linewidths=0.9,
             )
         orange = grey.mean[0] + usual(here, now, then).var * slope
+        way.append(round(float((orange - grey.mean[0]).norm() / (black.mean[0] - grey.mean[0]).norm()), 2))
         ray = torch.stack([grey.mean[0], grey.mean[0] + 2 * slope])
         panel.plot(*ray.T, color=plotting.COLOURS["guided"], linewidth=0.9)
         for dot, colour, size in ((grey.mean[0], "unconditional", 5.5), (black.mean[0], "truth", 9), (orange, "guided", 5)):
             panel.plot(*dot, "o", color=plotting.COLOURS[colour], markersize=size, markeredgecolor="white", markeredgewidth=0.6)
         panel.set(xlabel="$x_1$", aspect="equal", title=f"from $t = 0.3$ to $s = {then}$")
     axes[0].set_ylabel("$x_2$")
+    assert way == [0.80, 0.48, 0.16]
     for text, where, colour in (("without the label", (-3.5, 2.4), "unconditional"), ("given class 1", (-3.5, 1.9), "truth"),
                                 ("gradient", (0.55, -1.5), "guided"), ("small variance", (0.0, 1.9), "guided")):
         axes[0].text(*where, text, color=plotting.COLOURS[colour], fontsize=8)
@@ -299,6 +301,7 @@ with plotting.style():
     panel.text(0.44, 0.9, "large variance", color=plotting.COLOURS["conditional"])
     panel.text(0.22, 0.5, "small variance", color=plotting.COLOURS["guided"])
     panel.set(xlabel="time $t$ (0 is data)", ylabel="fraction of the exact shift", ylim=(0, 1.12), xlim=(0, 1.0))
+    assert round(max(share for _, share in fractions(noise, 25, "small")), 1) == 0.8
     shown = plotting.show(figure, "07_coefficient", alt="Fraction of the exact shift over time for the large and the small variance. With 25 steps both start at two thirds at t = 1; the large one rises to one at t = 0, the small one to 0.8 and then falls below one third. With 250 steps both are near one, but the small one falls steeply at the very end.")
 shown
 
@@ -359,6 +362,7 @@ for name, row in run.items():
     print("{:26s} {:6.3f}      {:6.3f}      {:+.3f}".format(name, *row))
 
 # %% tags=["remove-cell"]
+assert round(float(true[2]), 2) == 0.92 and round(run["exact coefficient, small"][2], 2) == 0.02
 assert run["the exact step"][0] < 0.03 and all(run[f"exact coefficient, {v}"][0] < 0.03 for v in ("small", "large", "learned"))
 cut = {place: 1 - run[f"{place}, small"][0] / run["x_t, t, small"][0] for place in places}
 assert 0.25 < cut["mu, s"] < 0.45 and cut["mu, t"] < 0.1
@@ -453,6 +457,7 @@ excess = {"x_t, t, large": curvature + torch.eye(2), "x_t, t, small": curvature 
 for name, matrix in excess.items():
     torch.testing.assert_close(predicted[name], beta**2 / 4 * matrix.square().sum((1, 2)))
 assert all(abs(losses[name][-1] / float(weights @ predicted[name]) - 1) < 1e-3 for name in predicted)
+assert [round(losses[name][-3] / losses[name][-1]) for name in predicted] == [10, 100, 100]  # steps ten times as long
 
 # %% [markdown]
 # No constant was fitted. Ten times shorter steps cost 10 times less without the shift, 100 times less with it; a Gaussian with the exact mean *and*
@@ -499,6 +504,7 @@ x, w = divergence.mixture_nodes(noised(mixture.given(label), noise, times[-2]))
 wide = float(w @ truth(x, *times[-2:]).cov.diagonal(dim1=1, dim2=2).mean(1))
 used = float(kernels.posterior_variance(noise, *times[-2:]))
 ratio = wide / used
+assert round(wide - used, 2) == 0.02
 print(f"last step: true variance {wide:.3f}, small variance {used:.4f}, ratio {ratio:.0f}")
 print(f"variance of the blobs along their axes: {float(mixture.variances.min()):.2f} to {float(mixture.variances.max()):.2f}")
 narrow, broad = ratio - 1 - math.log(ratio), 1 / ratio - 1 + math.log(ratio)
@@ -529,6 +535,8 @@ for name, rows in pitfall.items():
 
 # %% tags=["remove-cell"]
 wrong, good = pitfall["standard deviation"], pitfall["variance"]
+three = (points.mean(0) - true[0]).norm(), run["x_t, t, large"][0], good[1][0]
+assert [round(float(off), 2) for off in three] == [0.13, 0.10, 0.12]
 assert wrong[0][0] < good[0][0] / 2 and wrong[0][0] < wrong[1][0] < wrong[2][0] and good[0][0] > good[1][0] > good[2][0]
 
 # %% [markdown]

@@ -25,7 +25,7 @@ import nbformat
 import typer
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from tools import cell_lints, claims, house_rules, reading_time
+from tools import cell_lints, claims, house_rules, prose_numbers, reading_time, readme
 from tools.chapter_parts import missing_parts
 from tools.execution import cpu_of_children, execute
 from tools.exercise_cells import SourceError
@@ -87,9 +87,13 @@ def check(folder: Path) -> dict[str, list[str]]:
 
 
 def unfinished(folder: Path) -> dict[str, list[str]]:
-    """Parts that chapters lack, claims that nothing proves, what is still to do in their files, by chapter."""
+    """Parts that chapters lack, claims that nothing proves, numbers in prose that come from nowhere, what is still to do
+    in their files, by chapter."""
     missing = {
-        source.stem: missing_parts(cells_of(source)) + claims.problems(source) + todos(source)
+        source.stem: missing_parts(cells_of(source))
+        + claims.problems(source)
+        + prose_numbers.problems(source)
+        + todos(source)
         for source in chapters([], folder)
     }
     return {name: messages for name, messages in missing.items() if messages}
@@ -117,10 +121,10 @@ def build_command(names: Names = None, force: All = False) -> None:
 @app.command("check")
 def check_command() -> None:
     """Report notebooks that are not what their source and the package give, chapters with parts missing, minutes that
-    are not honest, claims that nothing proves or assertions that cannot fail, and what README, bibliography and figures
-    lack; then exit status 1."""
+    are not honest, claims that nothing proves, numbers from nowhere or assertions that cannot fail, and what README,
+    bibliography and figures lack; then exit status 1."""
     drifted, missing, root = check(NOTEBOOKS), unfinished(NOTEBOOKS), NOTEBOOKS.parent
-    around = house_rules.problems(root) + cell_lints.problems(root)
+    around = house_rules.problems(root) + cell_lints.problems(root) + readme.problems(root)
     by_chapter = {name: drifted.get(name, []) + missing.get(name, []) for name in sorted(drifted | missing)}
     report(by_chapter | ({"repository": around} if around else {}))
     print(f"notebooks in order: {len(chapters([], NOTEBOOKS))}")

@@ -204,6 +204,17 @@ def test_without_the_label_the_judge_is_in_doubt_about_many_shapes():
     assert doubt[0.0] >= 3 and doubt[1.0] <= 1
 
 
+@pytest.mark.nightly
+def test_four_times_the_steps_leave_the_judge_no_less_in_doubt_without_the_label():
+    """The page's 200 digits at each number of steps, and the standard error of their shares."""
+    network, judge = checkpoints.load("denoiser").network, checkpoints.load("judge").network
+    for steps, told in ((16, 0.170), (64, 0.205)):
+        digits = sampling.generate(network, torch.arange(200) % 10, 0.0, seed=5, steps=steps)
+        doubt = float((metrics.judged(judge, digits)[1].max(1).values.exp() < 0.9).double().mean())
+        assert abs(doubt - told) < 0.006  # one digit more or less
+        assert round((doubt * (1 - doubt) / 200) ** 0.5, 2) == 0.03
+
+
 def by_bayes(network, guide, schedule):
     """The guess without a label from ten with one, weighted by the guide."""
 
@@ -260,11 +271,13 @@ def test_sevens_thicken_also_when_the_half_without_a_label_is_the_average_of_ten
     plain = ink(told)
     assert abs(float(plain.mean()) - 95.7) < 0.5
     halves = {"own": network_denoiser(network, schedule, None), "average": by_bayes(network, guide, schedule)}
-    for half, gamma, mean in (("own", 3, 105.9), ("own", 8, 121.2), ("average", 3, 108.0), ("average", 8, 119.3)):
+    for half, gamma, mean in (("own", 3, 105.9), ("own", 8, 121.2), ("average", 3, 108.03), ("average", 8, 119.3)):
         inked = ink(guidance.classifier_free(Pair(told, halves[half]), float(gamma)))
-        rise = inked - plain
+        rise, error = inked - plain, float((inked - plain).std()) / 10**0.5
         assert abs(float(inked.mean()) - mean) < 0.5
-        assert float(rise.mean()) > 2.5 * float(rise.std()) / 10**0.5
+        assert float(rise.mean()) > 2.5 * error
+        told_rise, told_error = {108.03: (12.32, 3.96), 119.3: (23.63, 4.35)}.get(mean, (float(rise.mean()), error))
+        assert abs(float(rise.mean()) - told_rise) < 0.5 and abs(error - told_error) < 0.1
 
 
 @pytest.mark.nightly
@@ -274,9 +287,11 @@ def test_digits_of_a_class_spread_less_at_3_than_at_1_in_features_more_than_in_p
     network, judge = checkpoints.load("denoiser").network, checkpoints.load("judge").network
     drawn = {gamma: sampling.generate(network, torch.arange(300) % 10, gamma, seed=5) for gamma in (1.0, 3.0)}
     views = {"pixels": lambda x: x.clamp(-1, 1).flatten(1), "features": lambda x: metrics.judged(judge, x)[0]}
-    for name, difference, error, ratio in (("pixels", 9.68, 3.35, 1.08), ("features", 1.59, 0.334, 3.30)):
+    told = (("pixels", 137.21, 127.53, 9.68, 3.353, 1.08), ("features", 2.278, 0.691, 1.587, 0.334, 3.30))
+    for name, plain, guided, difference, error, ratio in told:
         within = [views[name](drawn[gamma]).view(30, 10, -1).double().var(dim=0).sum(1) for gamma in (1.0, 3.0)]
         apart = within[0] - within[1]
+        assert abs(float(within[0].mean()) / plain - 1) < 0.005 and abs(float(within[1].mean()) / guided - 1) < 0.005
         assert abs(float(apart.mean()) / difference - 1) < 0.02
         assert abs(float(apart.std()) / 10**0.5 / error - 1) < 0.02
         assert abs(float(within[0].mean() / within[1].mean()) - ratio) < 0.01

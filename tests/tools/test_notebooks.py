@@ -253,6 +253,7 @@ def test_an_unknown_chapter_is_refused_with_the_known_ones(chapter: Path):
 def test_the_check_command_exits_with_the_answer(chapter: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(notebooks, "NOTEBOOKS", chapter.parent)
     monkeypatch.setattr(notebooks.house_rules, "problems", lambda root: [])
+    monkeypatch.setattr(notebooks.readme, "problems", lambda root: [])
     unfinished = CliRunner().invoke(notebooks.app, ["check"])
     assert unfinished.exit_code == 1
     assert "00_tiny: has 0 exercises, three is the least" in unfinished.stderr
