@@ -87,8 +87,8 @@ def check(folder: Path) -> dict[str, list[str]]:
 
 
 def unfinished(folder: Path) -> dict[str, list[str]]:
-    """Parts that chapters lack, claims that nothing proves, numbers in prose that come from nowhere, what is still to do
-    in their files, by chapter."""
+    """Parts that chapters lack, claims that nothing proves, numbers in prose that come from nowhere, and what is still
+    to do in their files, by chapter."""
     missing = {
         source.stem: missing_parts(cells_of(source))
         + claims.problems(source)
