@@ -127,7 +127,7 @@ torch.testing.assert_close(alpha_ts**2 + sigma_ts**2, torch.ones(()).double())
 #
 # $$ p(x_s \mid x_t, y) = p(x_s \mid x_t)\, \frac{p(y \mid x_s)}{p(y \mid x_t)}: \label{eq-bayes-step} $$
 #
-# the model's cloud, weighed by the classifier. On the mixture, the two sides have closed forms that share no code:
+# the model's cloud, weighed by the classifier. On the mixture, both sides have closed forms:
 
 # %%
 x_t, x_s = torch.randn(2, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -138,7 +138,7 @@ right_side -= noised(mixture, noise, t).class_log_prob(x_t, label)
 torch.testing.assert_close(left_side, right_side)
 
 # %% [markdown]
-# Gaussian times network is nothing you can draw from. So replace the classifier's logarithm by a
+# A Gaussian times a classifier is no Gaussian. So replace the classifier's logarithm by a
 # straight slope, $\log p(y \mid x_s) \approx \mathrm{const} + g^\top x_s$. (Normalisation removes the constant.)
 #
 # ## A slope moves a bell
@@ -545,7 +545,7 @@ for name, kernel in trial.items():
 # %% [markdown]
 # ## Does it matter?
 #
-# Real classifiers have gradients that are too short, too long or turned. Multiply ours by $k$, at $\gamma = 1$:
+# A real classifier's gradient may be too short, too long or turned. Multiply ours by $k$, at $\gamma = 1$:
 
 # %% tags=["hide-input"]
 def with_gradient(factor, degrees=0.0):
@@ -705,7 +705,7 @@ exercises.check("7.3", covariance_given_label)
 # 1. A step given the label is the model's step, weighed by the classifier, $\eqref{eq-bayes-step}$: exact. A slope in the exponent moves a Gaussian by $\Sigma g$,
 #    $\eqref{eq-complete-square}$: classifier guidance, right for short steps.
 # 2. With an exact classifier, the label moves the mean of a step by *exactly* $\beta / \alpha_{t|s}$ times the gradient at $x_t$, however long the step, $\eqref{eq-one-step-tweedie}$.
-#    Where one variance serves all coordinates, the place of the gradient was never wrong; the coefficient was. With a variance for each coordinate, the direction is off as well (here by less than half a degree).
+#    Where one variance serves all coordinates, the place of the gradient was never wrong; the coefficient was. With a variance for each coordinate, the direction is off as well (here by less than half a degree on average).
 # 3. `mean + gamma * beta / alpha_ts * grad` makes the mean of a DDPM step exact at $\gamma = 1$, whatever its variance. Without noise, add the gradient to the score.
 # 4. On our mixture the coefficient matters with few steps (at 25, the small variance acts like $0.7\, \gamma$), not at 250. A gradient 30 % too short adds to its error; one turned by 20 degrees hides it.
 # 5. Divergence of one short step: order $\beta$ without a shift, $\beta^2$ with it, $\beta^3$ with exact mean and covariance. It charges mostly for shape: to compare samplers, look at samples.
@@ -761,7 +761,7 @@ for distance in (1e-1, 1e-2, 1e-3):
     print(f"{distance:.0e}: error {with_time:.1e}, without the time term {without:.1e}")
 
 # %% [markdown]
-# Yet nobody computes it. It does not depend on $x_s$: as a factor of a density in $x_s$ it is a constant, and normalisation removes it. It matters for the *value* of $p(y \mid x_s)$, not for
+# A sampler need not compute it. It does not depend on $x_s$: as a factor of a density in $x_s$ it is a constant, and normalisation removes it. It matters for the *value* of $p(y \mid x_s)$, not for
 # where the step goes. In a step of length $\beta$ the distance $|x_s - x_t|$ is about $\sqrt \beta$. So the time term, of size $\beta$, is as large as the second-order term in $x$. That one does depend on $x_s$, and stays
 # as an error of the shape, next to the shape of the model's own Gaussian.
 
@@ -884,7 +884,7 @@ for far in (0.6, 0.4, 0.2, 0.08):
     print(f"t = {far}: true {texts[0]}; kept {texts[1]} ({cut_off:.0%} cut off)")
 
 # %% [markdown]
-# The true variances turn it by about a degree. But many of them lie outside the two bounds, and where both coordinates stand at the same bound, nothing turns.
+# The true variances turn it by a degree and a half on average, or less. But many of them lie outside the two bounds, and where both coordinates stand at the same bound, nothing turns.
 #
 # ## Deeper: what a variance makes of $\gamma$
 #
@@ -1027,7 +1027,7 @@ print(f"at beta = {float(betas[1]):.2f} Taylor's is {values[1] / optimum[1]:.1f}
 assert values[1] > optimum[1]
 
 # %% [markdown]
-# Both need second derivatives. For images these are expensive, which is why practice stays with the shift.
+# Both need second derivatives: for an image of $d$ numbers, $d \times d$ of them. The shift needs $d$.
 
 # %% [markdown]
 # ### Exercise 7.5 (research): what is left after second order
