@@ -366,6 +366,8 @@ assert run["x_t, t, large"][0] < run["x_t, t, small"][0] / 2
 assert run["exact coefficient, large"][1] < run["exact coefficient, small"][1] / 2
 assert all(run[f"{place}, small"][2] < -0.04 for place in places) and run["exact coefficient, small"][2] > 0.01
 assert abs(run["x_t, t, learned"][0] - run["x_t, t, large"][0]) < 0.02 and run["x_t, t, large"][0] > 0.08
+assert 0.85 < run["exact coefficient, small"][1] / run["x_t, t, small"][1] < 1 and round(run["exact coefficient, small"][2], 2) == 0.02
+assert round(float(true[2]), 2) == 0.92 and round(run["x_t, t, small"][0], 2) == 0.26
 
 # %% tags=["hide-input"]
 counts = (10, 25, 75, 250)
@@ -398,6 +400,9 @@ shown
 # %% tags=["remove-cell"]
 assert found["x_t, t, small"][-1] < 0.06 and abs(found["x_t, t, small"][-1] - found["mu, s, small"][-1]) < resolution
 assert all(value < 2 * resolution for value in found["exact coefficient, small"][1:])
+assert 0.9 < math.log(found["x_t, t, small"][0] / found["x_t, t, small"][2]) / math.log(counts[2] / counts[0]) < 1.3
+assert all(0.5 < a / b < 0.7 for a, b in zip(found["mu, s, small"][:3], found["x_t, t, small"][:3], strict=True))
+assert found["x_t, t, small"][2] > 2.5 * resolution
 
 # %% [markdown]
 # **The verdict.** With 25 steps, Algorithm 1 with the small variance leaves a large error of the mean. The derivation's $(\mu, s)$ removes over a third of
@@ -480,7 +485,15 @@ shown
 
 # %% [markdown]
 # *Divergence of one step from the truth, from $t = 0.4$. Dots are measured, dashed lines predicted: for short steps, so the longest lies above them.*
-#
+
+# %% tags=["remove-cell"]
+for name in predicted:
+    grown = [losses[name][i] / losses[name][-1] / float(betas[i] / betas[-1]) ** (1 if name == "no shift, large" else 2) for i in (0, 3)]
+    assert grown[0] > 1.08 and abs(grown[1] - 1) < 0.05
+assert losses["x_t, t, small"][-1] > 2 * losses["x_t, t, large"][-1]
+assert abs(math.log(losses["exact mean and covariance"][-5] / losses["exact mean and covariance"][-1]) / math.log(betas[-5] / betas[-1]) - 3) < 0.05
+
+# %% [markdown]
 # **Two measures disagree.** The divergences of all steps add up to that of the path (proved in Deeper). Compare with the samples:
 
 # %% tags=["hide-input"]
@@ -503,6 +516,13 @@ print(f"last step: true variance {wide:.3f}, small variance {used:.4f}, ratio {r
 print(f"variance of the blobs along their axes: {float(mixture.variances.min()):.2f} to {float(mixture.variances.max()):.2f}")
 narrow, broad = ratio - 1 - math.log(ratio), 1 / ratio - 1 + math.log(ratio)
 print(f"two round bells in the plane with this ratio: too narrow {narrow:.1f} nats, too wide {broad:.1f}")
+
+# %% tags=["remove-cell"]
+total = {name: sum(each) for name, each in nats.items()}
+assert total["no shift, large"] < total["x_t, t, small"] / 10 and 0.9 < total["exact coefficient, small"] / total["x_t, t, small"] < 1
+assert total["no shift, small"] > total["x_t, t, small"] and sum(nats["x_t, t, small"][-2:]) > 0.9 * total["x_t, t, small"]
+assert sum(nats["x_t, t, small"][:-2]) < sum(nats["no shift, large"][:-2]) and narrow > 5 * broad and round(wide - used, 2) == 0.02
+assert run["no shift, large"][0] > 5 * run["x_t, t, small"][0]
 
 # %% [markdown]
 # By divergence, guidance with the small variance is *worse than no guidance with the large one*, and the exact coefficient hardly helps. By the samples both are far better. First, compare
@@ -530,6 +550,9 @@ for name, rows in pitfall.items():
 # %% tags=["remove-cell"]
 wrong, good = pitfall["standard deviation"], pitfall["variance"]
 assert wrong[0][0] < good[0][0] / 2 and wrong[0][0] < wrong[1][0] < wrong[2][0] and good[0][0] > good[1][0] > good[2][0]
+assert all(mass + float(true[2]) > 0.915 for _, _, mass in wrong) and wrong[2][2] > wrong[1][2] > wrong[0][2]
+chances = (float((points.mean(0) - true[0]).norm()), run["x_t, t, large"][0], good[1][0])
+assert max(abs(a - b) for a, b in zip(chances, (0.13, 0.10, 0.12), strict=True)) < 0.007
 
 # %% [markdown]
 # At ten steps the mistake looks *better* than the usual formula, and the classifier praises it throughout. More steps detect it: a right method gets better, this
@@ -913,6 +936,8 @@ for gamma in (1.0, 5.0):
 # %% tags=["remove-cell"]
 assert all(0.65 < acts_like[g, "small"][0] < 0.8 and 0.83 < acts_like[g, "large"][0] < 0.93 for g in (1.0, 5.0))
 assert all(0.5 < acts_like[g, "small"][1] < 0.7 and 0.78 < acts_like[g, "large"][1] < 0.92 for g in (1.0, 5.0))
+assert all(abs(acts_like[1.0, v][i] - acts_like[5.0, v][i]) < 0.1 for v in ("small", "large") for i in (0, 1))
+assert all(acts_like[g, "small"][1] < acts_like[g, "small"][0] - 0.03 for g in (1.0, 5.0))
 
 # %% [markdown]
 # The fraction hardly depends on $\gamma$; by class mass the small variance makes less of it than by the mean. (What $\gamma \ne 1$ samples: chapter 17.)
@@ -1112,7 +1137,14 @@ shown
 # %% [markdown]
 # *Divergence of the whole path from the exact one, from $t = 1$ to $t = 0.01$ (no shift: with the large variance). One power of the step length is lost on the way from a step to a path: $T$ steps of length $\beta \sim 1 / T$ turn
 # $\beta^2$ into $1 / T$ and $\beta^3$ into $1 / T^2$. The small variance is not there yet: its last steps are not short, $\beta \ll \sigma_t^2$ fails near the data.*
-#
+
+# %% tags=["remove-cell"]
+falls = {name: math.log2(values[-2] / values[-1]) / 2 for name, values in path.items()}
+assert abs(falls["shift, large"] - 1) < 0.15 and abs(falls["exact mean and covariance"] - 2) < 0.15
+assert falls["no shift"] < 0.1 and 0.75 < path["no shift"][-1] < 0.85 and falls["shift, small"] > 1.2
+assert all(a > b for a, b in zip(path["shift, small"], path["no shift"], strict=True)) and path["shift, small"][0] > 50 * path["no shift"][0]
+
+# %% [markdown]
 # The grey curve does not fall to zero. Its limit has a name. Forward in time, a path from $p(x \mid y)$ and a path from $p(x)$ are noised alike, so they differ exactly as much as their clean ends do. With $I(t)$ for the divergence of $p_t(x \mid y)$ from $p_t(x)$, that is $I(0.01)$. The exact kernel *without* the label walks
 # the second backwards, but starts from $p_1(x \mid y)$, where the first starts, too: so it costs $I(0.01) - I(1)$.
 

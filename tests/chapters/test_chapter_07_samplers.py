@@ -228,9 +228,9 @@ def test_verdict_exact_is_the_mean_of_each_step_that_of_the_samples_is_an_observ
     means = torch.tensor([[-1.2, 0.4], [0.9, 0.8], [0.2, -1.1]], dtype=torch.float64)
     lopsided = GaussianMixture([0.2, 0.45, 0.35], means, 0.3 * torch.eye(2).expand(3, 2, 2), labels=[0, 1, 0])
     generator, alone = torch.Generator().manual_seed(1), lopsided.given(0)
-    x, _ = alone.noised(TABLE.alpha(1.0), TABLE.sigma(1.0)).sample(5000, generator)
+    x, _ = alone.noised(TABLE.alpha(1.0), TABLE.sigma(1.0)).sample(20_000, generator)
     points = draw(kernels.ddpm(lopsided.denoiser(TABLE, 0), TABLE), x, time_grid(4), generator)  # exact in each step
-    miss = (points.mean(0) - alone.weights @ alone.means) / (points.std(0) / math.sqrt(5000))
+    miss = (points.mean(0) - alone.weights @ alone.means) / (points.std(0) / math.sqrt(20_000))
     assert float(miss.abs().max()) > 5  # standard errors
 
 
