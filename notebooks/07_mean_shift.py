@@ -213,7 +213,7 @@ torch.testing.assert_close(truth(x_t, t, s).mean, by_hand)
 #
 # $$ \mathbb E[x_s \mid x_t, y] - \mathbb E[x_s \mid x_t] = \frac{\beta}{\alpha_{t|s}}\; g_t(x_t). $$
 #
-# **The label moves the mean of a step by exactly $\beta / \alpha_{t|s}$ times the gradient at $x_t$, at the noise level $t$.** No expansion, no Gaussian, any length:
+# **The label moves the mean of a step by exactly $\beta / \alpha_{t|s}$ times the gradient at $x_t$, at the noise level $t$**. No expansion, no Gaussian, any length:
 
 # %%
 for far, near in [(0.4, 0.39), (0.4, 0.1), (0.9, 0.2), (1.0, 0.0)]:

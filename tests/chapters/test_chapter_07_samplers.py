@@ -164,6 +164,12 @@ def test_remember_at_25_steps_the_small_variance_acts_like_seven_tenths_of_the_s
 # --- captions, tables and Remember, sentence by sentence --------------------------------------------------------
 
 
+def test_the_laboratory_is_four_blobs_two_of_each_class_under_the_noise_of_the_original_ddpm():
+    assert BLOBS.dim == 2 and sorted(BLOBS.labels) == [0, 0, 1, 1]
+    first, last = (float(TABLE.transition(k / 1000, (k - 1) / 1000)[1] ** 2) for k in (1, 1000))
+    assert abs(first - 1e-4) < 1e-9 and abs(last - 0.02) < 1e-9  # Ho et al. (2020), section 4: T = 1000
+
+
 def test_caption_one_step_the_line_runs_through_the_black_dot_and_the_orange_one_stops_short():
     x, t = torch.tensor([[-0.9, 0.2]], dtype=torch.float64), 0.3
     g, reached = blob_grad(x, t)[0], []
@@ -334,3 +340,10 @@ def test_diffusers_value_guided_pipeline_multiplies_by_the_exponential_of_half_t
     for steps in (25, 250):  # about 1, however short the step
         t, s = 0.5, 0.5 - 1 / steps
         assert abs(math.exp(float(kernels.posterior_variance(TABLE, t, s)) / 2) - 1) < 0.2
+
+
+def test_caption_path_the_last_of_128_steps_is_not_short_beside_the_noise_an_early_one_is():
+    times = time_grid(128, end=0.01)
+    pairs = zip(times[:-1], times[1:], strict=True)
+    shares = [float(TABLE.transition(t, s)[1] ** 2 / TABLE.sigma(t) ** 2) for t, s in pairs]
+    assert shares[-1] > 0.4 and shares[40] < 0.2
