@@ -184,10 +184,10 @@ def test_caption_one_step_the_line_runs_through_the_black_dot_and_the_orange_one
 
 def fractions_of(variance, steps):
     """Of the exact shift that each step but the last gets: with the variance as the coefficient."""
-    times = time_grid(steps)[:-1]
-    pairs = [(t, s, *TABLE.transition(t, s)) for t, s in zip(times[:-1], times[1:], strict=True)]
-    sizes = {"small": lambda t, s, beta: kernels.posterior_variance(TABLE, t, s), "large": lambda t, s, beta: beta}
-    return [float(sizes[variance](t, s, sigma**2) * alpha / sigma**2) for t, s, alpha, sigma in pairs]
+    t, s = time_grid(steps)[:-2], time_grid(steps)[1:-1]
+    alpha, sigma = TABLE.transition(t, s)
+    size = {"small": kernels.posterior_variance(TABLE, t, s), "large": sigma**2}[variance]
+    return (size * alpha / sigma**2).tolist()
 
 
 def test_caption_coefficient_a_third_of_the_first_shift_is_missing_and_half_or_more_of_the_last_with_the_small():
