@@ -93,7 +93,7 @@ shown
 #
 # ## The step you want
 #
-# Now in formulas. Under noise, $x_t = \alpha_t x_0 + \sigma_t \varepsilon$, a mixture stays a mixture. So at each time $t$ there is an
+# Under noise, $x_t = \alpha_t x_0 + \sigma_t \varepsilon$, a mixture stays a mixture. So at each time $t$ there is an
 # exact classifier $p_t(y \mid x)$, with the gradient $g_t(x) = \nabla \log p_t(y \mid x)$:
 
 # %%
@@ -410,7 +410,7 @@ assert found["x_t, t, small"][2] > 2.5 * resolution
 # variances. On this mixture, **the gradient was taken at the right place, and multiplied by the wrong number.** With the 250 steps of the original
 # setting, the places differ by less than chance: *nothing changed noticeably* is what you would expect.
 #
-# Two qualifications. With a variance for each coordinate, as in the judged code, the shift is not parallel to $g$ (think of the ellipse). Here it is turned by less than
+# With a variance for each coordinate, as in the judged code, the shift is not parallel to $g$ (think of the ellipse). Here it is turned by less than
 # half a degree on average (Deeper); the patch mends that, too. And exact is the mean of each *step*; that of the samples is an observation. Their shape does
 # not come out right: with the small variance, the points are now *too* sure of their class ($+0.02$), and their covariance is hardly better.
 #
