@@ -44,7 +44,8 @@ class Slack(dict):
                 low, high = float(low), float(high)
             except (TypeError, ValueError, RuntimeError):
                 low = high = 0.0  # no numbers
-            if 0 <= low < high and high > ROUNDING and not all(fixed[index : index + 2]):
+            is_sign = low == 0 and fixed[index if name.startswith("L") else index + 1]  # 0 < x says no size
+            if 0 <= low < high and high > ROUNDING and not is_sign and not all(fixed[index : index + 2]):
                 self.note((*place, index), low / high, f"{low:.2g} against {high:.2g}")
         pairs = zip(operators, sides[:-1], sides[1:], strict=True)
         return all(bool(ORDER[name](left, right)) for name, left, right in pairs)
