@@ -56,7 +56,7 @@ def test_a_step_in_log_snr_is_the_package_s_step_and_bayes_rule(schedule, v):
 
 
 def test_for_a_narrower_gaussian_the_true_variance_of_a_step_lies_between_the_two_which_become_the_same():
-    """Data N(0, C), by the joint Gaussian of z at both levels: small < truth < large, and at C = 1 the truth is large."""
+    """Data N(0, C), by the joint Gaussian of z at both levels: small < truth < large, and large at C = 1."""
     schedule = cosine()
     for t, s in ((0.9, 0.5), (0.5, 0.3), (0.5, 0.499)):
         alpha, sigma, alpha_s, sigma_s = (float(f(time)) for time in (t, s) for f in (schedule.alpha, schedule.sigma))
@@ -114,6 +114,7 @@ def test_proof_the_slope_of_the_noisy_density_is_minus_the_average_noise_times_t
         noise = (x - alpha * clean[:, 0]) / sigma
         bell = torch.exp(-(noise**2) / 2) / (sigma * math.sqrt(2 * math.pi))
         (slope,) = torch.autograd.grad((prior * bell).sum(), x)
+        noise, bell = noise.detach(), bell.detach()
         assert abs(float(slope + (prior * bell * noise).sum() / sigma)) < 1e-10
         one = torch.tensor([[place]], dtype=F64)
         average = (prior * bell * noise).sum() / (prior * bell).sum()
@@ -312,10 +313,8 @@ def test_a_field_without_curl_need_not_be_a_classifier_s():
     """f(x) = x is a gradient, but what it promises has no bound, and log p(y | x) is at most 0."""
     assert float(plane.curl(lambda x: x, normal(9, 69)).abs().max()) == 0
     u = (torch.arange(1000, dtype=F64)[:, None] + 0.5) / 1000
-    gains = [
-        float((u * end @ end).mean())
-        for end in (torch.tensor([10.0, 0], dtype=F64), torch.tensor([100.0, 0], dtype=F64))
-    ]
+    ends = torch.tensor([[10.0, 0.0], [100.0, 0.0]], dtype=F64)
+    gains = [float((u * end @ end).mean()) for end in ends]
     assert gains[1] > 99 * gains[0] > 99 * 49
 
 

@@ -25,7 +25,7 @@ def normal(count: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture(scope="module")
 def learned() -> Pair:
-    network = plane.train(MIXTURE, cosine(), label_dropout=0.3, steps=500, batch=512)
+    network = plane.train(MIXTURE, cosine(), label_dropout=0.3, steps=600, batch=512)
     return network_pair(network, cosine(), 1)
 
 
