@@ -536,6 +536,7 @@ for k in (10, 25, 40):
     print("t = {:.1f}: {:.2f} ({:.2f}) at data, {:.2f} ({:.2f}) inside, {:.2f} ({:.2f}) outside,".format(t_k, *found),
           f"{outside.double().mean():.0%} of the points")
     assert 1.6 < found[4] / found[2] < 2.4 and 1 <= found[5] / found[3] < 1.2 and 0.65 < found[2] / found[0] < 1.25
+    assert 0.085 < outside.double().mean() < 0.185
 
 # %% tags=["hide-input"]
 window = torch.linspace(-4, 6, 81).double(), torch.linspace(-5, 5, 81).double()
