@@ -72,7 +72,7 @@ with plotting.style():
     axes[0].set_ylabel("$x_2$")
     drawn = [next(part for part in panel.collections if hasattr(part, "scale")) for panel in axes]
     assert all(part.scale == 4 and part.scale_units == "xy" for part in drawn)
-    assert (drawn[2].U == drawn[1].U - drawn[0].U).all() and float(half) == 0.5
+    assert abs(drawn[2].U - drawn[1].U + drawn[0].U).max() < 1e-12 and float(half) == 0.5
     shown = plotting.show(figure, "11_two_answers", alt="Three fields of arrows in the plane. Without a label the arrows lead into the cloud of all data. With label 1 they lead into the cloud of class 1 on the right. Their difference points to the right and away from class 0, and is long on the left side, short inside class 1.")
 shown
 
@@ -354,7 +354,7 @@ begun, ended = (draw(kernels.ddim(part, schedule), few, coarse)[:, 0].mean() for
 print(f"DDIM with gamma = 3 only at t > 0.5: mean x1 {begun:.2f}; only at t < 0.5: {ended:.2f}")
 whole, plain = table["DDIM", 3.0][0], table["DDIM", 1.0][0]
 assert begun - plain > 0.9 * (whole - plain) > 0.9 and ended - plain < 0.25 * (whole - plain)
-assert all((table[name, 3.0] < table[name, 1.0])[3:].all() for name in ("target", "DDIM", "DDPM", "noise x 2"))
+assert all((table[name, 3.0] - table[name, 1.0])[3:].max() < 0 for name in ("target", "DDIM", "DDPM", "noise x 2"))
 
 # %% tags=["hide-input"]
 with plotting.style():
@@ -770,9 +770,9 @@ with plotting.style():
         for k in place:
             panel.plot([k] * len(seeds), scores[k, :, mark], "o", color=colour, markersize=4)
     told_off, untold_off = scores[:, :, 0], scores[:, :, 1]
-    assert (told_off.mean(1).diff() > 0).all() and untold_off[0].min() > untold_off[1:].max()
+    assert told_off.mean(1).diff().min() > 0 and untold_off[0].min() > untold_off[1:].max()
     assert abs(untold_off[1].mean() - untold_off[2].mean()) < untold_off[1:].std(1).max()
-    assert (told_off[1] < untold_off[1]).all()
+    assert (told_off[1] - untold_off[1]).max() < 0
     assert [len(panel.lines) for panel in (left, right)] == [2 * 4, 4] and scores.shape == (3, 3, 3)
     left.text(0.1, 0.115, "with the label", color=plotting.COLOURS["conditional"])
     left.text(0.3, 0.38, "without", color=plotting.COLOURS["unconditional"])
@@ -814,7 +814,7 @@ print("outside / inside: error {:.1f} to {:.1f},".format(*ratio.aminmax()),
       "relative error {:.1f} to {:.1f};".format(*relative.aminmax()),
       "points outside: {:.0%} to {:.0%}".format(*share.aminmax()))
 print("relative error larger outside in", int((relative > 1).sum()), "of", len(relative))
-assert (relative < 1).all() and (ratio / relative > 1).all() and ratio.min() < 1 < ratio.max() < 2
+assert relative.max() < 1 < (ratio / relative).min() and ratio.min() < 1 < ratio.max() < 2
 assert share.max() / share.min() > 2 * ratio.max() / ratio.min()
 
 # %% [markdown]
@@ -945,9 +945,9 @@ with plotting.style():
         maps = panel.contourf(square, square, turn, bounds, cmap="PuOr", extend="both")
         plotting.density(panel, noisy.log_prob, (-4, 4, -4, 4))
         panel.set(title=title + (", $\\gamma = 3$" if "guided" in title else ""), xlabel="$x_1$", aspect="equal")
-    curls = [plane.curl(field, some_ones) for field in learned_fields.values()]
+    curls = [curl_by_quotients(field, twenty, h=1e-4) for field in learned_fields.values()]
     torch.testing.assert_close(curls[2], curls[0] + 2 * curls[1])
-    assert abs(maps.levels[1] - maps.levels[0] - 0.05) < 1e-6 and plane.curl(pictures["exact: difference"], grid).abs().max() < 1e-9
+    assert abs(float(bounds.diff().mean()) - 0.05) < 1e-6
     axes[0].set_ylabel("$x_2$")
     figure.colorbar(maps, ax=axes, label="curl", shrink=0.8, ticks=(-0.3, -0.15, 0, 0.15, 0.3))
     shown = plotting.show(figure, "11_curl", alt="Four maps of the curl at t = 0.5. That of the exact difference is blank. Those of the learned conditional guess, difference and guided guess show patches of both signs inside and outside the contours of the data, strongest for the guided guess.")
@@ -1083,7 +1083,7 @@ assert abs(guided_row[0] - cold_row[0]) < 0.005 and guided_row[0] > plain[0] + 0
 assert guided_row[1] > plain[1] + 0.3 and guided_row[2] > plain[2] + 0.1
 torch.testing.assert_close((guided_row / plain)[4:], torch.tensor([0.8, 0.9]), atol=0.02, rtol=0)
 torch.testing.assert_close((cold_row / plain)[4:], torch.tensor([0.2, 0.2]), atol=0.03, rtol=0)
-assert (cold_row < asked)[4:].all() and cold_row[2] < asked[2] - 0.05
+assert (cold_row - asked)[4:].max() < 0 and cold_row[2] < asked[2] - 0.05
 
 # %% tags=["hide-input"]
 with plotting.style():
@@ -1351,9 +1351,10 @@ for count in (5, 20, 100):
         kept.append(moments(cloud, blobs)[2] / truth)
     print(f"{count:3d} steps: v = 0, 0.3, 1 give", end=" ")
     print("{:.2f}, {:.2f}, {:.2f} of the spread".format(*kept))
-    assert kept[0] < 2 / 3 and abs(kept[2] - 7 / 8) < 0.02 if count == 5 else kept[2] - kept[0] < 0.6 / count**0.5
+    assert count > 5 or kept[0] < 2 / 3 and abs(kept[2] - 7 / 8) < 0.02
 
 # %% tags=["remove-cell"]
+assert 0.02 < 1 - kept[1] < 0.08 and 0.02 < kept[2] - kept[0] < 0.04  # with a hundred steps
 assert round(float(errors[2] * 2**0.5 / truth), 2) == 0.02  # 1,500 of the 3,000 samples
 
 # %% [markdown]
