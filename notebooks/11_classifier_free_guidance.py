@@ -254,6 +254,9 @@ with plotting.style():
         row[0].set_ylabel(f"{name}\n$x_2$")
     assert all(len(panel.lines[0].get_xdata()) == 280 for panel in axes.flat)
     assert all(torch.equal(paths[gamma][0], few) for gamma in scales)
+    above, below = ([panel.lines[0].get_xdata() for panel in row] for row in axes)
+    assert max(abs(above[k] - paths[gamma][-1][:280, 0].numpy()).max() for k, gamma in enumerate(scales)) == 0
+    assert max(abs(below[k] - goals[gamma][:280, 0].numpy()).max() for k, gamma in enumerate(scales)) == 0
     shown = plotting.show(figure, "11_five_scales", alt="Two rows of five clouds of points for guidance scales -1, 0, 1, 3 and 6; above from the trained network, below from the exact fields, nearly alike. At -1 the points lie to the left of class 0, at 0 on both classes, at 1 on class 1, at 3 and 6 further and further to the right, in two clumps; at 6 the network's clumps lie a little to the left of the exact ones.")
 shown
 
@@ -774,6 +777,15 @@ with plotting.style():
     assert abs(untold_off[1].mean() - untold_off[2].mean()) < untold_off[1:].std(1).max()
     assert (told_off[1] - untold_off[1]).max() < 0
     assert [len(panel.lines) for panel in (left, right)] == [2 * 4, 4] and scores.shape == (3, 3, 3)
+    lines = torch.tensor([panel.lines[k].get_ydata() for panel, k in ((left, 0), (left, 4), (right, 0))])
+    torch.testing.assert_close(lines, scores.mean(1).T)
+    small_pair = network_pair(swept[0.1, 0], schedule, 1)
+    triples = [
+        (small_pair.cond(x, torch.tensor(t)).eps, *(guess.eps for guess in exact(x, torch.tensor(t))))
+        for t, x in noised_ones.items()
+    ]  # mine, conditional, unconditional
+    error, change = (sum((triple[k] - triple[k + 1]).square().sum(1).mean() for triple in triples) for k in (0, 1))
+    torch.testing.assert_close(scores[0, 0, 0], error / change)
     left.text(0.1, 0.115, "with the label", color=plotting.COLOURS["conditional"])
     left.text(0.3, 0.38, "without", color=plotting.COLOURS["unconditional"])
     left.set(ylabel="error of the answer", title="the two answers", ylim=(0, None))

@@ -175,6 +175,18 @@ def test_points_under_the_null_label_are_distributed_like_all_data_and_those_und
     assert abs(float((seen == 2).double().mean()) - 0.3) < 0.01
 
 
+def test_at_p_0_the_null_label_keeps_the_random_numbers_it_began_with_and_at_0_2_it_does_not():
+    """And the network answers to them, with numbers like any other."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        began = plane.PlaneNetwork(2).label.weight[2].detach().double()
+    for p, kept in ((0.0, True), (0.2, False)):
+        network = plane.train(MIXTURE, cosine(), label_dropout=p, steps=20, batch=64, seed=3)
+        assert torch.equal(network.label.weight[2], began) == kept
+        answer = network_pair(network, cosine(), 1).uncond(normal(9, 59), torch.tensor(0.5)).eps
+        assert bool(answer.isfinite().all()) and float(answer.norm(dim=1).min()) > 0
+
+
 def wrong_by(added):
     """The best v at one noise level with an error field added, called like a network."""
     schedule = cosine(1e-6, -1e-6)
