@@ -206,3 +206,13 @@ def test_the_mixture_of_the_chapters_is_the_one_that_chapter_00_writes_out():
     for part in ("weights", "means", "variances", "axes"):
         assert torch.equal(getattr(names["mixture"], part), getattr(four_blobs(), part))
     assert names["mixture"].labels == four_blobs().labels
+
+
+def test_one_label_in_five_is_hidden_unless_told_otherwise():
+    quick = {"steps": 3, "batch": 32}
+    default, fifth, tenth = (
+        train(four_blobs(), cosine(), **quick, **more)
+        for more in ({}, {"label_dropout": 0.2}, {"label_dropout": 0.1})
+    )
+    weights = [torch.cat([p.flatten() for p in network.parameters()]) for network in (default, fifth, tenth)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
