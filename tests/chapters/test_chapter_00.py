@@ -106,7 +106,7 @@ def test_what_the_figures_and_their_captions_say_is_set_up_so():
     page = assigned("00", "mixture", "plane", "times", "first", "requests", "pictured")
     assert page["mixture"].labels == (0, 0, 1, 1)
     x = started(50)
-    assert torch.equal(page["mixture"].log_prob(x), MIXTURE.log_prob(x)) and page["plane"] == SCHEDULE
+    assert torch.equal(page["mixture"].log_prob(x), MIXTURE.log_prob(x)) and repr(page["plane"]) == repr(SCHEDULE)
     assert torch.equal(page["times"], time_grid(200)) and page["first"].shape == (3000, 2)
     assert page["requests"].tolist() == [7] * 8 and page["pictured"] == (0, 1, 3, 8)
     assert "(3.0, 300)):\n    steered, clouds" in PAGE and "panel.axvline(dots[:, 0].mean(), color" in PAGE
