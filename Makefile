@@ -13,7 +13,7 @@ help:
 	@echo "make notebooks  execute the chapters that changed, or whose part of the package did; write their figures"
 	@echo "make chapter    NN=12 TITLE='A question?': the skeleton of a new chapter, its checkers and its tests"
 	@echo "make ledger     every numbered equation, its function, its tests; fails on an orphan"
-	@echo "make mutants    plant every listed wrong formula and see the tests fail"
+	@echo "make mutants    plant every listed wrong formula and see the tests fail, and the chapters' own cells"
 	@echo "make nightly    what is too long for every change: all of the tests, all of the wrong formulas"
 	@echo "make book       the web pages, in book/_build/html (needs npm, once, for MathJax)"
 	@echo "make lint       ruff"
@@ -44,6 +44,8 @@ nightly: setup lint
 	$(PY) -m tools.notebooks check
 	$(PYTEST)
 	$(PY) -m tools.mutants --workers $(WORKERS)
+	$(PY) -m tools.cell_mutants --workers $(WORKERS)
+	$(PY) -m tools.loose_tolerances --workers $(WORKERS)
 
 notebooks: setup
 	$(PY) -m tools.notebooks build
@@ -60,6 +62,8 @@ ledger: setup
 
 mutants: setup
 	$(PY) -m tools.mutants
+	$(PY) -m tools.cell_mutants
+	$(PY) -m tools.loose_tolerances
 
 book: setup
 	$(PY) -m book.build

@@ -1,5 +1,6 @@
 """The command line: `difflesson tour | sample | train | evaluate`."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -180,10 +181,24 @@ def evaluate(
             f"{scale:6.2f} {row['accuracy']:9.4f} {row['entropy']:8.4f} {row['digit_fid']:10.4f} {seconds:8.1f}"
         )
         setting = f"{guidance}, {sampler}, {steps} steps, {count} digits, seed {seed}"
+        row["command"] = evaluation(
+            network=Path(network).name, gamma=f"{scale:g}", count=count, steps=steps, sampler=sampler,
+            guidance=guidance, seed=seed, device=place.type, precision="no" if dtype is None else "bf16",
+        )  # fmt: skip
         rows = written.setdefault("metrics", {}).setdefault(setting, {}) | {f"{scale:g}": row}
         written["metrics"][setting] = dict(sorted(rows.items(), key=lambda item: float(item[0])))
         if card:
             checkpoints.write_card(path, written)
+
+
+def evaluation(**made: str | int) -> str:
+    """The shell command that measures a row of a card again; what it leaves out is the default.
+
+    Args: made: the options of `evaluate`; of a network's file the name alone, not where it lies on this machine.
+    """
+    usual = {name: option.default for name, option in inspect.signature(evaluate).parameters.items()}
+    options = {name: value for name, value in made.items() if value != usual[name]}
+    return " ".join(["difflesson evaluate", *(f"--{name} {value}" for name, value in options.items())])
 
 
 @app.command()

@@ -61,7 +61,7 @@ def checked_gradient(grad: Gradient, x: Tensor, t: Tensor) -> Tensor:
 class tilt(Part):
     """Guide by a gradient: the score gets `+ gamma g`, whatever sampler follows.
 
-        eps -= gamma sigma g          x0 += gamma sigma^2 / alpha g          [eq-eps-substitution]
+        eps -> eps - gamma sigma g          x0 -> x0 + gamma sigma^2 / alpha g      [eq-eps-substitution]
 
     Args: grad: `grad(x, t)`, for a classifier grad log p_t(y | x);  gamma: see the module.
     At `gamma = 0` the gradient is not evaluated.  Raises: ValueError if gamma is not finite or grad is misshapen.

@@ -57,7 +57,7 @@ shown
 # **Why does this work?** A picture comes out of noise in small steps. At each, the network is asked "what in this is
 # noise?", and some of its answer is taken away. Ask it twice: once saying "it is a seven", once saying nothing. The
 # two answers differ by what the label changes: told "seven", the network takes a loop for noise, say. $\gamma$ is how
-# much of this difference you apply at every step: 0 none; 1 all of it, which is the guess with the label; 3 three times.
+# much of this difference you apply at every step: 0 none; 1 all of it, which is the guess with the label; 4 four times.
 #
 # **And what are the pictures on the right samples of?** The usual answer (first in
 # [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233), section 4.3): of *sharpened* sevens. If $p(x)$ says how
@@ -86,20 +86,22 @@ x_t = schedule.alpha(t) * x_0 + schedule.sigma(t) * eps
 torch.testing.assert_close(schedule.add_noise(x_0, eps, t), x_t)
 
 # %% tags=["hide-input"]
-guide = checkpoints.load("guide").network  # a classifier of noisy digits
+guide, seen = checkpoints.load("guide").network, []  # a classifier of noisy digits
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 6, figsize=(6.4, 1.5))
     for panel, time in zip(axes, (0.2, 0.5, 0.6, 0.7, 0.8, 0.9), strict=True):
         noisy = schedule.add_noise(x_0[2:3], eps[2:3], time)
         p_7 = guide(noisy, torch.full((1,), float(schedule.log_snr(time)))).softmax(1)[0, 7]
+        seen.append(p_7)
         plotting.show_digits(panel, noisy, columns=1, title=f"$t = {time:g}$\n$p(7) = {p_7:.2f}$")
-    shown = plotting.show(figure, "00_noising", alt="A drawn seven at six times from 0.2 to 0.9: clear at 0.2, still legible at 0.6, lost in noise from 0.8 on. Above each, how surely a classifier sees a 7: 1.00 up to time 0.5, then 0.99, 0.71, 0.27 and 0.14.")
+    torch.testing.assert_close(torch.stack(seen), torch.tensor([1.00, 1.00, 0.99, 0.71, 0.27, 0.14]), atol=0.006, rtol=0)
+    shown = plotting.show(figure, "00_noising", alt="A drawn seven at six times from 0.2 to 0.9: clear at 0.2, still legible at 0.6, lost in noise from 0.8 on. Above each, how surely a classifier sees a seven: 1.00 up to time 0.5, then 0.99, 0.71, 0.27 and 0.14.")
 shown
 
 # %% [markdown]
 # *One seven and one noise, mixed by $\eqref{eq-forward-marginal}$. A diffusion model walks this row from right to left.
-# $p(7)$ is what a classifier trained on noisy digits (the shipped `guide`) says: sure up to 0.6; at 0.9, near the 0.1 of
-# guessing.*
+# $p(7)$ is what a classifier trained on noisy digits (the shipped `guide`) says: sure up to 0.6; at 0.9, near
+# guessing, one in ten.*
 #
 # Keep three things apart. $\varepsilon$ is the noise that was drawn; who sees only $x_t$ cannot know it. The network
 # *guesses* it, and a guess wears a hat: $\hat\varepsilon_c$ if it knows the label (c for *conditional*),
@@ -339,6 +341,7 @@ with plotting.style():
     middle.text(gammas[-1], floor * 1.15, "real against real", ha="right")
     middle.set(xlabel="guidance scale $\\gamma$", ylabel="digit-FID", yscale="log", title="distance from real digits")
     assert min(curve, key=lambda gamma: curve[gamma]["digit_fid"]) == "1" and wrong[4] == 0
+    assert abs((1 - (1 - 3e-4) ** 10_000) - 0.95) < 0.001 and round(1 - 0.05 ** (1 / 10_000), 4) == 0.0003
     shown = plotting.show(figure, "00_two_curves", alt="Two curves over the guidance scale. The share of wrong digits falls steeply from 0 to 1.5; from 2 on, arrows point down from 0.0003, since none of 10,000 was wrong. The digit-FID falls to its smallest value at 1 and then rises.")
 shown
 
@@ -402,6 +405,10 @@ late_c, late_u = pair(x_late, late)
 missing = meant(x_late, late).eps - late_c.eps  # late_c: what gamma=1 gives
 torch.testing.assert_close(missing, late_c.eps - late_u.eps)
 print(f"gamma should be {intended:g}; off by {missing.norm() / late_c.eps.norm():.1%}")
+
+# %% tags=["remove-cell"]
+missed = [round(10_000 * (1 - curve[gamma]["accuracy"])) for gamma in ("1", "2")]
+assert missed == [86, 0] and [round(curve[gamma]["digit_fid"], 3) for gamma in ("1", "2")] == [0.062, 0.204]
 
 # %% [markdown]
 # Small in one guess, but compare the rows 2 and 1 of the table: 86 wrong digits in 10,000, not 0; a digit-FID of 0.062,
@@ -611,8 +618,8 @@ for name in ("pixels", "features"):
 # ## Deeper: is it the steps, or the network?
 #
 # *For those who doubt the explanations of the row $\gamma = 0$, and of the push.* Are 16 steps too few without the label?
-# `sampling.generate(network, torch.arange(200) % 10, 0.0, seed=5, steps=64)` (a minute, so not run here) gives 200 digits of
-# which 20.5 % leave the judge in doubt; with `steps=16` it is 17.0 %; each has a standard error of 3 %. It is not the steps.
+# `sampling.generate(network, torch.arange(200) % 10, 0.0, seed=5, steps=64)` (a minute, not run here, but in the tests) gives
+# digits of which 20.5 % leave the judge in doubt; with `steps=16` it is 17.0 %; each has a standard error of 3 %. It is not the steps.
 #
 # There is another way to a guess without the label, exact for best guesses: $\hat\varepsilon_u = \sum_y p_t(y \mid x_t)\,
 # \hat\varepsilon_c^{(y)}$, the average of the ten conditional guesses, weighted by a classifier of noisy digits. Take `guide`:
@@ -640,14 +647,14 @@ for time in (0.5, 0.8, 0.9):
 # 4.5 % (the middle number): there is the push.
 #
 # Does the ink of bold sevens come from that error? Put `by_bayes` in the place of $\hat\varepsilon_u$ (ten sevens, `ddim`, 16
-# steps, noise of seed 3; a minute, not run here, but in the tests). Mean ink, in pixels, is 95.7 at $\gamma = 1$; at 3 and 8 it is 108.0 and
+# steps, noise of seed 3; a minute, not run here, but in the tests). Mean ink, in pixels, is 95.7 at $\gamma = 1$; at $\gamma = 3$ and 8 it is 108.0 and
 # 119.3, paired rises of 12.3 +- 4.0 and 23.6 +- 4.3; with the network's own half, 105.9 and 121.2. So the sevens thicken all the same.
 
 # %% [markdown]
 # ## Deeper: how to read the course, and why to believe it
 #
 # *For those who read on.* Part I (chapters 01 to 05): the process nobody steers. II (06 to 12): how you steer it. III (13
-# to 16): pictures. IV (17 to 20): what $\gamma$ really samples, and remedies. In a hurry: part II, then 17. Every numbered
+# to 16): pictures. IV (17 to 20): what $\gamma$ really samples, and remedies. In a hurry: part II, then chapter 17. Every numbered
 # equation is computed in the next cell, and a test compares it with an independent computation; wrong formulas are
 # planted to see that the tests notice. A number in the text is printed by a cell, or the text says where it comes from.
 # `make test` runs it all.

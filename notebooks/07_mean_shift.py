@@ -47,7 +47,7 @@ truth = kernels.exact(mixture, noise, label)  # one step, given the label
 # %% tags=["hide-input"]
 here, now = torch.tensor([[-0.9, 0.2]], dtype=torch.float64), 0.3
 slope = mixture.noised(noise.alpha(now), noise.sigma(now)).class_gradient(here, label)[0]
-usual = kernels.ddpm(mixture.denoiser(noise), noise)
+usual, way = kernels.ddpm(mixture.denoiser(noise), noise), []
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 3, figsize=(7.4, 2.9), sharex=True, sharey=True)
     for panel, then in zip(axes, (0.27, 0.21, 0.12), strict=True):
@@ -58,12 +58,14 @@ with plotting.style():
                 colors=plotting.COLOURS[colour], linestyles=line, linewidths=0.9,
             )
         orange = grey.mean[0] + usual(here, now, then).var * slope
+        way.append(round(float((orange - grey.mean[0]).norm() / (black.mean[0] - grey.mean[0]).norm()), 2))
         ray = torch.stack([grey.mean[0], grey.mean[0] + 2 * slope])
         panel.plot(*ray.T, color=plotting.COLOURS["guided"], linewidth=0.9)
         for dot, colour, size in ((grey.mean[0], "unconditional", 5.5), (black.mean[0], "truth", 9), (orange, "guided", 5)):
             panel.plot(*dot, "o", color=plotting.COLOURS[colour], markersize=size, markeredgecolor="white", markeredgewidth=0.6)
         panel.set(xlabel="$x_1$", aspect="equal", title=f"from $t = 0.3$ to $s = {then}$")
     axes[0].set_ylabel("$x_2$")
+    assert way == [0.80, 0.48, 0.16]
     for text, where, colour in (("without the label", (-3.5, 2.4), "unconditional"), ("given class 1", (-3.5, 1.9), "truth"),
                                 ("gradient", (0.55, -1.5), "guided"), ("small variance", (0.0, 1.9), "guided")):
         axes[0].text(*where, text, color=plotting.COLOURS[colour], fontsize=8)
@@ -93,7 +95,7 @@ shown
 #
 # ## The step you want
 #
-# Now in formulas. Under noise, $x_t = \alpha_t x_0 + \sigma_t \varepsilon$, a mixture stays a mixture. So at each time $t$ there is an
+# Under noise, $x_t = \alpha_t x_0 + \sigma_t \varepsilon$, a mixture stays a mixture. So at each time $t$ there is an
 # exact classifier $p_t(y \mid x)$, with the gradient $g_t(x) = \nabla \log p_t(y \mid x)$:
 
 # %%
@@ -127,7 +129,7 @@ torch.testing.assert_close(alpha_ts**2 + sigma_ts**2, torch.ones(()).double())
 #
 # $$ p(x_s \mid x_t, y) = p(x_s \mid x_t)\, \frac{p(y \mid x_s)}{p(y \mid x_t)}: \label{eq-bayes-step} $$
 #
-# the model's cloud, weighed by the classifier. On the mixture, the two sides have closed forms that share no code:
+# the model's cloud, weighed by the classifier. On the mixture, both sides have closed forms:
 
 # %%
 x_t, x_s = torch.randn(2, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -138,7 +140,7 @@ right_side -= noised(mixture, noise, t).class_log_prob(x_t, label)
 torch.testing.assert_close(left_side, right_side)
 
 # %% [markdown]
-# Gaussian times network is nothing you can draw from. So replace the classifier's logarithm by a
+# A Gaussian times a classifier is no Gaussian. So replace the classifier's logarithm by a
 # straight slope, $\log p(y \mid x_s) \approx \mathrm{const} + g^\top x_s$. (Normalisation removes the constant.)
 #
 # ## A slope moves a bell
@@ -213,7 +215,7 @@ torch.testing.assert_close(truth(x_t, t, s).mean, by_hand)
 #
 # $$ \mathbb E[x_s \mid x_t, y] - \mathbb E[x_s \mid x_t] = \frac{\beta}{\alpha_{t|s}}\; g_t(x_t). $$
 #
-# **The label moves the mean of a step by exactly $\beta / \alpha_{t|s}$ times the gradient at $x_t$, at the noise level $t$.** No expansion, no Gaussian, any length:
+# **The label moves the mean of a step by exactly $\beta / \alpha_{t|s}$ times the gradient at $x_t$, at the noise level $t$**. No expansion, no Gaussian, any length:
 
 # %%
 for far, near in [(0.4, 0.39), (0.4, 0.1), (0.9, 0.2), (1.0, 0.0)]:
@@ -299,6 +301,7 @@ with plotting.style():
     panel.text(0.44, 0.9, "large variance", color=plotting.COLOURS["conditional"])
     panel.text(0.22, 0.5, "small variance", color=plotting.COLOURS["guided"])
     panel.set(xlabel="time $t$ (0 is data)", ylabel="fraction of the exact shift", ylim=(0, 1.12), xlim=(0, 1.0))
+    assert round(max(share for _, share in fractions(noise, 25, "small")), 1) == 0.8
     shown = plotting.show(figure, "07_coefficient", alt="Fraction of the exact shift over time for the large and the small variance. With 25 steps both start at two thirds at t = 1; the large one rises to one at t = 0, the small one to 0.8 and then falls below one third. With 250 steps both are near one, but the small one falls steeply at the very end.")
 shown
 
@@ -359,6 +362,7 @@ for name, row in run.items():
     print("{:26s} {:6.3f}      {:6.3f}      {:+.3f}".format(name, *row))
 
 # %% tags=["remove-cell"]
+assert round(float(true[2]), 2) == 0.92 and round(run["exact coefficient, small"][2], 2) == 0.02
 assert run["the exact step"][0] < 0.03 and all(run[f"exact coefficient, {v}"][0] < 0.03 for v in ("small", "large", "learned"))
 cut = {place: 1 - run[f"{place}, small"][0] / run["x_t, t, small"][0] for place in places}
 assert 0.25 < cut["mu, s"] < 0.45 and cut["mu, t"] < 0.1
@@ -366,6 +370,8 @@ assert run["x_t, t, large"][0] < run["x_t, t, small"][0] / 2
 assert run["exact coefficient, large"][1] < run["exact coefficient, small"][1] / 2
 assert all(run[f"{place}, small"][2] < -0.04 for place in places) and run["exact coefficient, small"][2] > 0.01
 assert abs(run["x_t, t, learned"][0] - run["x_t, t, large"][0]) < 0.02 and run["x_t, t, large"][0] > 0.08
+assert 0.85 < run["exact coefficient, small"][1] / run["x_t, t, small"][1] < 1 and round(run["exact coefficient, small"][2], 2) == 0.02
+assert round(float(true[2]), 2) == 0.92 and round(run["x_t, t, small"][0], 2) == 0.26
 
 # %% tags=["hide-input"]
 counts = (10, 25, 75, 250)
@@ -398,6 +404,9 @@ shown
 # %% tags=["remove-cell"]
 assert found["x_t, t, small"][-1] < 0.06 and abs(found["x_t, t, small"][-1] - found["mu, s, small"][-1]) < resolution
 assert all(value < 2 * resolution for value in found["exact coefficient, small"][1:])
+assert 0.9 < math.log(found["x_t, t, small"][0] / found["x_t, t, small"][2]) / math.log(counts[2] / counts[0]) < 1.3
+assert all(0.5 < a / b < 0.7 for a, b in zip(found["mu, s, small"][:3], found["x_t, t, small"][:3], strict=True))
+assert found["x_t, t, small"][2] > 2.5 * resolution
 
 # %% [markdown]
 # **The verdict.** With 25 steps, Algorithm 1 with the small variance leaves a large error of the mean. The derivation's $(\mu, s)$ removes over a third of
@@ -405,7 +414,7 @@ assert all(value < 2 * resolution for value in found["exact coefficient, small"]
 # variances. On this mixture, **the gradient was taken at the right place, and multiplied by the wrong number.** With the 250 steps of the original
 # setting, the places differ by less than chance: *nothing changed noticeably* is what you would expect.
 #
-# Two qualifications. With a variance for each coordinate, as in the judged code, the shift is not parallel to $g$ (think of the ellipse). Here it is turned by less than
+# With a variance for each coordinate, as in the judged code, the shift is not parallel to $g$ (think of the ellipse). Here it is turned by less than
 # half a degree on average (Deeper); the patch mends that, too. And exact is the mean of each *step*; that of the samples is an observation. Their shape does
 # not come out right: with the small variance, the points are now *too* sure of their class ($+0.02$), and their covariance is hardly better.
 #
@@ -453,6 +462,7 @@ excess = {"x_t, t, large": curvature + torch.eye(2), "x_t, t, small": curvature 
 for name, matrix in excess.items():
     torch.testing.assert_close(predicted[name], beta**2 / 4 * matrix.square().sum((1, 2)))
 assert all(abs(losses[name][-1] / float(weights @ predicted[name]) - 1) < 1e-3 for name in predicted)
+assert [round(losses[name][-3] / losses[name][-1]) for name in predicted] == [10, 100, 100]  # steps ten times as long
 
 # %% [markdown]
 # No constant was fitted. Ten times shorter steps cost 10 times less without the shift, 100 times less with it; a Gaussian with the exact mean *and*
@@ -480,7 +490,15 @@ shown
 
 # %% [markdown]
 # *Divergence of one step from the truth, from $t = 0.4$. Dots are measured, dashed lines predicted: for short steps, so the longest lies above them.*
-#
+
+# %% tags=["remove-cell"]
+for name in predicted:
+    grown = [losses[name][i] / losses[name][-1] / float(betas[i] / betas[-1]) ** (1 if name == "no shift, large" else 2) for i in (0, 3)]
+    assert grown[0] > 1.08 and abs(grown[1] - 1) < 0.05
+assert losses["x_t, t, small"][-1] > 2 * losses["x_t, t, large"][-1]
+assert abs(math.log(losses["exact mean and covariance"][-5] / losses["exact mean and covariance"][-1]) / math.log(betas[-5] / betas[-1]) - 3) < 0.05
+
+# %% [markdown]
 # **Two measures disagree.** The divergences of all steps add up to that of the path (proved in Deeper). Compare with the samples:
 
 # %% tags=["hide-input"]
@@ -499,10 +517,18 @@ x, w = divergence.mixture_nodes(noised(mixture.given(label), noise, times[-2]))
 wide = float(w @ truth(x, *times[-2:]).cov.diagonal(dim1=1, dim2=2).mean(1))
 used = float(kernels.posterior_variance(noise, *times[-2:]))
 ratio = wide / used
+assert round(wide - used, 2) == 0.02
 print(f"last step: true variance {wide:.3f}, small variance {used:.4f}, ratio {ratio:.0f}")
 print(f"variance of the blobs along their axes: {float(mixture.variances.min()):.2f} to {float(mixture.variances.max()):.2f}")
 narrow, broad = ratio - 1 - math.log(ratio), 1 / ratio - 1 + math.log(ratio)
 print(f"two round bells in the plane with this ratio: too narrow {narrow:.1f} nats, too wide {broad:.1f}")
+
+# %% tags=["remove-cell"]
+total = {name: sum(each) for name, each in nats.items()}
+assert total["no shift, large"] < total["x_t, t, small"] / 10 and 0.9 < total["exact coefficient, small"] / total["x_t, t, small"] < 1
+assert total["no shift, small"] > total["x_t, t, small"] and sum(nats["x_t, t, small"][-2:]) > 0.9 * total["x_t, t, small"]
+assert sum(nats["x_t, t, small"][:-2]) < sum(nats["no shift, large"][:-2]) and narrow > 5 * broad and round(wide - used, 2) == 0.02
+assert run["no shift, large"][0] > 5 * run["x_t, t, small"][0]
 
 # %% [markdown]
 # By divergence, guidance with the small variance is *worse than no guidance with the large one*, and the exact coefficient hardly helps. By the samples both are far better. First, compare
@@ -529,7 +555,12 @@ for name, rows in pitfall.items():
 
 # %% tags=["remove-cell"]
 wrong, good = pitfall["standard deviation"], pitfall["variance"]
+three = (points.mean(0) - true[0]).norm(), run["x_t, t, large"][0], good[1][0]
+assert [round(float(off), 2) for off in three] == [0.13, 0.10, 0.12]
 assert wrong[0][0] < good[0][0] / 2 and wrong[0][0] < wrong[1][0] < wrong[2][0] and good[0][0] > good[1][0] > good[2][0]
+assert all(mass + float(true[2]) > 0.915 for _, _, mass in wrong) and wrong[2][2] > wrong[1][2] > wrong[0][2]
+chances = (float((points.mean(0) - true[0]).norm()), run["x_t, t, large"][0], good[1][0])
+assert max(abs(a - b) for a, b in zip(chances, (0.13, 0.10, 0.12), strict=True)) < 0.007
 
 # %% [markdown]
 # At ten steps the mistake looks *better* than the usual formula, and the classifier praises it throughout. More steps detect it: a right method gets better, this
@@ -545,7 +576,7 @@ for name, kernel in trial.items():
 # %% [markdown]
 # ## Does it matter?
 #
-# Real classifiers have gradients that are too short, too long or turned. Multiply ours by $k$, at $\gamma = 1$:
+# A real classifier's gradient may be too short, too long or turned. Multiply ours by $k$, at $\gamma = 1$:
 
 # %% tags=["hide-input"]
 def with_gradient(factor, degrees=0.0):
@@ -705,7 +736,7 @@ exercises.check("7.3", covariance_given_label)
 # 1. A step given the label is the model's step, weighed by the classifier, $\eqref{eq-bayes-step}$: exact. A slope in the exponent moves a Gaussian by $\Sigma g$,
 #    $\eqref{eq-complete-square}$: classifier guidance, right for short steps.
 # 2. With an exact classifier, the label moves the mean of a step by *exactly* $\beta / \alpha_{t|s}$ times the gradient at $x_t$, however long the step, $\eqref{eq-one-step-tweedie}$.
-#    Where one variance serves all coordinates, the place of the gradient was never wrong; the coefficient was. With a variance for each coordinate, the direction is off as well (here by less than half a degree).
+#    Where one variance serves all coordinates, the place of the gradient was never wrong; the coefficient was. With a variance for each coordinate, the direction is off as well (here by less than half a degree on average).
 # 3. `mean + gamma * beta / alpha_ts * grad` makes the mean of a DDPM step exact at $\gamma = 1$, whatever its variance. Without noise, add the gradient to the score.
 # 4. On our mixture the coefficient matters with few steps (at 25, the small variance acts like $0.7\, \gamma$), not at 250. A gradient 30 % too short adds to its error; one turned by 20 degrees hides it.
 # 5. Divergence of one short step: order $\beta$ without a shift, $\beta^2$ with it, $\beta^3$ with exact mean and covariance. It charges mostly for shape: to compare samplers, look at samples.
@@ -761,7 +792,7 @@ for distance in (1e-1, 1e-2, 1e-3):
     print(f"{distance:.0e}: error {with_time:.1e}, without the time term {without:.1e}")
 
 # %% [markdown]
-# Yet nobody computes it. It does not depend on $x_s$: as a factor of a density in $x_s$ it is a constant, and normalisation removes it. It matters for the *value* of $p(y \mid x_s)$, not for
+# A sampler need not compute it. It does not depend on $x_s$: as a factor of a density in $x_s$ it is a constant, and normalisation removes it. It matters for the *value* of $p(y \mid x_s)$, not for
 # where the step goes. In a step of length $\beta$ the distance $|x_s - x_t|$ is about $\sqrt \beta$. So the time term, of size $\beta$, is as large as the second-order term in $x$. That one does depend on $x_s$, and stays
 # as an error of the shape, next to the shape of the model's own Gaussian.
 
@@ -884,7 +915,7 @@ for far in (0.6, 0.4, 0.2, 0.08):
     print(f"t = {far}: true {texts[0]}; kept {texts[1]} ({cut_off:.0%} cut off)")
 
 # %% [markdown]
-# The true variances turn it by about a degree. But many of them lie outside the two bounds, and where both coordinates stand at the same bound, nothing turns.
+# The true variances turn it by a degree and a half on average, or less. But many of them lie outside the two bounds, and where both coordinates stand at the same bound, nothing turns.
 #
 # ## Deeper: what a variance makes of $\gamma$
 #
@@ -913,6 +944,8 @@ for gamma in (1.0, 5.0):
 # %% tags=["remove-cell"]
 assert all(0.65 < acts_like[g, "small"][0] < 0.8 and 0.83 < acts_like[g, "large"][0] < 0.93 for g in (1.0, 5.0))
 assert all(0.5 < acts_like[g, "small"][1] < 0.7 and 0.78 < acts_like[g, "large"][1] < 0.92 for g in (1.0, 5.0))
+assert all(abs(acts_like[1.0, v][i] - acts_like[5.0, v][i]) < 0.1 for v in ("small", "large") for i in (0, 1))
+assert all(acts_like[g, "small"][1] < acts_like[g, "small"][0] - 0.03 for g in (1.0, 5.0))
 
 # %% [markdown]
 # The fraction hardly depends on $\gamma$; by class mass the small variance makes less of it than by the mean. (What $\gamma \ne 1$ samples: chapter 17.)
@@ -958,7 +991,7 @@ first, second = float(-(shares * log_rho).sum()), float((shares * (log_rho.exp()
 print(f"drawn  {float(values.mean()):.4f} +- {float(values.std()) / 500:.4f} nats")
 print(f"summed {first:.4f} (first form), {second:.4f} (second form)")
 assert abs(float(values.mean()) - first) < 5 * float(values.std()) / 500
-assert abs(second - first) < 1e-4 and first == float(divergence.kl(p, q)[0])
+assert abs(second - first) < 1e-7 and first == float(divergence.kl(p, q)[0])
 
 # %% [markdown]
 # ## Deeper: second order
@@ -1027,7 +1060,7 @@ print(f"at beta = {float(betas[1]):.2f} Taylor's is {values[1] / optimum[1]:.1f}
 assert values[1] > optimum[1]
 
 # %% [markdown]
-# Both need second derivatives. For images these are expensive, which is why practice stays with the shift.
+# Both need second derivatives: for an image of $d$ numbers, $d \times d$ of them. The shift needs $d$.
 
 # %% [markdown]
 # ### Exercise 7.5 (research): what is left after second order
@@ -1112,7 +1145,14 @@ shown
 # %% [markdown]
 # *Divergence of the whole path from the exact one, from $t = 1$ to $t = 0.01$ (no shift: with the large variance). One power of the step length is lost on the way from a step to a path: $T$ steps of length $\beta \sim 1 / T$ turn
 # $\beta^2$ into $1 / T$ and $\beta^3$ into $1 / T^2$. The small variance is not there yet: its last steps are not short, $\beta \ll \sigma_t^2$ fails near the data.*
-#
+
+# %% tags=["remove-cell"]
+falls = {name: math.log2(values[-2] / values[-1]) / 2 for name, values in path.items()}
+assert abs(falls["shift, large"] - 1) < 0.15 and abs(falls["exact mean and covariance"] - 2) < 0.15
+assert falls["no shift"] < 0.1 and 0.75 < path["no shift"][-1] < 0.85 and falls["shift, small"] > 1.2
+assert all(a > b for a, b in zip(path["shift, small"], path["no shift"], strict=True)) and path["shift, small"][0] > 50 * path["no shift"][0]
+
+# %% [markdown]
 # The grey curve does not fall to zero. Its limit has a name. Forward in time, a path from $p(x \mid y)$ and a path from $p(x)$ are noised alike, so they differ exactly as much as their clean ends do. With $I(t)$ for the divergence of $p_t(x \mid y)$ from $p_t(x)$, that is $I(0.01)$. The exact kernel *without* the label walks
 # the second backwards, but starts from $p_1(x \mid y)$, where the first starts, too: so it costs $I(0.01) - I(1)$.
 

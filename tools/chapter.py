@@ -1,7 +1,8 @@
 """Start a chapter: python -m tools.chapter 12 "When the classifier only knows clean data"
 
-Writes notebooks/12_slug.py, difflesson/exercises/chapter12.py, tests/chapters/test_chapter_12.py and
-tests/claims/12.toml. They build and pass as they are; what is to be replaced says TODO, and
+Writes notebooks/12_slug.py, difflesson/exercises/chapter12.py, tests/chapters/test_chapter_12.py, what reads its
+equations, tests/readings/chapter_12.py, and what proves its sentences, tests/claims/12.toml. They build and pass as
+they are; what is to be replaced says TODO, and
 `python -m tools.notebooks check` lists what is left of that.
 """
 
@@ -24,7 +25,7 @@ def slug(title: str) -> str:
 
 
 def start_chapter(number: str, title: str, root: Path = ROOT) -> list[Path]:
-    """Write the four files of a new chapter and return their paths.
+    """Write the files of a new chapter and return their paths.
 
     Args: number: 1 to 99, as text;  title: one line of at most 90 characters.
     Raises: ValueError if they are not so, or if something of that number is there: nothing is ever overwritten.
@@ -40,6 +41,7 @@ def start_chapter(number: str, title: str, root: Path = ROOT) -> list[Path]:
         "chapter.py.txt": root / "notebooks" / f"{nn}_{slug(title)}.py",
         "exercises.py.txt": root / "difflesson" / "exercises" / f"chapter{nn}.py",
         "test_chapter.py.txt": root / "tests" / "chapters" / f"test_chapter_{nn}.py",
+        "readings.py.txt": root / "tests" / "readings" / f"chapter_{nn}.py",
         "claims.toml.txt": root / "tests" / "claims" / f"{nn}.toml",
     }
     there = sorted({*(root / "notebooks").glob(f"{nn}_*"), *(path for path in files.values() if path.exists())})

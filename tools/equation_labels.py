@@ -16,7 +16,7 @@ from tools.exercise_cells import SourceError
 from tools.package_stamp import modules
 from tools.python_cells import names_used
 
-PLANNED, MUTANTS = "book/planned_equations.toml", "tests/mutants"
+PLANNED, MUTANTS, READINGS = "book/planned_equations.toml", "tests/mutants", "tests/readings"
 LABEL = r"eq-[a-z0-9]+(?:-[a-z0-9]+)*"
 OWN_CELL = re.compile(rf"# ((?:\[{LABEL}\],? ?)+)\n")  # how a cell begins that is the code of equations
 IN_DOCSTRING = re.compile(rf"[\[(]({LABEL})[\])]")
@@ -70,6 +70,8 @@ class Ledger(NamedTuple):
     tested: dict[str, list[Place]]
     mutants: dict[str, list[str]]  # the names of the wrong formulas
     planned: dict[str, str]  # the number of the chapter that will show it
+    readings: dict[str, dict[str, Place]]  # by chapter: what evaluates its equations as the page has them
+    unread: dict[str, dict[str, str]]  # by chapter: the equations that nothing can evaluate, and why
 
 
 def read(root: Path) -> Ledger:
@@ -84,6 +86,8 @@ def read(root: Path) -> Ledger:
         tested(root / "tests"),
         planted(root / MUTANTS),
         {label: number for number, labels in toml(root / PLANNED).items() for label in labels},
+        readings(root / READINGS),
+        toml(root / READINGS / "unread.toml"),
     )
 
 
@@ -216,6 +220,22 @@ def marked(expressions: list[ast.expr]) -> list[str]:
     calls = [node for e in expressions for node in ast.walk(e) if isinstance(node, ast.Call)]
     marks = [node for node in calls if ast.unparse(node.func) == "pytest.mark.equation"]
     return [argument.value for mark in marks for argument in mark.args if isinstance(argument, ast.Constant)]
+
+
+def readings(folder: Path) -> dict[str, dict[str, Place]]:
+    """By chapter, the labels that functions of tests/readings/chapter_NN.py are decorated with, `@reads("eq-name")`."""
+    found = {}
+    for path in sorted(folder.glob("chapter_[0-9][0-9].py")):
+        functions = [node for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)]
+        name = path.relative_to(folder.parent.parent).as_posix()
+        found[path.stem[-2:]] = {
+            argument.value: Place(name, node.name, node.lineno)
+            for node in functions
+            for call in node.decorator_list
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "reads"
+            for argument in call.args
+        }
+    return found
 
 
 def planted(folder: Path) -> dict[str, list[str]]:

@@ -12,6 +12,7 @@ from tools.figures import orphans
 COMPANIONS = (
     "difflesson/exercises/chapter{}.py",
     "tests/chapters/test_chapter_{}.py",
+    "tests/readings/chapter_{}.py",
     "tests/claims/{}.toml",
     "tests/mutants/{}.toml",
 )

@@ -1,13 +1,13 @@
-"""The equation ledger: every numbered equation is shown, implemented, tested, and its test has teeth.
+"""The equation ledger: every numbered equation is shown, evaluated, implemented, tested, and its test has teeth.
 
-    python -m tools.ledger check    report what lacks one of the four; exit status 1 if anything does
+    python -m tools.ledger check    report what lacks one of these; exit status 1 if anything does
     python -m tools.ledger page     print the ledger as a page of the book
 
-A label joins the four. It stands in a chapter as `\\label{eq-mean-shift}`, in a docstring of the package as
+A label joins them. It stands in a chapter as `\\label{eq-mean-shift}`, in a docstring of the package as
 `[eq-mean-shift]`, on a test as `@pytest.mark.equation("eq-mean-shift")`, and in tests/mutants/ as the `equation` of a
-wrong formula that the test must notice. Where the code of an equation is a cell of the chapter, the cell begins
-`# [eq-mean-shift]`. What is implemented before its chapter is written waits in book/planned_equations.toml, a list that
-can only get shorter.
+wrong formula that the test must notice, and for one of them the chapter's own cells. Where the code of an equation is a
+cell of the chapter, the cell begins `# [eq-mean-shift]`. What is implemented before its chapter is written waits in
+book/planned_equations.toml, a list that can only get shorter.
 """
 
 import re
@@ -16,9 +16,11 @@ from pathlib import Path
 
 import typer
 
-from tools.equation_labels import LABEL, MUTANTS, PLANNED, Chapter, Equation, Ledger, Place, read
+from tools.cell_mutants import unmarked
+from tools.equation_labels import LABEL, MUTANTS, PLANNED, READINGS, Chapter, Equation, Ledger, Place, read
 from tools.exercise_cells import SourceError
 
+UNREAD_SHARE = 1 / 5  # of a chapter's equations: how many may be on the list of those that no reading can evaluate
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -29,6 +31,7 @@ def problems(ledger: Ledger) -> list[str]:
     found = []
     for chapter in ledger.chapters:
         found += page_problems(chapter)
+        found += reading_problems(chapter, ledger)
         for equation in chapter.equations:
             found += display_problems(chapter, equation, ledger) if re.fullmatch(LABEL, equation.label) else []
     for label, (place, *_) in ledger.implemented.items():
@@ -71,6 +74,31 @@ def page_problems(chapter: Chapter) -> list[str]:
     for label, place in chapter.own.items():
         if label not in labels:
             found.append(f"{place.path}:{place.line}: a cell is the code of {label}, which is not on this page")
+    return found
+
+
+def reading_problems(chapter: Chapter, ledger: Ledger) -> list[str]:
+    """Which equations of a page are not evaluated as it has them; what is wrong with the list of those that cannot."""
+    evaluated, unread = (part.get(chapter.number, {}) for part in (ledger.readings, ledger.unread))
+    labels, home = [equation.label for equation in chapter.equations], f"{READINGS}/chapter_{chapter.number}.py"
+    found = [
+        f"{chapter.path}: {label} is not evaluated as the page has it; write its reading in {home}, "
+        f'under @reads("{label}")'
+        for label in labels
+        if label not in evaluated and label not in unread and re.fullmatch(LABEL, label)
+    ]
+    for label, place in evaluated.items():
+        if label not in labels:
+            found.append(f"{place.path}:{place.line}: reads {label}, which is not on the page of {chapter.path}")
+    for label in unread:
+        if label not in labels or label in evaluated:
+            why = "has a reading" if label in evaluated else "is not on the page"
+            found.append(f"{READINGS}/unread.toml: {label} of {chapter.number} {why}; take it off the list")
+    if len(unread) > UNREAD_SHARE * len(labels):
+        found.append(
+            f"{READINGS}/unread.toml: {len(unread)} of the {len(labels)} equations of {chapter.number}; "
+            f"{int(UNREAD_SHARE * len(labels))} is the most"
+        )
     return found
 
 
@@ -125,28 +153,38 @@ def page(root: Path = ROOT) -> str:
     def claim(place: Place) -> str:
         return place.name.split(".")[-1].removeprefix("test_").replace("_", " ")
 
-    def row(first: str, label: str) -> str:
+    def evaluated(number: str, label: str) -> str:
+        place = ledger.readings.get(number, {}).get(label)
+        return links([place], lambda _: "yes") if place else ledger.unread.get(number, {}).get(label, "no")
+
+    def row(first: str, label: str, *more: str) -> str:
         functions = links(ledger.implemented.get(label, []), function)
         tests = links(ledger.tested.get(label, []), claim)
-        return f"| {first} | `{label}` | {functions} | {tests} | {len(ledger.mutants.get(label, []))} |"
+        columns = [first, f"`{label}`", *more, functions, tests, str(len(ledger.mutants.get(label, [])))]
+        return f"| {' | '.join(columns)} |"
 
-    def table(first: str, rows: list[str]) -> list[str]:
-        head = f"| {first} | label | function | compared with an independent computation | wrong formulas |"
-        return [head, "|---|---|---|---|---|", *rows, ""]
+    def table(first: str, rows: list[str], *more: str) -> list[str]:
+        head = [first, "label", *more, "function", "compared with an independent computation", "wrong formulas"]
+        return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows, ""]
 
     lines = [
         "# Every numbered equation is executed",
         "",
-        "Each equation of the chapters, the function that implements it, or the chapter's own cell, and the tests that",
-        "compare it with a closed form, a quadrature, finite differences or another library. The last column counts",
-        "the wrong formulas (a sign, a missing factor, the wrong point) that were planted to see these tests fail.",
+        "Each equation of the chapters: whether it is *evaluated*, by a test that reads the formula as you see it,",
+        "puts numbers for its letters and compares its two sides, and that notices a sign, an index or an exponent",
+        "changed on the page; the function that implements it, or the chapter's own cell; and the tests that compare",
+        "the function with a closed form, a quadrature, finite differences or another library. The last column counts",
+        "the wrong formulas (a sign, a missing factor, the wrong point) planted in the code to see these tests fail.",
         "",
     ]
     for chapter in ledger.chapters:
         if chapter.equations:
             link = f"notebooks/{Path(chapter.path).stem}.ipynb"
-            rows = [row(f"[({tag})]({link}#{slug})", label) for tag, label, slug, _ in chapter.equations]
-            lines += [f"## {chapter.title}", "", *table("equation", rows)]
+            rows = [
+                row(f"[({tag})]({link}#{slug})", label, evaluated(chapter.number, label))
+                for tag, label, slug, _ in chapter.equations
+            ]
+            lines += [f"## {chapter.title}", "", *table("equation", rows, "evaluated")]
     if ledger.planned:
         waiting = sorted(ledger.planned.items(), key=lambda item: item[1])
         lines += ["## Waiting for their chapter", "", "Implemented and tested, not yet derived on a page.", ""]
@@ -166,14 +204,21 @@ def check_command() -> None:
         ledger = read(ROOT)
     except SourceError as error:
         sys.exit(f"ledger: {error}")
-    found = problems(ledger)
+    found = problems(ledger) + unmarked(ROOT)
+    for chapter in ledger.chapters:
+        reasons = ledger.unread.get(chapter.number, {})
+        reasons |= dict.fromkeys(ledger.readings.get(chapter.number, {}), "read and evaluated")
+        for tag, label, *_ in chapter.equations:
+            print(f"{tag:>5} {label:28} {reasons.get(label, 'NOT READ')}")
     for sentence in found:
         print(sentence, file=sys.stderr)
     standing = {equation.label for chapter in ledger.chapters for equation in chapter.equations}
     mutants = {name for names in ledger.mutants.values() for name in names}
+    displayed = sum(len(chapter.equations) for chapter in ledger.chapters)
+    listed = sum(len(labels) for labels in ledger.unread.values())
     print(
         f"equations: {len(standing)} shown, {len(ledger.implemented)} implemented, {len(ledger.tested)} tested, "
-        f"{len(mutants)} mutants"
+        f"{len(mutants)} mutants; {displayed} on the pages, {displayed - listed} read and evaluated, {listed} listed"
     )
     if found:
         raise typer.Exit(1)

@@ -22,6 +22,7 @@ class Mutant:
     new: str
     why: str
     fast: bool = False
+    cells: bool = False  # the chapter's own cells must notice it as well, not only the tests
     tests: tuple[str, ...] = ()  # files or node ids to run besides the marked ones
 
     @property
@@ -51,10 +52,29 @@ def load(folder: Path) -> list[Mutant]:
     if count > 1:
         raise ValueError(f"name must be unique in {folder.name}, {name!r} is not")
     return [
-        Mutant(**entry | {"equation": label, "tests": tuple(entry.get("tests", ()))})
+        Mutant(**entry | {"equation": label, "tests": tuple(entry.get("tests", ())), "cells": label in in_cells})
         for entry in entries
-        for label in ([entry["equation"]] if isinstance(entry["equation"], str) else entry["equation"])
+        for in_cells in [cell_labels(entry)]
+        for label in several(entry["equation"])
     ]
+
+
+def several(labels: str | list[str]) -> list[str]:
+    return [labels] if isinstance(labels, str) else labels
+
+
+def cell_labels(entry: dict) -> list[str]:
+    """The equations whose cells must notice a mutant: all of its own for true, else those that `cells` names.
+
+    Raises: ValueError if it names another.
+    """
+    cells, labels = entry.get("cells", False), several(entry["equation"])
+    if isinstance(cells, bool):
+        return labels if cells else []
+    for label in several(cells):
+        if label not in labels:
+            raise ValueError(f"{MUTANTS}: cells of mutant {entry['name']!r} names {label!r}, which is not its equation")
+    return several(cells)
 
 
 def entries_of(file: Path) -> list[dict]:

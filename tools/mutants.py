@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -72,13 +73,26 @@ class Recorder:
         self.outcome = outcome
 
     def pytest_exception_interact(self, node, call, report):
-        self.outcome.failures.append((node.nodeid, getattr(report, "when", "collection"), call.excinfo.typename))
+        how = broken(call.excinfo.value) or call.excinfo.typename
+        self.outcome.failures.append((node.nodeid, getattr(report, "when", "collection"), how))
 
 
-def run_tests(job: Job, clean: Path, sender: Connection) -> None:
-    """Run pytest in the clean copy, or with a mutant in a copy of that, and send the outcome."""
-    import pytest
+def broken(error: BaseException | None) -> str:
+    """The error of broken code that `error` is, comes from, holds or reports in its text; empty if it is none of these.
 
+    So a TypeError is no wrong result, nor is an assertion about a process or a reader's function that raised one.
+    """
+    if error is None:
+        return ""
+    own = next((kind.__name__ for kind in type(error).__mro__ if kind.__name__ in BROKEN_CODE), "")
+    told = re.search(rf"\b({'|'.join(BROKEN_CODE)}): ", str(error))
+    from_others = [error.__cause__, None if error.__suppress_context__ else error.__context__]
+    from_others += getattr(error, "exceptions", ())  # of a group
+    return own or (told[1] if told else "") or next(filter(None, map(broken, from_others)), "")
+
+
+def enter(job, clean: Path) -> None:
+    """Go into the job's folder and import from there: the clean copy, or a copy of that with the mutant in it."""
     if job.mutant is not None:
         shutil.copytree(clean, job.folder)
         target = job.folder / job.mutant.path
@@ -87,6 +101,13 @@ def run_tests(job: Job, clean: Path, sender: Connection) -> None:
     os.chdir(job.folder)
     os.environ["PYTHONPATH"] = str(job.folder)
     sys.path.insert(0, str(job.folder))
+
+
+def run_tests(job: Job, clean: Path, sender: Connection) -> None:
+    """Run pytest in the clean copy, or with a mutant in a copy of that, and send the outcome."""
+    import pytest
+
+    enter(job, clean)
     options = ["-q", "-p", "no:cacheprovider", "--no-header", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     outcome = Outcome()
     with open(LOG, "w", encoding="utf-8") as log:
@@ -102,13 +123,16 @@ def run_tests(job: Job, clean: Path, sender: Connection) -> None:
 # --- in this process ----------------------------------------------------------------------------------------
 
 
-def run_all(jobs: list[Job], clean: Path, workers: int) -> Iterator[tuple[Job, Outcome]]:
-    """Run the jobs, `workers` at a time, and yield each with its outcome when it is done."""
+def run_all(jobs: list, clean: Path, workers: int, run=run_tests) -> Iterator[tuple[Job, Outcome]]:
+    """Run the jobs, `workers` at a time, each in a process of its own, and yield each with its outcome when it is done.
+
+    Args: jobs: with a `folder` and a `mutant`;  run: (job, clean, sender), called in the process.
+    """
     waiting, running = list(jobs), {}
     while waiting or running:
         while waiting and len(running) < workers:
             receiver, sender = CONTEXT.Pipe(duplex=False)
-            process = CONTEXT.Process(target=run_tests, args=(waiting[0], clean, sender))
+            process = CONTEXT.Process(target=run, args=(waiting[0], clean, sender))
             process.start()
             sender.close()
             running[receiver] = (waiting.pop(0), process, time.perf_counter())

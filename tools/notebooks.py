@@ -8,8 +8,9 @@
     python -m tools.notebooks minutes         print what each layer of the chapters holds, and how long it takes to read
     python -m tools.notebooks run 00          execute a chapter and write nothing
 
-What can be wrong with a pair is in tools/pairs.py, what a chapter must have in tools/chapter_parts.py, what proves its
-sentences in tools/claims.py, what its place in the repository asks in tools/house_rules.py.
+What can be wrong with a pair is in tools/pairs.py, what a chapter must have in tools/chapter_parts.py, what its cells
+may not assert in tools/cell_lints.py, what proves its sentences in tools/claims.py, what its place in the repository
+asks in tools/house_rules.py.
 
 Two builds of one source give the same bytes: cell ids come from the cells, execution leaves no times, paths
 or widget state, and the kernel starts from a fixed environment with one thread.
@@ -24,7 +25,7 @@ import nbformat
 import typer
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from tools import claims, house_rules, reading_time
+from tools import cell_lints, claims, house_rules, prose_numbers, reading_time, readme
 from tools.chapter_parts import missing_parts
 from tools.execution import cpu_of_children, execute
 from tools.exercise_cells import SourceError
@@ -86,9 +87,13 @@ def check(folder: Path) -> dict[str, list[str]]:
 
 
 def unfinished(folder: Path) -> dict[str, list[str]]:
-    """Parts that chapters lack, claims that nothing proves, what is still to do in their files, by chapter."""
+    """Parts that chapters lack, claims that nothing proves, numbers in prose that come from nowhere, and what is still
+    to do in their files, by chapter."""
     missing = {
-        source.stem: missing_parts(cells_of(source)) + claims.problems(source) + todos(source)
+        source.stem: missing_parts(cells_of(source))
+        + claims.problems(source)
+        + prose_numbers.problems(source)
+        + todos(source)
         for source in chapters([], folder)
     }
     return {name: messages for name, messages in missing.items() if messages}
@@ -116,8 +121,10 @@ def build_command(names: Names = None, force: All = False) -> None:
 @app.command("check")
 def check_command() -> None:
     """Report notebooks that are not what their source and the package give, chapters with parts missing, minutes that
-    are not honest or claims that nothing proves, and what README, bibliography and figures lack; then exit status 1."""
-    drifted, missing, around = check(NOTEBOOKS), unfinished(NOTEBOOKS), house_rules.problems(NOTEBOOKS.parent)
+    are not honest, claims that nothing proves, numbers from nowhere or assertions that cannot fail, and what README,
+    bibliography and figures lack; then exit status 1."""
+    drifted, missing, root = check(NOTEBOOKS), unfinished(NOTEBOOKS), NOTEBOOKS.parent
+    around = house_rules.problems(root) + cell_lints.problems(root) + readme.problems(root)
     by_chapter = {name: drifted.get(name, []) + missing.get(name, []) for name in sorted(drifted | missing)}
     report(by_chapter | ({"repository": around} if around else {}))
     print(f"notebooks in order: {len(chapters([], NOTEBOOKS))}")

@@ -4,6 +4,7 @@ The notebook is the source with two additions. Every solved exercise becomes a s
 (tools/exercise_cells.py), and one cell before the first code cell installs the package on Colab.
 """
 
+import ast
 import hashlib
 import re
 import sys
@@ -18,6 +19,7 @@ from tools import package_stamp
 from tools.equation_labels import number_equations
 from tools.exercise_cells import SourceError, for_readers
 from tools.figures import figure_problems
+from tools.python_cells import parsed
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -132,11 +134,22 @@ def output_problems(output: NotebookNode, tags: list[str]) -> list[str]:
     return [message for message, is_wrong in checks.items() if is_wrong]
 
 
+def leaves_output(code: str) -> bool:
+    """Whether a cell must leave something: it prints on its first level, checks an exercise, or ends in a value."""
+    *_, last = body = parsed(code).body or [None]
+    printing = ("print", "exercises.check", "plotting.show")
+    calls = [node.value for node in body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
+    is_value = isinstance(last, ast.Expr) and isinstance(last.value, ast.Name) and not code.rstrip().endswith(";")
+    return is_value or any(ast.unparse(call.func) in printing for call in calls)
+
+
 def cell_problems(cell: NotebookNode) -> list[str]:
     if cell.cell_type != "code" or not cell.source.strip():
         return []
     tags = cell.metadata.get("tags", [])
     found = [message for output in cell.outputs for message in output_problems(output, tags)]
+    if not cell.outputs and "raises-exception" not in tags and leaves_output(cell.source):
+        found.append("has no output; build the chapter again")
     if cell.get("execution_count") is None:
         found.append("never executed, so the tests would not compare it")
     if "raises-exception" in tags and all(output.output_type != "error" for output in cell.outputs):

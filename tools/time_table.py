@@ -12,6 +12,7 @@ LIMIT = 15 * 60  # seconds of `make test` on two cores
 PARTS = {  # the part of a test by how its node id begins, the first that fits; whether it grows with the chapters
     "notebooks": ("notebooks/", True),
     "chapters": ("tests/chapters/", True),
+    "readings": ("tests/readings/", True),
     "pages": ("tests/book/test_book_in_browser.py", True),
     "book": ("tests/book/", False),
     "mutants": ("tests/tools/test_mutants.py::test_the_fast_wrong", True),

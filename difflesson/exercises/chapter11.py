@@ -59,7 +59,7 @@ def segments() -> dict[str, tuple]:
     return {
         "from class 0 into class 1, little noise": (ClassGradient(clean, 1), a, b),
         "the same with much noise": (ClassGradient(noisy, 1), a, b),
-        "the way of the other class": (ClassGradient(noisy, 0), c, b),
+        "the way of the other class": (ClassGradient(noisy, 0), c, a),
     }
 
 
@@ -133,19 +133,23 @@ def steps() -> dict[str, tuple]:
         "a short step, v = 0": (z, clean, -0.2, 0.1, 0.0),
         "a long step, v = 0.3": (z, clean, -2.0, 3.0, 0.3),
         "near the data, v = 1": (z, clean, 4.0, 6.0, 1.0),
+        "far from the data, v = 0.6": (z, clean, -5.0, -1.0, 0.6),
     }
 
 
 def step_by_bayes(z: Tensor, clean: Tensor, lam: float, lam_next: float, v: float) -> tuple[Tensor, float]:
-    """Prior of z' from the clean point times likelihood of z, by adding precisions; no exp(lam - lam') in sight."""
+    """Prior of z' from the clean point times likelihood of z, on a grid: its mean and variance."""
     (alpha, sigma), (alpha_next, sigma_next) = (
         (math.cos(angle), math.sin(angle)) for angle in (math.atan(math.exp(-x / 2)) for x in (lam, lam_next))
     )
     ratio = alpha / alpha_next
-    large = sigma**2 - ratio**2 * sigma_next**2
-    small = 1 / (1 / sigma_next**2 + ratio**2 / large)
-    mean = small * (alpha_next * clean / sigma_next**2 + ratio * z / large)
-    return mean, math.exp((1 - v) * math.log(small) + v * math.log(large))
+    added = sigma**2 - (ratio * sigma_next) ** 2  # the variance of what the noise adds from z' to z
+    off = torch.linspace(-12, 12, 4001, dtype=torch.float64)
+    grid = alpha_next * clean[..., None] + sigma_next * off
+    share = (-(off**2) / 2 - (z[..., None] - ratio * grid).square() / (2 * added)).softmax(-1)
+    mean = (share * grid).sum(-1)
+    known = (share * (grid - mean[..., None]).square()).sum(-1).mean()  # the same at every z
+    return mean, float(torch.lerp(known.log(), torch.tensor(added).double().log(), v).exp())
 
 
 def step(z, clean, lam, lam_next, v, *, mixing="geometric", backwards=False, swapped=False, power=0.5, weight=1,

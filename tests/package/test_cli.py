@@ -178,7 +178,12 @@ def test_evaluate_reports_the_metrics_of_the_digits_it_draws(difflesson, tmp_pat
     for gamma, line in zip((1.0, 2.5), done.out.splitlines()[-2:], strict=True):
         images = sampling.generate(mine, labels, gamma, seed=4, steps=2, sampler="ddim")
         report = metrics.digit_report(judge, images, labels, reference)
+        command = rows[f"{gamma:g}"].pop("command")
         assert rows[f"{gamma:g}"] == report
+        assert command == (
+            f"difflesson evaluate --network mine.safetensors --gamma {gamma:g} --count 100 --steps 2 --sampler ddim "
+            "--seed 4 --device cpu --precision no"
+        )
         numbers = [float(word) for word in line.split()][:4]
         expected = [gamma, report["accuracy"], report["entropy"], report["digit_fid"]]
         assert max(abs(a - b) for a, b in zip(numbers, expected, strict=True)) < 6e-5

@@ -17,7 +17,9 @@ from tools import notebooks
 from tools.chapter import next_steps, slug, start_chapter
 from tools.chapter_parts import missing_parts
 from tools.exercise_cells import find_exercises
+from tools.formula import disagreements
 from tools.pairs import ROOT
+from tools.readings import displayed, fates
 
 TITLE = "When the classifier only knows clean data"
 
@@ -34,14 +36,16 @@ def todos(path: Path, root: Path) -> list[str]:
     return [f"{where}:{number}: still {re.search('TODO.*', line)[0]}" for number, line in lines if "TODO" in line]
 
 
-def test_four_files_are_written(written: list[Path], tmp_path: Path):
+def test_its_files_are_written(written: list[Path], tmp_path: Path):
     assert [path.relative_to(tmp_path).as_posix() for path in written] == [
         "notebooks/12_when_the_classifier_only_knows_clean_data.py",
         "difflesson/exercises/chapter12.py",
         "tests/chapters/test_chapter_12.py",
+        "tests/readings/chapter_12.py",
         "tests/claims/12.toml",
     ]
-    assert not any("@" in line for path in written[:2] + written[3:] for line in path.read_text("utf-8").splitlines())
+    kept = [path for path in written if path.parent.name not in ("chapters", "readings")]  # decorators have an @
+    assert not any("@" in line for path in kept for line in path.read_text("utf-8").splitlines())
 
 
 def test_a_new_chapter_lacks_nothing_but_what_it_marks_as_to_do(written: list[Path], tmp_path: Path):
@@ -53,7 +57,7 @@ def test_a_new_chapter_lacks_nothing_but_what_it_marks_as_to_do(written: list[Pa
 
 
 def test_the_exercises_of_a_new_chapter_pass_and_are_fair(written: list[Path]):
-    source, checkers, _, _ = written
+    source, checkers, *_ = written
     cells = notebooks.cells_of(source)
     checked = {exercise.number: exercise for exercise in runpy.run_path(str(checkers))["EXERCISES"]}
     solved = find_exercises(cells)
@@ -66,11 +70,20 @@ def test_the_exercises_of_a_new_chapter_pass_and_are_fair(written: list[Path]):
         assert defects(checked[exercise.number]) == []
 
 
+def test_the_equation_of_a_new_chapter_is_true_and_mistakes_in_it_are_noticed(written: list[Path]):
+    source, _, _, readings, _ = written
+    reading = runpy.run_path(str(readings))["forward_marginal"]
+    (label,) = reading.reads
+    assert disagreements(displayed(source)[label], reading()) == []
+    ends = fates(displayed(source)[label], reading())
+    assert len(ends) >= 5 and "alive" not in ends.values()
+
+
 @pytest.mark.slow
 def test_a_new_chapter_builds_its_tests_pass_and_the_linter_agrees(
     written: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    source, _, tests, _ = written
+    source, _, tests, *_ = written
     package = shutil.ignore_patterns("__pycache__", "weights")
     shutil.copytree(ROOT / "difflesson", tmp_path / "difflesson", ignore=package, dirs_exist_ok=True)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -80,7 +93,7 @@ def test_a_new_chapter_builds_its_tests_pass_and_the_linter_agrees(
     cells = nbformat.read(source.with_suffix(".ipynb"), as_version=4).cells
     said = [output.text for cell in cells if "exercises.check(" in cell.source for output in cell.get("outputs", [])]
     assert said == [f"12.{k} still to do\n" for k in (1, 2, 3)]
-    linter = ["ruff", "check", "--no-cache", *written[:3]]
+    linter = ["ruff", "check", "--no-cache", *written[:4]]
     for command in (["pytest", "-q", "-p", "no:cacheprovider", tests.name], linter):
         command = [sys.executable, "-m", *command]
         run = subprocess.run(command, cwd=tests.parent, capture_output=True, text=True, check=False)
@@ -149,13 +162,13 @@ def test_an_awkward_title_makes_a_chapter_that_reads_as_it_was_typed(tmp_path: P
         compile(path.read_text(encoding="utf-8"), path.name, "exec")
 
 
-@pytest.mark.parametrize("left", [0, 1, 2, 3])
+@pytest.mark.parametrize("left", range(5))
 def test_nothing_is_overwritten_when_only_one_of_the_files_is_there(written: list[Path], tmp_path: Path, left: int):
     for index, path in enumerate(written):
         path.unlink() if index != left else path.write_text("mine")
     with pytest.raises(ValueError, match=f"NN=12 is taken, nothing was written: .*{written[left].name}"):
         start_chapter("12", TITLE, root=tmp_path)
-    assert [path.exists() for path in written] == [index == left for index in range(4)]
+    assert [path.exists() for path in written] == [index == left for index in range(5)]
     assert written[left].read_text() == "mine"
 
 
@@ -288,9 +301,11 @@ def test_an_exercise_that_needs_deeper_stands_at_its_end(complete: Path):
 def test_what_is_left_to_do_is_reported_wherever_it_stands_with_its_line(complete: Path, tmp_path: Path):
     tests = tmp_path / "tests" / "chapters" / "test_chapter_07.py"
     checkers = tmp_path / "difflesson" / "exercises" / "chapter07.py"
+    readings = tmp_path / "tests" / "readings" / "chapter_07.py"
     text = complete.read_text(encoding="utf-8")
     complete.write_text(text + "\n# %%\nx = 1  # TODO name it\n", encoding="utf-8")
     claims = tmp_path / "tests" / "claims" / "07.toml"
     found = [said for said in notebooks.unfinished(complete.parent)["07_mean_shift"] if "still TODO" in said]
     assert found[0] == f"notebooks/{complete.name}:{text.count(chr(10)) + 3}: still TODO name it"
-    assert found[1:] == todos(checkers, tmp_path) + todos(tests, tmp_path) + todos(claims, tmp_path)
+    kinds = (checkers, tests, readings, claims)
+    assert found[1:] == [todo for path in kinds for todo in todos(path, tmp_path)]

@@ -64,6 +64,11 @@ def test_lines():
 def test_curve():
     pass
 """
+READINGS_00, UNREAD = "tests/readings/chapter_00.py", "tests/readings/unread.toml"
+READINGS_TEXT = """@reads("eq-line", "eq-slope")
+def line():
+    return Reading({})
+"""
 MUTANTS_07 = f"{MUTANTS}/07.toml"
 MUTANTS_TEXT = """[[mutant]]
 name = "one"
@@ -83,6 +88,8 @@ def root(tmp_path):
         MODULE: MODULE_TEXT,
         TEST: TEST_TEXT,
         MUTANTS_07: MUTANTS_TEXT,
+        READINGS_00: READINGS_TEXT,
+        UNREAD: "",
         PLANNED: '01 = ["eq-curve"]\n',
         "CITATION.cff": 'repository-code: "https://example.org/lines"\n',
     }
@@ -157,6 +164,15 @@ BROKEN = {  # what is wrong: file, what stands there, what shall stand there, th
         PLANNED, '"eq-curve"', '"eq-curve", "eq-other"',
         f"{PLANNED}: eq-other {NO_DOCSTRING}; take it off the list",
     ),
+    "not read": (
+        READINGS_00, '"eq-line", ', "",
+        f"{CHAPTER}: eq-line is not evaluated as the page has it; write its reading in {READINGS_00}, "
+        'under @reads("eq-line")',
+    ),
+    "read, not on the page": (
+        READINGS_00, '"eq-line"', '"eq-line", "eq-curve"',
+        f"{READINGS_00}:2: reads eq-curve, which is not on the page of {CHAPTER}",
+    ),
     "planned for a chapter that is there": (
         PLANNED, "01 =", "00 =",
         f"{PLANNED}: eq-curve waits for {CHAPTER}, which does not show it; show it there",
@@ -168,6 +184,35 @@ BROKEN = {  # what is wrong: file, what stands there, what shall stand there, th
 def test_each_broken_rule_gives_one_sentence_that_says_what_to_do(root, path, old, new, sentence):
     edit(root, path, old, new)
     assert problems(read(root)) == [sentence]
+
+
+UNREADABLE = [  # labels that are read, the list of those that cannot be, and what is wrong
+    ('"eq-line"', 'eq-slope = "a sentence"', ["1 of the 2 equations of 00; 0 is the most"]),
+    ('"eq-line", "eq-slope"', 'eq-slope = "a sentence"', ["eq-slope of 00 has a reading; take it off the list",
+                                                         "1 of the 2 equations of 00; 0 is the most"]),
+    ('"eq-line", "eq-slope"', 'eq-gone = "a sentence"', ["eq-gone of 00 is not on the page; take it off the list",
+                                                        "1 of the 2 equations of 00; 0 is the most"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("read_ones", "listed", "sentences"), UNREADABLE)
+def test_the_list_of_unreadable_equations_is_short_and_holds_no_other(root, read_ones, listed, sentences):
+    edit(root, READINGS_00, '"eq-line", "eq-slope"', read_ones)
+    (root / UNREAD).write_text(f"[00]\n{listed}\n", encoding="utf-8")
+    assert problems(read(root)) == [f"{UNREAD}: {sentence}" for sentence in sentences]
+
+
+def test_one_equation_in_five_may_be_unreadable_and_the_page_says_why(root):
+    labels = [f"eq-{letter}" for letter in "abc"]
+    for label in labels:
+        edit(root, CHAPTER, SLOPE, SLOPE + rf" $$ y \label{{{label}}} $$")
+    edit(root, READINGS_00, '"eq-line", "eq-slope"', ", ".join(f'"{label}"' for label in ["eq-line", *labels]))
+    (root / UNREAD).write_text('[00]\neq-slope = "a sentence in symbols"\n', encoding="utf-8")
+    assert [sentence for sentence in problems(read(root)) if "read" in sentence] == []
+    slug = "two-points-one-line-1"
+    assert f"| [(0.2)](notebooks/00_line.ipynb#{slug}) | `eq-slope` | a sentence in symbols |" in page(root)
+    where = f"https://example.org/lines/blob/main/{READINGS_00}#L2"
+    assert f"| `eq-line` | · [yes]({where}) |" in page(root)
 
 
 def test_equations_are_numbered_in_the_order_of_the_page_and_a_number_by_hand_is_refused(root):
@@ -182,6 +227,7 @@ def test_an_equation_may_stand_in_two_chapters_each_with_a_number_of_its_own(roo
     (root / SECOND).write_text(text.replace("eq-slope", "eq-curve").replace("slope", "curve"), encoding="utf-8")
     edit(root, PLANNED, '"eq-curve"', "")
     edit(root, MUTANTS_07, '"eq-line"]', '"eq-line", "eq-curve"]')
+    (root / READINGS_00.replace("00", "01")).write_text(READINGS_TEXT.replace("slope", "curve"), encoding="utf-8")
     assert problems(read(root)) == []
     assert [chapter.equations[0][:2] for chapter in read(root).chapters] == [("0.1", "eq-line"), ("1.1", "eq-line")]
 
@@ -242,7 +288,9 @@ def test_the_code_of_an_equation_may_be_a_cell_of_the_chapter(own):
     assert problems(read(own)) == []
     line = CHAPTER_TEXT[: CHAPTER_TEXT.index("# %%\nprint(slope(1))")].count("\n") + 2
     assert read(own).implemented["eq-slope"] == [Place(CHAPTER, "00_line", line)]
-    assert f"| `eq-slope` | · [in the chapter](https://example.org/lines/blob/main/{CHAPTER}#L{line}) |" in page(own)
+    code = "https://example.org/lines/blob/main"
+    columns = f"· [yes]({code}/{READINGS_00}#L2) | · [in the chapter]({code}/{CHAPTER}#L{line})"
+    assert f"| `eq-slope` | {columns} |" in page(own)
 
 
 @pytest.mark.parametrize("first", ["# [eq-slope], [eq-line]", "# [eq-line] [eq-slope]"])
@@ -336,7 +384,8 @@ def test_the_page_links_equations_functions_and_tests(root):
     assert "## 00 · A line: where does it go?" in text
     code = "https://example.org/lines/blob/main"
     assert (
-        f"| [(0.2)](notebooks/00_line.ipynb#two-points-one-line-1) | `eq-slope` | · [`slope`]({code}/{MODULE}#L9) "
+        f"| [(0.2)](notebooks/00_line.ipynb#two-points-one-line-1) | `eq-slope` | · [yes]({code}/{READINGS_00}#L2) "
+        f"| · [`slope`]({code}/{MODULE}#L9) "
         f"| · [lines]({code}/{TEST}#L5) | 1 |" in text
     )
     assert f"| 01 | `eq-curve` | · [`curve`]({code}/{MODULE}#L14) | · [curve]({code}/{TEST}#L10) | 0 |" in text

@@ -11,7 +11,7 @@ import pytest
 
 from tools.equation_labels import MUTANTS
 from tools.mutant_files import FAST_ONES, few, load
-from tools.mutants import ROOT, Job, Outcome, judge
+from tools.mutants import ROOT, Job, Outcome, broken, judge
 
 PACKAGE = '''"""A line.  [eq-line]"""
 
@@ -35,6 +35,34 @@ def test_the_line_goes_through_one_and_three():
 @pytest.mark.equation("eq-red")
 def test_that_nobody_can_pass():
     assert False
+
+
+@pytest.mark.equation("eq-wrapped")
+def test_that_wraps_what_goes_wrong():
+    try:
+        line(1)
+    except Exception as error:
+        raise AssertionError("no line") from error
+
+
+@pytest.mark.equation("eq-told")
+def test_that_tells_what_went_wrong():
+    try:
+        text = str(line(1))
+    except Exception as error:
+        text = f"it raises {type(error).__name__}: {error}"
+    assert text == "3.0", text
+
+
+@pytest.mark.equation("eq-torn")
+def test_with_a_fixture_that_fails_last(torn_down):
+    pass
+
+
+@pytest.fixture
+def torn_down():
+    yield
+    assert line(1) == 3
 
 
 @pytest.mark.equation("eq-fixture")
@@ -64,6 +92,11 @@ PLANTED = {  # name: (equation, old, new)
     "syntax-broken": ("eq-line", "return SLOPE", "return return SLOPE"),
     "name-broken": ("eq-line", "SLOPE * x + 1", "SLOPE * y + 1"),
     "setup-broken": ("eq-fixture", "SLOPE * x + 1", "x + 1"),
+    "type-broken": ("eq-line", "SLOPE * x + 1", "SLOPE(x) + 1"),
+    "local-broken": ("eq-line", "SLOPE * x + 1", "unset * x + 1; unset = 2"),
+    "wrapped-broken": ("eq-wrapped", "SLOPE * x + 1", "SLOPE(x) + 1"),
+    "told-broken": ("eq-told", "SLOPE * x + 1", "SLOPE(x) + 1"),
+    "teardown-broken": ("eq-torn", "SLOPE * x + 1", "x + 1"),
     "red-anyway": ("eq-red", "SLOPE * x + 1", "x + 1"),
     "untested": ("eq-else", "SLOPE * x + 1", "x + 1"),
 }
@@ -127,10 +160,23 @@ def test_a_mutant_that_does_not_fit_exactly_once_is_stale(reports, name, count):
         ("syntax-broken", "SyntaxError: invalid syntax"),
         ("name-broken", "NameError in the call"),
         ("setup-broken", "AssertionError in the setup"),
+        ("teardown-broken", "AssertionError in the teardown"),
+        ("type-broken", "TypeError in the call"),
+        ("local-broken", "NameError in the call"),
+        ("wrapped-broken", "TypeError in the call"),
+        ("told-broken", "TypeError in the call"),
     ],
 )
 def test_broken_code_is_no_proper_kill(reports, name, sign):
     assert reports[name].startswith("no proper kill") and sign in reports[name]
+
+
+def test_an_assertion_about_the_kind_of_error_is_a_proper_kill():
+    """`DID NOT RAISE <class 'TypeError'>` says what the code should have done."""
+    wrong = AssertionError("DID NOT RAISE <class 'TypeError'>")
+    assert broken(wrong) == ""
+    group = ExceptionGroup("two examples", [wrong, TypeError("unhashable")])
+    assert broken(group) == "TypeError" and broken(None) == ""
 
 
 def test_a_test_that_fails_without_the_mutant_kills_nothing(reports):

@@ -1,0 +1,143 @@
+"""The right answers are right: known in three ways, and no wrong answer that a machine can think of is accepted."""
+
+import ast
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+from difflesson import exercises
+from difflesson.exercises import Exercise
+from tests.oracles.independence import ALIKE, likeness
+from tests.oracles.wrong_answers import wrong_answers
+from tests.package.test_exercises import CHAPTERS, EXERCISES, chapter, function
+from tools.exercise_cells import SolvedExercise
+from tools.pairs import ROOT
+
+# --- truth and solution are two computations ------------------------------------------------------------------
+
+
+def same_computation(solution, exercise: Exercise) -> str:
+    """What shows that truth and solution are one computation; empty if nothing does."""
+    if (alike := likeness(solution, exercise.truth)) >= ALIKE:
+        return f"{alike:.0%} of their operations are the same"
+    pairs = zip(exercise.run(solution), exercise.run(exercise.truth), strict=True)
+    return "they agree to the last bit in every case" if all(identical(*pair) for pair in pairs) else ""
+
+
+def identical(one, other) -> bool:
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(identical, one, other))
+    return torch.equal(*(torch.as_tensor(value, dtype=torch.float64).squeeze() for value in (one, other)))
+
+
+@pytest.mark.parametrize(("name", "exercise"), EXERCISES)
+def test_the_truth_is_not_the_solutions_formula(name: str, exercise: SolvedExercise):
+    found = same_computation(function(name, exercise, exercise.solution), exercises.find(exercise.number))
+    assert not found, f"exercise {exercise.number}: {found}; let the checker know the answer another way"
+
+
+@pytest.mark.parametrize(("name", "exercise"), EXERCISES)
+def test_a_truth_that_is_the_solution_in_another_order_is_noticed(name: str, exercise: SolvedExercise):
+    solution = function(name, exercise, exercise.solution)
+    copied = function(name, exercise, rewritten(exercise.solution))
+    for truth in (solution, copied):
+        assert same_computation(solution, replace(exercises.find(exercise.number), truth=truth)), exercise.number
+
+
+def rewritten(solution: str) -> str:
+    """The same formula: the operands of every sum and product exchanged."""
+    tree = ast.parse(solution)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mult):
+            node.left, node.right = node.right, node.left
+    return ast.unparse(tree)
+
+
+def test_other_ways_to_write_the_solution_of_7_5_are_noticed():
+    name, exercise = next(param.values for param in EXERCISES if param.id == "7.5")
+    solution, known = function(name, exercise, exercise.solution), exercises.find("7.5")
+    for truth in (lambda third: (third * third).sum() / 12, lambda third: third.pow(2).sum() / 12):
+        assert same_computation(solution, replace(known, truth=truth))
+
+
+def test_the_solution_with_parts_that_can_be_got_wrong_is_noticed_as_a_truth():
+    """Some checkers build their mistakes from such a function; it must not become the truth."""
+    for number, builder in (("7.3", "covariance"), ("7.4", "rate_of_change"), ("11.3", "guided"), ("11.4", "step")):
+        name, exercise = next(param.values for param in EXERCISES if param.id == number)
+        module = exercises.import_module(f"difflesson.exercises.chapter{int(name[:2]):02d}")
+        changed = replace(exercises.find(number), truth=getattr(module, builder))
+        assert same_computation(function(name, exercise, exercise.solution), changed), number
+
+
+# --- a third computation ------------------------------------------------------------------------------------------
+
+
+def test_each_exercise_is_computed_a_third_way():
+    """In a test marked `@pytest.mark.answer(number)`, which compares it with the checker's truth."""
+    marked = set()
+    for path in (ROOT / "tests" / "chapters").glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.answer":
+                marked |= {argument.value for argument in node.args}
+    assert {exercise.number for name in CHAPTERS for exercise in chapter(name)[1]} == marked
+
+
+# --- wrong answers made by machine --------------------------------------------------------------------------------
+
+SAME_LABEL = "labels count from 0"
+SAME = {  # wrong only in appearance: for these arguments it is the same answer
+    "0.1": {"max(guidance_scale, 1.0) -> max(1.0, guidance_scale)": "the order of arguments does not matter to max"},
+    "0.3": {"label -> abs(label)": SAME_LABEL},
+    "7.2": {f"{name} -> abs({name})": "alpha is positive" for name in ("alpha_t", "alpha_s")},
+    "7.3": {
+        "label -> abs(label)": SAME_LABEL,
+        "alpha_ts -> abs(alpha_ts)": "alpha_{t|s} is positive",
+        "alpha_ts -> -alpha_ts": "it is squared there",
+    },
+    "7.4": {"label -> abs(label)": SAME_LABEL, "rate -> abs(rate)": "a rate of noise is not negative"},
+    "7.5": {"third -> -third": "it is squared", "third -> abs(third)": "it is squared"},
+    "11.3": {
+        "gamma -> abs(gamma)": "the exercise says gamma >= 0",
+        "class_variance -> abs(class_variance)": "variances are positive",
+        "all_variance -> abs(all_variance)": "variances are positive",
+    },
+    "11.4": {"v -> abs(v)": "v is between 0 and 1"},
+}
+
+
+def accepted(name: str, exercise: SolvedExercise, known: Exercise) -> tuple[list[str], int]:
+    """Which wrong answers the checker accepts, and how many it was given that gave an answer at all."""
+    truth, found, count = known.run(known.truth), [], 0
+    for what, source in wrong_answers(exercise.solution).items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                got = known.run(function(name, exercise, source))
+        except Exception:  # noqa: S112 (an answer that raises is refused anyway)
+            continue
+        count += 1
+        if not exercises.faults(known, got, truth):
+            found.append(what)
+    return found, count
+
+
+@pytest.mark.parametrize(("name", "exercise"), EXERCISES)
+def test_every_wrong_answer_that_a_machine_makes_of_the_solution_is_refused(name: str, exercise: SolvedExercise):
+    found, count = accepted(name, exercise, exercises.find(exercise.number))
+    same = SAME.get(exercise.number, {})
+    wrong = [what for what in found if what.rpartition(", in: ")[0] not in same]
+    assert not wrong, f"exercise {exercise.number} accepts, of {count}: {wrong}; add a case that tells them apart"
+    assert count >= 10
+    stale = same.keys() - {what.rpartition(", in: ")[0] for what in found}
+    assert not stale, f"exercise {exercise.number}: no longer accepted, take it off the list: {stale}"
+
+
+def test_a_checker_with_too_few_cases_is_noticed():
+    """11.3 with gamma = 1 and U = 1 / C alone would accept `c ** (2 gamma - 1)`."""
+    name, exercise = next(param.values for param in EXERCISES if param.id == "11.3")
+    few = replace(exercises.find("11.3"), cases=lambda: {"gamma 1": (0.5, 3.0, 1.0), "gamma 3": (0.5, 2.0, 3.0)})
+    found, _ = accepted(name, exercise, few)
+    line = "geometric = class_variance ** gamma * all_variance ** (1 - gamma)"
+    assert f"all_variance -> 1 / class_variance, in: {line}" in found

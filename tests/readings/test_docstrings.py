@@ -1,0 +1,243 @@
+"""The formulas in the docstrings of functions that implement equations are true: each is read and evaluated as well."""
+
+import ast
+import math
+import re
+
+import pytest
+import torch
+
+from difflesson import guidance, kernels, ode, plane
+from difflesson.denoiser import Prediction
+from difflesson.schedule import cosine, from_betas, vp_linear
+from tests.oracles.mixtures import FOUR
+from tests.readings.common import F64, expectation, gradient
+from tools.equation_labels import IN_DOCSTRING, definitions
+from tools.formula import Reading, disagreements
+from tools.formula.mutants import fate, mutants
+from tools.formula.text import from_ascii
+from tools.pairs import ROOT
+
+MIXTURE, SCHEDULE, T, S, GAMMA = FOUR.mixture(), vp_linear(0.3, 8.0), torch.tensor(0.5, dtype=F64), 0.35, 3.5
+X = torch.tensor([[-0.9, 0.2], [1.3, -0.7], [0.4, 1.1]], dtype=F64)
+ALPHA, SIGMA = SCHEDULE.alpha(T), SCHEDULE.sigma(T)
+ALPHA_TS, SIGMA_TS = SCHEDULE.transition(T, S)
+NOISY, FREE = MIXTURE.noised(ALPHA, SIGMA), MIXTURE.denoiser(SCHEDULE)
+BEST, PAIR = FREE(X, T), MIXTURE.pair(SCHEDULE, 1)
+LEVELS = {
+    "alpha": ALPHA, "sigma": SIGMA, "alpha_t": ALPHA, "sigma_t": SIGMA, "alpha_s": SCHEDULE.alpha(S),
+    "sigma_s": SCHEDULE.sigma(S), "alpha_{t|s}": ALPHA_TS, "sigma_{t|s}": SIGMA_TS, "beta": SCHEDULE.beta(T),
+    "I": torch.eye(2, dtype=F64)[None], "sqrt": torch.sqrt, "cos": torch.cos,
+}  # fmt: skip
+V = ALPHA * BEST.eps - SIGMA * BEST.x0
+ENDS = cosine(9.0, -7.0)
+
+
+def noise_and_clean(kernel) -> dict[str, object]:
+    return {"x": X, "x0": BEST.x0, "eps": BEST.eps, "mean": kernel(X, T, S).mean}
+
+
+def without(name: str, letters: dict[str, object]) -> dict[str, object]:
+    return {other: value for other, value in letters.items() if other != name}
+
+
+def of_the_second_step() -> dict[str, object]:
+    """A multistep run of two steps from 0.7 over T to S: the letters of its second one."""
+    kernel, clock = kernels.dpmpp_2m(FREE, SCHEDULE).start(), lambda t: torch.log(SCHEDULE.alpha(t) / SCHEDULE.sigma(t))
+    before = torch.tensor(0.7, dtype=F64)
+    x = kernel(X, before, T).mean
+    lengths = {"h": clock(S) - clock(T), "h_last": clock(T) - clock(before)}
+    return lengths | {"x0_last": FREE(X, before).x0, "x0": FREE(x, T).x0, "x": x, "x_s": kernel(x, T, S).mean}
+
+
+def of_heun() -> dict[str, object]:
+    euler = kernels.ddim(FREE, SCHEDULE)(X, T, S).mean
+    later = FREE(euler, torch.tensor(S, dtype=F64)).x0
+    return {"x_s": kernels.heun(FREE, SCHEDULE)(X, T, S).mean, "x_s'": euler, "x0'": later, "x0": BEST.x0}
+
+
+def of_the_densities() -> dict[str, object]:
+    x = X.clone().requires_grad_()
+    cond, uncond = PAIR(X, T)
+    return {"grad": gradient(x), "p_t(x | y)": NOISY.given(1).log_prob(x).exp(), "p_t(x)": NOISY.log_prob(x).exp(),
+            "eps_u": uncond.eps, "eps_c": cond.eps}  # fmt: skip
+
+
+def of_a_table() -> dict[str, object]:
+    betas = torch.tensor([0.1, 0.3, 0.2, 0.4], dtype=F64)
+    schedule = from_betas(betas)
+    return {"alpha(k / T)": schedule.alpha(torch.tensor(0.75, dtype=F64)), "beta_j": betas[:3],
+            "prod_{j <= k}": lambda values: values.prod(0)}  # fmt: skip
+
+
+def of_kl() -> dict[str, object]:
+    x = torch.linspace(-12, 12, 4001, dtype=F64)
+    step, other = (torch.exp(-((x - m) ** 2) / 2 / v) / (2 * torch.pi * v) ** 0.5 for m, v in ((0.3, 0.5), (-0.2, 0.9)))
+    return {"step": step, "other": other, "E": expectation(step * (x[1] - x[0]))}
+
+
+def field(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack([x[:, 0] ** 2 * x[:, 1], torch.sin(x[:, 0]) + x[:, 1] ** 3], 1)
+
+
+def slopes() -> dict[str, object]:
+    rows = torch.stack([torch.autograd.functional.jacobian(lambda p: field(p[None])[0], point) for point in X])
+    return {f"d f_{i + 1} / d x_{j + 1}": rows[:, i, j] for i in (0, 1) for j in (0, 1)}
+
+
+SCORE = NOISY.score(X)
+CLEAN, NOISE = BEST.x0, BEST.eps
+TILTED = guidance.tilt(FREE, lambda x, t: x.flip(1), GAMMA, SCHEDULE)(X, T)
+COLD = guidance.tempered(FREE, 1.7, SCHEDULE)(X, T)
+FORMULAS = {  # where it stands; the formula; what its letters are; what else its reading needs
+    "denoiser.Prediction.from_x0": (
+        "eps = (x - alpha x0) / sigma",
+        {"x": X, "x0": CLEAN, "eps": Prediction.from_x0(X, CLEAN, ALPHA, SIGMA).eps}, {}),
+    "denoiser.Prediction.from_eps": (
+        "x0 = (x - sigma eps) / alpha",
+        {"x": X, "eps": NOISE, "x0": Prediction.from_eps(X, NOISE, ALPHA, SIGMA).x0}, {}),
+    "denoiser.Prediction.from_v": (
+        "`v = alpha eps - sigma x0`, so `x0 = alpha x - sigma v` and `eps = sigma x + alpha v`",
+        {"x": X, "v": V, "x0": Prediction.from_v(X, V, ALPHA, SIGMA).x0,
+         "eps": Prediction.from_v(X, V, ALPHA, SIGMA).eps}, {"statements": 3}),
+    "denoiser.Prediction.from_score": (
+        "`eps = -sigma score` and Tweedie's `x0 = (x + sigma^2 score) / alpha`",
+        {"x": X, "score": SCORE, "eps": Prediction.from_score(X, SCORE, ALPHA, SIGMA).eps,
+         "x0": Prediction.from_score(X, SCORE, ALPHA, SIGMA).x0}, {"statements": 2}),
+    "denoiser.Prediction.score": (
+        "grad log p_t(x) = -eps / sigma", {"eps": NOISE, "grad log p_t(x)": BEST.score(SIGMA)}, {}),
+    "divergence.kl": (
+        "E[log step - log other] = E[r - 1 - log r],     r = other / step", of_kl(),
+        {"statements": 2, "defines": ("r",)}),
+    "guidance.tilt": (
+        "eps -> eps - gamma sigma g          x0 -> x0 + gamma sigma^2 / alpha g",
+        {"eps": NOISE, "x0": CLEAN, "g": X.flip(1), "gamma": GAMMA,
+         "->": lambda v: TILTED.eps if torch.equal(v[:, :, 0], NOISE) else TILTED.x0}, {"statements": 2}),
+    "guidance.classifier_free": (
+        "`eps = eps_u + gamma (eps_c - eps_u)`",
+        {"eps_u": PAIR(X, T)[1].eps, "eps_c": PAIR(X, T)[0].eps, "gamma": GAMMA,
+         "eps": guidance.classifier_free(PAIR, GAMMA)(X, T).eps}, {}),
+    "guidance.implicit_gradient": (
+        "grad log (p_t(x | y) / p_t(x)) = (eps_u - eps_c) / sigma", of_the_densities(), {}),
+    "guidance.tempered": (
+        "eps -> kappa eps          x0 -> x0 + (1 - kappa) sigma / alpha eps",
+        {"eps": NOISE, "x0": CLEAN, "kappa": 1.7,
+         "->": lambda v: COLD.eps if torch.equal(v[:, :, 0], NOISE) else COLD.x0}, {"statements": 2}),
+    "kernels.posterior_variance": (
+        "sigma_s^2 sigma_{t|s}^2 / sigma_t^2", {"function": kernels.posterior_variance(SCHEDULE, T, S)}, {}),
+    "kernels.ddpm": (
+        "mean = (alpha_{t|s} sigma_s^2 x + alpha_s sigma_{t|s}^2 x0) / sigma_t^2\nvar  = small^{1 - v} large^v",
+        without("eps", noise_and_clean(kernels.ddpm(FREE, SCHEDULE)))
+        | {"var": kernels.ddpm(FREE, SCHEDULE, 0.3)(X, T, S).var, "v": 0.3, "large": SIGMA_TS**2,
+           "small": kernels.ddpm(FREE, SCHEDULE, "small")(X, T, S).var}, {"statements": 2}),
+    "kernels.ddim": (
+        "mean = alpha_s x0 + sqrt(sigma_s^2 - v) eps,     v = eta^2 sigma_s^2 sigma_{t|s}^2 / sigma_t^2",
+        without("x", noise_and_clean(kernels.ddim(FREE, SCHEDULE, 0.8))) | {"eta": 0.8},
+        {"statements": 2, "defines": ("v",)}),
+    "kernels.heun": (
+        "x_s = x_s' + (alpha_s - alpha_t sigma_s / sigma_t) (x0' - x0) / 2", of_heun(), {}),
+    "kernels.dpmpp_2m": (
+        "x_s = (sigma_s / sigma_t) x + alpha_s (1 - e^{-h}) D,     D = x0 + (h / h_last) (x0 - x0_last) / 2",
+        of_the_second_step(), {"statements": 2, "defines": ("D",)}),
+    "kernels.one_step_mean": (
+        "E[x_s | x_t] = (x_t + sigma_{t|s}^2 grad log p_t(x_t)) / alpha_{t|s}",
+        {"x_t": X, "E[x_s | x_t]": kernels.one_step_mean(X, SCORE, SCHEDULE, T, S),
+         "grad log p_t(x_t)": SCORE}, {}),
+    "kernels.moment_matched": (
+        "cov  = sigma_{t|s}^2 / alpha_{t|s}^2 (I + sigma_{t|s}^2 grad grad log p_t)",
+        {"cov": kernels.moment_matched(MIXTURE, SCHEDULE)(X, T, S).cov, "grad grad log p_t": NOISY.hessian(X)}, {}),
+    "ode.probability_flow": (
+        "dx/dt = -beta / 2 (x + score) = beta alpha / (2 sigma) v,      v = alpha eps - sigma x0",
+        {"dx/dt": ode.probability_flow(FREE, SCHEDULE)(X, T), "x": X, "score": SCORE, "eps": NOISE, "x0": CLEAN},
+        {"statements": 2, "defines": ("v",)}),
+    "plane.curl": ("curl f = d f_2 / d x_1 - d f_1 / d x_2", {"curl f": plane.curl(field, X)}, {"decoys": slopes()}),
+    "schedule": (
+        "x_t = alpha x_0 + sigma eps,     alpha = exp(-B / 2),     sigma^2 = 1 - exp(-B)",
+        {"x_t": SCHEDULE.add_noise(X, X.flip(0), T), "x_0": X, "eps": X.flip(0), "B": SCHEDULE.integrated_beta(T)},
+        {"statements": 3}),
+    "schedule.Schedule.transition": (
+        "`alpha_{t|s} = alpha_t / alpha_s` and `sigma_{t|s}^2 = 1 - alpha_{t|s}^2`", {}, {"statements": 2}),
+    "schedule.Schedule.add_noise": (
+        "x_t = alpha x_0 + sigma eps", {"x_t": SCHEDULE.add_noise(X, X.flip(0), T), "x_0": X, "eps": X.flip(0)}, {}),
+    "schedule.vp_linear": (
+        "beta(t) = beta_min + t (beta_max - beta_min)",
+        {"beta(t)": vp_linear(0.3, 8.0).beta(T), "beta_min": 0.3, "beta_max": 8.0, "t": T}, {}),
+    "schedule.cosine": (
+        "`log_snr(t) = -2 log tan(a t + b)`, that is `alpha = cos(a t + b)`",
+        {"log_snr(t)": ENDS.log_snr(T), "alpha": ENDS.alpha(T), "t": T, "b": math.atan(math.exp(-4.5)),
+         "a": math.atan(math.exp(3.5)) - math.atan(math.exp(-4.5))}, {"statements": 2}),
+    "schedule.from_betas": ("alpha(k / T)^2 = prod_{j <= k} (1 - beta_j)", of_a_table(), {}),
+    "mixture.GaussianMixture.class_gradient": (
+        "grad log p(label | x) = grad log p(x | label) - grad log p(x)",
+        {"grad log p(label | x)": NOISY.class_gradient(X, 1), "grad log p(x | label)": NOISY.given(1).score(X),
+         "grad log p(x)": SCORE}, {}),
+}  # fmt: skip
+NOT_READ = {
+    "divergence.path_kl": "a sum over steps, in words; chapter 07 has it in symbols, and that is read",
+    "divergence.closest_gaussian": "the reason of the claim; the claim is read in chapter 07",
+    "divergence.leading_kl_with_shift": "its cases, in words; read in chapter 07",
+    "guidance.linearise": "a map; chapter 07 has it as an equation, and that is read",
+    "kernels.reverse_sde": "a stochastic differential equation",
+    "losses.v_loss": "in the words of the code; read in chapter 11",
+    "losses.drop_labels": "in words; read in chapter 11",
+    "mixture.GaussianMixture": "with the indices of the code",
+    "mixture.GaussianMixture.score": "a sum over components with an index on each letter",
+    "mixture.GaussianMixture.noised": "read at add_noise",
+    "mixture.GaussianMixture.reverse": "letters inside a sentence",
+    "mixture.MixtureDenoiser": "a root of a matrix",
+    **dict.fromkeys(
+        ("conventions.between", "conventions.convert", "conventions.guidance_scale", "conventions.noise_level"),
+        "what goes in and what comes out, in the words of other people's code",
+    ),
+}
+
+
+def docstrings() -> dict[str, str]:
+    """The docstrings of the package that name an equation, by dotted name without `difflesson.`."""
+    found = {}
+    for path in sorted((ROOT / "difflesson").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for name, node in [(path.stem, tree), *definitions(tree, path.stem)]:
+            text = ast.get_docstring(node) or ""
+            if IN_DOCSTRING.search(text):
+                found[name] = text
+    return found
+
+
+def equation(name: str) -> tuple[str, Reading]:
+    """The formula of a docstring as LaTeX, and its reading."""
+    formula, letters, more = FORMULAS[name]
+    latex = from_ascii("\n".join(re.findall("`([^`]*)`", formula)) or formula).replace("\n", r" \qquad ")
+    latex = rf"\function = {latex}" if "function" in letters else latex
+    more = dict(more)
+    decoys = {from_ascii(key): value for key, value in (LEVELS | more.pop("decoys", {})).items()}
+    return latex, Reading({from_ascii(key).strip(): value for key, value in letters.items()}, decoys, **more)
+
+
+def squeezed(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_the_formula_of_a_docstring_is_true(name: str):
+    assert squeezed(FORMULAS[name][0]) in squeezed(docstrings()[name])
+    assert disagreements(*equation(name)) == []
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_mistake_in_it_is_noticed(name: str):
+    latex, reading = equation(name)
+    assert [mutant.where for mutant in mutants(latex, reading) if fate(mutant, reading) == "alive"] == []
+
+
+def test_every_docstring_with_a_formula_is_read_or_says_why_not():
+    """A formula: an indented line, or a span of code, with `=` or `->` in it that is no default and no condition."""
+    with_formula = {
+        name
+        for name, text in docstrings().items()
+        for part in re.findall(r"^ {4}.*|`[^`]*`", text, re.MULTILINE)
+        if re.search(r"\w.* (=|->) \S.*[-+/^ ].*", part) and not re.search(r"= (one_step_mean|0|1)`", part)
+    }
+    assert with_formula - FORMULAS.keys() - NOT_READ.keys() == set()
+    assert NOT_READ.keys() & FORMULAS.keys() == set() and NOT_READ.keys() <= docstrings().keys()
+    assert len(NOT_READ) < 2 / 3 * len(FORMULAS)
