@@ -169,7 +169,7 @@ def test_the_card_says_what_the_page_says():
     assert REAL["digit_fid_floor"] < 0.0285 and REAL["digit_fid_floor"] > 0.0275 and REAL["images"] == 10_000
     assert 0.95 < 1 - (1 - 3e-4) ** 10_000 < 0.951  # none of 10,000 wrong: the share is below 0.0003
     assert fid["1.5"] > fid["1"] and right["1.5"] > right["1"]
-    assert all(row.keys() == {"accuracy", "entropy", "digit_fid"} for row in CURVE.values())  # no standard error
+    assert not any("error" in key for row in CURVE.values() for key in row)  # none for digit-FID
 
 
 def test_guidance_makes_wrong_digits_rare_and_from_1_on_the_crowd_less_like_the_real_one():
