@@ -588,28 +588,3 @@ def test_the_density_of_a_step_at_points_of_another_shape_is_refused(shape):
 def test_an_euler_step_from_pure_data_is_refused():
     with pytest.raises(ValueError, match="^t must have sigma_t > 0"):
         kernels.reverse_sde(MIXTURE.denoiser(vp_linear()), vp_linear(), 0.0)(POINTS, 0.0, 0.1)
-
-
-def test_an_eta_too_large_by_a_ten_millionth_is_refused_and_one_by_rounding_is_not():
-    schedule, t, s = vp_linear(), 0.5, 0.3
-    free, x = FOUR.mixture().denoiser(schedule), torch.zeros(1, 2, dtype=torch.float64)
-    variance, room = kernels.posterior_variance(schedule, t, s), schedule.sigma(s) ** 2
-    kernels.ddim(free, schedule, float(((room + 1e-13) / variance).sqrt()))(x, t, s)
-    with pytest.raises(ValueError, match="eta must be smaller"):
-        kernels.ddim(free, schedule, float(((room + 1e-7) / variance).sqrt()))(x, t, s)
-
-
-@pytest.mark.parametrize("schedule", [vp_linear(), cosine()], ids=["vp_linear", "cosine"])
-def test_heun_asks_once_in_a_step_to_the_data_and_twice_in_any_other(schedule):
-    """Also on the cosine schedule, where a little noise is left at time 0."""
-    free, asked = FOUR.mixture().denoiser(schedule), []
-
-    def counting(x, t):
-        asked.append(float(t))
-        return free(x, t)
-
-    x = torch.zeros(1, 2, dtype=torch.float64)
-    for s, expected in ((0.0, [0.3]), (0.1, [0.3, 0.1])):
-        asked.clear()
-        kernels.heun(counting, schedule)(x, 0.3, s)
-        assert asked == pytest.approx(expected)

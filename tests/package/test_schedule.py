@@ -390,14 +390,3 @@ def test_times_on_an_accelerator_give_the_same_numbers(schedule):
         assert method(t.cuda()).device.type == "cuda"
         assert worst(method(t.cuda()).cpu(), method(t)) < 1e-11
     assert worst(schedule.time(schedule.log_snr(t[1:].cuda())).cpu(), t[1:]) < 1e-12
-
-
-@pytest.mark.equation("eq-table")
-@pytest.mark.parametrize("steps", [7, 10, 1000])
-def test_the_rate_at_a_node_of_a_table_is_that_of_the_step_that_ends_there(steps):
-    """For every node, also where k / T times T is rounded; just behind it, the next step's."""
-    betas = torch.linspace(0.01, 0.3, steps, dtype=torch.float64)
-    schedule, rates = from_betas(betas), -steps * torch.log1p(-betas)
-    nodes = torch.arange(1, steps + 1, dtype=torch.float64) / steps
-    assert float((schedule.beta(nodes) / rates - 1).abs().max()) < 1e-12
-    assert float((schedule.beta(nodes[:-1] + 1e-4 / steps) / rates[1:] - 1).abs().max()) < 1e-12
