@@ -305,7 +305,7 @@ shown
 # *What the five lines draw.*
 #
 # `pair` is the network asked both ways, `guided` is $\eqref{eq-cfg}$, `kernel` is one step, and `draw` repeats it at times
-# that are even in $\log(\alpha_t^2 / \sigma_t^2)$.
+# that are even in $\log(\alpha_t^2 / \sigma_t^2)$, but for the last step.
 #
 # ## What the knob costs
 #
@@ -419,7 +419,7 @@ assert missed == [86, 0] and [round(curve[gamma]["digit_fid"], 3) for gamma in (
 # | if you | do | because |
 # |---|---|---|
 # | read a `guidance_scale`, `w`, `cfg_scale` | find the largest value that gives plain conditional sampling: $\gamma = 1$ | names differ by one unit (and some pipelines switch off at 1 and below) |
-# | need samples of what the model learned | $\gamma = 1$ | there the story holds; and one network call a step, not two |
+# | need samples of what the model learned | $\gamma = 1$ | there the story holds; and one question to the network a step, not two |
 # | need pictures that show what was asked | raise $\gamma$ from 1 until errors stop, no further | from 2 to 5 no more digits became right, and digit-FID rose from 0.204 to 0.336 |
 # | want to keep something out | a *negative prompt* and $\gamma > 1$ | it takes the place of "not told" in $\hat\varepsilon_u$; a negative $\gamma$ walks the same two guesses the other way, away from the request, and asks for nothing else |
 # | report a result | give sampler, steps, the scale and its convention, network, number of pictures, standard errors | at one $\gamma > 1$ samplers sample different things |
@@ -657,12 +657,12 @@ for time in (0.5, 0.8, 0.9):
 # to 16): pictures. IV (17 to 20): what $\gamma$ really samples, and remedies. In a hurry: part II, then chapter 17. Every numbered
 # equation is computed in the next cell, and a test compares it with an independent computation; wrong formulas are
 # planted to see that the tests notice. A number in the text is printed by a cell, or the text says where it comes from.
-# `make test` runs it all.
+# `make test` runs what is short, `make nightly` the rest.
 #
 # ## Deeper: every convention on one card
 #
 # *For those who read other people's code.* The column "checked in" says whether a row was read in the code, in a copy of
-# it, or in the paper. First all guidance scales, and what has no single $\gamma$:
+# it, in the author's blog, or in the paper. First all guidance scales, and what has no single $\gamma$:
 
 # %% tags=["hide-input"]
 table(questions=("guidance", "no single gamma"))

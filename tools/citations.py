@@ -67,6 +67,8 @@ def faults(markdown: str, papers: dict[str, Paper]) -> list[tuple[str, str]]:
         if name and (name[1] != paper.year or name[2] not in ("", paper.letter)):
             year = paper.year + paper.letter
             found.append((url, f"says {words!r}; book/references.bib gives {paper.authors} the year {year}"))
+        if paper and not name and any(named(words, other) for other in papers.values()):
+            found.append((url, f"says {words!r}; the address is that of {paper.authors} ({paper.year}{paper.letter})"))
     return found
 
 

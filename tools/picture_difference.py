@@ -2,9 +2,9 @@
 that moved, a label that is missing or another colour is one.
 
 Each picture is smoothed over 5 x 5 pixels. A pixel of one is *foreign* to the other if its colour lies outside what
-the other has within 2 pixels of its place, by more than 0.15 of the range from black to white. Colour is red, green, blue and
-their differences: these do not see black letters, and tell blue from grey. Two pictures are the same if at most 10
-pixels of either are foreign to the other. Measured on a figure 850 pixels wide: letters without hinting or
+the other has within 2 pixels of its place, by more than 0.15 of the range from black to white. Colour is red, green,
+blue and their differences: these do not see black letters, and tell blue from grey. Two pictures are the same if at
+most 10 pixels of either are foreign to the other. Measured on a figure 850 pixels wide: letters without hinting or
 without antialiasing, everything moved by half a pixel or by two, one dot of 800 moved: 3 foreign pixels at most; a
 curve moved by 3 % of its axis 170, one letter missing 45, blue drawn as grey 2500, as green 700, the dots of another
 seed 860.

@@ -69,8 +69,8 @@ class Page:
         self.is_built = not lacking
         self.cells = dict(zip(code, evidence.of_chapter(list(code.values())), strict=True))
         self.contours = {self.sections[index] for index, (text, _) in code.items() if "plotting.density" in text}
-        tests = source.parent.parent / "tests" / "chapters" / f"test_chapter_{source.name[:2]}.py"
-        self.tested = evidence.of_tests(tests.read_text(encoding="utf-8")) if tests.exists() else []
+        tests = sorted((source.parent.parent / "tests" / "chapters").glob(f"test_chapter_{source.name[:2]}*.py"))
+        self.tested = [each for path in tests for each in evidence.of_tests(path.read_text(encoding="utf-8"))]
 
     def of(self, cells: Iterable[int]) -> list[Evidence]:
         return [each for index in sorted(cells) for each in self.cells.get(index, [])]

@@ -1,6 +1,7 @@
-"""What chapter 00 claims, without its cells: the story by quadrature, the card's rows, and the guesses behind both."""
+"""What chapter 00 claims, without its cells: the story by quadrature, the guesses behind it. Digits: the next file."""
 
 import math
+import tomllib
 from functools import cache
 
 import pytest
@@ -8,20 +9,19 @@ import torch
 from torch import Tensor
 
 from difflesson import conventions, guidance, kernels, plane
-from difflesson.denoiser import Pair, Prediction, network_denoiser, network_pair
-from difflesson.digits import checkpoints, metrics, sampling
+from difflesson.denoiser import Pair, Prediction
 from difflesson.mixture import GaussianMixture
 from difflesson.samplers import draw, time_grid
 from difflesson.schedule import cosine, vp_linear
+from tests.oracles.chapter_cells import ROOT, assigned
 
 F64 = torch.float64
 MIXTURE, SCHEDULE = plane.four_blobs(), vp_linear()
 IDEAL = MIXTURE.pair(SCHEDULE, label=1)
-SIDE = torch.linspace(-13, 13, 521, dtype=F64)
+SIDE = torch.linspace(-13, 13, 261, dtype=F64)
+PAGE = next((ROOT / "notebooks").glob("00_*.py")).read_text(encoding="utf-8")
 GRID = torch.cartesian_prod(SIDE, SIDE)
 AREA = float(SIDE[1] - SIDE[0]) ** 2
-CARD = checkpoints.load("denoiser").card
-CURVE = next(iter(CARD["metrics"].values()))
 
 
 def random(seed: int = 0) -> torch.Generator:
@@ -76,14 +76,50 @@ def test_at_minus_1_the_story_lies_far_outside_the_data():
     assert float(outside) > 10
 
 
-@pytest.mark.parametrize("steps", [100, 300])
-def test_ddim_and_ddpm_part_at_3_however_many_steps_and_not_at_1(steps):
+def test_ddim_and_ddpm_part_at_3_however_many_steps_and_not_at_1():
     gaps = {}
-    for gamma in (1.0, 3.0):
+    for gamma, steps in ((1.0, 100), (3.0, 100), (3.0, 300)):
         x_1, x_1_noisy = (guided(gamma, kernel, steps)[:, 0] for kernel in (kernels.ddim, kernels.ddpm))
-        gaps[gamma] = float(x_1.mean() - x_1_noisy.mean())
-    assert abs(gaps[1.0]) < 3.5 * math.sqrt(2 * 1.15**2 / 2000)
-    assert abs(gaps[3.0] - 0.38) < 3.5 * math.sqrt(2 * 0.03**2)  # the page's, and as many standard errors of both
+        gaps[gamma, steps] = float(x_1.mean() - x_1_noisy.mean())
+    assert abs(gaps[1.0, 100]) < 3.5 * math.sqrt(2 * 1.15**2 / 2000)
+    for steps in (100, 300):  # the page's, and as many standard errors of both
+        assert abs(gaps[3.0, steps] - 0.38) < 3.5 * math.sqrt(2 * 0.03**2)
+
+
+def test_ddim_adds_no_noise_on_its_way_and_ddpm_some_at_every_step():
+    for t, s in ((1.0, 0.9), (0.5, 0.4), (0.02, 0.01)):
+        steps = [kernel(IDEAL.cond, SCHEDULE)(started(5), t, s) for kernel in (kernels.ddim, kernels.ddpm)]
+        assert float(steps[0].var) == 0 and float(steps[1].var) > 0
+
+
+def test_the_contours_hardly_move_and_the_dots_run_away_from_the_other_class_and_crowd_together():
+    told = {gamma: float(story(gamma).softmax(0) @ GRID[:, 0]) for gamma in (1.0, 3.0, 8.0)}
+    means = {gamma: float(guided(gamma)[:, 0].mean()) for gamma in told}
+    other = {gamma: float(MIXTURE.given(0).log_prob(guided(gamma)).mean()) for gamma in told}
+    spreads = [float(guided(gamma).std(0).norm()) for gamma in told]
+    assert told[8.0] - told[1.0] < 0.25 and means[3.0] - means[1.0] > 0.8 and means[8.0] - means[3.0] > 0.8
+    assert other[1.0] > other[3.0] > other[8.0] and spreads == sorted(spreads, reverse=True)
+
+
+def test_what_the_figures_and_their_captions_say_is_set_up_so():
+    """The page's blobs, noises and times; the scales drawn; and whose noises a panel shares."""
+    page = assigned("00", "mixture", "plane", "times", "first", "requests", "pictured")
+    assert page["mixture"].labels == (0, 0, 1, 1)
+    x = started(50)
+    assert torch.equal(page["mixture"].log_prob(x), MIXTURE.log_prob(x)) and repr(page["plane"]) == repr(SCHEDULE)
+    assert torch.equal(page["times"], time_grid(200)) and page["first"].shape == (3000, 2)
+    assert page["requests"].tolist() == [7] * 8 and page["pictured"] == (0, 1, 3, 8)
+    assert "(3.0, 300)):\n    steered, clouds" in PAGE and "panel.axvline(dots[:, 0].mean(), color" in PAGE
+    assert "for solver in (kernels.ddim, kernels.ddpm):" in PAGE and "lambda x: story(x, 3.0)" in PAGE
+    assert "schedule.add_noise(x_0[2:3], eps[2:3], time)" in PAGE and PAGE.count("seed=8, sampler=") == 1
+
+
+def test_the_story_at_1_is_the_class_by_bayes_rule_and_sharpening_makes_doubtful_points_rare():
+    given = MIXTURE.given(1).log_prob(GRID).softmax(0)
+    assert float((story(1.0).softmax(0) - given).abs().max()) < 1e-12
+    doubtful = MIXTURE.class_log_prob(GRID, 1).exp() < 0.9
+    shares = [float(story(gamma).softmax(0)[doubtful].sum()) for gamma in (1.0, 3.0, 8.0)]
+    assert shares[0] > 2 * shares[1] > 4 * shares[2]
 
 
 # ---- why it fails
@@ -128,6 +164,54 @@ def test_for_two_bells_of_equal_width_needed_over_used_is_a_factor_without_x_t_a
     assert abs(float(left / right) - 1) > 0.1
 
 
+def test_equally_sure_pictures_are_the_only_case_in_which_power_and_average_may_change_places():
+    """Jensen: random chances, gamma between 0 and 1 and outside; then one chance for all."""
+    sure, share = torch.rand(2, 50, generator=random(), dtype=F64)
+    share = share / share.sum()
+    for gamma, sign in ((-1.0, 1), (0.5, -1), (3.0, 1)):
+        assert sign * float(share @ sure**gamma - (share @ sure) ** gamma) > 0.01
+        assert abs(float(share @ sure.mean().expand(50) ** gamma - sure.mean() ** gamma)) < 1e-12
+
+
+def test_wrong_slopes_on_the_way_need_not_mean_a_wrong_end():
+    """Three times the difference above t = 0.7 and none below: DDPM forgets, and ends in the class."""
+    denoiser = guidance.classifier_free(IDEAL, lambda t: torch.where(t > 0.7, 3.0, 1.0))
+    t = torch.tensor(0.75, dtype=F64)
+    assert float((denoiser(started(), t).eps - IDEAL.cond(started(), t).eps).square().mean().sqrt()) > 0.01
+    x_1 = draw(kernels.ddpm(denoiser, SCHEDULE), started(), time_grid(100), random(1))[:, 0]
+    told = float(story(1.0).softmax(0) @ GRID[:, 0])
+    assert abs(float(x_1.mean()) - told) < 3.5 * float(x_1.std()) / 2000**0.5
+
+
+def test_the_average_of_the_noises_is_the_guess_with_the_least_squared_error():
+    """20,000 noisy points: every other guess costs more, by the mean square of what it changes."""
+    t = torch.tensor(0.5, dtype=F64)
+    clean, _ = MIXTURE.sample(20_000, random())
+    drawn = torch.randn(20_000, 2, generator=random(1), dtype=F64)
+    x_t = SCHEDULE.add_noise(clean, drawn, t)
+    best = MIXTURE.denoiser(SCHEDULE)(x_t, t).eps
+    for other in (0.9 * best, 1.1 * best, best + 0.1, best + 0.1 * x_t, IDEAL.cond(x_t, t).eps):
+        more = (drawn - other).square().sum(1) - (drawn - best).square().sum(1)
+        assert float(more.mean()) > 0
+        assert abs(float((more - (other - best).square().sum(1)).mean())) < 3.5 * float(more.std()) / 20_000**0.5
+
+
+def test_the_density_of_noisy_points_is_an_average_of_gaussians_each_with_log_slope_minus_eps_over_sigma():
+    """The gradient of one Gaussian by autograd; the average of these, over sampled clean points, against log p_t."""
+    t = torch.tensor(0.5, dtype=F64)
+    alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
+    clean, x = MIXTURE.sample(100_000, random())[0], torch.tensor([0.7, -0.4], dtype=F64, requires_grad=True)
+    bells = (-(x - alpha * clean).square().sum(1) / (2 * sigma**2)).exp() / (2 * math.pi * sigma**2)  # (N,)
+    (slope,) = torch.autograd.grad(bells.mean(), x)
+    bells, eps = bells.detach(), (x.detach() - alpha * clean) / sigma
+    assert float((slope - (bells[:, None] * -eps / sigma).mean(0)).abs().max()) < 1e-12
+    noisy = MIXTURE.noised(alpha, sigma)
+    p_t, exact = noisy.log_prob(x.detach()[None]).exp(), noisy.score(x.detach()[None])[0]
+    error = float(bells.std()) / 100_000**0.5
+    assert abs(float(bells.mean() - p_t)) < 3.5 * error
+    assert float((slope / bells.mean() - exact).abs().max()) < 0.02
+
+
 @pytest.mark.equation("eq-parameterisations")
 def test_the_best_guess_of_the_noise_is_a_slope_and_the_noise_that_was_drawn_is_not():
     """E[eps | x_t] by quadrature over the clean points; the slope by differences of log p_t."""
@@ -167,25 +251,7 @@ def test_only_v_gives_both_guesses_at_both_ends():
             conventions.convert(x, *lost, x, alpha, sigma)
 
 
-# ---- digits: the card, and why its first row is the worst
-
-
-def test_the_card_says_what_the_page_says():
-    fid = {gamma: row["digit_fid"] for gamma, row in CURVE.items()}
-    right = {gamma: row["accuracy"] for gamma, row in CURVE.items()}
-    real = metrics.load_reference()[1]
-    assert list(CURVE) == ["0", "0.5", "1", "1.5", "2", "3", "5"]
-    assert min(fid, key=fid.get) == "1" and max(fid, key=fid.get) == "0"
-    assert [round(fid[gamma], 3) for gamma in ("0", "1", "2", "5")] == [0.919, 0.062, 0.204, 0.336]
-    assert [round(10_000 * (1 - right[gamma])) for gamma in ("1", "1.5", "2", "3", "5")] == [86, 1, 0, 0, 0]
-    assert all(right[gamma] > real["judge_accuracy_on_test"] for gamma in ("1.5", "2", "3", "5"))
-    assert real["digit_fid_floor"] < 0.0285 and real["digit_fid_floor"] > 0.0275
-    assert 0.95 < 1 - (1 - 3e-4) ** 10_000 < 0.951  # none of 10,000 wrong: the share is below 0.0003
-    assert fid["1.5"] > fid["1"] and right["1.5"] > right["1"]
-
-
-def test_one_label_in_ten_was_hidden_in_training():
-    assert CARD["recipe"]["label_dropout"] == 0.1
+# ---- labels and classes
 
 
 def test_drawing_a_label_and_then_a_point_of_it_is_drawing_from_all_data():
@@ -193,108 +259,44 @@ def test_drawing_a_label_and_then_a_point_of_it_is_drawing_from_all_data():
     assert float((torch.logaddexp(*parts).exp() - MIXTURE.log_prob(GRID).exp()).abs().max()) < 1e-12
 
 
-@pytest.mark.nightly
-def test_without_the_label_the_judge_is_in_doubt_about_many_shapes():
-    """24 digits a scale: about one in five at 0, one in sixty at 1."""
-    network, judge = checkpoints.load("denoiser").network, checkpoints.load("judge").network
-    doubt = {}
-    for gamma in (0.0, 1.0):
-        digits = sampling.generate(network, torch.arange(24) % 10, gamma, seed=5)
-        doubt[gamma] = int((metrics.judged(judge, digits)[1].max(1).values.exp() < 0.9).sum())
-    assert doubt[0.0] >= 3 and doubt[1.0] <= 1
+def test_the_guess_without_a_label_is_the_average_of_those_with_one_weighted_by_the_classes():
+    t, x = torch.tensor(0.5, dtype=F64), started(20)
+    noisy = MIXTURE.noised(SCHEDULE.alpha(t), SCHEDULE.sigma(t))
+    guesses = [MIXTURE.denoiser(SCHEDULE, y)(x, t).eps for y in (0, 1)]
+    average = sum(noisy.class_log_prob(x, y).exp()[:, None] * guess for y, guess in enumerate(guesses))
+    assert float((average - MIXTURE.denoiser(SCHEDULE)(x, t).eps).abs().max()) < 1e-12
 
 
-@pytest.mark.nightly
-def test_four_times_the_steps_leave_the_judge_no_less_in_doubt_without_the_label():
-    """The page's 200 digits at each number of steps, and the standard error of their shares."""
-    network, judge = checkpoints.load("denoiser").network, checkpoints.load("judge").network
-    for steps, told in ((16, 0.170), (64, 0.205)):
-        digits = sampling.generate(network, torch.arange(200) % 10, 0.0, seed=5, steps=steps)
-        doubt = float((metrics.judged(judge, digits)[1].max(1).values.exp() < 0.9).double().mean())
-        assert abs(doubt - told) < 0.006  # one digit more or less
-        assert round((doubt * (1 - doubt) / 200) ** 0.5, 2) == 0.03
+def test_a_negative_prompt_keeps_its_class_out_and_a_negative_scale_walks_away_from_the_request():
+    """Four blobs, a class each. The prompt takes the place of "not told"; the slopes are those of the densities."""
+    means = torch.tensor([[-2, 0], [2, 0], [0, 2], [0, -2]], dtype=F64)
+    four = GaussianMixture([0.25] * 4, means, 0.6 * torch.eye(2, dtype=F64).expand(4, 2, 2), labels=[0, 1, 2, 3])
+    told, kept_out = four.denoiser(SCHEDULE, 2), four.denoiser(SCHEDULE, 1)
+    start, ends = started(400), {}
+    for name, pair, gamma in (
+        ("plain", Pair(told, kept_out), 1.0),
+        ("prompt", Pair(told, kept_out), 3.0),
+        ("less", Pair(told, four.denoiser(SCHEDULE)), -1.0),
+    ):
+        ends[name] = draw(kernels.ddim(guidance.classifier_free(pair, gamma), SCHEDULE), start, time_grid(50))
+    away = {name: float((cloud - means[1]).norm(dim=1).mean()) for name, cloud in ends.items()}
+    assert away["prompt"] > away["plain"] + 0.5
+    asked = four.class_log_prob(ends["less"], 2).exp()
+    assert float(asked.mean()) < 0.05  # no 2, and each of the others is still there: nothing else was asked for
+    assert all(float(four.class_log_prob(ends["less"], y).exp().mean()) > 0.1 for y in (0, 1, 3))
 
 
-def by_bayes(network, guide, schedule):
-    """The guess without a label from ten with one, weighted by the guide."""
-
-    def guess(x: Tensor, t: Tensor) -> Prediction:
-        share = guide(x, torch.full((len(x),), float(schedule.log_snr(t)))).softmax(1).view(-1, 10, 1, 1, 1)
-        guesses = [network_denoiser(network, schedule, y)(x, t) for y in range(10)]
-        return Prediction(*((share * torch.stack(part, 1)).sum(1) for part in zip(*guesses, strict=True)))
-
-    return guess
+def test_the_parts_of_the_course_are_as_the_page_says():
+    parts = tomllib.loads((ROOT / "book" / "chapters.toml").read_text(encoding="utf-8"))["parts"]
+    ends = [(part["chapters"][0]["number"], part["chapters"][-1]["number"]) for part in parts]
+    assert ends == [("00", "05"), ("06", "12"), ("13", "16"), ("17", "20")]
+    titles = [part["title"].split(". ", 1)[1] for part in parts]
+    assert titles[:3] == ["The process nobody steers", "Guidance", "Digits"]
+    assert titles[3] == "What gamma really does, and what to do about it"
 
 
-@torch.no_grad()
-def test_a_classifier_is_sure_of_noisy_sevens_up_to_time_06_and_of_very_noisy_ones_not():
-    """The page's five sevens and noises: the guide's p(7), and what of c - u is left against the average of ten."""
-    network, guide = checkpoints.load("denoiser").network, checkpoints.load("guide").network
-    schedule = network.schedule
-    x_0 = sampling.generate(network, torch.full((5,), 7), 1.0, seed=2, sampler="ddim", steps=16)
-    eps = torch.randn(x_0.shape, generator=random(4))
-    pair, average = network_pair(network, schedule, 7), by_bayes(network, guide, schedule)
-    surest, label, rest = {}, {}, {}
-    for t in (0.5, 0.6, 0.7, 0.8, 0.9):
-        x_t = schedule.add_noise(x_0, eps, t)
-        p_7 = guide(x_t, torch.full((5,), float(schedule.log_snr(t)))).softmax(1)[:, 7]
-        surest[t] = (float(p_7.min()), float(p_7.max()))
-        (cond, uncond), mean = pair(x_t, t), average(x_t, t)
-        label[t] = float((cond.eps - mean.eps).norm() / uncond.eps.norm())
-        rest[t] = float((cond.eps - uncond.eps).norm() / uncond.eps.norm())
-    assert surest[0.5][0] > 0.998 and surest[0.6][0] > 0.98 and surest[0.7][0] < 0.72 and surest[0.9][1] < 0.3
-    assert all(label[t] < 0.1 * rest[t] for t in (0.5, 0.6)) and label[0.8] > 0.6 * rest[0.8]
-    assert abs(rest[0.5] - 0.027) < 0.001 and abs(rest[0.8] - 0.0556) < 0.001
-
-
-@torch.no_grad()
-def test_less_seven_is_no_seven_and_asks_for_nothing_else():
-    network, judge = checkpoints.load("denoiser").network, checkpoints.load("judge").network
-    sevens = torch.full((5,), 7)
-    for gamma, seen in ((0.0, [6, 6, 4, 9, 0]), (-1.0, [6, 6, 9, 4, 6])):
-        digits = sampling.generate(network, sevens, gamma, seed=2, sampler="ddim", steps=16)
-        assert metrics.judged(judge, digits)[1].argmax(1).tolist() == seen
-
-
-@pytest.mark.nightly
-@torch.no_grad()
-def test_sevens_thicken_also_when_the_half_without_a_label_is_the_average_of_ten():
-    """The page's ten sevens: mean ink in pixels, and its rise from gamma 1, paired by the noise."""
-    network, guide = checkpoints.load("denoiser").network, checkpoints.load("guide").network
-    schedule, told = network.schedule, network_denoiser(network, network.schedule, 7)
-    start = torch.randn(10, 1, 28, 28, generator=random(3))
-
-    def ink(denoiser) -> Tensor:
-        digits = draw(kernels.ddim(denoiser, schedule), start, sampling.digit_times(16, schedule))
-        return ((digits.clamp(-1, 1) + 1) / 2).sum((1, 2, 3))
-
-    plain = ink(told)
-    assert abs(float(plain.mean()) - 95.7) < 0.5
-    halves = {"own": network_denoiser(network, schedule, None), "average": by_bayes(network, guide, schedule)}
-    for half, gamma, mean in (("own", 3, 105.9), ("own", 8, 121.2), ("average", 3, 108.03), ("average", 8, 119.3)):
-        inked = ink(guidance.classifier_free(Pair(told, halves[half]), float(gamma)))
-        rise, error = inked - plain, float((inked - plain).std()) / 10**0.5
-        assert abs(float(inked.mean()) - mean) < 0.5
-        assert float(rise.mean()) > 2.5 * error
-        told_rise, told_error = {108.03: (12.32, 3.96), 119.3: (23.63, 4.35)}.get(mean, (float(rise.mean()), error))
-        assert abs(float(rise.mean()) - told_rise) < 0.5 and abs(error - told_error) < 0.1
-
-
-@pytest.mark.nightly
-@torch.no_grad()
-def test_digits_of_a_class_spread_less_at_3_than_at_1_in_features_more_than_in_pixels():
-    """The page's 300 digits a scale; differences paired by class, ten of them, and their standard errors."""
-    network, judge = checkpoints.load("denoiser").network, checkpoints.load("judge").network
-    drawn = {gamma: sampling.generate(network, torch.arange(300) % 10, gamma, seed=5) for gamma in (1.0, 3.0)}
-    views = {"pixels": lambda x: x.clamp(-1, 1).flatten(1), "features": lambda x: metrics.judged(judge, x)[0]}
-    told = (("pixels", 137.21, 127.53, 9.68, 3.353, 1.08), ("features", 2.278, 0.691, 1.587, 0.334, 3.30))
-    for name, plain, guided, difference, error, ratio in told:
-        within = [views[name](drawn[gamma]).view(30, 10, -1).double().var(dim=0).sum(1) for gamma in (1.0, 3.0)]
-        apart = within[0] - within[1]
-        assert abs(float(within[0].mean()) / plain - 1) < 0.005 and abs(float(within[1].mean()) / guided - 1) < 0.005
-        assert abs(float(apart.mean()) / difference - 1) < 0.02
-        assert abs(float(apart.std()) / 10**0.5 / error - 1) < 0.02
-        assert abs(float(within[0].mean() / within[1].mean()) - ratio) < 0.01
+def test_where_a_row_of_the_card_was_read_is_what_the_page_lists():
+    assert {row["checked in"] for row in conventions.card()} == {"code", "copy", "blog", "paper"}
 
 
 # ---- a step, and names

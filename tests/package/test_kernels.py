@@ -207,6 +207,33 @@ def test_heun_and_dpmpp_2m_fall_back_to_ddim_in_a_step_to_no_noise():
     assert calls == [0.2]
 
 
+def test_heun_asks_once_in_the_step_to_the_data_also_where_some_noise_is_left_there():
+    """On the cosine schedule sigma(0) is 4.5e-5: whether the step is the last one is a matter of s, not of sigma."""
+    schedule, calls = cosine(), []
+    ideal = MIXTURE.denoiser(schedule)
+
+    def denoiser(x, t):
+        calls.append(float(t))
+        return ideal(x, t)
+
+    step = kernels.heun(denoiser, schedule)(POINTS, 0.2, 0.0)
+    assert calls == [0.2] and 0 < float(schedule.sigma(0.0)) < 1e-4
+    assert max_error(step.mean, kernels.ddim(ideal, schedule)(POINTS, 0.2, 0.0).mean) < 1e-14
+
+
+@pytest.mark.parametrize("t", [0.9, 0.5])
+def test_ddim_takes_every_eta_up_to_the_largest_and_none_above(t):
+    """The largest makes all of sigma_s fresh noise: `sigma_t / sigma_{t|s}`, itself rounded to either side of that."""
+    origin, here = torch.zeros(1, 3).double(), level(t)
+    for s in np.linspace(0.02, t - 0.02, 40):
+        there = level(float(s))
+        largest = here.sigma / math.sqrt(1 - (here.alpha / there.alpha) ** 2)
+        for eta in (largest, largest * (1 - 1e-9)):
+            assert abs(float(kernels.ddim(DENOISER, SCHEDULE, eta)(origin, t, s).var) - there.sigma**2) < 1e-8
+        with pytest.raises(ValueError, match="^eta must be smaller for a step from"):
+            kernels.ddim(DENOISER, SCHEDULE, largest * (1 + 1e-9))(origin, t, s)
+
+
 @pytest.mark.equation("eq-dpmpp-2m")
 def test_dpmpp_2m_starts_with_a_ddim_step_and_outside_a_run_it_has_no_memory_to_use():
     denoiser = MIXTURE.denoiser(SCHEDULE)

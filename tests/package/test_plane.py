@@ -1,8 +1,10 @@
 """The small network of the plane: what it is, that it learns the exact fields, and the curl of vector fields."""
 
+import inspect
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,6 +82,42 @@ def test_the_null_label_is_learned_only_if_labels_are_dropped():
     always = train(MIXTURE, cosine(), label_dropout=1.0, **QUICK)
     assert 10 * excess(never, 1) < excess(always, 1) and excess(never, 1) < 0.1
     assert 10 * excess(always, None) < excess(never, None) and excess(always, None) < 0.1
+
+
+def adam_by_hand(steps: int, batch: int, width: int, dropout: float) -> dict[str, np.ndarray]:
+    """The weights of a run, by Adam's formulas in numpy: beta_1 = 0.9, beta_2 = 0.99, the rate 1e-2 along a cosine."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        network = PlaneNetwork(2, width)
+    generator, weights = random(3), {name: p.detach().double().numpy() for name, p in network.named_parameters()}
+    first, second = ({name: np.zeros_like(w) for name, w in weights.items()} for _ in range(2))
+    for k in range(1, steps + 1):
+        network.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
+        x0, label = MIXTURE.sample(batch, generator)
+        loss = v_loss(network, cosine(), x0.float(), label, dropout, generator, 2)
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        rate = 1e-2 * (1 + math.cos(math.pi * (k - 1) / steps)) / 2
+        for name, g in zip(weights, (g.double().numpy() for g in gradients), strict=True):
+            first[name] = 0.9 * first[name] + 0.1 * g
+            second[name] = 0.99 * second[name] + 0.01 * g**2
+            m, v = first[name] / (1 - 0.9**k), second[name] / (1 - 0.99**k)
+            weights[name] = weights[name] - rate * m / (np.sqrt(v) + 1e-8)
+    return weights
+
+
+def test_the_first_steps_of_training_are_those_of_adam_by_hand():
+    """Six steps in half of which one constant changed moves the weights by a tenth of a step; rounding does not."""
+    few = {"steps": 6, "batch": 64, "width": 8}
+    trained, expected = train(MIXTURE, cosine(), 0.5, seed=3, **few), adam_by_hand(**few, dropout=0.5)
+    apart = [np.abs(p.numpy() - expected[name]).ravel() for name, p in trained.named_parameters()]
+    assert np.quantile(np.concatenate(apart), 0.95) < 2e-5  # where a gradient is nearly 0, its rounding decides
+
+
+def test_by_default_a_fifth_of_the_labels_is_hidden_in_3000_steps_of_1024_points():
+    """The chapters name other numbers where they take others; these are what a reader gets who names none."""
+    usual = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
+    assert (usual["label_dropout"], usual["steps"], usual["batch"], usual["width"]) == (0.2, 3000, 1024, 64)
+    assert (usual["learning_rate"], usual["seed"]) == (1e-2, 0)
 
 
 def test_equal_seeds_train_equal_networks_and_nobody_elses_random_numbers_are_used():
@@ -206,3 +244,13 @@ def test_the_mixture_of_the_chapters_is_the_one_that_chapter_00_writes_out():
     for part in ("weights", "means", "variances", "axes"):
         assert torch.equal(getattr(names["mixture"], part), getattr(four_blobs(), part))
     assert names["mixture"].labels == four_blobs().labels
+
+
+def test_one_label_in_five_is_hidden_unless_told_otherwise():
+    quick = {"steps": 3, "batch": 32}
+    default, fifth, tenth = (
+        train(four_blobs(), cosine(), **quick, **more)
+        for more in ({}, {"label_dropout": 0.2}, {"label_dropout": 0.1})
+    )
+    weights = [torch.cat([p.flatten() for p in network.parameters()]) for network in (default, fifth, tenth)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])

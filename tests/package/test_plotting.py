@@ -163,3 +163,14 @@ def test_a_figure_is_not_shown_without_a_description(alt):
     with pytest.raises(ValueError, match="^alt must say what the figure shows, it is empty"):
         plotting.show(figure, "07_line", alt=alt)
     plotting.plt.close(figure)
+
+
+def test_each_colour_is_the_one_that_captions_call_it():
+    """Grey without a label, blue with it, orange guided, black for the truth, green for what else there is."""
+    red, green, blue = ({name: int(code[k : k + 2], 16) for name, code in plotting.COLOURS.items()} for k in (1, 3, 5))
+    assert red["unconditional"] == green["unconditional"] == blue["unconditional"] > 100
+    assert red["truth"] == green["truth"] == blue["truth"] == 0
+    assert blue["conditional"] > green["conditional"] > red["conditional"]
+    assert red["guided"] > green["guided"] > blue["guided"]
+    assert green["other"] > blue["other"] > red["other"]
+    assert len(plotting.COLOURS) == 5

@@ -186,6 +186,20 @@ def test_one_step_of_the_table_is_one_step_of_the_discrete_ddpm(betas):
         assert abs(float(sigma) ** 2 - betas[k - 1]) < 1e-14
 
 
+def test_a_node_of_the_table_has_the_rate_of_the_step_that_ends_there_however_its_time_was_rounded():
+    """0.1 + 0.2 is a little more than 3 / 10; what is more than that by a thousandth of a step belongs to the next."""
+    betas = torch.linspace(0.01, 0.4, 10, dtype=F64)
+    rates = -10 * torch.log1p(-betas)
+    schedule = from_betas(betas)
+    assert 0.1 + 0.2 > 3 / 10 and 0.1 * 6 > 6 / 10
+    for time, step in ((0.0, 1), (0.1, 1), (0.1 + 0.2, 3), (3 / 10, 3), (0.1 * 6, 6), (0.7, 7), (1.0, 10)):
+        assert worst(schedule.beta(time), rates[step - 1]) < 1e-13, (time, step)
+        assert worst(schedule.beta(torch.tensor([time], dtype=F64)), rates[step - 1]) < 1e-13
+    for node in range(1, 10):
+        assert worst(schedule.beta((node + 1e-4) / 10), rates[node]) < 1e-13
+        assert worst(schedule.beta((node - 1e-4) / 10), rates[node - 1]) < 1e-13
+
+
 def test_table_in_float32_betas_is_read_in_float64():
     betas = torch.tensor(UNEVEN_BETAS, dtype=torch.float32)
     assert worst(from_betas(betas).alpha(1.0) ** 2, np.cumprod(1 - betas.double().numpy())[-1]) < 1e-14

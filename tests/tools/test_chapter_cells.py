@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.oracles.chapter_cells import names_of
+from tests.oracles.chapter_cells import assigned, names_of
 
 SOURCE = """# %% [markdown]
 # # 00 · A line: where does it go?
@@ -73,3 +73,12 @@ def test_what_the_cell_raises_comes_out_with_its_label(root: Path):
 def test_a_cell_that_is_not_there_is_named(root: Path, chapter: str, label: str, message: str):
     with pytest.raises(ValueError, match=message):
         names_of(chapter, label, root)
+
+
+def test_what_is_assigned_is_run_after_the_first_code_cell_and_needs_what_it_uses(root: Path):
+    assert assigned("00", "scale", root=root) == {"scale": "of a cell between, which nobody runs"}
+    assert assigned("00", "x", root=root) == {"x": 1}
+    with pytest.raises(NameError):
+        assigned("00", "offset", root=root)
+    with pytest.raises(ValueError, match="names must be assigned in 00_line.py, line, nothing is not"):
+        assigned("00", "nothing", "line", "x", root=root)

@@ -21,7 +21,8 @@ FILES = {
     "README.md": "| | chapter |\n|---|---|\n| 00 | [A line](notebooks/00_line.ipynb): where does it go? |\n",
     "book/chapters.toml": '[[parts]]\ntitle = "I"\nchapters = [{ number = "00" }]\n',
     "book/references.bib": "@misc{efron, author = {Efron, B.}, year = {2011}, "
-    "url = {https://doi.org/10.1198/jasa.2011.tm11181}}\n",
+    "url = {https://doi.org/10.1198/jasa.2011.tm11181}}\n"
+    "@misc{gauss, author = {Gauss, C.}, year = {1809}, url = {https://doi.org/10.1198/jasa.2011.other}}\n",
     "figures/00_line.png": "",
     "figures/tour.png": "",
 }
@@ -61,6 +62,10 @@ BROKEN = {  # file, its new text, the one sentence
     "another year": (
         "notebooks/00_line.py", FILES["notebooks/00_line.py"].replace("2011)]", "2012)]"),
         "notebooks/00_line.py:5 says 'Efron\\n(2012)'; book/references.bib gives Efron the year 2011",
+    ),
+    "another paper": (
+        "notebooks/00_line.py", FILES["notebooks/00_line.py"].replace("tm11181", "other"),
+        "notebooks/00_line.py:5 says 'Efron\\n(2011)'; the address is that of Gauss (1809)",
     ),
     "no url": ("book/references.bib", "@misc{a, year = {1}}", "book/references.bib: entry a needs a url, the address "
                "that chapters link to"),

@@ -21,7 +21,7 @@ from tools.picture_difference import picture_difference
 
 SAME = [
     ("error 0.0126", "error 0.0125"), ("3 dots, 4.0 %", "3 dots, 4.1 %"), ("[0.3  1.]", "[0.29 1.0]"),
-    ("-0.07", "-0.08"), ("9.99e-04", "1.00e-03"), ("98 %", "99 %"), ("nan", "nan"), ("x1 = 2", "x1  = 2"), 
+    ("-0.07", "-0.08"), ("9.99e-04", "1.00e-03"), ("98 %", "99 %"), ("nan", "nan"), ("x1 = 2", "x1  = 2"),
     ("off by 1,000.5", "off by 1,000.6"),
 ]  # fmt: skip
 DIFFERENT = [

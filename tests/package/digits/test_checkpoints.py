@@ -265,6 +265,18 @@ def test_weights_that_do_not_fit_the_network_are_refused_with_the_path(tmp_path)
         checkpoints.load(path)
 
 
+@pytest.mark.parametrize("change", ["a tensor less", "a tensor more"])
+def test_weights_with_a_tensor_less_or_more_are_refused_with_the_path(tmp_path, change):
+    path, state = tmp_path / "other.safetensors", small().state_dict()
+    if change == "a tensor less":
+        del state["enter.bias"]
+    else:
+        state["another.bias"] = torch.zeros(3)
+    checkpoints.save(path, blueprint(), state, {})
+    with pytest.raises(ValueError, match=re.escape(f"path {path} does not fit this version's DigitUNet")):
+        checkpoints.load(path)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, 70_000.0])
 def test_weights_that_half_precision_cannot_hold_are_not_saved(tmp_path, value):
     """A weight of 70,000 is infinite in half precision."""

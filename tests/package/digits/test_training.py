@@ -300,6 +300,50 @@ def test_the_first_step_moves_every_weight_by_the_learning_rate(tmp_path):
     assert float((shrunk + 5.0 * 0.02 / 4 * before["enter.weight"]).abs().max()) < 1e-3
 
 
+def test_three_steps_are_those_of_adam_with_clipped_gradients_by_hand(tmp_path, monkeypatch):
+    """beta_1 = 0.9, beta_2 = 0.99, decoupled decay, gradients of length above 1 shortened to 1: in plain formulas."""
+    made = tiny(steps=3, warmup=0, learning_rate=0.02, weight_decay=0.1, ema_decay=0.0)
+    scale = 50.0  # a loss so large that its gradients are clipped
+
+    def louder(*arguments, original=training.denoiser_loss):
+        return scale * original(*arguments)
+
+    monkeypatch.setattr(training, "denoiser_loss", louder)
+    network, digits = training.build(made), data.load("embedded", "train")
+    images, lengths = data.to_unit(digits.images), []
+    first = [torch.zeros_like(p) for p in network.parameters()]
+    second = [torch.zeros_like(p) for p in network.parameters()]
+    for step in range(3):
+        chosen = batch_indices(made, len(images), step)
+        generator = step_generator(made.seed, step, 2)
+        loss = louder(network, images[chosen], digits.labels[chosen], made, generator, network.classes)
+        network.zero_grad()
+        loss.backward()
+        lengths.append(float(torch.cat([p.grad.flatten() for p in network.parameters()]).norm()))
+        for p, m, v in zip(network.parameters(), first, second, strict=True):
+            grad, rate = p.grad / max(1.0, lengths[-1]), learning_rate(made, step)
+            m.mul_(0.9).add_(0.1 * grad)
+            v.mul_(0.99).add_(0.01 * grad**2)
+            bias = m / (1 - 0.9 ** (step + 1)), v / (1 - 0.99 ** (step + 1))
+            p.data.mul_(1 - rate * 0.1).sub_(rate * bias[0] / (bias[1].sqrt() + 1e-8))
+    assert min(lengths) > 1.5
+    kept = weights(run(tmp_path, made))
+    gaps = {name: float((kept[name] - p.detach()).abs().max()) for name, p in network.named_parameters()}
+    # The file holds half precision; where a gradient is nearly zero, its rounding decides which way Adam goes.
+    assert sorted(gaps.values())[len(gaps) * 3 // 4] < 5e-4, gaps
+
+
+def test_the_seconds_of_a_card_count_those_before_the_interruption(tmp_path, monkeypatch):
+    monkeypatch.setattr(training.time, "monotonic", iter(range(0, 10_000, 50)).__next__)  # each look takes 50 seconds
+    whole = card(run(tmp_path / "whole", tiny(), save_every=2))["seconds"]
+    interrupt_at(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", tiny(), save_every=2)
+    monkeypatch.setattr(training, "learning_rate", learning_rate)
+    resumed = card(run(tmp_path / "broken", tiny(), save_every=2))["seconds"]
+    assert resumed >= whole > 150
+
+
 def test_the_checkpoint_holds_the_average_of_the_weights(tmp_path, monkeypatch):
     """It starts with the first weights w1 and follows `average = d average + (1 - d) w`: here by hand."""
     made, states = tiny(steps=4, ema_decay=0.75), []
