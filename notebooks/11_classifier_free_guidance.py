@@ -777,7 +777,7 @@ with plotting.style():
     assert abs(untold_off[1].mean() - untold_off[2].mean()) < untold_off[1:].std(1).max()
     assert (told_off[1] - untold_off[1]).max() < 0
     assert [len(panel.lines) for panel in (left, right)] == [2 * 4, 4] and scores.shape == (3, 3, 3)
-    lines = torch.tensor([panel.lines[k].get_ydata() for panel, k in ((left, 0), (left, 4), (right, 0))])
+    lines = torch.stack([torch.as_tensor(panel.lines[k].get_ydata()) for panel, k in ((left, 0), (left, 4), (right, 0))])
     torch.testing.assert_close(lines, scores.mean(1).T)
     small_pair = network_pair(swept[0.1, 0], schedule, 1)
     triples = [
