@@ -207,6 +207,7 @@ def test_heun_and_dpmpp_2m_fall_back_to_ddim_in_a_step_to_no_noise():
     assert calls == [0.2]
 
 
+@pytest.mark.equation("eq-heun")
 def test_heun_asks_once_in_the_step_to_the_data_also_where_some_noise_is_left_there():
     """On the cosine schedule sigma(0) is 4.5e-5: whether the step is the last one is a matter of s, not of sigma."""
     schedule, calls = cosine(), []
@@ -221,6 +222,7 @@ def test_heun_asks_once_in_the_step_to_the_data_also_where_some_noise_is_left_th
     assert max_error(step.mean, kernels.ddim(ideal, schedule)(POINTS, 0.2, 0.0).mean) < 1e-14
 
 
+@pytest.mark.equation("eq-ddim")
 @pytest.mark.parametrize("t", [0.9, 0.5])
 def test_ddim_takes_every_eta_up_to_the_largest_and_none_above(t):
     """The largest makes all of sigma_s fresh noise: `sigma_t / sigma_{t|s}`, itself rounded to either side of that."""

@@ -186,6 +186,7 @@ def test_one_step_of_the_table_is_one_step_of_the_discrete_ddpm(betas):
         assert abs(float(sigma) ** 2 - betas[k - 1]) < 1e-14
 
 
+@pytest.mark.equation("eq-table")
 def test_a_node_of_the_table_has_the_rate_of_the_step_that_ends_there_however_its_time_was_rounded():
     """0.1 + 0.2 is a little more than 3 / 10; what is more than that by a thousandth of a step belongs to the next."""
     betas = torch.linspace(0.01, 0.4, 10, dtype=F64)
