@@ -1,8 +1,7 @@
 """Start a chapter: python -m tools.chapter 12 "When the classifier only knows clean data"
 
-Writes notebooks/12_slug.py, difflesson/exercises/chapter12.py, tests/chapters/test_chapter_12.py, what reads its
-equations, tests/readings/chapter_12.py, and what proves its sentences, tests/claims/12.toml. They build and pass as
-they are; what is to be replaced says TODO, and
+Writes notebooks/12_slug.py, difflesson/exercises/chapter12.py, and under tests/: its tests, what reads its
+equations, what computes its exercises a third way, what proves its sentences. They build and pass as they are; what is to be replaced says TODO, and
 `python -m tools.notebooks check` lists what is left of that.
 """
 
@@ -42,6 +41,7 @@ def start_chapter(number: str, title: str, root: Path = ROOT) -> list[Path]:
         "exercises.py.txt": root / "difflesson" / "exercises" / f"chapter{nn}.py",
         "test_chapter.py.txt": root / "tests" / "chapters" / f"test_chapter_{nn}.py",
         "readings.py.txt": root / "tests" / "readings" / f"chapter_{nn}.py",
+        "answers.py.txt": root / "tests" / "chapters" / f"test_answers_{nn}.py",
         "claims.toml.txt": root / "tests" / "claims" / f"{nn}.toml",
     }
     there = sorted({*(root / "notebooks").glob(f"{nn}_*"), *(path for path in files.values() if path.exists())})

@@ -13,6 +13,7 @@ COMPANIONS = (
     "difflesson/exercises/chapter{}.py",
     "tests/chapters/test_chapter_{}.py",
     "tests/readings/chapter_{}.py",
+    "tests/chapters/test_answers_{}.py",
     "tests/claims/{}.toml",
     "tests/mutants/{}.toml",
 )

@@ -36,7 +36,7 @@ class Slack(dict):
         if place not in self or used > self[place][0]:
             self[place] = (used, what)
 
-    def compared(self, place: tuple, operators: tuple[str, ...], fixed: tuple[bool, ...], *sides) -> bool:
+    def compared(self, place: tuple, operators: tuple[str, ...], fixed: tuple[bool, ...], *sides) -> object:
         """What `a < b < c` says; notes how near each side is to its bound.  Args: fixed: which are written numbers."""
         for index, (name, left, right) in enumerate(zip(operators, sides[:-1], sides[1:], strict=True)):
             low, high = (left, right) if name.startswith("L") else (right, left)
@@ -48,7 +48,8 @@ class Slack(dict):
             if 0 <= low < high and high > ROUNDING and not is_sign and not all(fixed[index : index + 2]):
                 self.note((*place, index), low / high, f"{low:.2g} against {high:.2g}")
         pairs = zip(operators, sides[:-1], sides[1:], strict=True)
-        return all(bool(ORDER[name](left, right)) for name, left, right in pairs)
+        answers = [ORDER[name](left, right) for name, left, right in pairs]
+        return answers[0] if len(answers) == 1 else all(map(bool, answers))  # `(a < b).all()` needs all of `a < b`
 
     def watched(self, assert_close, chapter: str):
         """`assert_close`, which notes how much of its tolerance was needed."""

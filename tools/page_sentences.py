@@ -20,6 +20,7 @@ ABBREVIATION = r"\b(?:et al|[Ee]\.g|[Ii]\.e|[Cc]f|vs|[Ee]qs?|[Ss]ecs?|[Ff]igs?|p
 WHOLE = re.compile(rf"`+[^`]*`+|{FORMULA}|\[[^][]*\]\([^)]*\)|\]\([^)]*\)|{ABBREVIATION}")
 END = re.compile(r"(?<=[.!?])([)*\"”’_]*) +(?=[\"“(*_`$[]*[A-Z0-9`$\[\\])")
 RULE = re.compile(r"\|[-| :]+\|")
+HEADING_WORDS = 7  # a bold sentence of more words is one like any other
 
 
 class Sentence(NamedTuple):
@@ -71,8 +72,9 @@ def sentences_in(block: str, section: str, is_caption: bool) -> list[Sentence]:
 
 
 def says_something(text: str) -> bool:
-    """Not a heading within the paragraph, **Why?**, nor a formula alone, such as the square at the end of a proof."""
-    return not re.fullmatch(r"\*\*[^*]+\*\*", text) and bool(re.search(r"\w", re.sub(FORMULA, "", text)))
+    """Not a few bold words, a heading within the paragraph, nor a formula alone, such as the square that ends a proof."""
+    is_heading = re.fullmatch(r"\*\*[^*]+\*\*", text) and len(text.split()) <= HEADING_WORDS
+    return not is_heading and bool(re.search(r"\w", re.sub(FORMULA, "", text)))
 
 
 def split(paragraph: str) -> list[str]:

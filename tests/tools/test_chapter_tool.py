@@ -42,6 +42,7 @@ def test_its_files_are_written(written: list[Path], tmp_path: Path):
         "difflesson/exercises/chapter12.py",
         "tests/chapters/test_chapter_12.py",
         "tests/readings/chapter_12.py",
+        "tests/chapters/test_answers_12.py",
         "tests/claims/12.toml",
     ]
     kept = [path for path in written if path.parent.name not in ("chapters", "readings")]  # decorators have an @
@@ -71,7 +72,7 @@ def test_the_exercises_of_a_new_chapter_pass_and_are_fair(written: list[Path]):
 
 
 def test_the_equation_of_a_new_chapter_is_true_and_mistakes_in_it_are_noticed(written: list[Path]):
-    source, _, _, readings, _ = written
+    source, _, _, readings, *_ = written
     reading = runpy.run_path(str(readings))["forward_marginal"]
     (label,) = reading.reads
     assert disagreements(displayed(source)[label], reading()) == []
@@ -93,7 +94,7 @@ def test_a_new_chapter_builds_its_tests_pass_and_the_linter_agrees(
     cells = nbformat.read(source.with_suffix(".ipynb"), as_version=4).cells
     said = [output.text for cell in cells if "exercises.check(" in cell.source for output in cell.get("outputs", [])]
     assert said == [f"12.{k} still to do\n" for k in (1, 2, 3)]
-    linter = ["ruff", "check", "--no-cache", *written[:4]]
+    linter = ["ruff", "check", "--no-cache", *written[:5]]
     for command in (["pytest", "-q", "-p", "no:cacheprovider", tests.name], linter):
         command = [sys.executable, "-m", *command]
         run = subprocess.run(command, cwd=tests.parent, capture_output=True, text=True, check=False)
@@ -162,13 +163,13 @@ def test_an_awkward_title_makes_a_chapter_that_reads_as_it_was_typed(tmp_path: P
         compile(path.read_text(encoding="utf-8"), path.name, "exec")
 
 
-@pytest.mark.parametrize("left", range(5))
+@pytest.mark.parametrize("left", range(6))
 def test_nothing_is_overwritten_when_only_one_of_the_files_is_there(written: list[Path], tmp_path: Path, left: int):
     for index, path in enumerate(written):
         path.unlink() if index != left else path.write_text("mine")
     with pytest.raises(ValueError, match=f"NN=12 is taken, nothing was written: .*{written[left].name}"):
         start_chapter("12", TITLE, root=tmp_path)
-    assert [path.exists() for path in written] == [index == left for index in range(5)]
+    assert [path.exists() for path in written] == [index == left for index in range(6)]
     assert written[left].read_text() == "mine"
 
 
@@ -307,5 +308,6 @@ def test_what_is_left_to_do_is_reported_wherever_it_stands_with_its_line(complet
     claims = tmp_path / "tests" / "claims" / "07.toml"
     found = [said for said in notebooks.unfinished(complete.parent)["07_mean_shift"] if "still TODO" in said]
     assert found[0] == f"notebooks/{complete.name}:{text.count(chr(10)) + 3}: still TODO name it"
-    kinds = (checkers, tests, readings, claims)
+    answers = tmp_path / "tests" / "chapters" / "test_answers_07.py"
+    kinds = (checkers, tests, readings, answers, claims)
     assert found[1:] == [todo for path in kinds for todo in todos(path, tmp_path)]

@@ -215,5 +215,7 @@ def test_of_ten_changed_numbers_of_a_chapter_more_than_eight_are_found(source: P
         pytest.skip("its code has changed since it was built")
     own = [place for place in page.numbers if source_of(place, page) != "citation"]
     trials = [Place(other, place.section, place.beside) for place in own for other in changed(place.number)]
+    if len(own) < 20:
+        pytest.skip("too few numbers yet to have a rate")
     found = sum(not source_of(trial, page) for trial in trials)
     assert found / len(trials) > 0.8, f"{found} of {len(trials)}"
