@@ -1,7 +1,8 @@
 """Start a chapter: python -m tools.chapter 12 "When the classifier only knows clean data"
 
 Writes notebooks/12_slug.py, difflesson/exercises/chapter12.py, and under tests/: its tests, what reads its
-equations, what computes its exercises a third way, what proves its sentences. They build and pass as they are; what is to be replaced says TODO, and
+equations, what computes its exercises a third way, what proves its sentences. They build and pass as they are; what is
+to be replaced says TODO, and
 `python -m tools.notebooks check` lists what is left of that.
 """
 

@@ -72,7 +72,7 @@ def sentences_in(block: str, section: str, is_caption: bool) -> list[Sentence]:
 
 
 def says_something(text: str) -> bool:
-    """Not a few bold words, a heading within the paragraph, nor a formula alone, such as the square that ends a proof."""
+    """Not a few bold words, a heading in the paragraph, nor a formula alone, such as the square that ends a proof."""
     is_heading = re.fullmatch(r"\*\*[^*]+\*\*", text) and len(text.split()) <= HEADING_WORDS
     return not is_heading and bool(re.search(r"\w", re.sub(FORMULA, "", text)))
 

@@ -29,8 +29,8 @@ NETWORKS = (
     "against the {images:,} test digits is {floor:.3f}.",
     "{table}",
     "`{evaluate}` measures the column of 1 again, the others likewise; on a processor without bfloat16 instructions "
-    "that takes hours, and `--precision no`, in single precision, six minutes on two cores. `{train}` trains the network "
-    "again. Every checkpoint has a card beside it, in `{weights}/`, with the command that made it; "
+    "that takes hours, and `--precision no`, in single precision, six minutes on two cores. `{train}` trains the "
+    "network again. Every checkpoint has a card beside it, in `{weights}/`, with the command that made it; "
     "each row of metrics in a card has the command that measures it again.",
 )
 

@@ -136,7 +136,6 @@ def train(
     images, labels = data.to_unit(digits.images).to(accelerator.device), digits.labels.to(accelerator.device)
     wrapped, optimizer = accelerator.prepare(network, optimizer)
     model = torch.compile(wrapped) if compiled else wrapped
-    loss_of = denoiser_loss if recipe.task == "denoiser" else classifier_loss
     share = recipe.batch // accelerator.num_processes
     mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
     bar = tqdm(
@@ -145,18 +144,9 @@ def train(
     )  # fmt: skip
     clock, recent = time.monotonic() - seconds, []
     for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, step)
         chosen = batch_indices(recipe, len(images), step)[mine].to(accelerator.device)
-        generator = step_generator(recipe.seed, step, 2 + accelerator.process_index, accelerator.device)
-        with accelerator.autocast():
-            loss = loss_of(model, images[chosen], labels[chosen], recipe, generator, network.classes)
-        optimizer.zero_grad()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        recent.append(_take_step(recipe, step, accelerator, model, network, optimizer, images[chosen], labels[chosen]))
         average.update_parameters(network)
-        recent.append(loss.detach())
         saving, last = (step + 1) % save_every == 0, step + 1 == recipe.steps
         if (step + 1) % 100 == 0 or saving or last:
             # Only here, as looking at a loss makes the host wait; every process sees the same, so all of them stop.
@@ -174,6 +164,24 @@ def train(
         state.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return final
+
+
+def _take_step(recipe, step, accelerator, model, network, optimizer, images, labels) -> Tensor:
+    """One step of AdamW at this step's learning rate, with gradients of length at most 1.  Returns: the loss, 0-dim.
+
+    Args: model: `network`, as accelerate and torch.compile have wrapped it.
+    """
+    loss_of = denoiser_loss if recipe.task == "denoiser" else classifier_loss
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(recipe, step)
+    generator = step_generator(recipe.seed, step, 2 + accelerator.process_index, accelerator.device)
+    with accelerator.autocast():
+        loss = loss_of(model, images, labels, recipe, generator, network.classes)
+    optimizer.zero_grad()
+    accelerator.backward(loss)
+    accelerator.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+    return loss.detach()
 
 
 def check_finite(recipe: Recipe, step: int, recent: Tensor, average: nn.Module, state: Path) -> None:
