@@ -155,26 +155,27 @@ def page(root: Path = ROOT) -> str:
 
     def evaluated(number: str, label: str) -> str:
         place = ledger.readings.get(number, {}).get(label)
-        return links([place], lambda _: "yes") if place else ledger.unread.get(number, {}).get(label, "no")
+        why = ledger.unread.get(number, {}).get(label, "not read")
+        return links([place], lambda _: "evaluated").removeprefix("· ") if place else why
 
     def row(first: str, label: str, *more: str) -> str:
         functions = links(ledger.implemented.get(label, []), function)
         tests = links(ledger.tested.get(label, []), claim)
-        columns = [first, f"`{label}`", *more, functions, tests, str(len(ledger.mutants.get(label, [])))]
+        columns = [first, f"`{label}`", functions, tests, str(len(ledger.mutants.get(label, []))), *more]
         return f"| {' | '.join(columns)} |"
 
     def table(first: str, rows: list[str], *more: str) -> list[str]:
-        head = [first, "label", *more, "function", "compared with an independent computation", "wrong formulas"]
+        head = [first, "label", "function", "compared with an independent computation", "wrong formulas", *more]
         return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows, ""]
 
     lines = [
         "# Every numbered equation is executed",
         "",
-        "Each equation of the chapters: whether it is *evaluated*, by a test that reads the formula as you see it,",
-        "puts numbers for its letters and compares its two sides, and that notices a sign, an index or an exponent",
-        "changed on the page; the function that implements it, or the chapter's own cell; and the tests that compare",
-        "the function with a closed form, a quadrature, finite differences or another library. The last column counts",
-        "the wrong formulas (a sign, a missing factor, the wrong point) planted in the code to see these tests fail.",
+        "Each equation of the chapters, the function that implements it, or the chapter's own cell, and the tests that",
+        "compare it with a closed form, a quadrature, finite differences or another library. Then the number of wrong",
+        "formulas (a sign, a missing factor, the wrong point) planted in the code to see these tests fail; and whether",
+        "the equation is *evaluated*: by a test that reads the formula as you see it, puts numbers for its letters and",
+        "compares its two sides, and that notices a sign, an index or an exponent changed on the page.",
         "",
     ]
     for chapter in ledger.chapters:
@@ -184,7 +185,7 @@ def page(root: Path = ROOT) -> str:
                 row(f"[({tag})]({link}#{slug})", label, evaluated(chapter.number, label))
                 for tag, label, slug, _ in chapter.equations
             ]
-            lines += [f"## {chapter.title}", "", *table("equation", rows, "evaluated")]
+            lines += [f"## {chapter.title}", "", *table("equation", rows, "as displayed")]
     if ledger.planned:
         waiting = sorted(ledger.planned.items(), key=lambda item: item[1])
         lines += ["## Waiting for their chapter", "", "Implemented and tested, not yet derived on a page.", ""]
