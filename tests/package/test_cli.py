@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -159,6 +160,52 @@ def test_a_network_is_sampled_in_the_size_it_was_trained_on(difflesson, monkeypa
 
 
 # ---- evaluate and reference
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[dict]:
+    """With what `sampling.generate` is called; it answers with blank digits at once."""
+    calls = []
+
+    def generate(network, labels, gamma, **options):
+        calls.append(options)
+        return -torch.ones(len(labels), 1, 28, 28)
+
+    monkeypatch.setattr(sampling, "generate", generate)
+    return calls
+
+
+@pytest.fixture
+def own(difflesson, tmp_path) -> Path:
+    """The shipped denoiser, copied: a card of one's own to write into."""
+    path = tmp_path / "own.safetensors"
+    for ending in (".safetensors", ".json"):
+        shutil.copy(checkpoints.shipped("denoiser").with_suffix(ending), path.with_suffix(ending))
+    return path
+
+
+@pytest.mark.parametrize("guidance", ["classifier-free", "classifier"])
+def test_evaluate_guides_as_asked_and_files_the_numbers_under_that_guidance(difflesson, asked, own, guidance):
+    card = own.with_suffix(".json")
+    before = json.loads(card.read_text(encoding="utf-8"))["metrics"]
+    arguments = ("--network", own, "--count", 100, "--guidance", guidance, "--precision", "bf16", "--device", "cpu")
+    difflesson("evaluate", *arguments)
+    assert json.loads(card.read_text(encoding="utf-8"))["metrics"] == before, "without --card nothing is written"
+    difflesson("evaluate", *arguments, "--card")
+    after = json.loads(card.read_text(encoding="utf-8"))["metrics"]
+    assert after.keys() - before.keys() == {f"{guidance}, ddpm, 16 steps, 100 digits, seed 0"}
+    for options in asked:
+        assert options["dtype"] == torch.bfloat16
+        assert isinstance(options["guide"], networks.DigitClassifier) == (guidance == "classifier")
+        assert guidance == "classifier" or options["guide"] is None
+    difflesson("evaluate", *arguments[:-4], "--precision", "no", "--device", "cpu")
+    assert asked[-1]["dtype"] is None
+
+
+def test_sample_draws_in_the_arithmetic_of_the_device(difflesson, asked, monkeypatch):
+    monkeypatch.setattr(cli, "arithmetic", lambda place: {"cpu": torch.bfloat16}[place.type])
+    difflesson("sample", "--device", "cpu", "--count", 10)
+    assert [options["dtype"] for options in asked] == [torch.bfloat16]
 
 
 def test_evaluate_reports_the_metrics_of_the_digits_it_draws(difflesson, tmp_path):
