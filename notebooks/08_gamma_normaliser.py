@@ -1,24 +1,24 @@
 # %% [markdown]
 # # 08 · The gamma normaliser: what does `classifier_scale` really sharpen?
 #
-# Classifier guidance has a knob: multiply the classifier's gradient by $\gamma$. In the paper that introduced it,
+# Classifier guidance has a knob: multiply the classifier's gradient by $\gamma > 1$. In the paper that introduced it,
 # [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233), turning the scale of an unconditional model from 1.0 to
-# 10.0 brought the FID on ImageNet from 33.03 down to 12.00. Why does it work? The paper's answer: the scaled gradient is that of a *sharper*
+# 10.0 brought the FID on ImageNet from 33.03 down to 12.00. What does the knob do? The paper's answer: the scaled gradient is that of a *sharper*
 # classifier, its probabilities raised to the power $\gamma$ and normalised again. The normaliser is called "an arbitrary
-# constant". It is not one. Does that matter?
+# constant". In general it depends on $x$. What follows from that?
 #
-# The short answer: **a classifier that is really sharper pushes *less* wherever it is right. What the knob turns up is the
-# part that was taken for a constant: a pull towards points on which everybody agrees.**
+# The short answer: **a sharper classifier stops pushing soon after the class has become the more probable one; the scaled gradient goes
+# on. What it has beyond a sharper classifier is the slope of the normaliser: a pull towards points on which judges would agree.**
 #
 # **After this chapter you can**
 # * derive both gradients, and say where they agree and where they do not;
 # * say what each of them is the score of, and what it is not;
-# * predict what each does to a class with two modes, as $\gamma$ grows;
+# * say what each does to a class with two modes, and why samplers do something else;
 # * tell from one line of code which of the two somebody runs.
 #
 # **You need** chapter 00, Bayes' rule, softmax, and gradients.
 #
-# *41 minutes to read, 16 more for Deeper, 35 seconds to run, on a laptop, without a GPU or a network connection.*
+# *44 minutes to read, 15 more for Deeper, 35 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -97,8 +97,8 @@ shown
 # more probable one. Contours: 50, 90 and 99 % of the noisy data. The sharper classifier stops at the border; the scaled gradient
 # goes on. The difference leads away from the border, on both sides.*
 #
-# **What happens.** Where class 0 is the more probable one, both push alike. Where class 1 is, the sharpened classifier
-# falls silent, and the scaled gradient goes on.
+# **What happens.** Where class 0 is much the more probable one, both push alike. Near the border the sharpened classifier
+# pushes harder, by up to a factor of two. Behind it, where class 1 is the more probable one, it soon stops, and the scaled gradient goes on.
 #
 # **Why.** A log-probability has a slope where there is something to gain. A sharper classifier is sure sooner, and
 # once it is sure there is nothing left to gain: it stops pushing. The scaled gradient takes the slope of the plain classifier,
@@ -106,8 +106,8 @@ shown
 #
 # **What the knob does instead.** Imagine three judges who see the same point. Each names a class by the
 # classifier's probabilities, without talking to the others. Three times the gradient asks that *all three say class 1*. The sharpened classifier asks only: *if* they agree, on
-# what? What lies between is agreement itself, the third panel. It leads away from the border to wherever a class is certain, and it is
-# what you lose by calling the normaliser a constant.
+# what? Between the two lies agreement itself, the third panel, which leads away from the border to wherever *some* class is certain. A sharper
+# classifier subtracts it, by its normaliser. Who calls the normaliser a constant leaves it in.
 #
 # ## Both gradients
 #
@@ -117,7 +117,7 @@ shown
 # $$ \tilde p_t(y \mid x) = \frac{p_t(y \mid x)^\gamma}{Z_t(x)}, \qquad
 # Z_t(x) = \sum_{y'} p_t(y' \mid x)^\gamma . \label{eq-sharpened} $$
 #
-# $Z_t$ depends on $x$ as soon as the probabilities do. For a network that ends in a softmax all
+# In general $Z_t$ depends on $x$, unless $\gamma$ is 0 or 1. For a network that ends in a softmax all
 # of it is one line: multiply the *logits* by $\gamma$. (Logits are log-probabilities up to a number for each $x$, which drops out.)
 
 # %%
@@ -194,6 +194,7 @@ for force, push_there in zip(forces(odds, gamma), (gamma * plain(x, level), norm
 torch.testing.assert_close(ratio(odds, gamma)[:, None] * normalised(x, level), gamma * plain(x, level))
 
 # %% tags=["hide-input"]
+line_of_logits = torch.linspace(0, 5, 11, dtype=torch.float64)
 print("logit   p(y)   scaled  normalised  ratio    at gamma = 3")
 for value in (-6.0, -2.0, -math.log(2), 0.0, 1.0, 2.0, 4.0, 6.0):
     at = torch.tensor(value, dtype=torch.float64)
@@ -201,6 +202,12 @@ for value in (-6.0, -2.0, -math.log(2), 0.0, 1.0, 2.0, 4.0, 6.0):
     print(f"{value:5.1f}  {at.sigmoid():.3f}  {both[0]:7.4f}  {both[1]:10.2e}  {ratio(at, gamma):.4g}")
 wrong_side = torch.linspace(-40, 0, 4001, dtype=torch.float64)
 least = {power: float(ratio(wrong_side, power).min()) for power in (3.0, 10.0, 1000.0)}
+small, large = -5.0, 5.0  # where the sharpened push is as long as the plain one
+for _ in range(60):
+    at = torch.tensor((small + large) / 2, dtype=torch.float64)
+    small, large = (float(at), large) if forces(at, gamma)[1] > forces(at, 1.0)[0] else (small, float(at))
+print(f"sharpened as long as the plain push at p(y) = {at.sigmoid():.3f}")
+assert all(abs(float(forces(-v, gamma)[0] - forces(-v, gamma)[1] + forces(v, gamma)[0] - forces(v, gamma)[1])) < 1e-12 for v in line_of_logits)
 print("least ratio where the class is the less probable one:", *(f"{v:.3f} at gamma = {k:g}," for k, v in least.items()))
 assert all(0.5 < value for value in least.values()) and ratio(wrong_side, 1000.0).max() == 1
 
@@ -227,12 +234,12 @@ shown
 #
 # Read the ratio, for $\gamma > 1$. *At the border* ($l = 0$) it is 1. *On the wrong side* it lies between $\frac12$ and 1: there $e^{\gamma l}
 # \le e^l \le 1$, so the numerator is at least 1 and at most the denominator, which is at most 2. *On the right side* it grows like $e^{(\gamma - 1)\, l}$,
-# without bound. Where the classifier is confidently wrong, the two do the same. **What matters of the difference
-# lies where the class is already right**: at $\gamma = 3$ and a logit of 4 the scaled push is 0.054, and that is 2927 times
-# the push of a sharper classifier.
+# without bound: at $\gamma = 3$ and a logit of 4 the scaled push is 0.054, and that is 2927 times the push of a sharper classifier. **Where the
+# class is not yet the more probable one, the two do nearly the same. Where it is, one goes on and the other stops.** (Their *difference* has the same size at $l$ and $-l$.
+# On the wrong side it points away from the class.)
 #
-# So the usual reading, "the distribution becomes sharper, so its gradients become larger", is true on
-# the wrong side only.
+# So is it true that "the distribution becomes sharper, so its gradients become larger"? Up to a probability of 0.667 for the class, at $\gamma = 3$. From there on the
+# sharpened classifier pushes less than even the plain one.
 #
 # ## What the normaliser is: judges who agree
 #
@@ -240,12 +247,12 @@ shown
 # probabilities $p_t(\cdot \mid x)$, independently. All name $y$ with probability $p_t(y \mid x)^\gamma$. All name the
 # same class, whichever, with probability $Z_t(x)$. So $\tilde p_t(y \mid x)$ is the probability of $y$ *given that they
 # agree*, and $\eqref{eq-sharpened-gradient}$, solved for $\gamma g_y$, says: **the scaled gradient is the sharpened
-# classifier's plus a pull, $\nabla \log Z_t$, towards agreement**. ($Z_t$ is 1 where one class is certain, least where all
-# are equally probable.)
+# classifier's plus a pull, $\nabla \log Z_t$, towards agreement**. (For $\gamma > 1$, $Z_t$ is 1 where
+# a class is certain, and least where all are equally probable.)
 #
 # That gives samples without any diffusion. Draw clean points and ask three judges. Keep those points of which all say class
-# 1: that is $p(x)\, p(y \mid x)^3$. Or ask about each point again and again until three agree, then keep it if they say class 1:
-# $p(x)\, \tilde p(y \mid x)$.
+# 1: their density is $p(x)\, p(y \mid x)^3$ over a constant. Or ask about each point again and again until three agree, then keep it if they say class 1:
+# $p(x)\, \tilde p(y \mid x)$ over a constant.
 
 # %%
 def votes(x, mixture, judges, generator):
@@ -260,6 +267,8 @@ generator = torch.Generator().manual_seed(1)
 asked, _ = mixture.sample(100_000, generator)
 agree, named = votes(asked, mixture, 3, generator)
 all_say = asked[agree & (named == label)]
+
+# %% tags=["hide-input"]
 open_cases = ~agree
 while open_cases.any():
     agree, again = votes(asked[open_cases], mixture, 3, generator)
@@ -303,24 +312,30 @@ unsharpened = numbers(tilted(mixture, log_weights(mixture, label, 1.0)["scaled"]
 print("   class 1 exactly  ", "{:6.3f}          {:6.3f}          {:6.3f}".format(*unsharpened))
 
 # %% [markdown]
-# The judges' points have the exact moments, up to their standard errors. And look how little was asked for: both targets
+# The judges' points agree with the exact moments. And see how little was asked for: both targets
 # are nearly class 1 itself.
 #
-# ## Two densities, one of which you may call a sharper classifier
+# ## Two densities, one of them made with a sharper classifier
 #
 # A sampler at noise level $t$ does not see these clean densities. Its score is that of
 #
 # $$ S_t(x) = \frac{1}{C_t}\, p_t(x)\, p_t(y \mid x)^\gamma, \qquad N_t(x) = \frac{1}{D_t}\, p_t(x)\, \tilde p_t(y \mid x)
 # \label{eq-two-tilts} $$
 #
-# for the scaled and for the normalised push: take logarithms and gradients, the constants $C_t$ and $D_t$ drop out. Both are densities at each $t$, since for $\gamma \ge 0$ the factors
-# lie between 0 and 1. So the scaled gradient needs no constant $Z$ to be justified. It is part of a score; what is wrong is the *name* of the density.
+# for the scaled and for the normalised push: take logarithms and gradients, and the constants $C_t$ and $D_t$ drop out. Both are densities in $x$ at each $t$, since for $\gamma \ge 0$ the factors
+# lie between 0 and 1. ($S_0$ and $N_0$ are the judges' two.) So the scaled gradient needs no constant $Z$ to be justified. Only the *name* "sharper classifier" belongs to the other density.
 
 # %%
-def score_of(denoiser, x, t):
-    return denoiser(x, t).score(schedule.sigma(t))
+# [eq-two-tilts]
+def log_tilts(noisy, label, gamma, x):
+    """log S_t and log N_t at points x (N, 2), without their constants."""
+    classes = range(noisy.classes)
+    logits = torch.stack([noisy.class_log_prob(x, y) for y in classes], dim=1)
+    outside, inside = gamma * logits.log_softmax(1), (gamma * logits).log_softmax(1)
+    return noisy.log_prob(x) + outside[:, label], noisy.log_prob(x) + inside[:, label]
 
 
+# %%
 def guided_by(mixture, label, gamma):
     """The two guided denoisers."""
     free, logits = mixture.denoiser(schedule), logits_of(mixture, schedule)
@@ -330,115 +345,55 @@ def guided_by(mixture, label, gamma):
             "normalised": guidance.tilt(free, inside, 1.0, schedule)}  # fmt: skip
 
 
-# %%
-log_S = guidance.gradient(lambda x, t: noisy.log_prob(x) + gamma * logits(x, t)[:, label])
-log_N = guidance.gradient(lambda x, t: noisy.log_prob(x) + (gamma * logits(x, t)).log_softmax(1)[:, label])
+def score_of(denoiser, x, t):
+    return denoiser(x, t).score(schedule.sigma(t))
+
+
 denoisers = guided_by(mixture, label, gamma)
-torch.testing.assert_close(score_of(denoisers["scaled"], x, level), log_S(x, level))
-torch.testing.assert_close(score_of(denoisers["normalised"], x, level), log_N(x, level))
+for k, denoiser in enumerate(denoisers.values()):
+    slope = guidance.gradient(lambda x, t, k=k: log_tilts(noisy, label, gamma, x)[k])
+    torch.testing.assert_close(score_of(denoiser, x, level), slope(x, level))
 
 # %% [markdown]
-# But a sampler needs more. It removes noise, so the density at $t$ must be that at 0 *with noise added*. Let $h(x_0)$ be any weight, $p(y \mid x_0)^\gamma$ or $\tilde p(y \mid x_0)$. Noise carries
-# $p(x_0)\, h(x_0) / C$ to $\int p(x_0)\, h(x_0)\, p(x_t \mid x_0)\, dx_0 / C$, and $p(x_0)\, p(x_t \mid x_0) = p_t(x_t)\, p(x_0 \mid
-# x_t)$. So at every level
+# ## Turn it up
 #
-# $$ Q_t(x) = \frac{1}{C}\, p_t(x)\; \mathbb E[h(x_0) \mid x_t = x] : \label{eq-noised-tilt} $$
+# What becomes of the two clean targets as $\gamma$ grows? The scaled one first. Let $c < c'$ be two values of $p(y \mid x)$, the larger one
+# still exceeded by some points. Where $p(y \mid x) \le c$, the weight $p(y \mid x)^\gamma$ is at most $c^\gamma$; where it
+# is at least $c'$, at least $c'^\gamma$. So under $S_0$
 #
-# average the weights of the *clean* points, with one constant for all $t$. The sampler sharpens the average instead, $p_t(y \mid x)^\gamma = \mathbb E[p(y \mid x_0) \mid x_t = x]^\gamma$,
-# and a power of a mean is not the mean of a power. In the judges' words: the right judges
-# all look at the same clean picture. The sampler's look at the noisy one, and each imagines his own.
+# $$ \Pr\nolimits_S\big(p(y \mid x) \le c\big) \;\le\; \Big(\frac{c}{c'}\Big)^{\gamma} \frac{1}{\Pr\big(p(y \mid x) \ge c'\big)} \;\longrightarrow\; 0 . $$
+#
+# All mass runs to where the classifier is surest, wherever that is. On our blobs that is nowhere: certainty is approached far
+# out, where data are few, so it takes a huge $\gamma$; but nothing stops it.
+#
+# The normalised one stops. $\tilde p(y \mid x) \to 1$ where $y$ is the most probable class, and to 0 where another one is. With
+# $\mathbf 1_y(x)$ for "$y$ is the most probable class at $x$", and if there are such points,
+#
+# $$ \lim_{\gamma \to \infty} N_0(x) = \frac{p(x)\, \mathbf 1_y(x)}{\mathbb E[\mathbf 1_y(x)]} : \label{eq-hard-wall} $$
+#
+# the data, cut off at the border as by a wall. Inside there is no push, outside one that grows like $\gamma$. It is not $p(x \mid y)$. Points of other classes
+# that lie inside stay, so *the sharpest classifier does not make your samples certain*. (If $y$ wins nowhere, as may happen to one class in a thousand, $N_0$ runs to where it
+# comes nearest to winning.)
 
 # %%
-# [eq-noised-tilt]
-def grid_denoiser(density, schedule):
-    """The ideal denoiser if the clean point is a cell of a grid, drawn by its weight."""
-    kept = density.weights > 1e-9
-    cells, log = density.points[kept], density.weights[kept].log()
-
-    def denoise(x, t):
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        away = torch.cdist(x, alpha * cells).square() / (2 * sigma**2)
-        return Prediction.from_x0(x, (log - away).softmax(1) @ cells, alpha, sigma)
-
-    return denoise
+# [eq-hard-wall]
+def wall(mixture, label, x):
+    """Is the class the most probable one? (N,), 0 or 1."""
+    chances = torch.stack([mixture.class_log_prob(x, y) for y in range(mixture.classes)], dim=1)
+    return (chances.argmax(1) == label).double()
 
 
 # %%
 everything = tilted(mixture, lambda x: torch.zeros(len(x)).double())
-torch.testing.assert_close(
-    score_of(grid_denoiser(everything, schedule), x, level), noisy.score(x), atol=1e-3, rtol=0)
-right = {name: grid_denoiser(target, schedule) for name, target in targets.items()}
-
-# %% [markdown]
-# So here is what each push should be, the score of $Q_t$ less that of $p_t$, at noisy points of class 1. Each is given as a multiple of the
-# plain $g_y$ (the best one, in the sense of least squares).
-
-# %% tags=["hide-input"]
-clean_points = mixture.given(label).sample(200, torch.Generator().manual_seed(3))[0]
-noise = torch.randn(clean_points.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-sizes = {}
-print("          scaled: used  right    normalised: used  right")
-for t in (0.9, 0.7, 0.5, 0.3, 0.1):
-    time = torch.tensor(t, dtype=torch.float64)
-    x_t = schedule.add_noise(clean_points, noise, time)
-    base, row = plain(x_t, time), []
-    for name in ("scaled", "normalised"):
-        for denoiser in (denoisers[name], right[name]):
-            extra = score_of(denoiser, x_t, time) - score_of(mixture.denoiser(schedule), x_t, time)
-            row.append(float((extra * base).sum() / base.square().sum()))
-    sizes[t] = row
-    print(f"t = {t}        {row[0]:6.2f} {row[1]:6.2f}              {row[2]:6.2f} {row[3]:6.2f}")
-assert all(abs(row[0] - 3) < 1e-9 for row in sizes.values()) and all(abs(sizes[0.9][k] - 1) < 0.25 for k in (1, 3))
-
-# %% [markdown]
-# The right pushes hardly know $\gamma$ while there is much noise: at $t = 0.9$ they are 1.09 and 1.02 times the plain
-# gradient, where the samplers use 3.00 and 3.66 times. Such a point says little about where it came from, and a sharper verdict on clean points
-# hardly changes that. Only near the data do they come to 2.50 and 2.30. So early **both push about three times too hard**, and the normalised one even
-# harder: class 1 is the rarer one, so in much noise it is the less probable one nearly everywhere, and that
-# is the wrong side.
-#
-# | for $\gamma \ne 0, 1$ | a distribution? | |
-# |---|---|---|
-# | $\tilde p_t(y \mid x)$ | over classes, at each $x$ and $t$ | a sharper classifier of noisy points |
-# | $p_t(y \mid x)^\gamma$, over any constant | no: its sum over classes, $Z_t(x)$, depends on $x$ | the paper's reading of the scaled gradient |
-# | $S_t$ | over points, at each $t$; not the noised $S_0$ | what the scaled gradient is a score of |
-# | $N_t$ | over points, at each $t$; not the noised $N_0$ | what the sharper classifier gives |
-# | $Q_t$ | over points, at each $t$, and one with more and less noise | needs $\mathbb E[h(x_0) \mid x_t]$, which no classifier of noisy points knows |
-#
-# %% [markdown]
-# ## Turn it up
-#
-# What becomes of the two targets as $\gamma$ grows? The scaled one first. Let $c < c'$ be two values of $p(y \mid x)$, the larger one
-# still reached by some points. Where $p(y \mid x) \le c$, the weight $p(y \mid x)^\gamma$ is at most $c^\gamma$; where it
-# is at least $c'$, at least $c'^\gamma$. So under $S_0$
-#
-# $$ P_S\big(p(y \mid x) \le c\big) \;\le\; \Big(\frac{c}{c'}\Big)^{\gamma} \frac{1}{P\big(p(y \mid x) \ge c'\big)} \;\longrightarrow\; 0 . $$
-#
-# All mass runs to where the classifier is surest. Between blobs nobody is ever quite sure; certainty is approached far
-# out, where data are few. It takes a huge $\gamma$, but nothing stops it.
-#
-# The normalised one does stop. $\tilde p(y \mid x) \to 1$ where $y$ is the most probable class, and to 0 where another one is. With
-# $\mathbf 1_y(x)$ for "$y$ is the most probable class at $x$",
-#
-# $$ \lim_{\gamma \to \infty} N_0(x) = \frac{p(x)\, \mathbf 1_y(x)}{\mathbb E[\mathbf 1_y(x)]} : \label{eq-hard-wall} $$
-#
-# the data, cut off at the border. A hard wall: no push inside, outside one that grows like $\gamma$. It is not $p(x \mid y)$. Points of other classes
-# that lie inside stay, so *the sharpest classifier does not make your samples certain*.
-
-# %%
-def wall(x):
-    return (mixture.class_log_prob(x, label) > math.log(0.5)).double().log()
-
-
-cut = tilted(mixture, wall)
+cut = tilted(mixture, lambda x: wall(mixture, label, x).log())
 steep = tilted(mixture, log_weights(mixture, label, 1e5)["normalised"])
 off_border = mixture.sample(500, torch.Generator().manual_seed(5))[0]
-by_hand = mixture.log_prob(off_border).exp() * wall(off_border).exp()
-by_hand /= everything.expectation(lambda x: wall(x).exp())
+by_hand = mixture.log_prob(off_border).exp() * wall(mixture, label, off_border)
+by_hand /= everything.expectation(lambda x: wall(mixture, label, x))
 torch.testing.assert_close(steep.log_prob(off_border).exp(), by_hand, atol=1e-3, rtol=0)
 
 # %% [markdown]
-# And two modes? Component $k$ of the mixture, with weight $w_k$ and density $\mathcal N_k$, owns the share $p(k \mid x) =
+# Now a class with two modes. Component $k$ of the mixture, with weight $w_k$ and density $\mathcal N_k$, owns the share $p(k \mid x) =
 # w_k \mathcal N_k(x) / p(x)$ of a point. Integrate it over the target, and $p(x)$ cancels. With $\mathbb E_k$ for the mean over
 # $\mathcal N_k$,
 #
@@ -464,8 +419,7 @@ for name, log in log_weights(mixture, label, gamma).items():
 
 # %% [markdown]
 # Class 1 has a large blob close to class 0, where the classifier often hesitates, and a small one far from it. Scaled, each is
-# multiplied by a mean of $p(y \mid x)^\gamma$, and in the end the surer one gets everything, whatever its weight was.
-# Normalised, each is multiplied by the share of it that lies inside the wall, and that is all:
+# multiplied by a mean of $p(y \mid x)^\gamma$, and the surer one gains. Normalised, each is multiplied by about the share of it that lies inside the wall, whatever the $\gamma$:
 
 # %% tags=["hide-input"]
 powers = (1.0, 3.0, 10.0, 100.0, 1e4)
@@ -493,22 +447,23 @@ with plotting.style():
     axes[0].text(1.3, 0.345, "the wall", color=plotting.COLOURS["truth"])
     axes[0].set(xlabel="$\\gamma$", ylabel="share of the small blob", ylim=(0.3, 0.8))
     axes[1].set(xlabel="$\\gamma$", ylabel="mean of $1 - p(y\\,|\\,x)$")
+    assert (swept["normalised"][12:, 2] - numbers(cut)[2]).abs().max() < 0.002 and float(many[12]) == 100
     shown = plotting.show(figure, "08_large_gamma", alt="Left: the share of the small blob over gamma from 1 to 10,000; scaled, it rises from 0.40 to 0.73, normalised it falls slightly, to the dashed line of the wall. Right: the mean probability of the other class on logarithmic axes; scaled, it falls along a nearly straight line, normalised it soon stays at the dashed line.")
 shown
 
 # %% [markdown]
-# *The exact targets of both pushes. Left, how much of class 1 is in its small, sure blob; right, how unsure the classifier is on average. Dashed: the
-# limit of the normalised one, which is reached by $\gamma = 10$.*
+# *The exact clean targets. Left, how much of class 1 is in its small, sure blob; right, how unsure the classifier is on average. Dashed: the
+# wall, the limit of the normalised target, which is nearly reached at $\gamma = 10$.*
 #
-# The normalised target has arrived by $\gamma = 10$: the share of the small blob has gone from 0.400 to 0.394, and the mean
-# probability of class 1 has stopped at 0.950. A classifier cannot be sharper than a wall. The scaled one never arrives: at
-# $\gamma = 10{,}000$ the small blob has 0.728, and the mean probability that it is not class 1 goes on falling, roughly like $1 / \gamma$. That is the "nearly 100 %" that
-# [the paper](https://arxiv.org/abs/2105.05233) saw when it turned the knob, and a sharper classifier does not explain it.
+# At $\gamma = 10$ the normalised target is as good as at its limit: the share of the small blob has gone from 0.400 to 0.394, and the mean
+# probability of class 1 stops at 0.950. The scaled one moves on, slowly: at
+# $\gamma = 10{,}000$ the small blob has 0.728, and the mean probability that a point is not of class 1 still falls, roughly like $1 / \gamma$. (Who gets everything in the end is
+# another matter, and needs a $\gamma$ that nobody uses: see Deeper.)
 #
-# ## What do samplers make of it?
+# ## Do samplers draw from these densities?
 #
-# Now guide. Exact denoiser, exact classifier, 200 steps, 2,000 points, by DDIM and by DDPM; and once with the right push, that of $Q_t$ (80 steps, 1,000 points). Each cloud
-# is compared with *its own* target, by the numbers above and by the Wasserstein-2 distance of 1,000 points. Two
+# Now guide. Exact denoiser, exact classifier, 200 steps, 2,000 points, by DDIM and by DDPM. Each cloud
+# is compared with *its own* target, by the numbers above and by the Wasserstein-2 distance (the least root mean square distance over all pairings) of 700 points. Two
 # draws of the target are apart as well: the floor.
 
 # %%
@@ -527,69 +482,180 @@ for power in (3.0, 10.0):
         for kernel in (kernels.ddim, kernels.ddpm):
             clouds[power, name, kernel.__name__] = samples(denoiser, kernel, start)
 
-# %%
-for name, log in log_weights(mixture, label, gamma).items():
-    density = tilted(mixture, log, cells=64)
-    for kernel in (kernels.ddim, kernels.ddpm):
-        cells = samples(grid_denoiser(density, schedule), kernel, start[:1000], steps=80)
-        inside = torch.rand(cells.shape, generator=torch.Generator().manual_seed(9)).double() - 0.5
-        clouds[3.0, f"{name}, right", kernel.__name__] = cells + inside * density.cell
-
 # %% tags=["hide-input"]
 drawn, floors, distances, offs = {}, {}, {}, {}
 for power in (3.0, 10.0):
     for name, log in log_weights(mixture, label, power).items():
         density = tilted(mixture, log)
-        first, second = (density.sample(1000, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+        first, second = (density.sample(700, torch.Generator().manual_seed(seed)) for seed in (1, 2))
         drawn[power, name], floors[power, name] = (first, density), metrics.wasserstein(first, second)
+
+
+def show_rows(power, name, clouds):
+    first, density = drawn[power, name]
+    print(f"{name:>10}: target", "{:6.3f}         {:6.3f}        {:6.3f}".format(*numbers(density)), f"        {floors[power, name]:.2f} floor")
+    for sampler, cloud in clouds.items():
+        value, error = metrics.with_error(numbers, cloud)
+        key = power, name, sampler
+        distances[key], offs[key] = metrics.wasserstein(cloud[:700], first), (value - numbers(density)) / error
+        print(f"{sampler.upper():>18}", "  ".join(f"{v:6.3f} ± {e:.3f}" for v, e in zip(value, error, strict=True)), f"  {distances[key]:.2f}")
+
+
 for power in (3.0, 10.0):
-    print(f"gamma = {power:g}                 mean x1    p(class 1)    small blob     W2")
+    print(f"gamma = {power:g}           mean x1    p(class 1)    small blob     W2")
     for name in ("scaled", "normalised"):
-        first, density = drawn[power, name]
-        print(f"{name:>10}: target      ", "{:6.3f}         {:6.3f}        {:6.3f}".format(*numbers(density)), f"        {floors[power, name]:.2f} floor")
-        for (at, who, sampler), cloud in clouds.items():
-            if at == power and who.split(",")[0] == name:
-                value, error = metrics.with_error(numbers, cloud)
-                distances[at, who, sampler] = metrics.wasserstein(cloud[:1000], first)
-                offs[at, who, sampler] = (value - numbers(density)) / error
-                print(f"{sampler.upper() + (', right push' if 'right' in who else ''):>22}",
-                      "  ".join(f"{v:6.3f} ± {e:.3f}" for v, e in zip(value, error, strict=True)), f"  {distances[at, who, sampler]:.2f}")
-assert all(abs(z) < 3 for key, off in offs.items() if "right" in key[1] for z in off)
+        show_rows(power, name, {k: clouds[power, name, k] for k in ("ddim", "ddpm")})
 assert all(distances[at, "scaled", k] > distances[at, "normalised", k] + 0.15 for at in (3.0, 10.0) for k in ("ddim", "ddpm"))
+
+# %% [markdown]
+# **They do not.** At $\gamma = 3$ the scaled clouds are 1.00 and 0.77 away, the normalised
+# ones 0.82 and 0.47, where the floors are 0.21 and 0.20. In each pair the normalised one ends nearer to its own target, and DDPM nearer than DDIM (more noise, more
+# correction: [chapter 11](11_classifier_free_guidance.ipynb)). All are surer than their targets, too: under DDIM both have a mean probability of class 1 of 0.990 or more, so a classifier that is sure of your
+# samples does not tell which push you ran.
+#
+# And look at DDIM, normalised. From $\gamma = 3$ to 10 its target does not move, 1.175 and 1.177; its samples move from 1.909 to 2.810. What moves them, if not a sharper target?
+#
+# ## Sharpen first, then add noise
+#
+# A sampler removes noise. What it needs at $t$ is not any density, but that at 0 *with noise added*. Let $h(x_0)$ be the weight of the clean points, $p(y \mid x_0)^\gamma$ or $\tilde p(y \mid x_0)$.
+# Noise carries
+# $p(x_0)\, h(x_0) / C$, with $C = \mathbb E[h(x_0)]$, to $\int p(x_0)\, h(x_0)\, p(x_t \mid x_0)\, dx_0 / C$, and $p(x_0)\, p(x_t \mid x_0) = p_t(x_t)\, p(x_0 \mid
+# x_t)$. So at every level
+#
+# $$ Q_t(x) = \frac{1}{C}\, p_t(x)\; \mathbb E[h(x_0) \mid x_t = x] : \label{eq-noised-tilt} $$
+#
+# sharpen the verdict on each *clean* point, then average. $S_t$ and $N_t$ average first, since $p_t(y \mid x) = \mathbb E[p(y \mid x_0) \mid x_t = x]$, and then sharpen,
+# and a power of a mean is not the mean of a power. In the judges' words: the right judges
+# all look at the same clean picture; the sampler's look at the noisy one, and each imagines his own.
+#
+# The purest case: let the clean classifier be certain, $p(y \mid x_0)$ always 0 or 1. Then $h = p(y \mid x_0)$ for *every* $\gamma$, both targets are $p(x \mid y)$, and the right push is
+# the plain $g_y$. Any $\gamma \ne 1$ is then too much or too little. Our blobs overlap a little, so they are near that case. We know $Q_t$ by summing over a grid:
+
+# %%
+# [eq-noised-tilt]
+def grid_denoiser(density, schedule):
+    """The ideal denoiser if the clean point is a cell of a grid, drawn by its weight."""
+    kept = density.weights > 1e-9
+    cells, log = density.points[kept], density.weights[kept].log()
+
+    def denoise(x, t):
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        away = torch.cdist(x, alpha * cells).square() / (2 * sigma**2)
+        return Prediction.from_x0(x, (log - away).softmax(1) @ cells, alpha, sigma)
+
+    return denoise
+
+
+# %%
+torch.testing.assert_close(
+    score_of(grid_denoiser(everything, schedule), x, level), noisy.score(x), atol=1e-3, rtol=0)
+right = {name: grid_denoiser(target, schedule) for name, target in targets.items()}
+
+# %% [markdown]
+# Here is what each push should be, the score of $Q_t$ less that of $p_t$, at 200 noisy points of class 1, as a multiple of the
+# plain $g_y$ (fitted over all points by least squares):
+
+# %% tags=["hide-input"]
+def multiples(mixture, label, t, used, right):
+    """Used and right pushes of both kinds at noisy points of the class, as multiples of the plain gradient."""
+    time, row = torch.tensor(t, dtype=torch.float64), []
+    clean = mixture.given(label).sample(200, torch.Generator().manual_seed(3))[0]
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    x_t = schedule.add_noise(clean, noise, time)
+    base = mixture.noised(schedule.alpha(time), schedule.sigma(time)).class_gradient(x_t, label)
+    for name in ("scaled", "normalised"):
+        for denoiser in (used[name], right[name]):
+            extra = score_of(denoiser, x_t, time) - score_of(mixture.denoiser(schedule), x_t, time)
+            row.append(float((extra * base).sum() / base.square().sum()))
+    return row
+
+
+print("gamma = 3     scaled: used  right    normalised: used  right")
+sizes = {t: multiples(mixture, label, t, denoisers, right) for t in (0.9, 0.7, 0.5, 0.3, 0.1)}
+for t, row in sizes.items():
+    print("t = {}            {:6.2f} {:6.2f}              {:6.2f} {:6.2f}".format(t, *row))
+right_0 = {name: grid_denoiser(tilted(mixture, log), schedule) for name, log in log_weights(mixture, 0, gamma).items()}
+frequent = multiples(mixture, 0, 0.9, guided_by(mixture, 0, gamma), right_0)
+print("class 0, t = 0.9  {:6.2f} {:6.2f}              {:6.2f} {:6.2f}".format(*frequent))
+away = [density.mean - everything.mean for density in (targets["scaled"], targets["normalised"], tilted(mixture, log_weights(mixture, 1, 1.0)["scaled"]))]
+print("ratio of the shifts of the mean: scaled {:.2f}, normalised {:.2f}".format(*(float(shift @ away[2] / away[2].square().sum()) for shift in away[:2])))
+assert all(abs(row[0] - 3) < 1e-9 for row in sizes.values())
+
+# %% [markdown]
+# In much noise the right pushes are nearly the plain one: 1.09 and 1.02 times, where the samplers use 3.00 and 3.66 times. There all that counts is how far the target's mean is from that of all data, compared with
+# the class's mean; and both targets are nearly the class. (For classes that overlap a lot the right multiple is larger, and the usual pushes less wrong.) Only near the data do the right multiples come to 2.50 and 2.30. So
+# **for class 1 both samplers push about three times too hard while there is much noise**. The normalised one even harder, since class 1 is the rarer one:
+# in much noise it is the less probable class at most points, and that
+# is the wrong side. (For class 0 it uses 2.07 there.)
+#
+# If that is the reason, then two things must help: the right push, and $\gamma$ only late.
+
+# %%
+for power in (3.0, 10.0):
+    for name, log in log_weights(mixture, label, power).items():
+        density = tilted(mixture, log, cells=64)
+        for kernel in (kernels.ddim, kernels.ddpm):
+            cells = samples(grid_denoiser(density, schedule), kernel, start[:1000], steps=60)
+            inside = torch.rand(cells.shape, generator=torch.Generator().manual_seed(9)).double() - 0.5
+            clouds[power, name, f"{kernel.__name__}, right push"] = cells + inside * density.cell
+
+# %% tags=["hide-input"]
+for power in (3.0, 10.0):
+    print(f"gamma = {power:g}           mean x1    p(class 1)    small blob     W2")
+    for name in ("scaled", "normalised"):
+        show_rows(power, name, {k: clouds[power, name, k] for k in ("ddim, right push", "ddpm, right push")})
+assert all(abs(z) < 3 for key, off in offs.items() if "right" in key[2] for z in off)
+assert all(distances[key] < floors[key[:2]] + 0.03 for key in distances if "right" in key[2])
+
+# %% tags=["hide-input"]
+halves = {"early": lambda t: 10.0 if t > 0.5 else 1.0, "late": lambda t: 1.0 if t > 0.5 else 10.0}
+split = {}
+print("gamma = 10 at t > 0.5 only (early) or at t < 0.5 only (late), else 1")
+for when, power in halves.items():
+    for name, denoiser in guided_by(mixture, label, power).items():
+        for kernel in (kernels.ddim, kernels.ddpm):
+            cloud = samples(denoiser, kernel, start[:1000], 60)
+            split[when, name, kernel.__name__] = metrics.wasserstein(cloud[:700], drawn[10.0, name][0])
+            print(f"{when:>5}, {name:>10}, {kernel.__name__.upper()}: mean x1 {cloud[:, 0].mean():.2f}, small blob {numbers(cloud)[2]:.2f}, "
+                  f"W2 {split[when, name, kernel.__name__]:.2f}")
+assert all(split["early", *key] > distances[10.0, *key] - 0.05 and split["early", *key] > 2.5 * split["late", *key]
+           for key in ((name, k) for name in ("scaled", "normalised") for k in ("ddim", "ddpm")))
 
 # %% tags=["hide-input"]
 with plotting.style():
     figure, axes = plotting.plt.subplots(2, 3, figsize=(8, 4.4), sharex=True, sharey=True)
     for row, (name, colour) in zip(axes, (("scaled", "guided"), ("normalised", "other")), strict=True):
-        panels = ((10.0, name, "ddim"), (10.0, name, "ddpm"), (3.0, f"{name}, right", "ddpm"))
-        for panel, key in zip(row, panels, strict=True):
-            panel.plot(*clouds[key][:500].T, ".", markersize=1.6, color=plotting.COLOURS[colour])
-            plotting.density(panel, drawn[key[0], name][1].log_prob, (-3, 5, -4, 4))
+        for panel, sampler in zip(row, ("ddim", "ddpm", "ddpm, right push"), strict=True):
+            panel.plot(*clouds[10.0, name, sampler][:500].T, ".", markersize=1.6, color=plotting.COLOURS[colour])
+            plotting.density(panel, drawn[10.0, name][1].log_prob, (-3, 5, -4, 4))
             panel.set(xlim=(-2.4, 5), ylim=(-2.8, 3.2), aspect="equal")
         row[0].set_ylabel(f"{name}\n$x_2$")
-    for panel, title in zip(axes[0], ("DDIM, $\\gamma = 10$", "DDPM, $\\gamma = 10$", "DDPM, right push, $\\gamma = 3$"), strict=True):
+    for panel, title in zip(axes[0], ("DDIM", "DDPM", "DDPM, right push"), strict=True):
         panel.set_title(title)
     for panel in axes[1]:
         panel.set_xlabel("$x_1$")
-    shown = plotting.show(figure, "08_samples", alt="Six clouds of points over the dashed contours of their exact targets. Scaled, gamma 10: under DDIM a tight knot far to the right of the contours, under DDPM a wider cloud still to the right. Normalised, gamma 10: under DDIM a knot at the right edge, under DDPM a cloud that nearly fills the contours. With the right push, gamma 3, both clouds fill theirs.")
+    shown = plotting.show(figure, "08_samples", alt="Six clouds of points at gamma 10 over the dashed contours of their exact targets. Scaled: under DDIM a tight knot far to the right of the contours, under DDPM a wider cloud still to the right. Normalised: under DDIM a knot at the right edge, under DDPM a cloud that nearly fills the contours. With the right push both clouds fill theirs.")
 shown
 
 # %% [markdown]
-# *Samples over the target each was meant for (dashed: 50, 90 and 99 % of it). Only the right push meets its target; of the others, the normalised one
+# *Samples at $\gamma = 10$ over the target each was meant for (dashed: 50, 90 and 99 % of it). Only the right push meets its target; of the others, the normalised one
 # with DDPM comes nearest.*
 #
-# With the right push all four clouds are at the floor, and their numbers within three standard errors of the target's. **With the pushes of practice none is.** At $\gamma = 3$ the scaled ones are 1.04 and 0.78 away, the normalised
-# ones 0.86 and 0.46, where the floor is 0.16. In each pair the normalised one ends nearer to its own target, and DDPM nearer than DDIM (more noise, more
-# correction: [chapter 11](11_classifier_free_guidance.ipynb#what-does-samples)).
+# With the right push all eight clouds are at the floor, their numbers within three standard errors of the target's. With the usual pushes and $\gamma = 10$ early, everything is as wrong
+# as with $\gamma = 10$ throughout; late, the normalised clouds are near their floor.
 #
-# And look at DDIM, normalised. From $\gamma = 3$ to 10 its target does not move, 1.175 and 1.177. Its samples do, from 1.909 to 2.810. Sharpening is not what moves them; the early
-# pushes are. So neither word, "sharpened" or "scaled", tells you what you get.
+# | for $\gamma$ other than 0 and 1 | is it a distribution? | what it is for |
+# |---|---|---|
+# | $\tilde p_t(y \mid x)$ | over classes, at each $x$ and $t$ | a sharper classifier of noisy points |
+# | $p_t(y \mid x)^\gamma$ over a constant | in general not: its sum over classes depends on $x$ | the paper's reading of the scaled gradient |
+# | $S_t$ | over points, at each $t$; not the noised $S_0$ | what the scaled gradient is the score of |
+# | $N_t$ | over points, at each $t$; not the noised $N_0$ | the same for the normalised push |
+# | $Q_t$ | over points, at each $t$: the noised $S_0$ or $N_0$ | its score is the right push, which in general no classifier of noisy points knows |
 #
 # ### Pitfall: "the normaliser is a constant", as code
 #
-# In code a constant is `.detach()`. Write the sharpened classifier by hand, detach the sum, and nothing warns you. If the logits are
-# log-probabilities you get the scaled gradient. But a network's logits lack a number for each $x$, and detached it comes
-# back. Here are logits as good as any, $\log p_t(x, y)$; their softmax is the exact classifier:
+# In code a constant is `.detach()`. Write the sharpened classifier by hand and detach the sum: what remains is $\gamma$ times the gradient of the logit. If the logits are
+# log-probabilities, that is the scaled gradient. But a network's logits are log-probabilities only up to a number for each $x$, and now its gradient counts. Here are logits whose softmax is the exact classifier, $\log p_t(x, y)$:
 
 # %%
 def joint_logits(x, t):
@@ -619,24 +685,26 @@ assert ruined["Z detached", "log p(x, y)"][1] < 0.4 * ruined["outside", "log p(x
 
 # %% [markdown]
 # Outside and inside do not care which logits they get. Detached, the same classifier shrinks the spread (the mean square distance from the mean) from
-# 2.16 to 0.82: $\gamma \nabla \log p_t(x, y)$ counts the data four times. Take `log_softmax` first, and never detach its sum.
+# 2.16 to 0.82: with the model's own score, $\gamma \nabla \log p_t(x, y)$ counts the data $1 + \gamma$ times. Never detach the sum of a softmax. (Multiplying raw logits *inside* is harmless: the sum takes away what they lack.)
 #
 # ## In practice
 #
 # | if you | do | because |
 # |---|---|---|
 # | read somebody's scale | look where the bracket is: scale outside `log_softmax`, or temperature inside | at $\gamma = 10$ DDPM gave a mean of 2.55 with one and 1.55 with the other |
+# | want what a sharper classifier stands for | temperature inside, and $\gamma > 1$ only late | early, the right push was 1.02 times the plain one, not 3.66 times |
 # | want samples that the classifier is sure of | scale outside | the normalised target stops at 0.950 here, the scaled one goes on |
-# | want the class's modes in proportion | temperature inside, with noise | its target keeps them, 0.40 to 0.39; DDPM came nearest |
-# | guide to a rare class by temperature | reduce $\gamma$ at high noise | there it pushes harder than scaling: 3.66 for 3 at $t = 0.9$ |
-# | report what was sampled | measure it; do not write $p\, p(y \mid x)^\gamma / Z$ | no sampler met its target but with the right push |
-# | have raw logits | `log_softmax` before anything else | what they lack has a gradient |
+# | want the class's modes in proportion | $\gamma = 1$, or late guidance | DDPM at $\gamma = 3$ gave the small blob 0.507 of the class for 0.395, and 0.598 for 0.421 |
+# | report what was sampled | measure it; do not write $p\, p(y \mid x)^\gamma / Z$ | with the usual pushes no sampler met its target |
+# | write a softmax by hand | never detach its sum | what raw logits lack has a gradient |
 
 # %% tags=["remove-cell"]
-facts = {key: float(cloud[:, 0].mean()) for key, cloud in clouds.items()}
-assert round(facts[10.0, "scaled", "ddpm"], 2) == 2.55 and round(facts[10.0, "normalised", "ddpm"], 2) == 1.55
-assert round(float(numbers(cut)[1]), 3) == 0.950 and round(float(numbers(cut)[2]), 2) == 0.39 and round(float(unsharpened[2]), 2) == 0.40
-assert round(sizes[0.9][0], 2) == 3 and round(sizes[0.9][2], 2) == 3.66
+facts = {key: numbers(cloud) for key, cloud in clouds.items()}
+assert round(float(facts[10.0, "scaled", "ddpm"][0]), 2) == 2.55 and round(float(facts[10.0, "normalised", "ddpm"][0]), 2) == 1.55
+assert round(float(facts[3.0, "normalised", "ddpm"][2]), 3) == 0.507 and round(float(facts[3.0, "scaled", "ddpm"][2]), 3) == 0.598
+assert round(float(numbers(targets["normalised"])[2]), 3) == 0.395 and round(float(numbers(targets["scaled"])[2]), 3) == 0.421
+assert round(float(numbers(cut)[1]), 3) == 0.950
+assert round(sizes[0.9][3], 2) == 1.02 and round(sizes[0.9][2], 2) == 3.66
 
 # %% [markdown]
 # ## Exercises
@@ -651,7 +719,7 @@ assert round(sizes[0.9][0], 2) == 3 and round(sizes[0.9][2], 2) == 3.66
 #
 # <details><summary>Hint</summary>
 #
-# The odds are $e^l = p / (1 - p)$. What does sharpening make of the odds?
+# The odds are $e^l = p / (1 - p)$. What does sharpening make of the odds? ($\gamma$ is small enough for plain powers, here and below.)
 #
 # </details>
 
@@ -669,7 +737,7 @@ exercises.check("8.1", times_as_long)
 # %% [markdown]
 # ### Exercise 8.2 (medium)
 #
-# A network gave you logits `z` of shape `(N, classes)`, not normalised, and their gradients in the point, `slopes` of shape `(N, classes, d)`. Return
+# A network gave you logits (before any softmax) `z` of shape `(N, classes)`, not normalised, and their gradients in the point, `slopes` of shape `(N, classes, d)`. Return
 # the normalised push $\nabla \log \tilde p(y \mid x)$, of shape `(N, d)`, for the class with the number `label`.
 #
 # <details><summary>Hint</summary>
@@ -699,7 +767,7 @@ exercises.check("8.2", normalised_push)
 #
 # <details><summary>Hint</summary>
 #
-# Each target is $p(x)$ times a weight. A mean under it is a weighted mean over your points; the constants $C$ and $D$ are
+# Each target is $p(x)$ times a weight. A mean under it is a weighted mean over your points; the constants $C_0$ and $D_0$ are
 # the means of the weights.
 #
 # </details>
@@ -722,7 +790,7 @@ exercises.check("8.3", mean_confidence)
 #
 # On the line let $p(x) = \mathcal N(x; 0, 1)$, with a classifier of two classes whose logit is $l(x) = a\, x + b$, $a > 0$. Return two
 # numbers: the place where the scaled target $p(x)\, p(y \mid x)^\gamma$ is highest, and the mean of the normalised target in the limit $\gamma \to
-# \infty$. Both right to six digits. (How fast does the first one grow with $\gamma$?)
+# \infty$. Both right to six digits. In all cases the first lies between $-20$ and 20.
 #
 # You need: the part of $\mathcal N(0, 1)$ to the right of $c$ has the mean $\phi(c) / (1 - \Phi(c))$, where $\phi$ is the density and
 # $\Phi(c) = \frac12 (1 + \operatorname{erf}(c / \sqrt 2))$.
@@ -737,7 +805,7 @@ exercises.check("8.3", mean_confidence)
 # %% tags=["exercise"]
 def peak_and_limit(a, b, gamma):
     ### BEGIN SOLUTION
-    low, high = -1.0, 1 + gamma * a
+    low, high = -20.0, 20.0
     for _ in range(100):
         middle = (low + high) / 2
         push = gamma * a * torch.sigmoid(torch.tensor(-a * middle - b, dtype=torch.float64))
@@ -754,22 +822,23 @@ exercises.check("8.4", peak_and_limit)
 # %% [markdown]
 # ## Remember
 #
-# 1. The gradient of a sharpened classifier is $\gamma (g_y - \sum_{y'} \tilde p_t(y' \mid x)\, g_{y'})$, not $\gamma g_y$: its normaliser depends on $x$. What
-#    is left out, $\nabla \log Z_t$, is a pull towards points on which $\gamma$ judges would agree.
+# 1. The gradient of a sharpened classifier is $\gamma (g_y - \sum_{y'} \tilde p_t(y' \mid x)\, g_{y'})$, and in general not $\gamma g_y$. The difference, $\nabla \log Z_t$, is
+#    for $\gamma > 1$ a pull towards points on which $\gamma$ judges would agree; the sharper classifier takes it away, the scaled gradient keeps it.
 # 2. With two classes and $\gamma > 1$ both push alike on the wrong side of the border, up to a factor of two. On the right side the scaled
 #    push is longer by $(1 + e^{\gamma l}) / (1 + e^l)$.
-# 3. At each $t$ both are scores of a density. Neither is the noised version of its clean one, for an exact classifier that depends on $x$, a border between two classes, and $\gamma > 1$.
-# 4. As $\gamma \to \infty$ the scaled target runs to where the classifier is surest, the normalised one becomes the data inside a
-#    hard wall. On our blobs its mean probability of class 1 stops at 0.950.
-# 5. On our blobs at $\gamma = 3$ and 10, DDIM and DDPM met neither target, and the normalised ones came nearer to theirs. With the push of $Q_t$, the noised
+# 3. At each $t$ both are scores of a density. For $\gamma > 1$ and an exact classifier with a border between two classes, neither density is the noised version of its clean one.
+# 4. As $\gamma \to \infty$ the clean scaled target runs to where the classifier is surest. The normalised one becomes the data inside a
+#    wall, if the class wins anywhere; on our blobs its mean probability of class 1 stops at 0.950.
+# 5. On our blobs at $\gamma = 3$ and 10, DDIM and DDPM met neither target, and the normalised clouds came nearer to theirs. With the push of $Q_t$, the noised
 #    target, both samplers met both.
 #
 # **Where it comes from.** The knob and its explanation: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233), section 4.3. That $Z$ depends on
-# $x$: [Su (2022)](https://spaces.ac.cn/archives/9257). The judges, the bound of the ratio, and the comparison with $Q_t$ are worked out here.
+# $x$: [Su (2022)](https://spaces.ac.cn/archives/9257). $Q_t$: [Lu et al. (2023)](https://arxiv.org/abs/2304.12824) derive it for any energy and train for it;
+# [Gao et al. (2025)](https://arxiv.org/abs/2501.18865) prove that scaling each $p_t$ is not a valid target. The judges and the bounds of the ratio are worked out here.
 #
 # ## Deeper: four classes, and the nearest rival
 #
-# *For you if your classifier has more than two classes. It shows what $\eqref{eq-rivals}$ says there, and that a frequent class and a rare one fare differently.*
+# *For you if your classifier has more than two classes. It shows what $\eqref{eq-rivals}$ says there, and repeats the comparison on another mixture.*
 #
 # Four classes, six blobs; classes 0 and 3 have two each, far apart and of unequal weight.
 
@@ -853,34 +922,16 @@ for y in (0, 1, 3):
             print(f"                  {kernel.__name__.upper()}  " + "  ".join(f"{v:.3f} ± {e:.3f}" for v, e in zip(value, error, strict=True)),
                   f"  {rows[y, name, kernel.__name__]:.2f}")
 
+# %% tags=["remove-cell"]
+assert all(rows[y, "scaled", k] > rows[y, "normalised", k] + 0.3 for y in (0, 1, 3) for k in ("ddim", "ddpm"))
+assert rows[1, "normalised", "ddpm"] < 0.2 < 1 < rows[3, "normalised", "ddpm"]
+torch.testing.assert_close(four.class_weights(), torch.tensor([0.3, 0.25, 0.25, 0.2], dtype=torch.float64))
+
 # %% [markdown]
 # All twelve clouds are surer than their targets. The scaled ones are farther from theirs than the normalised ones, class by class and sampler by sampler. Class 1, one blob and a quarter of the data,
-# comes nearly to its floor by DDPM with the normalised push. Class 3, the rare one, does not: its second, outer blob gets more than its share by every
-# sampler. (Where a class has two distant blobs the floor is high and rough: it is mostly chance how many points of a draw lie
+# comes nearly to its floor by DDPM with the normalised push. Class 3 does not: its second, outer blob gets more than its share by every
+# sampler. (Three classes differ in more than one respect; this says that it can go either way, not why. Where a class has two distant blobs the floor is high and rough: it is mostly chance how many points of a draw lie
 # in which.)
-#
-# ## Deeper: early or late?
-#
-# *For you if you use guidance intervals. It adds where on the way the targets are lost.*
-#
-# The right pushes hardly depend on $\gamma$ early. So guide with $\gamma = 1$ there and with $\gamma = 10$ only late, at $t < 0.5$; and the
-# other way round:
-
-# %% tags=["hide-input"]
-halves = {"gamma = 10 early": lambda t: 10.0 if t > 0.5 else 1.0, "gamma = 10 late": lambda t: 1.0 if t > 0.5 else 10.0}
-split = {}
-for when, power in halves.items():
-    for name, denoiser in guided_by(mixture, label, power).items():
-        for kernel in (kernels.ddim, kernels.ddpm):
-            cloud = samples(denoiser, kernel, start[:1000], 60)
-            split[when, name, kernel.__name__] = metrics.wasserstein(cloud, drawn[10.0, name][0])
-            print(f"{when:>16}, {name:>10}, {kernel.__name__.upper()}: mean x1 {cloud[:, 0].mean():.2f}, W2 {split[when, name, kernel.__name__]:.2f}")
-print("floors", *(f"{name} {floors[10.0, name]:.2f}" for name in ("scaled", "normalised")))
-
-# %% [markdown]
-# Early is where it happens: with $\gamma = 10$ only at $t > 0.5$ the distances are as large as with $\gamma = 10$ throughout. With it only at $t < 0.5$ the normalised clouds come
-# near their floor, and the scaled ones to 0.43 and 0.31. On images nobody knows the targets; but that strong guidance at high noise
-# hurts is what [Kynkäänniemi et al. (2024)](https://arxiv.org/abs/2404.07724) report, who guide in an interval.
 #
 # ## Deeper: is either a diffusion path?
 #
@@ -891,9 +942,9 @@ print("floors", *(f"{name} {floors[10.0, name]:.2f}" for name in ("scaled", "nor
 # equation: whatever is noised, $F_q$, satisfies $\partial_q F = \frac12 \Delta F$, with $\Delta$ the sum of the second derivatives. So does
 # $p_q$, and so does $p_q\, u_q$ with $u_q(\bar x) = p(y \mid \bar x)$: it is the noised $p(x)\, p(y \mid x)$. Subtract: $\partial_q u
 # = \frac12 \Delta u + \nabla \log p_q \cdot \nabla u$. Now let $f$ be any smooth function and $F_q = p_q f(u_q)$. The chain rule gives
-# $f'(u)$ times the same, but for a second derivative of $f$:
+# $f'(u)$ times the same, but for one term, since $\Delta f(u) = f'(u)\, \Delta u + f''(u)\, \|\nabla u\|^2$:
 #
-# $$ \partial_q F - \tfrac12 \Delta F = -\tfrac12\, p_q\, f''(u_q)\, \|\nabla u_q\|^2 . \label{eq-path-residual} $$
+# $$ \partial_q F - \frac12 \Delta F = -\frac12\, p_q\, f''(u_q)\, \|\nabla u_q\|^2 . \label{eq-path-residual} $$
 #
 # For a power, $f(u) = u^\gamma$; for the sharpened one of two classes, $f(u) = u^\gamma / (u^\gamma + (1 - u)^\gamma)$. Both sides, by differences and by automatic
 # differentiation:
@@ -939,7 +990,7 @@ for shape in shapes.values():
 #   space. A smooth function with a gradient of one constant length everywhere is linear. But $\log u \le 0$, and a linear function that is
 #   bounded above is constant. So never, unless the label does not depend on $x$ at all.
 # * *Normalised, two classes.* Where $u = \frac12$, $f''$ is zero, since $f(1 - u) = 1 - f(u)$. If there are such points, the constant would be 0, and
-#   $\nabla u = 0$ wherever $u \ne \frac12$ ($f''$ has no other zero for $\gamma > 0$, $\gamma \ne 1$). Again never, at a level that has a border.
+#   $\nabla u = 0$ wherever $u \ne \frac12$ ($f''$ has no other zero for $\gamma > 0$, $\gamma \ne 1$). Again never, if some level has a border, unless nothing depends on $x$.
 #
 # (For two Gaussians of equal covariance as "class" and "all data", $\log$ of their ratio *is* linear, and classifier-free guidance is a path. But
 # then the ratio is unbounded: it is not $p(y \mid x) / p(y)$ of any classifier.)
@@ -952,44 +1003,63 @@ for name, shape in shapes.items():
     print(f"{name:>10}: should be one number, lies between {constant.min():.2f} and {constant.max():.2f}")
 
 # %% [markdown]
-# For a convex weight the residual is negative: the sampler's density has less where the classifier changes fast than a noised density would, and
-# to remove noise from it is to remove too much there.
+# For a convex weight the residual is negative: as noise is added, $S_t$ falls behind a noised density where the classifier changes fast.
 #
-# ## Deeper: how far does the scaled target run?
+# ## Deeper: how far does the scaled target run, and who gets it?
 #
-# *For you if you ask why a scale of a hundred does so little to the exact target. It adds an identity.*
+# *For you if you ask why a scale of a hundred does so little to the exact target. It adds an identity, and a warning about the words "in the end".*
 #
-# For any smooth density that vanishes far out, the mean of its own score is zero: $\int \nabla P\, dx = 0$. For $S_0$ the score is
+# For any smooth density that vanishes far out, the mean of its own score is zero: $\int \nabla S\, dx = 0$. For $S_0$ the score is
 # $\nabla \log p + \gamma\, g_y$, so
 #
 # $$ \mathbb E_S[g_y] = -\frac{1}{\gamma}\, \mathbb E_S[\nabla \log p] . \label{eq-balance} $$
 #
-# The push, $\gamma g_y$, is held by the data's own score, which far out grows only as fast as the distance. With two classes $g_y$ is the probability of the other class times $\nabla
-# l$: its mean must fall like $1 / \gamma$, times a pull that grows slowly.
+# The push is held by the data's own score, which far out grows only as fast as the distance. With two classes $g_y$ is the probability of the other class times $\nabla
+# l$: its mean falls like $1 / \gamma$, times a pull that grows slowly.
 
 # %%
+# [eq-balance]
 def balance(mixture, label, gamma):
-    """Both sides, exactly, on a grid."""
-    target = tilted(mixture, log_weights(mixture, label, gamma)["scaled"])
+    """The mean plain push, and minus the mean score of the data over gamma, under the scaled target, on a grid."""
+    def log(x):
+        return mixture.log_prob(x) + gamma * mixture.class_log_prob(x, label)
+
+    target = GridDensity(log, -9, 9, 180)
     pushed = target.expectation(lambda x: mixture.class_gradient(x, label))
     return pushed, -target.expectation(mixture.score) / gamma
 
 
+# %%
 for power in (3.0, 30.0, 300.0, 3000.0):
     pushed, pulled = balance(mixture, label, power)
     torch.testing.assert_close(pushed, pulled, atol=1e-6, rtol=0)
-    target = tilted(mixture, log_weights(mixture, label, power)["scaled"])
-    odds_there = target.expectation(lambda x: mixture.class_log_prob(x, 1) - mixture.class_log_prob(x, 0))
-    print(f"gamma {power:5g}: mean push {float(pushed.norm()):.5f}, times gamma {float(pushed.norm()) * power:.2f}, "
-          f"mean logit {odds_there:.2f}, log gamma {math.log(power):.2f}")
+    print(f"gamma {power:5g}: mean push {float(pushed.norm()):.5f}, times gamma {float(pushed.norm()) * power:.2f}")
 
 # %% [markdown]
-# The mean push times $\gamma$ is the data's pull: 0.37 at $\gamma = 3$, 1.12 at 3,000. So while $\gamma$ grew by a factor of a thousand, the
-# pull grew three times, and the mean logit from 7.60 to 11.97. The exact target hardly feels the knob.
+# While $\gamma$ grows by a factor of a thousand, the data's pull, the last column, grows from 0.37 to 1.12.
+#
+# Does the surer blob get everything in the end? Let $\gamma$ grow beyond all use, with $\log p(y \mid x) = -\log(1 + e^{-l})$ written so that no digit is lost:
+
+# %% tags=["hide-input"]
+def exact_log_weight(x, power):
+    shares = mixture.class_weights().log()
+    odds = mixture.given(1).log_prob(x) + shares[1] - mixture.given(0).log_prob(x) - shares[0]
+    return -power * torch.nn.functional.softplus(-odds)
+
+
+ends = {}
+for power in (1e4, 1e8, 1e12, 1e16, 1e20):
+    density = GridDensity(lambda x, power=power: mixture.log_prob(x) + exact_log_weight(x, power), -15, 16, 200)
+    ends[power] = numbers(density)[2]
+    print(f"gamma {power:5.0e}: small blob {ends[power]:.3f}, mean at ({density.mean[0]:.1f}, {density.mean[1]:.1f})")
+assert ends[1e12] > 0.97 and ends[1e20] < 0.01
+
+# %% [markdown]
+# It does not. Up to $\gamma = 10^{12}$ the small blob, surer on the whole, gains up to 0.978; at $10^{20}$ it has 0.001. What counts then is no longer how sure a blob is on the whole, but whose tail reaches the surest places, and that
+# is the large one's. So "which mode wins as $\gamma \to \infty$" has no answer that a $\gamma$ in use would tell you.
 #
 # ### An open question
 #
-# $Q_t$ needs $\mathbb E[h(x_0) \mid x_t]$. For $h = p(y \mid x_0)^\gamma$ you could train for it: a regression of $h(x_0)$ on $x_t$, one network for each $\gamma$, or one
-# that is told $\gamma$. The weights are small where the class is rare, and grow unequal with $\gamma$. Does a regression of $\log h$ do, and which
-# tilt does it make exact? (By Jensen, $\mathbb E[\log h]$ is not $\log \mathbb E[h]$.) On these blobs $Q_t$ is known; compare
-# forces first, samples second.
+# [Lu et al. (2023)](https://arxiv.org/abs/2304.12824) learn $\log \mathbb E[h(x_0) \mid x_t]$ by a contrastive loss; regressing $h(x_0)$ on $x_t$ would do as well, but for a rare class and a large $\gamma$ nearly all values are
+# tiny. A regression of $\log h(x_0)$ is easy and wrong, since $\mathbb E[\log h]$ is at most $\log \mathbb E[h]$. How much of the error of the usual pushes would it remove, and at which noise levels? On these blobs $Q_t$ is known: compare
+# pushes first, samples second.

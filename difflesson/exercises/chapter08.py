@@ -20,6 +20,7 @@ def chances() -> dict[str, tuple]:
         "p = 0.7, gamma = 0.4": (0.7, 0.4),
         "gamma = 1, where both are one": (0.35, 1.0),
         "p = 0.5, on the border": (0.5, 4.0),
+        "p = 0.8, gamma = -2, away from the class": (0.8, -2.0),
     }
 
 
@@ -89,6 +90,7 @@ def panels() -> dict[str, tuple]:
         "three classes, gamma = 0.5": (draw(30, 3, 1.5), 2, 0.5),
         "gamma = 1: both are the class": (draw(30, 3, 1.5), 1, 1.0),
         "gamma = 0: both are the data": (draw(30, 4, 1.5), 1, 0.0),
+        "gamma = -1, away from the class": (draw(30, 3, 1.0), 0, -1.0),
     }
 
 
@@ -120,12 +122,14 @@ def peak_and_limit_on_a_grid(a: float, b: float, gamma: float) -> tuple[float, f
     def log_density(x: float) -> float:
         return -(x**2) / 2 - gamma * float(np.logaddexp(0, -a * x - b))
 
-    low, high, golden = -8.0, 8.0 + gamma * a, (math.sqrt(5) - 1) / 2
-    # A log-density is flat at its top: the sign of its difference quotient is sharper than its value.
-    for _ in range(200):
-        middle = low + golden * (high - low) / 2
-        rising = log_density(middle + 1e-4) > log_density(middle - 1e-4)
-        low, high = (middle, high) if rising else (low, middle)
+    # A log-density is flat at its top: where it is as high a little to the left as to the right says more than its value.
+    low, golden = -22.0, (math.sqrt(5) - 1) / 2
+    width = 50.0
+    while width > 1e-9:
+        width *= golden
+        step = low + width / 2
+        low = step if log_density(step + 1e-4) > log_density(step - 1e-4) else low
+    low += width / 2
     x = np.linspace(-b / a, max(-b / a, 0) + 14, 2_000_001)
     weights = np.exp(-(x**2) / 2)
     weights[[0, -1]] /= 2
@@ -304,7 +308,8 @@ EXERCISES = [
         cases=lambda: {
             "a = 1.5, b = 0.4, gamma = 3": (1.5, 0.4, 3.0),
             "a = 0.7, b = -1, gamma = 10": (0.7, -1.0, 10.0),
-            "a = 3, b = 2, gamma = 100": (3.0, 2.0, 100.0),
+            "a = 0.2, b = -1, gamma = 300": (0.2, -1.0, 300.0),
+            "a = 0.8, b = 1.5, gamma = 0.5": (0.8, 1.5, 0.5),
             "gamma = 0: nobody pushes": (2.0, -0.5, 0.0),
             "gamma = 1": (1.2, 0.9, 1.0),
         },
@@ -339,7 +344,7 @@ EXERCISES = [
                 "divided by the other mass",
                 lambda a, b, gamma: (
                     right(a, b, gamma)[0],
-                    math.exp(-((b / a) ** 2) / 2) / math.sqrt(2 * math.pi) / (1 - 0.5 * math.erfc(-b / a / math.sqrt(2))),
+                    math.exp(-((b / a) ** 2) / 2) / math.sqrt(2 * math.pi) / (0.5 * math.erfc(b / a / math.sqrt(2))),
                 ),
                 "the first is right. Which part of the bell is left?",
             ),
@@ -360,7 +365,7 @@ EXERCISES = [
             ),
             Mistake(
                 "log gamma over a",
-                lambda a, b, gamma: ((math.log(gamma) if gamma else 0.0) / a - b / a, right(a, b, gamma)[1]),
+                lambda a, b, gamma: ((math.log(max(gamma, 0.1)) - b) / a, right(a, b, gamma)[1]),
                 "the second is right. The first is where the logit is log gamma: near it for large gamma, not there.",
             ),
             Mistake(
