@@ -379,6 +379,15 @@ def test_in_much_noise_the_right_push_hardly_knows_gamma_and_both_samplers_push_
     assert abs(sizes[0.9, "scaled"][0] - 3) < 1e-6
 
 
+def test_the_frequent_class_is_pushed_less_by_the_normalised_push_than_by_the_scaled_in_much_noise():
+    noisy = at(BLOBS, cosine(), 0.9)
+    x = noisy.given(0).sample(300, random(33))[0]
+    g = slopes(lambda x: chances(noisy, x).log(), x)[:, 0]
+    normalised = slopes(lambda x: (3.0 * log_joint(noisy, x)).log_softmax(1), x)[:, 0]
+    multiple = float((normalised * g).sum() / g.square().sum())
+    assert 1.8 < multiple < 2.4
+
+
 def test_class_1_is_the_rarer_one_and_in_much_noise_the_less_probable_one_at_most_points():
     noisy = at(BLOBS, cosine(), 0.9)
     assert float(BLOBS.class_weights()[1]) < 0.5
@@ -404,6 +413,11 @@ def test_in_the_limit_the_normalised_target_is_the_data_cut_off_at_the_border():
     x = MANY.sample(500, random(17))[0]
     inside = joint(MANY, x).argmax(1) == 2
     assert bool((wall(MANY, 2, x) == inside.double()).all()) and 20 < int(inside.sum()) < 480
+    noisy = at(MANY, SCHEDULE, 0.5)  # where the winner may have less than a half
+    z = noisy.sample(2000, random(34))[0]
+    winner, most = chances(noisy, z).max(1)[::-1]
+    assert all(bool((wall(noisy, y, z) == (winner == y).double()).all()) for y in range(4))
+    assert int((most < 0.5).sum()) > 50
     share = float((joint(MANY, MANY.sample(50_000, random(18))[0]).argmax(1) == 2).double().mean())
 
     def log_sharp(x: Tensor) -> Tensor:
@@ -567,6 +581,16 @@ def test_strong_guidance_only_late_misses_by_little_and_only_early_by_as_much_as
         }
         off = {when: metrics.energy_distance(points, truth) for when, points in clouds.items()}
         assert off["early"] > 0.9 * off["all"] > 10 * off["late"]
+
+
+def test_early_pushes_give_the_small_blob_more_than_its_share_late_ones_do_not():
+    schedule = cosine()
+    for kind in ("scaled", "normalised"):
+        wanted = metrics.mode_weights(BLOBS, tilt_of(BLOBS, kind, 1, 3.0))
+        wanted = float(wanted[3] / (wanted[2] + wanted[3]))
+        for scale, right in ((3.0, False), (1.0, True), (lambda t: 1.0 if t > 0.5 else 3.0, True)):
+            modes = metrics.mode_weights(BLOBS, cloud(guided(BLOBS, schedule, kind, 1, scale), schedule, kernels.ddpm))
+            assert (abs(float(modes[3] / (modes[2] + modes[3])) - wanted) < 0.06) == right
 
 
 # ---- pitfalls
