@@ -230,10 +230,11 @@ class classifier_logits(Part):
 class sharpened(Part):
     """`log p~(label | x)` of a classifier raised to the power gamma *and normalised again*.  [eq-sharpened]
 
-        p~(y | x) = p_t(y | x)^gamma / sum_y' p_t(y' | x)^gamma = softmax_y(gamma logits)
+        p~(y | x) = p_t(y | x)^gamma / Z,     Z = sum_y' p_t(y' | x)^gamma
 
-    Gamma stands inside, so guide by `tilt(denoiser, gradient(sharpened(logits, label, gamma)), 1.0, schedule)`. The
-    gradient is `gamma (g_y - sum_y' p~(y' | x) g_y')`, not `gamma g_y`.  [eq-sharpened-gradient]
+    For logits it is the softmax of gamma times them. Gamma stands inside, so guide by
+    `tilt(denoiser, gradient(sharpened(logits, label, gamma)), 1.0, schedule)`. The gradient is
+    `gamma (g_y - sum_y' p~(y' | x) g_y')`, not `gamma g_y`.  [eq-sharpened-gradient]
 
     Args: logits: `logits(x, t) -> (batch, classes)`, log-probabilities up to one number for each x and t, such as
     `classifier_logits`;  label: an integer or a tensor (batch,);  gamma: see the module.

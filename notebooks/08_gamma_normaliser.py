@@ -591,6 +591,8 @@ assert all(abs(row[0] - 3) < 1e-9 for row in sizes.values())
 # in much noise it is the less probable class at most points, and that
 # is the wrong side. (For class 0 it uses 2.07 there.)
 #
+# ### Two remedies
+#
 # If that is the reason, then two things must help: the right push, and $\gamma$ only late.
 
 # %% tags=["hide-input"]

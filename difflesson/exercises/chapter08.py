@@ -122,7 +122,7 @@ def peak_and_limit_on_a_grid(a: float, b: float, gamma: float) -> tuple[float, f
     def log_density(x: float) -> float:
         return -(x**2) / 2 - gamma * float(np.logaddexp(0, -a * x - b))
 
-    # A log-density is flat at its top: where it is as high a little to the left as to the right says more than its value.
+    # A log-density is flat at its top: compare a little to the left with a little to the right.
     low, golden = -22.0, (math.sqrt(5) - 1) / 2
     width = 50.0
     while width > 1e-9:

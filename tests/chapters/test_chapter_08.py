@@ -321,7 +321,8 @@ def test_a_noisy_verdict_is_the_mean_verdict_on_the_clean_points_and_a_power_of_
 
 def test_if_the_clean_classifier_is_certain_sharpening_leaves_it_as_it_is_and_the_right_push_is_the_plain_one():
     """Two classes that do not overlap: the weight is 0 or 1, and the noised target is the noised class."""
-    far = GaussianMixture([0.6, 0.4], torch.tensor([[-40.0, 0.0], [40.0, 3.0]]).double(), [[[1.0, 0.3], [0.3, 0.5]]] * 2)
+    means, cov = torch.tensor([[-40.0, 0.0], [40.0, 3.0]]).double(), [[1.0, 0.3], [0.3, 0.5]]
+    far = GaussianMixture([0.6, 0.4], means, [cov, cov])
     x0 = far.sample(500, random(31))[0]
     for gamma in (0.5, 3.0, 10.0):
         assert float((chances(far, x0)[:, 1] ** gamma - chances(far, x0)[:, 1]).abs().max()) == 0
