@@ -390,7 +390,7 @@ steep = tilted(mixture, log_weights(mixture, label, 1e5)["normalised"])
 off_border = mixture.sample(500, torch.Generator().manual_seed(5))[0]
 by_hand = mixture.log_prob(off_border).exp() * wall(mixture, label, off_border)
 by_hand /= everything.expectation(lambda x: wall(mixture, label, x))
-torch.testing.assert_close(steep.log_prob(off_border).exp(), by_hand, atol=1e-3, rtol=0)
+torch.testing.assert_close(steep.log_prob(off_border).exp(), by_hand, atol=1e-10, rtol=0)
 
 # %% [markdown]
 # Now a class with two modes. Component $k$ of the mixture, with weight $w_k$ and density $\mathcal N_k$, owns the share $p(k \mid x) =
@@ -483,7 +483,7 @@ for power in (3.0, 10.0):
             clouds[power, name, kernel.__name__] = samples(denoiser, kernel, start)
 
 # %% tags=["hide-input"]
-drawn, floors, distances, offs = {}, {}, {}, {}
+drawn, floors = {}, {}
 for power in (3.0, 10.0):
     for name, log in log_weights(mixture, label, power).items():
         density = tilted(mixture, log)
@@ -494,20 +494,24 @@ for power in (3.0, 10.0):
 assert min(floors.values()) > 0.1
 
 
-def show_rows(power, name, clouds):
-    first, density = drawn[power, name]
+def compared(power, name, clouds):
+    """Prints the rows of a table; for each cloud its distance from the target, and its numbers' in standard errors."""
+    (first, density), found = drawn[power, name], {}
     print(f"{name:>10}: target", "{:6.3f}         {:6.3f}        {:6.3f}".format(*numbers(density)), f"        {floors[power, name]:.2f} floor")
     for sampler, cloud in clouds.items():
         value, error = metrics.with_error(numbers, cloud)
-        key = power, name, sampler
-        distances[key], offs[key] = metrics.wasserstein(cloud[:700], first), (value - numbers(density)) / error
-        print(f"{sampler.upper():>18}", "  ".join(f"{v:6.3f} ± {e:.3f}" for v, e in zip(value, error, strict=True)), f"  {distances[key]:.2f}")
+        distance = metrics.wasserstein(cloud[:700], first)
+        print(f"{sampler.upper():>18}", "  ".join(f"{v:6.3f} ± {e:.3f}" for v, e in zip(value, error, strict=True)), f"  {distance:.2f}")
+        found[power, name, sampler] = distance, (value - numbers(density)) / error
+    return found
 
 
+usual = {}
 for power in (3.0, 10.0):
     print(f"gamma = {power:g}           mean x1    p(class 1)    small blob     W2")
     for name in ("scaled", "normalised"):
-        show_rows(power, name, {k: clouds[power, name, k] for k in ("ddim", "ddpm")})
+        usual |= compared(power, name, {k: clouds[power, name, k] for k in ("ddim", "ddpm")})
+distances = {key: distance for key, (distance, _) in usual.items()}
 assert all(distances[at, "scaled", k] > distances[at, "normalised", k] + 0.15 for at in (3.0, 10.0) for k in ("ddim", "ddpm"))
 
 # %% [markdown]
@@ -605,12 +609,13 @@ for power in (3.0, 10.0):
             clouds[power, name, f"{kernel.__name__}, right push"] = cells + inside * density.cell
 
 # %% tags=["hide-input"]
+cured = {}
 for power in (3.0, 10.0):
     print(f"gamma = {power:g}           mean x1    p(class 1)    small blob     W2")
     for name in ("scaled", "normalised"):
-        show_rows(power, name, {k: clouds[power, name, k] for k in ("ddim, right push", "ddpm, right push")})
-assert all(abs(z) < 3 for key, off in offs.items() if "right" in key[2] for z in off)
-assert all(distances[key] < floors[key[:2]] + 0.03 for key in distances if "right" in key[2])
+        cured |= compared(power, name, {k: clouds[power, name, k] for k in ("ddim, right push", "ddpm, right push")})
+assert all(abs(z) < 3 for _, off in cured.values() for z in off)
+assert all(distance < floors[key[:2]] + 0.03 for key, (distance, _) in cured.items())
 
 # %% tags=["hide-input"]
 halves = {"early": lambda t: 10.0 if t > 0.5 else 1.0, "late": lambda t: 1.0 if t > 0.5 else 10.0}
@@ -685,7 +690,7 @@ for way, power in ways.items():
         cloud = samples(guidance.tilt(mixture.denoiser(schedule), grad, 1.0, schedule), kernels.ddpm, start[:1000], 100)
         ruined[way, what] = float(cloud[:, 0].mean()), float(cloud.var(0).sum())
         print(f"{way:>12}, logits {what:<14}    {ruined[way, what][0]:6.2f}    {ruined[way, what][1]:6.2f}")
-assert all(abs(ruined[way, "log p(y | x)"][k] - ruined[way, "log p(x, y)"][k]) < 1e-6 for way in ("outside", "inside") for k in (0, 1))
+assert all(abs(ruined[way, "log p(y | x)"][k] - ruined[way, "log p(x, y)"][k]) < 1e-12 for way in ("outside", "inside") for k in (0, 1))
 assert ruined["Z detached", "log p(x, y)"][1] < 0.4 * ruined["outside", "log p(x, y)"][1]
 
 # %% [markdown]
@@ -702,6 +707,8 @@ assert ruined["Z detached", "log p(x, y)"][1] < 0.4 * ruined["outside", "log p(x
 # | want the class's modes in proportion | $\gamma = 1$, or late guidance | DDPM at $\gamma = 3$ gave the small blob 0.507 of the class for 0.395, and 0.598 for 0.421 |
 # | report what was sampled | measure it; do not write $p\, p(y \mid x)^\gamma / Z$ | with the usual pushes no sampler met its target |
 # | write a softmax by hand | never detach its sum | what raw logits lack has a gradient |
+#
+# (With a network of your own, temperature inside is `guidance.sharpened(guidance.classifier_logits(network, schedule), label, gamma)`, differentiated by `guidance.gradient`.)
 
 # %% tags=["remove-cell"]
 facts = {key: numbers(cloud) for key, cloud in clouds.items()}
