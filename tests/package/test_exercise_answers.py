@@ -98,6 +98,17 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
     },
     "7.4": {"label -> abs(label)": SAME_LABEL, "rate -> abs(rate)": "a rate of noise is not negative"},
     "7.5": {"third -> -third": "it is squared", "third -> abs(third)": "it is squared"},
+    "10.1": {"alpha -> -alpha": "it is squared there", "alpha -> abs(alpha)": "alpha is positive"},
+    "10.2": {f"{name} -> abs({name})": "alpha and eta are positive" for name in ("alpha_t", "alpha_s", "eta")}
+    | {f"{name} -> -{name}": "it is squared there" for name in ("alpha_t", "alpha_s", "eta")},
+    "10.3": {
+        "sigma_tilde -> -sigma_tilde": "it is squared there",
+        "sigma_tilde -> abs(sigma_tilde)": "a noise level is positive",
+    },
+    "10.4": {
+        "alpha -> -alpha": "it is squared",
+        **{f"{name} -> abs({name})": "all three are positive" for name in ("alpha", "U", "phi")},
+    },
     "11.3": {
         "gamma -> abs(gamma)": "the exercise says gamma >= 0",
         "class_variance -> abs(class_variance)": "variances are positive",
