@@ -474,7 +474,7 @@ assert all(row[1] < 0.25 for data in (mixture, five) for row in everywhere[data]
 # Without noise there is an exact answer to each starting noise: where the guided ODE takes it. Solve that to $10^{-8}$, and measure the root mean square distance of samples from their own exact ends, for 500 noises. An evaluation is one call of the guided model.
 
 # %%
-few, budgets = start[:500], (4, 6, 8, 10, 12, 16, 24, 32, 48, 64, 128, 256)
+few, budgets = start[:500], (4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
 solvers = {"DDIM": (kernels.ddim, 1), "Heun": (kernels.heun, 2), "2M": (kernels.dpmpp_2m, 1)}
 squares, goal = {}, {}
 for gamma in (1.0, 3.0, 10.0):
@@ -493,13 +493,13 @@ def evaluations_for(error, errors):
 
 
 cost = {key: each.mean(1).sqrt().tolist() for key, each in squares.items()}
-needed = {key: evaluations_for(0.05, errors) for key, errors in cost.items()}
+needed = {key: evaluations_for(0.1, errors) for key, errors in cost.items()}
 for gamma in (1.0, 3.0, 10.0):
     texts = [f"{name} {needed[name, gamma]:.0f}" for name in solvers]
-    print(f"evaluations for an error of 0.05 at gamma = {gamma:g}: {', '.join(texts)}")
+    print(f"evaluations for an error of 0.1 at gamma = {gamma:g}: {', '.join(texts)}")
 hardest = squares["DDIM", 10.0][-1].sort().values
 print(f"gamma = 10: the worst 5 % of the noises make {float(hardest[-25:].sum() / hardest.sum()):.0%} of DDIM's mean square")
-halves = [evaluations_for(0.05, part.mean(1).sqrt().tolist()) for part in squares["DDIM", 10.0].split(250, dim=1)]
+halves = [evaluations_for(0.1, part.mean(1).sqrt().tolist()) for part in squares["DDIM", 10.0].split(250, dim=1)]
 print("DDIM at gamma = 10 from each half of the noises: {:.0f}, {:.0f}".format(*halves))
 
 # %% tags=["hide-input"]
@@ -512,12 +512,12 @@ with plotting.style():
         for order in (1, 2):
             panel.loglog((4, 16), [6e-3 * (4 / n) ** order for n in (4, 16)], color=plotting.COLOURS["truth"], linestyle="dotted", linewidth=0.9)
             panel.text(17, 6e-3 / 4**order, f"slope {order}", fontsize=8, va="center")
-        panel.set(title=f"$\\gamma = {gamma:g}$", xlabel="evaluations of the model", xticks=(4, 8, 16, 32, 64, 128, 256), xticklabels=(4, 8, 16, 32, 64, 128, 256), ylim=(5e-5, 9))
+        panel.set(title=f"$\\gamma = {gamma:g}$", xlabel="evaluations of the model", xticks=(4, 8, 16, 32, 64, 128), xticklabels=(4, 8, 16, 32, 64, 128), ylim=(5e-5, 9))
         panel.minorticks_off()
     axes[0].set_ylabel("distance to the exact end")
-    for name, place in {"DDIM": (90, 0.06), "Heun": (150, 0.0045), "2M": (22, 0.0035)}.items():
+    for name, place in {"DDIM": (60, 0.08), "Heun": (72, 0.02), "2M": (22, 0.0035)}.items():
         axes[0].text(*place, name, color=plotting.COLOURS[looks[name]])
-    shown = plotting.show(figure, "10_cost", alt="Three log-log panels for gamma 1, 3 and 10: distance to the exact end over 4 to 256 evaluations. DDIM falls with slope one, Heun and 2M with slope two. At gamma 1 the 2M curve is lowest throughout. At gamma 3 it starts above DDIM and crosses it between 6 and 8 evaluations; at gamma 10 it starts far above and crosses between 16 and 24.")
+    shown = plotting.show(figure, "10_cost", alt="Three log-log panels for gamma 1, 3 and 10: distance to the exact end over 4 to 128 evaluations. DDIM falls with slope one, Heun and 2M with slope two. At gamma 1 the 2M curve is lowest throughout. At gamma 3 it starts above DDIM and crosses it between 6 and 8 evaluations; at gamma 10 it starts far above and crosses between 16 and 24.")
 shown
 
 # %% [markdown]
@@ -531,10 +531,10 @@ assert crossing == {1.0: 4, 3.0: 8, 10.0: 24} and cost["2M", 10.0][1] > 1.8 * co
 assert all(needed[n, 1.0] < needed[n, 3.0] < needed[n, 10.0] for n in solvers)
 for gamma in (1.0, 3.0, 10.0):
     for name, order in (("DDIM", 1), ("Heun", 2), ("2M", 2)):
-        assert abs(math.log2(cost[name, gamma][-2] / cost[name, gamma][-1]) - order) < 0.15
+        assert abs(math.log2(cost[name, gamma][-2] / cost[name, gamma][-1]) - order) < 0.25
 
 # %% [markdown]
-# At $\gamma = 1$ the multistep solver DPM-Solver++(2M) needs a quarter of DDIM's evaluations; at $\gamma = 3$ everybody needs more, 2M nearly twice as many. At $\gamma = 10$ 2M is *worse* than DDIM up to 16 evaluations. (There a few noises make nearly all of the mean square, so read the counts as rough.)
+# At $\gamma = 1$ the multistep solver DPM-Solver++(2M) needs less than a third of DDIM's evaluations; at $\gamma = 3$ everybody needs more, 2M twice as many. At $\gamma = 10$ 2M is *worse* than DDIM up to 16 evaluations. (There a few noises make nearly all of the mean square, so read the counts as rough.)
 #
 # Why does guidance cost? The usual answer: the equation gets *stiff*, neighbouring paths are drawn together so fast
 # that a long step overshoots. Count in $\ell = \log(\alpha_t / \sigma_t)$, in which our steps are even. The guided velocity is $\frac{dx}{d\ell} = \sigma_t^2 \big(x + \nabla \log p_t + \gamma\, g_t\big)$, so its derivative in $x$ is
@@ -542,7 +542,7 @@ for gamma in (1.0, 3.0, 10.0):
 # $$ J_\gamma = \sigma_t^2\, \big( I + H_t + \gamma\, G_t \big), \qquad H_t = \nabla \nabla \log p_t(x), \quad G_t = \nabla \nabla \log p_t(y \mid x).
 # \label{eq-stiffness} $$
 #
-# At a fixed point it grows along a straight line in $\gamma$. A step of length $h$ is unstable about where $h$ times its largest eigenvalue passes 2.
+# At a fixed point it changes along a straight line in $\gamma$. Its negative eigenvalues draw paths together; an explicit step $h$ is unstable where $h$ times such a rate passes about 2.
 
 # %%
 # [eq-stiffness]
@@ -561,10 +561,10 @@ torch.testing.assert_close(stiffness(mixture, schedule, label, 3.0, x_t, t), by_
 
 # %% tags=["hide-input"]
 def fastest(gamma, x, t):
-    return float(torch.linalg.eigvalsh(stiffness(mixture, schedule, label, gamma, x, t)).abs().max())
+    return float(-torch.linalg.eigvalsh(stiffness(mixture, schedule, label, gamma, x, t)).min())
 
 
-path_of, stiff, guess_speed, times = {}, {}, {}, grid_of(150)
+path_of, stiff, guess_speed, times = {}, {}, {}, grid_of(100)
 ells = schedule.log_snr(times) / 2
 for gamma in (1.0, 3.0, 10.0):
     model = guidance.tilt(free, grad, gamma, schedule)
@@ -578,7 +578,7 @@ for gamma in (1.0, 3.0, 10.0):
 # %% tags=["hide-input"]
 for gamma, (at_data, on_path) in stiff.items():
     top = float(guess_speed[gamma].max())
-    print(f"gamma = {gamma:2g}: largest eigenvalue {at_data:4.1f} on the paths of gamma = 1, {on_path:.1f} on its own; the guess moves by {top:.1f} per unit")
+    print(f"gamma = {gamma:2g}: paths are drawn together at {at_data:4.1f} on the paths of gamma = 1, {on_path:.1f} on its own; the guess moves by {top:.1f} per unit")
 with plotting.style():
     figure, (left, right) = plotting.plt.subplots(1, 2, figsize=(8.4, 3.0))
     scales, grey = list(stiff), plotting.COLOURS["unconditional"]
@@ -586,28 +586,28 @@ with plotting.style():
         left.plot(scales, [stiff[g][which] for g in scales], "o-", markersize=4.5, color=colour)
     left.text(6.2, stiff[10.0][0] * 0.75, "on the paths\nof $\\gamma = 1$", color="0.4", ha="right")
     left.text(9.9, stiff[10.0][1] + 0.4, "on its own paths", color=plotting.COLOURS["guided"], ha="right")
-    left.set(xlabel=r"$\gamma$", ylabel="largest eigenvalue of $J_\\gamma$", xticks=(1, 3, 10), ylim=(0, None))
+    left.set(xlabel=r"$\gamma$", ylabel="fastest drawing together", xticks=(1, 3, 10), ylim=(0, None))
     for gamma, colour in ((1.0, "conditional"), (3.0, "guided"), (10.0, "other")):
         right.semilogy(ells[1:], guess_speed[gamma], color=plotting.COLOURS[colour])
         top = int(guess_speed[gamma].argmax())
         right.text(ells[top] + (0.5 if gamma > 1 else -0.4), guess_speed[gamma][top] * (1.05 if gamma > 1 else 1.25), f"$\\gamma = {gamma:g}$", color=plotting.COLOURS[colour])
     right.set(xlabel=r"$\ell = \log(\alpha_t / \sigma_t)$  (noise left, data right)", ylabel=r"speed of $\hat x_0$ along the path", ylim=(1e-2, 20))
-    shown = plotting.show(figure, "10_stiffness", alt="Two panels. Left: the largest eigenvalue of the guided velocity's derivative over gamma, 1, 3 and 10; on the paths of gamma 1 it rises along a line, on its own paths it stays near one. Right: how fast the guess of the clean point changes along the path, over the log of signal to noise; the peaks grow about in proportion to gamma and move towards the noise.")
+    shown = plotting.show(figure, "10_stiffness", alt="Two panels. Left: the fastest rate at which paths are drawn together over gamma, 1, 3 and 10; on the paths of gamma 1 it rises along a line, on its own paths it stays near one. Right: how fast the guess of the clean point changes along the path, over the log of signal to noise; the peaks grow about in proportion to gamma and move towards the noise.")
 shown
 
 # %% [markdown]
-# *Left: the largest eigenvalue (by size) of $J_\gamma$ on 500 paths: those that $\gamma = 1$ walks, and those that $\gamma$ itself walks. Right: root mean square speed of the guess $\hat x_0$ along its own path. What grows with
+# *Left: the most negative eigenvalue of $J_\gamma$, with the sign changed, on 500 paths: those that $\gamma = 1$ walks, and those that $\gamma$ itself walks. Right: root mean square speed of the guess $\hat x_0$ along its own path. What grows with
 # $\gamma$ for the points that are walked is the right picture, not the left one.*
 
 # %% tags=["remove-cell"]
-assert stiff[10.0][0] > 6 * stiff[1.0][0] and round(max(on for _, on in stiff.values()), 1) == 1.4
+assert stiff[10.0][0] > 20 * stiff[1.0][0] and 1.2 < max(on for _, on in stiff.values()) < 1.5 and round(stiff[10.0][0], 1) == 12.7
 tops = [float(guess_speed[g].max()) for g in (1.0, 3.0, 10.0)]
 assert 2.2 < tops[1] / tops[0] < 3.2 and round(tops[2] / tops[0]) == 13
 places = [float(ells[int(guess_speed[g].argmax())]) for g in (1.0, 3.0, 10.0)]
 assert places[0] > places[1] > places[2]
 
 # %% [markdown]
-# At fixed points stiffness grows as $\eqref{eq-stiffness}$ says, to 12.7. But guided points do not stay there: on the paths that are walked, the largest eigenvalue stays at 1.4. So stiffness is not what you pay for here. What grows is the plain error of a step. DDIM takes the guess
+# At fixed points stiffness grows as $\eqref{eq-stiffness}$ says, to 12.7. But guided points do not stay there: on the paths that are walked, the rate stays below 1.5. So stiffness is not what you pay for here. What grows is the plain error of a step. DDIM takes the guess
 # $\hat x_0$ as constant for a step, 2M as a straight line in $\ell$; and at $\gamma = 10$ the guess runs 13 times as fast as at 1, early, while the noise is large. From how it runs, Deeper predicts the error of DDIM to a few percent.
 #
 # ## In practice
@@ -617,8 +617,8 @@ assert places[0] > places[1] > places[2]
 # | any sampler, any noise, a gradient | `eps = eps - gamma * sigma * grad` before the step, and no mean shift beside it | the score is all that knows the data; both together are $\gamma \approx 2$ |
 # | a mean shift that must stay, $0 < \eta < 1$ | multiply it by $(1 + \eta^2) / (2 \eta^2)$ | makes the mean right for short steps; at $\eta = 0$ nothing does |
 # | code you did not write | switch the noise off and set $\gamma = 10$ | pictures as without guidance: it is a mean shift |
-# | $\gamma = 1$, no noise | a second-order multistep solver | error 0.05 here: 13 evaluations, Heun 31, DDIM 58 |
-# | $\gamma = 3$ | the same, with nearly twice as many | 23 here, Heun 38, DDIM 85 |
+# | $\gamma = 1$, no noise | a second-order multistep solver | error 0.1 here: 8 evaluations, Heun 21, DDIM 29 |
+# | $\gamma = 3$ | the same, with twice as many | 16 here, Heun 26, DDIM 42 |
 # | $\gamma = 10$ | second order with 24 or more, DDIM with 16 or fewer | it takes over between 16 and 24 evaluations |
 #
 # *Limits:* two dimensions, exact fields, one mixture and one schedule for the costs. What $\gamma > 1$ samples is no sampler's fault, nor cured by more steps.
@@ -627,7 +627,7 @@ assert places[0] > places[1] > places[2]
 gamma = 2.0
 assert abs(mixed_up["shift and substitution, DDPM"][1] - mixed_up[f"gamma = {gamma:g}, DDPM"][1]) < 0.06
 rows = {name: [round(needed[name, gamma]) for gamma in (1.0, 3.0, 10.0)] for name in solvers}
-assert rows["2M"][:2] == [13, 23] and rows["Heun"][:2] == [31, 38] and rows["DDIM"][:2] == [58, 85]
+assert rows["2M"][:2] == [8, 16] and rows["Heun"][:2] == [21, 26] and rows["DDIM"][:2] == [29, 42]
 assert cost["2M", 10.0][budgets.index(16)] > cost["DDIM", 10.0][budgets.index(16)]
 assert cost["2M", 10.0][budgets.index(24)] < cost["DDIM", 10.0][budgets.index(24)]
 
@@ -854,9 +854,9 @@ def contributions(model, x, steps):
 made, whole = {}, float(ells[-1] - ells[0])
 for gamma in (1.0, 3.0, 10.0):
     model = guidance.tilt(free, grad, gamma, schedule)
-    made[gamma], middles = contributions(model, few, 100)
+    made[gamma], middles = contributions(model, few, 80)
     h = whole / 256
-    foretold = -h / 2 * made[gamma].sum(0) * whole / 100
+    foretold = -h / 2 * made[gamma].sum(0) * whole / 80
     seen = draw(kernels.ddim(model, schedule), few, grid_of(256)) - goal[gamma]
     sizes = [float(v.square().sum(1).mean().sqrt()) for v in (seen, foretold, seen - foretold)]
     print("gamma = {:2g}: error of DDIM in 256 steps {:.4f}, foretold {:.4f}; what is left {:.4f}".format(gamma, *sizes))
@@ -913,7 +913,7 @@ shown
 # Halve the steps, and an error of order $k$ falls by $2^k$. The logarithm of the quotient, from the same runs:
 
 # %%
-doubled_budgets = [n for n in budgets if 2 * n in budgets and n in (4, 8, 16, 32, 64, 128)]
+doubled_budgets = [n for n in budgets if 2 * n in budgets and n in (4, 8, 16, 32, 64)]
 print("evaluations      " + "".join(f"{n:>4d} to {2 * n:<4d}" for n in doubled_budgets))
 orders = {}
 for (name, gamma), errors in cost.items():
@@ -922,8 +922,8 @@ for (name, gamma), errors in cost.items():
     print(f"{name:5s} gamma = {gamma:<4g}" + "".join(f"{value:>8.2f}    " for value in orders[name, gamma]))
 
 # %% tags=["remove-cell"]
-assert all(abs(orders["DDIM", g][k] - 1) < 0.25 for g in (1.0, 3.0) for k in (2, 3, 4, 5))
-assert all(abs(orders["2M", g][-1] - 2) < 0.1 and abs(orders["Heun", g][-1] - 2) < 0.15 for g in (1.0, 3.0, 10.0))
+assert all(abs(orders["DDIM", g][k] - 1) < 0.25 for g in (1.0, 3.0) for k in (2, 3, 4))
+assert all(abs(orders["2M", g][-1] - 2) < 0.1 and abs(orders["Heun", g][-1] - 2) < 0.25 for g in (1.0, 3.0, 10.0))
 assert orders["Heun", 1.0][0] < 1 and orders["2M", 1.0][0] < 1
 
 # %% [markdown]
@@ -933,7 +933,7 @@ assert orders["Heun", 1.0][0] < 1 and orders["2M", 1.0][0] < 1
 #
 # *For those who keep the noise: how many evaluations until the distribution is right?*
 #
-# A noisy sampler has no exact end for each noise, so compare distributions: the energy distance (a squared distance between two clouds, without bias, so that it may come out a little below zero) between 1,500 samples and 1,500 of the limit, a run of 200 steps of the SDE. At $\gamma = 3$ that limit is not DDIM's, nor is it $p(x)\, p(y \mid x)^3$. Two runs of the limit show what chance alone gives.
+# A noisy sampler has no exact end for each noise, so compare distributions: the energy distance (a squared distance between two clouds, without bias, so that it may come out a little below zero) between 1,500 samples and 1,500 of the limit, a run of 200 steps of the SDE. At $\gamma = 3$ that limit is not DDIM's, nor is it $p(x)\, p(y \mid x)^3$. Two runs of the limit, compared with each other, show what chance alone gives.
 
 # %%
 def noisy_run(kernel, steps, seed):
@@ -944,8 +944,8 @@ def noisy_run(kernel, steps, seed):
 apart = {}
 for gamma in (1.0, 3.0):
     model = guidance.tilt(free, grad, gamma, schedule)
-    limits = [noisy_run(kernels.reverse_sde(model, schedule), 200, seed) for seed in (20, 30, 50)]
-    chance = max(abs(metrics.energy_distance(limits[a], limits[b])) for a, b in ((0, 1), (0, 2), (1, 2)))
+    limits = [noisy_run(kernels.reverse_sde(model, schedule), 200, seed) for seed in (20, 30)]
+    chance = abs(metrics.energy_distance(*limits))
     for name, walk in {"DDPM, small variance": kernels.ddpm, "SDE, rho 1": kernels.reverse_sde}.items():
         clouds = {n: noisy_run(walk(model, schedule), n, 40) for n in (8, 16, 32, 64, 128)}
         apart[name, gamma] = {n: metrics.energy_distance(cloud, limits[0]) for n, cloud in clouds.items()}
@@ -959,7 +959,7 @@ assert apart["SDE, rho 1", 3.0][8] > 4 * apart["SDE, rho 1", 1.0][8] and apart["
 assert all(apart["SDE, rho 1", g][n] < apart["DDPM, small variance", g][n] for g in (1.0, 3.0) for n in (8, 16, 32))
 
 # %% [markdown]
-# Again guidance costs: at 8 evaluations the distance is several times as large at $\gamma = 3$ as at 1. By 64 nothing is left that 1,500 points show with certainty. The Euler step of the SDE is ahead of DDPM with its small variance up to 32. A right distribution is a weaker demand than an error of 0.05 for each noise: do not read the two counts against each other.
+# Again guidance costs: at 8 evaluations the distance is several times as large at $\gamma = 3$ as at 1. By 64 nothing is left that 1,500 points show with certainty. The Euler step of the SDE is ahead of DDPM with its small variance up to 32. A right distribution is a weaker demand than an error of 0.1 for each noise: do not read the two counts against each other.
 #
 # ## Deeper: variance and exact coefficient, with orders
 #
