@@ -116,7 +116,7 @@ shown
 #
 # Together, with $\bar w$ for the noise of the backward run and $dt < 0$:
 #
-# $$ dx = \Big( -\frac r2\, x - \frac{1 + \rho^2}{2}\, r\, \nabla \log p_t(x \mid y) \Big)\, dt + \rho \sqrt r\; d\bar w.
+# $$ dx = \Big( -\frac r2\, x - \frac{1 + \rho^2}{2}\, r\, \nabla \log p_t(x \mid y) \Big)\, dt + \rho \sqrt{r}\; d\bar w.
 # \label{eq-conditional-reverse-sde} $$
 #
 # The one half carries, the $\rho^2 / 2$ makes up for the noise. $\rho = 0$ is the probability-flow ODE, $\rho = 1$ the reverse SDE that DDPM follows. Check it as it was
@@ -247,7 +247,7 @@ torch.testing.assert_close(c, beta / schedule.transition(t, s)[0])  # eta = 1
 # $b = \beta / \sigma_t^2$. Variances add, $\sigma_t^2 = \alpha_{t|s}^2 \sigma_s^2 + \beta$, so $\alpha_{t|s}^2 \sigma_s^2 = \sigma_t^2\,(1 - b)$. With $v = \eta^2 \frac{\sigma_s^2}{\sigma_t^2} \beta = \eta^2 b\, \sigma_s^2$ the root in $\eqref{eq-shift-of-a-step}$ is $\sigma_s \sqrt{1 - \eta^2 b}$, and
 #
 # $$ c = \frac{\sigma_t^2}{\alpha_{t|s}} \Big( 1 - \sqrt{(1 - b)(1 - \eta^2 b)} \Big)
-# = \frac{\beta}{\alpha_{t|s}} \Big( \frac{1 + \eta^2}{2} + \frac{(1 - \eta^2)^2}{8}\, b + O(b^2) \Big). \label{eq-half-and-half} $$
+# = \frac{\beta}{\alpha_{t|s}} \Big( \frac{1 + \eta^2}{2} + \frac{(1 - \eta^2)^2}{8}\, b \Big) + O(\beta^3). \label{eq-half-and-half} $$
 #
 # A geometric mean of $1 - b$ and $1 - \eta^2 b$. It is the arithmetic one, $1 - \frac{1 + \eta^2}{2} b$, to first order, and exactly if the two are equal: at $\eta = 1$. **The shift belongs to the
 # score: $\frac12 \beta$ of it goes with the flow, whatever the noise, and $\frac12 \eta^2 \beta$ with the noise.** These are the two jobs of $\eqref{eq-conditional-reverse-sde}$, found again in the steps you run.
@@ -602,13 +602,13 @@ shown
 # %% tags=["remove-cell"]
 assert stiff[10.0][0] > 20 * stiff[1.0][0] and 1.2 < max(on for _, on in stiff.values()) < 1.5 and round(stiff[10.0][0], 1) == 12.7
 tops = [float(guess_speed[g].max()) for g in (1.0, 3.0, 10.0)]
-assert 2.2 < tops[1] / tops[0] < 3.2 and round(tops[2] / tops[0]) == 13
+assert 2.2 < tops[1] / tops[0] < 3.2 and 10 < tops[2] / tops[0] < 16
 places = [float(ells[int(guess_speed[g].argmax())]) for g in (1.0, 3.0, 10.0)]
 assert places[0] > places[1] > places[2]
 
 # %% [markdown]
 # At fixed points stiffness grows as $\eqref{eq-stiffness}$ says, to 12.7. But guided points do not stay there: on the paths that are walked, the rate stays below 1.5. So stiffness is not what you pay for here. What grows is the plain error of a step. DDIM takes the guess
-# $\hat x_0$ as constant for a step, 2M as a straight line in $\ell$; and at $\gamma = 10$ the guess runs 13 times as fast as at 1, early, while the noise is large. From how it runs, Deeper predicts the error of DDIM to a few percent.
+# $\hat x_0$ as constant for a step, 2M as a straight line in $\ell$; and at $\gamma = 10$ the guess runs more than ten times as fast as at 1, early, while the noise is large. From how it runs, Deeper predicts the error of DDIM to a few percent.
 #
 # ## In practice
 #
@@ -831,12 +831,13 @@ exercises.check("10.4", noise_for_share)
 # Divide the guided velocity by $\sigma_t$: since $x = \alpha_t \hat x_0 + \sigma_t \hat\varepsilon$, the ODE is $\frac{d}{d\ell} \frac{x}{\sigma_t} = e^\ell\, \hat x_0$, with $\ell = \log (\alpha_t / \sigma_t)$. DDIM takes $\hat x_0$ as constant over a step $h$ in $\ell$. It misses $e^\ell\, \frac{h^2}{2} \frac{d \hat x_0}{d\ell}$ in
 # $x / \sigma_t$, so $\alpha_t \frac{h^2}{2} \frac{d\hat x_0}{d\ell}$ in $x$. Each miss is carried to the end by the flow, that is multiplied by the matrix $\Phi_\ell$ of the derivatives of the end in the point at $\ell$. So for even steps in $\ell$
 #
-# $$ x_{\text{DDIM}} - x_{\text{ODE}} = -\frac h2 \int \alpha\; \Phi_\ell\, \frac{d \hat x_0}{d\ell}\, d\ell + O(h^2). \label{eq-global-error} $$
+# $$ x_{\text{DDIM}} - x_{\text{ODE}} = -\frac{h}{2} \int \Big( \alpha\, \Phi_\ell\, \frac{d \hat x_0}{d\ell} \Big)\, d\ell + O(h^2). \label{eq-global-error} $$
 
 # %%
-def contributions(model, x, steps):
+# [eq-global-error]
+def contributions(model, schedule, x, times):
     """The integrand of the global error at the middles of fine steps, (steps, N, 2); and the middles in log(alpha / sigma)."""
-    kernel, times = kernels.heun(model, schedule), grid_of(steps)
+    kernel, steps = kernels.heun(model, schedule), len(times) - 1
     ells, maps, guesses = schedule.log_snr(times) / 2, [], [model(x, times[0]).x0]
     for u, w in zip(times[:-1], times[1:], strict=True):
         maps.append(plane.jacobian(lambda p, u=u, w=w: kernel(p, u, w).mean, x))
@@ -854,7 +855,7 @@ def contributions(model, x, steps):
 made, whole = {}, float(ells[-1] - ells[0])
 for gamma in (1.0, 3.0, 10.0):
     model = guidance.tilt(free, grad, gamma, schedule)
-    made[gamma], middles = contributions(model, few, 80)
+    made[gamma], middles = contributions(model, schedule, few, grid_of(80))
     h = whole / 256
     foretold = -h / 2 * made[gamma].sum(0) * whole / 80
     seen = draw(kernels.ddim(model, schedule), few, grid_of(256)) - goal[gamma]
