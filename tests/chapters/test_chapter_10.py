@@ -71,7 +71,7 @@ def test_the_backward_run_changes_the_density_of_the_class_as_time_does_for_ever
 @pytest.mark.equation("eq-conditional-reverse-sde")
 @pytest.mark.parametrize("rho", [0.0, 0.6, 1.7])
 def test_the_packages_step_has_the_drift_and_the_noise_of_the_equation(schedule, rho):
-    """One short step from nodes of p_t(x | y): its first moments are those of p_s(x | y), to second order in the step."""
+    """A short step from nodes of p_t(x | y): its first moments are those of p_s(x | y), to second order in the step."""
     t, errors = 0.5, []
     for h in (2e-3, 1e-3):
         x, w = divergence.mixture_nodes(at(schedule, t, label=LABEL), order=14)
@@ -285,7 +285,8 @@ def test_at_rho_1_the_euler_steps_of_both_ways_are_the_same():
 def test_in_a_short_step_half_the_push_goes_with_the_flow_and_the_rest_with_the_noise(rho):
     beta = LINEAR.beta(0.5) * 0.05
     told, untold = (
-        kernels.reverse_sde(model, LINEAR, rho)(X, 0.5, 0.45).mean for model in (guided(LINEAR), MIXTURE.denoiser(LINEAR))
+        kernels.reverse_sde(model, LINEAR, rho)(X, 0.5, 0.45).mean
+        for model in (guided(LINEAR), MIXTURE.denoiser(LINEAR))
     )
     assert float((told - untold - (1 + rho**2) / 2 * beta * grad_under(LINEAR)(X, 0.5)).abs().max()) < 1e-12
 
@@ -350,10 +351,14 @@ def test_one_line_drives_every_sampler_on_a_mixture_of_three_classes():
 
 @cache
 def costs(gamma: float) -> dict:
-    """Root mean square distance to the exact ends, for each solver and number of evaluations; another seed than the page."""
+    """Root mean square distance to the exact ends, for each solver and number of evaluations; with a seed of its own."""
     start, model, found = noise(250, 21), guided(LINEAR, gamma, BLOBS, 1), {}
     goal = ode.solve(ode.probability_flow(model, LINEAR), start, 1.0, 0.001, tolerance=1e-7)
-    for name, (solver, calls) in {"DDIM": (kernels.ddim, 1), "Heun": (kernels.heun, 2), "2M": (kernels.dpmpp_2m, 1)}.items():
+    for name, (solver, calls) in {
+        "DDIM": (kernels.ddim, 1),
+        "Heun": (kernels.heun, 2),
+        "2M": (kernels.dpmpp_2m, 1),
+    }.items():
         for budget in (4, 8, 12, 16, 32, 64, 128):
             off = run(solver(model, LINEAR), start, budget // calls) - goal
             found[name, budget] = float(off.square().sum(1).mean().sqrt())
@@ -498,3 +503,94 @@ def test_a_noisy_sampler_needs_more_evaluations_under_guidance_too():
             cloud = run(kernels.reverse_sde(model, LINEAR), noise(1000, 53), n, 54)
             found[gamma, n] = metrics.energy_distance(cloud, limit)
     assert found[3.0, 8] > 3 * found[1.0, 8] > 0 and max(found[g, 64] for g in (1.0, 3.0)) < 0.015
+
+
+@every_schedule
+def test_the_noised_density_obeys_the_fokker_planck_equation_and_so_does_that_of_a_class(schedule):
+    h, t = 1e-5, 0.5
+    for label in (None, LABEL):
+        now, rate = at(schedule, t, label=label), schedule.beta(t)
+        score, curve = now.score(X), now.hessian(X).diagonal(dim1=1, dim2=2).sum(1)
+        laplacian = curve + score.square().sum(1)  # of p, over p
+        expected = rate / 2 * (X.shape[1] + (X * score).sum(1)) + rate / 2 * laplacian
+        change = at(schedule, t + h, label=label).log_prob(X) - at(schedule, t - h, label=label).log_prob(X)
+        assert float((change / (2 * h) - expected).abs().max()) < 1e-6
+        torch.testing.assert_close(
+            -(torch.log(schedule.alpha(t + h)) - torch.log(schedule.alpha(t - h))) / h, rate, rtol=1e-6, atol=0
+        )
+
+
+def test_at_gamma_3_more_noise_moves_the_points_less_far():
+    model, start = guided(LINEAR, 3.0, BLOBS, 1), noise(1500, 61)
+    means = [
+        float(run(kernels.reverse_sde(model, LINEAR, rho), start, 100, 62)[:, 0].mean()) for rho in (0.0, 1.0, 2.0)
+    ]
+    assert means[0] > means[1] + 0.2 and means[1] > means[2] + 0.2
+
+
+@every_schedule
+def test_in_long_steps_the_share_is_less_and_ddpms_variance_is_smaller_than_the_coefficient(schedule):
+    share_of, t = names_of("10", "eq-shift-share")["share_of_the_shift"], 0.6
+    sigma = schedule.sigma(t)
+    for eta in (0.2, 0.5, 1.0, 1.3):
+        shares = [float(share_of(b * sigma**2, sigma, eta)) for b in (1e-4, 0.05, 0.2, 0.5)]
+        assert shares == sorted(shares, reverse=True) and shares[0] - shares[-1] > 0.05 * eta**2
+    for s in (0.599, 0.5, 0.1):
+        alpha_ts, sigma_ts = schedule.transition(t, s)
+        assert kernels.posterior_variance(schedule, t, s) < sigma_ts**2 / alpha_ts
+
+
+@every_schedule
+def test_the_guided_velocity_in_log_snr_and_what_ddim_takes_as_constant(schedule):
+    """dx / dl = sigma^2 (x + score + gamma g), and d (x / sigma) / dl = e^l x0; DDIM's step is that with x0 fixed."""
+    t, h, gamma = torch.tensor(0.5, dtype=torch.float64), 1e-5, 2.0
+    model = guided(schedule, gamma)
+    ell = lambda u: schedule.log_snr(u) / 2  # noqa: E731
+    flow = ode.probability_flow(model, schedule)(X, t) / ((ell(t + h) - ell(t - h)) / (2 * h))
+    score = at(schedule, t).score(X) + gamma * grad_under(schedule)(X, t)
+    assert float((flow - schedule.sigma(t) ** 2 * (X + score)).abs().max()) < 1e-6
+    rate_of_log_sigma = (schedule.sigma(t + h).log() - schedule.sigma(t - h).log()) / (ell(t + h) - ell(t - h))
+    divided = (flow - rate_of_log_sigma * X) / schedule.sigma(t)
+    assert float((divided - torch.exp(ell(t)) * model(X, t).x0).abs().max()) < 1e-6
+    s = torch.tensor(0.3, dtype=torch.float64)
+    step = kernels.ddim(model, schedule)(X, t, s).mean / schedule.sigma(s)
+    fixed = X / schedule.sigma(t) + (torch.exp(ell(s)) - torch.exp(ell(t))) * model(X, t).x0
+    assert float((step - fixed).abs().max()) < 1e-10
+
+
+def test_an_euler_step_is_unstable_where_step_times_rate_passes_2():
+    for product, grows in ((1.9, False), (2.1, True)):
+        x = 1.0
+        for _ in range(100):
+            x = x + product * -x
+        assert (abs(x) > 1) == grows
+
+
+def test_eta_is_bounded_by_the_share_of_the_noise_and_that_comes_close_to_1():
+    grid = time_grid(50)
+    pairs = list(zip(grid[:-2].tolist(), grid[1:-1].tolist(), strict=True))  # without the step to the data
+    b = [float(LINEAR.transition(t, s)[1] ** 2 / LINEAR.sigma(t) ** 2) for t, s in pairs]
+    assert max(b) > 0.5 and b.index(max(b)) == len(b) - 1
+    for (t, s), share in zip(pairs[-3:], b[-3:], strict=True):
+        kernels.ddim(MIXTURE.denoiser(LINEAR), LINEAR, 0.99 / math.sqrt(share))(X, t, s)
+        with pytest.raises(ValueError, match="eta must be smaller"):
+            kernels.ddim(MIXTURE.denoiser(LINEAR), LINEAR, 1.01 / math.sqrt(share))(X, t, s)
+
+
+def test_a_shift_by_the_standard_deviation_vanishes_without_noise_too():
+    plain = kernels.ddim(MIXTURE.denoiser(LINEAR), LINEAR)(X, 0.5, 0.4)
+    assert torch.equal(plain.mean + plain.var.sqrt() * grad_under(LINEAR)(X, 0.5), plain.mean)
+
+
+def test_the_second_root_of_the_printed_step_is_sigma_over_alpha():
+    for t, s in ((0.5, 0.4), (0.9, 0.1)):
+        bar_t, bar_s = LINEAR.alpha(t) ** 2, LINEAR.alpha(s) ** 2
+        ratio = LINEAR.transition(t, s)[0]
+        assert abs(float((bar_s * (1 - bar_t) / bar_t).sqrt() - LINEAR.sigma(t) / ratio)) < 1e-9
+
+
+def test_with_much_noise_a_sampler_forgets_where_it_was():
+    forecast = names_of("10", "eq-own-forecast")["forecast"]
+    gains = [float(forecast(LINEAR.alpha(0.4), 0.8, rho)[0]) for rho in (0.0, 0.5, 1.0, 2.0, 5.0)]
+    assert gains == sorted(gains, reverse=True) and gains[-1] < 1e-3
+    assert float(forecast(LINEAR.alpha(0.4), 0.8, 0.0)[1]) == 0.0

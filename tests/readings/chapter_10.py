@@ -49,7 +49,7 @@ def tilted(gamma: float = GAMMA):
 
 @reads("eq-conditional-reverse-sde")
 def conditional_reverse_sde() -> Reading:
-    """One short step of the package's sampler of this equation, for a model of the class, with a noise that was drawn."""
+    """One short step of the package's sampler of this equation, for a model of the class, with a drawn noise."""
     rho, dt = 0.6, -1e-3
     noise = torch.randn(X_T.shape, generator=torch.Generator().manual_seed(5), dtype=F64) * (-dt) ** 0.5
     step = kernels.reverse_sde(MIXTURE.denoiser(SCHEDULE, LABEL), SCHEDULE, rho)(X_T, T, T + dt)
@@ -116,7 +116,9 @@ def half_and_half() -> Reading:
         "c": coefficients(eta)[0], r"\sigma_t": SCHEDULE.sigma(T), r"\eta": eta, "b": LENGTHS / SCHEDULE.sigma(T) ** 2,
         r"\beta": LENGTHS, r"\alpha_{t|s}": (1 - LENGTHS).sqrt(),
     }  # fmt: skip
-    return Reading(letters, {r"\sigma_s": SCHEDULE.sigma(S)}, equivalent={r"} b ) [+ -> -] O ( \beta": "O(...) has no sign"})
+    return Reading(
+        letters, {r"\sigma_s": SCHEDULE.sigma(S)}, equivalent={r"} b ) [+ -> -] O ( \beta": "O(...) has no sign"}
+    )
 
 
 @reads("eq-shift-share")
@@ -132,8 +134,8 @@ def stiffness() -> Reading:
     """The left side by autograd through the package's ODE, in another clock."""
     flow, per_ell = ode.probability_flow(tilted(), SCHEDULE), -SCHEDULE.beta(T) / (2 * SCHEDULE.sigma(T) ** 2)
     letters = {
-        r"J_\gamma": plane.jacobian(lambda x: flow(x, T) / per_ell, X_T), r"\gamma": GAMMA, r"\sigma_t": SCHEDULE.sigma(T),
-        "I": torch.eye(2, dtype=F64)[None], r"\nabla \nabla \log p_t(x)": curvature(at(T).log_prob, X_T),
+        r"J_\gamma": plane.jacobian(lambda x: flow(x, T) / per_ell, X_T), r"\gamma": GAMMA,
+        r"\sigma_t": SCHEDULE.sigma(T), "I": torch.eye(2, dtype=F64)[None], r"\nabla \nabla \log p_t(x)": curvature(at(T).log_prob, X_T),
         r"\nabla \nabla \log p_t(y | x)": curvature(lambda x: at(T).class_log_prob(x, LABEL), X_T),
     }  # fmt: skip
     others = {
@@ -170,7 +172,7 @@ def own_forecast() -> Reading:
 
 @reads("eq-global-error")
 def global_error() -> Reading:
-    """One Gaussian on the line, where the guess is linear in the point: the flow and its derivatives are closed forms."""
+    """One Gaussian on the line, where the guess is linear in the point: flow and derivatives are closed forms."""
     U, x_1, h_all = 0.6, 0.8, torch.tensor([0.04, 0.02, 0.01], dtype=F64)
     line = GaussianMixture([1.0], torch.zeros(1, 1, dtype=F64), [[[U]]])
     start, end = float(SCHEDULE.log_snr(1.0)) / 2, 2.0
@@ -189,7 +191,9 @@ def global_error() -> Reading:
         steps = round((end - start) / float(length))
         h.append((end - start) / steps)
         times = time_grid(steps, SCHEDULE, end=last)
-        ends.append(draw(kernels.ddim(line.denoiser(SCHEDULE), SCHEDULE), torch.full((1, 1), x_1, dtype=F64), times)[0, 0])
+        ends.append(
+            draw(kernels.ddim(line.denoiser(SCHEDULE), SCHEDULE), torch.full((1, 1), x_1, dtype=F64), times)[0, 0]
+        )
     letters = {
         r"x_{\text{DDIM}}": torch.stack(ends), r"x_{\text{ODE}}": path[-1].expand(3), "h": torch.tensor(h, dtype=F64),
         r"\int": lambda values: (weights * values.reshape(-1)).sum(), r"\alpha": alpha, r"\Phi_\ell": onward,
