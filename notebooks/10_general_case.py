@@ -193,7 +193,7 @@ torch.testing.assert_close(theirs, ours, atol=1e-9, rtol=0)
 # = \frac{x_t}{\alpha_{t|s}} - \Big( \frac{\sigma_t}{\alpha_{t|s}} - \sqrt{\sigma_s^2 - v} \Big)\, \hat\varepsilon_\gamma,
 # \label{eq-general-step} $$
 #
-# where $\alpha_{t|s} = \alpha_t / \alpha_s$. $v = 0$ is DDIM. DDPM is $v = \frac{\sigma_s^2}{\sigma_t^2} \beta$, the posterior variance, where $\beta = 1 - \alpha_{t|s}^2$ is the length of the step. $\eta^2$ times that is DDIM's $\eta$.
+# where $\alpha_{t|s} = \alpha_t / \alpha_s$. $v = 0$ is DDIM. DDPM is $v = \frac{\sigma_s^2}{\sigma_t^2} \beta$, the posterior variance, where $\beta = 1 - \alpha_{t|s}^2$ is the length of the step. DDIM's $\eta$ takes $\eta^2$ times that.
 
 # %%
 # [eq-general-step]
@@ -531,7 +531,7 @@ with plotting.style():
         panel.set(title=f"$\\gamma = {gamma:g}$", xlabel="evaluations of the model", xticks=(4, 8, 16, 32, 64, 128), xticklabels=(4, 8, 16, 32, 64, 128), ylim=(5e-5, 9))
         panel.minorticks_off()
     axes[0].set_ylabel("distance to the exact end")
-    for name, place in {"DDIM": (60, 0.08), "Heun": (72, 0.02), "2M": (22, 0.0035)}.items():
+    for name, place in {"DDIM": (60, 0.08), "Heun": (30, 0.019), "2M": (22, 0.0035)}.items():
         axes[0].text(*place, name, color=plotting.COLOURS[looks[name]])
     shown = plotting.show(figure, "10_cost", alt="Three log-log panels for gamma 1, 3 and 10: distance to the exact end over 4 to 128 evaluations. At gamma 1 and 3, with many evaluations, DDIM falls with slope one, Heun and 2M with slope two. At gamma 1 the 2M curve is lowest throughout. At gamma 3 it starts above DDIM and crosses it between 6 and 8 evaluations; at gamma 10 it starts far above and crosses between 16 and 24.")
 shown
@@ -652,7 +652,7 @@ assert cost["2M", 10.0][budgets.index(24)] < cost["DDIM", 10.0][budgets.index(24
 # %% [markdown]
 # ## Exercises
 #
-# Type where it says "your turn", run the cell, then the check below it. 10.4 stands in Deeper.
+# Type where it says "your turn", run the cell, then the check below it. 10.4 and 10.5 stand in Deeper.
 
 # %% [markdown]
 # ### Exercise 10.1 (easy): a network that predicts $v$
@@ -840,6 +840,32 @@ def noise_for_share(phi, U, alpha):
 
 # %%
 exercises.check("10.4", noise_for_share)
+
+# %% [markdown]
+# ### Exercise 10.5 (research): what a guided sampler samples, for every noise
+#
+# On the line, a class $\mathcal N(0, C)$ among data $\mathcal N(0, U)$. In the coordinates $z = x_t / \alpha_t$ and $q$ of this section, a sampler with noise $\rho > 0$ follows the guided score, $-z\, \big( \frac{\gamma}{C + q} + \frac{1 - \gamma}{U + q} \big)$, from very large $q$ down to 0.
+# Return the variance of what it samples, as a formula with one integral over $q$: `integrate(f)` gives $\int_0^\infty f(q)\, dq$, and calls `f` with a tensor of many $q$. (Then let $\rho$ go to 0 and to infinity. Of which densities are these the variances?)
+#
+# <details><summary>Hint</summary>
+#
+# Between $q$ and $q - dq$ the sampler shrinks $z$, and adds noise of variance $\rho^2 dq$. Each such noise is then shrunk on the rest of the way, and all are independent. By which factor, from $q$ to 0? For $\gamma = 1$ it stands above $\eqref{eq-own-forecast}$, as a standard deviation. What was there at the start is forgotten.
+#
+# </details>
+
+# %% tags=["exercise"]
+def guided_variance(C, U, gamma, rho, integrate):
+    ### BEGIN SOLUTION
+    def kept(q):  # of a variance that is added at q
+        return ((C / (C + q)) ** gamma * (U / (U + q)) ** (1 - gamma)) ** (1 + rho**2)
+
+    # rho to 0: the geometric mean C^gamma U^(1 - gamma); rho to infinity: the variance of p(x) p(y | x)^gamma
+    return rho**2 * integrate(kept)
+    ### END SOLUTION
+
+
+# %%
+exercises.check("10.5", guided_variance)
 
 # %% [markdown]
 # ## Deeper: where the error is made

@@ -161,6 +161,54 @@ def reliability(U: float, alpha: float) -> float:
     return alpha**2 * U / (alpha**2 * U + 1 - alpha**2)
 
 
+# --- 10.5 ---------------------------------------------------------------------------------------------------
+
+
+def over_all_noise(f) -> float:
+    """The integral of f(q) over q from 0 to infinity, by the trapezoidal rule in log q; f is given all q at once."""
+    log_q = torch.linspace(-40, 80, 6001, dtype=torch.float64)
+    return float(torch.trapezoid(f(log_q.exp()) * log_q.exp(), log_q))
+
+
+def guided_samplers() -> dict[str, tuple]:
+    """Cases of 10.5: C, U, gamma, rho, and what integrates."""
+    return {
+        "gamma = 3, DDPM's noise": (0.7, 1.9, 3.0, 1.0, over_all_noise),
+        "gamma = 1, the class itself": (0.5, 3.0, 1.0, 0.8, over_all_noise),
+        "gamma = 0, all data": (0.5, 3.0, 0.0, 1.5, over_all_noise),
+        "little noise": (0.4, 1.5, 2.0, 0.6, over_all_noise),
+        "much noise, away from the label": (0.9, 1.2, -0.7, 2.5, over_all_noise),
+    }
+
+
+def variance_by_runge_kutta(C: float, U: float, gamma: float, rho: float, integrate) -> float:
+    """The equation of the variance on the way down, in log q, from where the start is forgotten."""
+    high, low, steps = 60.0, -25.0, 3000
+    h = (high - low) / steps
+
+    def rate(log_q, ratio):  # of the variance over q, against log q falling
+        q = math.exp(log_q)
+        pull = (1 + rho**2) * (gamma * q / (C + q) + (1 - gamma) * q / (U + q))
+        return rho**2 - (pull - 1) * ratio
+
+    log_q, ratio = high, 1.0
+    for _ in range(steps):
+        a = rate(log_q, ratio)
+        b = rate(log_q - h / 2, ratio + h / 2 * a)
+        c = rate(log_q - h / 2, ratio + h / 2 * b)
+        d = rate(log_q - h, ratio + h * c)
+        ratio += h / 6 * (a + 2 * b + 2 * c + d)
+        log_q -= h
+    return ratio * math.exp(log_q)
+
+
+def guided_spread(C, U, gamma, rho, integrate, *, power=None, front=None):
+    """The solution with its two powers of the noise to be got wrong."""
+    power = 1 + rho**2 if power is None else power(rho)
+    front = rho**2 if front is None else front(rho)
+    return front * integrate(lambda q: ((C / (C + q)) ** gamma * (U / (U + q)) ** (1 - gamma)) ** power)
+
+
 EXERCISES = [
     Exercise(
         number="10.1",
@@ -356,5 +404,59 @@ EXERCISES = [
                 "the gain acts on x_t / alpha, which has a larger variance than x_0.",
             ),
         ],
+    ),
+    Exercise(
+        number="10.5",
+        title="from the geometric mean of the variances, without noise, to that of the target, with much of it",
+        cases=guided_samplers,
+        truth=variance_by_runge_kutta,
+        mistakes=[
+            Mistake(
+                "the target",
+                lambda C, U, gamma, rho, integrate: 1 / (gamma / C + (1 - gamma) / U),
+                "this is what the score says at q = 0. The sampler gets there only if it has much noise.",
+            ),
+            Mistake(
+                "the sampler without noise",
+                lambda C, U, gamma, rho, integrate: C**gamma * U ** (1 - gamma),
+                "right without noise. Where does rho enter?",
+            ),
+            Mistake(
+                "the flow forgotten",
+                lambda *a: guided_spread(*a, power=lambda rho: rho**2),
+                "the noise is made up for, but the flow also shrinks: by how much does z shrink in all?",
+            ),
+            Mistake(
+                "the factor of a standard deviation",
+                lambda *a: guided_spread(*a, power=lambda rho: (1 + rho**2) / 2),
+                "by this z shrinks. You add up variances.",
+            ),
+            Mistake(
+                "DDPM for every noise",
+                lambda *a: guided_spread(*a, power=lambda rho: 2, front=lambda rho: 1),
+                "right at rho = 1. Put rho into both places where it belongs.",
+            ),
+            Mistake(
+                "rho for its square",
+                lambda *a: guided_spread(*a, front=lambda rho: rho),
+                "is rho^2 dq the variance of the noise, or rho dq?",
+            ),
+            Mistake(
+                "noise forgotten in front",
+                lambda *a: guided_spread(*a, front=lambda rho: 1),
+                "how much noise is added between q and q - dq?",
+            ),
+            Mistake(
+                "w for gamma",
+                lambda C, U, gamma, rho, integrate: guided_spread(C, U, gamma + 1, rho, integrate),
+                "at gamma = 1 the variance of the class must come out, for every rho.",
+            ),
+            Mistake(
+                "class and data exchanged",
+                lambda C, U, gamma, rho, integrate: guided_spread(U, C, gamma, rho, integrate),
+                "at gamma = 0 the variance of all data must come out, at gamma = 1 that of the class.",
+            ),
+        ],
+        tolerance=1e-4,
     ),
 ]

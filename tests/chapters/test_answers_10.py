@@ -44,7 +44,10 @@ def test_the_guided_clean_point_is_our_own_rule_at_the_shrunk_point():
         x, slope = alpha * z, np.zeros(tuple(z.shape))
         for axis in range(2):
             step = np.eye(2)[axis] * h
-            up, down = (grad_of.noisy.class_log_prob(x + torch.from_numpy(sign * step), grad_of.label).numpy() for sign in (1, -1))
+            up, down = (
+                grad_of.noisy.class_log_prob(x + torch.from_numpy(sign * step), grad_of.label).numpy()
+                for sign in (1, -1)
+            )
             slope[:, axis] = (up - down) / (2 * h)
         return denoised.numpy() + gamma * sigma**2 / alpha * slope
 
@@ -65,3 +68,22 @@ def test_the_noise_for_a_share_is_a_root_of_the_variance_that_the_way_home_adds(
         return brentq(lambda rho: undecided(rho) / U - (1 - phi), 0, 20, xtol=1e-13)
 
     assert disagreements("10.4", noise) == []
+
+
+@pytest.mark.answer("10.5")
+def test_the_guided_variance_is_a_sum_over_the_noises_in_the_variable_u_over_c_plus_q():
+    """With w = C / (C + q) the integral runs from 0 to 1."""
+
+    def variance(C, U, gamma, rho, integrate):
+        power = 1 + rho**2
+
+        def part(w):  # dq = C dw / w^2
+            q = C / w - C
+            return np.exp(power * (gamma * np.log(w) - (1 - gamma) * np.log1p(q / U))) * C / w**2
+
+        pieces = [1e-12, 1e-9, 1e-6, 1e-4, 1e-2, 0.1, 0.5, 1.0]
+        total = sum(quad(part, a, b, limit=200)[0] for a, b in zip(pieces[:-1], pieces[1:], strict=True))
+        tail = part(1e-12) * 1e-12 / (power - 1)  # there the integrand is a power of w
+        return rho**2 * (total + tail)
+
+    assert disagreements("10.5", variance) == []

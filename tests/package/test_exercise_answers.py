@@ -109,6 +109,11 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
         "alpha -> -alpha": "it is squared",
         **{f"{name} -> abs({name})": "all three are positive" for name in ("alpha", "U", "phi")},
     },
+    "10.5": {
+        "rho -> -rho": "it is squared",
+        "rho -> abs(rho)": "it is positive",
+        "q -> abs(q)": "it is positive",
+    },
     "11.3": {
         "gamma -> abs(gamma)": "the exercise says gamma >= 0",
         "class_variance -> abs(class_variance)": "variances are positive",

@@ -135,7 +135,8 @@ def stiffness() -> Reading:
     flow, per_ell = ode.probability_flow(tilted(), SCHEDULE), -SCHEDULE.beta(T) / (2 * SCHEDULE.sigma(T) ** 2)
     letters = {
         r"J_\gamma": plane.jacobian(lambda x: flow(x, T) / per_ell, X_T), r"\gamma": GAMMA,
-        r"\sigma_t": SCHEDULE.sigma(T), "I": torch.eye(2, dtype=F64)[None], r"\nabla \nabla \log p_t(x)": curvature(at(T).log_prob, X_T),
+        r"\sigma_t": SCHEDULE.sigma(T), "I": torch.eye(2, dtype=F64)[None],
+        r"\nabla \nabla \log p_t(x)": curvature(at(T).log_prob, X_T),
         r"\nabla \nabla \log p_t(y | x)": curvature(lambda x: at(T).class_log_prob(x, LABEL), X_T),
     }  # fmt: skip
     others = {
