@@ -248,7 +248,7 @@ torch.testing.assert_close(c, beta / schedule.transition(t, s)[0])  # eta = 1
 # = \frac{\beta}{\alpha_{t|s}} \Big( \frac{1 + \eta^2}{2} + \frac{(1 - \eta^2)^2}{8}\, b \Big) + O(\beta^3). \label{eq-half-and-half} $$
 #
 # The second form holds for fixed $t$, as $\beta \to 0$. The root is the geometric mean of $1 - b$ and $1 - \eta^2 b$. To first order it is the arithmetic mean, $1 - \frac{1 + \eta^2}{2} b$, and exactly if the two are equal: at $\eta = 1$. **The shift belongs to the
-# score: $\frac12 \beta$ of it carries, whatever the noise, and $\frac12 \eta^2 \beta$ makes up for the noise.** These are the two jobs of $\eqref{eq-conditional-reverse-sde}$, with $\eta = \rho$ in short steps, found again in the steps you run.
+# score: $\frac12 \beta$ of it carries, whatever the noise, and $\frac12 \eta^2 \beta$ makes up for the noise.** These are the two jobs of $\eqref{eq-conditional-reverse-sde}$, with $\eta = \rho$ in short steps, found again in the steps you run. (Exact is the coefficient of this step. That the step itself has the right mean is known for $\eta = 1$ alone, from chapter 07.)
 
 # %%
 # [eq-half-and-half]
@@ -1010,7 +1010,7 @@ assert all(apart["SDE, rho 1", g][n] < apart["DDPM, small variance", g][n] for g
 #
 # *What chapter 07 calls the wrong number, as a special case; and the step as papers print it.*
 #
-# For DDPM, $\eta = 1$, the mean shift pays $v$ where $\beta / \alpha_{t|s}$ is right. By $\alpha_{t|s}^2 \sigma_s^2 = \sigma_t^2 (1 - b)$ the quotient is
+# For DDPM, $\eta = 1$, the mean shift has $v$ where $\beta / \alpha_{t|s}$ is right. By $\alpha_{t|s}^2 \sigma_s^2 = \sigma_t^2 (1 - b)$ the quotient is
 #
 # $$ \frac{v\, \alpha_{t|s}}{\beta} = \frac{1 - \beta / \sigma_t^2}{\sqrt{1 - \beta}} = 1 - \Big( \frac{1}{\sigma_t^2} - \frac12 \Big)\, \beta + O(\beta^2).
 # \label{eq-posterior-share} $$

@@ -351,7 +351,7 @@ def test_one_line_drives_every_sampler_on_a_mixture_of_three_classes():
 
 @cache
 def costs(gamma: float) -> dict:
-    """Root mean square distance to the exact ends, for each solver and number of evaluations; with a seed of its own."""
+    """Root mean square distance to the exact ends, by solver and number of evaluations; with a seed of its own."""
     start, model, found = noise(250, 21), guided(LINEAR, gamma, BLOBS, 1), {}
     goal = ode.solve(ode.probability_flow(model, LINEAR), start, 1.0, 0.001, tolerance=1e-7)
     for name, (solver, calls) in {
