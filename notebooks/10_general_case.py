@@ -532,7 +532,7 @@ with plotting.style():
         panel.set(title=f"$\\gamma = {gamma:g}$", xlabel="evaluations of the model", xticks=(4, 8, 16, 32, 64, 128), xticklabels=(4, 8, 16, 32, 64, 128), ylim=(5e-5, 9))
         panel.minorticks_off()
     axes[0].set_ylabel("distance to the exact end")
-    for name, place in {"DDIM": (60, 0.08), "Heun": (30, 0.019), "2M": (22, 0.0035)}.items():
+    for name, place in {"DDIM": (60, 0.08), "Heun": (56, 0.0045), "2M": (22, 0.0035)}.items():
         axes[0].text(*place, name, color=plotting.COLOURS[looks[name]])
     shown = plotting.show(figure, "10_cost", alt="Three log-log panels for gamma 1, 3 and 10: distance to the exact end over 4 to 128 evaluations. At gamma 1 and 3, with many evaluations, DDIM falls with slope one, Heun and 2M with slope two. At gamma 1 the 2M curve is lowest throughout. At gamma 3 it starts above DDIM and crosses it between 6 and 8 evaluations; at gamma 10 it starts far above and crosses between 16 and 24.")
 shown
@@ -608,7 +608,7 @@ with plotting.style():
     for gamma, colour in ((1.0, "conditional"), (3.0, "guided"), (10.0, "other")):
         right.semilogy(ells[1:], guess_speed[gamma], color=plotting.COLOURS[colour])
         top = int(guess_speed[gamma].argmax())
-        right.text(ells[top] + (0.5 if gamma > 1 else -0.4), guess_speed[gamma][top] * (1.05 if gamma > 1 else 1.25), f"$\\gamma = {gamma:g}$", color=plotting.COLOURS[colour])
+        right.text(ells[top] + (0.5 if gamma > 1 else -0.5), guess_speed[gamma][top] * (1.05 if gamma > 1 else 0.5), f"$\\gamma = {gamma:g}$", color=plotting.COLOURS[colour])
     right.set(xlabel=r"$\ell = \log(\alpha_t / \sigma_t)$  (noise left, data right)", ylabel=r"speed of $\hat x_0$ along the path", ylim=(1e-2, 20))
     shown = plotting.show(figure, "10_stiffness", alt="Two panels. Left: the largest rate at which paths converge over gamma, 1, 3 and 10; on the paths of gamma 1 it rises along a line, on its own paths it stays near one. Right: how fast the guess of the clean point changes along the path, over the log of signal to noise; the peaks grow about in proportion to gamma and move towards the noise.")
 shown
@@ -942,7 +942,7 @@ with plotting.style():
         parts = made[gamma].square().sum(2).mean(1).sqrt()
         panel.plot(middles, parts, color=plotting.COLOURS[colour])
         top = int(parts.argmax())
-        panel.text(middles[top] + 0.25, parts[top] * 1.0, f"$\\gamma = {gamma:g}$", color=plotting.COLOURS[colour])
+        panel.text(middles[top] + (0.25 if gamma > 1 else -0.2), parts[top] * (1.0 if gamma > 1 else 0.5), f"$\\gamma = {gamma:g}$", color=plotting.COLOURS[colour])
     panel.set(xlabel=r"$\log(\alpha_t / \sigma_t)$  (noise left, data right)", ylabel="error made here", ylim=(0, None))
     shown = plotting.show(figure, "10_where", alt="Three curves over the log of signal to noise: the root mean square of what each place on the way adds to the final error of DDIM. The peak grows with gamma, from gamma 1 to 10 by a factor of about five, and moves towards the noise.")
 shown
@@ -968,12 +968,12 @@ for (name, gamma), errors in cost.items():
     print(f"{name:5s} gamma = {gamma:<4g}" + "".join(f"{value:>8.2f}    " for value in orders[name, gamma]))
 
 # %% tags=["remove-cell"]
-assert all(abs(orders["DDIM", g][k] - 1) < 0.25 for g in (1.0, 3.0) for k in (2, 3, 4))
+assert all(abs(orders["DDIM", g][k] - 1) < 0.08 for g in (1.0, 3.0) for k in (1, 2, 3, 4)) and 0.85 < orders["DDIM", 10.0][-1] < 0.95
 assert all(abs(orders["2M", g][-1] - 2) < 0.1 and abs(orders["Heun", g][-1] - 2) < 0.25 for g in (1.0, 3.0, 10.0))
 assert orders["Heun", 1.0][0] < 1 and orders["2M", 1.0][0] < 1
 
 # %% [markdown]
-# DDIM shows its order from 8 evaluations on at $\gamma \le 3$, and not before 64 at $\gamma = 10$. The second-order solvers need some 32 to be within a tenth or two of 2. A comparison at ten evaluations says nothing about orders.
+# DDIM shows its order from 8 evaluations on at $\gamma \le 3$; at $\gamma = 10$ it is not quite there at 128. The second-order solvers need some 32 to be within a tenth or two of 2. A comparison at ten evaluations says nothing about orders.
 #
 # ## Deeper: noisy samplers, counted
 #
@@ -1001,11 +1001,11 @@ for gamma in (1.0, 3.0):
 for (name, _), row in apart.items():
     assert row[8] > row[16] > 0.004 or name == "SDE, rho 1"
     assert row[8] > 0.008 and abs(row[64]) < 0.006 and abs(row[128]) < 0.004
-assert apart["SDE, rho 1", 3.0][8] > 4 * apart["SDE, rho 1", 1.0][8] and apart["DDPM, small variance", 3.0][8] > 1.5 * apart["DDPM, small variance", 1.0][8]
+assert round(apart["SDE, rho 1", 3.0][8] / apart["SDE, rho 1", 1.0][8]) == 6 and round(apart["DDPM, small variance", 3.0][8] / apart["DDPM, small variance", 1.0][8]) == 3
 assert all(apart["SDE, rho 1", g][n] < apart["DDPM, small variance", g][n] for g in (1.0, 3.0) for n in (8, 16, 32))
 
 # %% [markdown]
-# Again guidance costs: at 8 evaluations the distance is two to eight times as large at $\gamma = 3$ as at 1. By 64 nothing is left that 1,200 points show with certainty. The Euler step of the SDE is ahead of DDPM with its small variance up to 32. A right distribution is a weaker demand than a small error for each noise: do not read the two counts against each other.
+# Again guidance costs: at 8 evaluations the distance is about three times (DDPM) and six times (SDE) as large at $\gamma = 3$ as at 1. By 64 nothing is left that 1,200 points show with certainty. The Euler step of the SDE is ahead of DDPM with its small variance up to 32. A right distribution is a weaker demand than a small error for each noise: do not read the two counts against each other.
 #
 # ## Deeper: variance and exact coefficient, with orders
 #
