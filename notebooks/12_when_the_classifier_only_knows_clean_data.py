@@ -17,7 +17,7 @@
 #
 # **You need** chapter 00, Bayes' rule, gradients. Chapter 07 helps, nothing here depends on it.
 #
-# *44 minutes to read, 30 more for Deeper, 30 seconds to run, on a laptop, without a GPU or a network connection.*
+# *43 minutes to read, 19 more for Deeper, 40 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -198,7 +198,7 @@ assert (
 
 # %% [markdown]
 # The sign of the gap depends on the point. But the guess is the surer one at 94 % of the points up to $t = 0.5$, and still at 62 % at $t = 0.9$.
-# And guidance lives on gradients. Those are right near the data, and almost four times too long in the noisy half.
+# And guidance lives on gradients. Those are right to a tenth at $t = 0.1$, and almost four times too long in the noisy half.
 #
 # ## Sampling at $\gamma = 1$
 #
@@ -283,13 +283,13 @@ with plotting.style():
     figure, axes = plotting.plt.subplots(2, 3, figsize=(8.2, 4.7), sharex=True, sharey=True)
     for row_of, how in zip(axes, solvers, strict=True):
         for panel, (title, (name, colour)) in zip(row_of, shown_runs.items(), strict=True):
-            panel.plot(*runs[name, how][:600].T, ".", markersize=1.6, color=colours[colour])
+            panel.plot(*runs[name, how][:500].T, ".", markersize=1.6, color=colours[colour])
             plotting.density(panel, class_1.log_prob, (-3, 5, -4, 4))
             panel.set(xlim=(-2.6, 4.6), ylim=(-3.2, 3.1), aspect="equal", title=title if how == "DDIM" else "")
         row_of[0].set_ylabel(f"{how}\n$x_2$")
     for panel in axes[1]:
         panel.set_xlabel("$x_1$")
-    assert all(len(panel.lines[0].get_xdata()) == 600 for panel in axes.flat)
+    assert all(len(panel.lines[0].get_xdata()) == 500 for panel in axes.flat)
     shown = plotting.show(
         figure,
         "12_over_guided",
@@ -298,7 +298,7 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Samples for class 1 with a perfect denoiser and a perfect classifier, 600 a panel, without noise (above) and with (below). Dashed: 50, 90
+# *Samples for class 1 with a perfect denoiser and a perfect classifier, 500 a panel, without noise (above) and with (below). Dashed: 50, 90
 # and 99 % of class 1, what all six should fill.*
 #
 # With the exact noisy classifier both samplers find class 1 (DDPM with a little too small a spread, after 100 steps). **Through the guess, $\gamma = 1$
@@ -307,8 +307,8 @@ shown
 # $\gamma$ drives points to the *far* side of the class ([chapter 11](11_classifier_free_guidance.ipynb#what-does-gamma-1-sample)). Here they stop right
 # behind the border.
 #
-# Then turn it down? At $\gamma = 1/3$ the samples are less sure of the class than the data, and the far blob still lacks half of its share or more. Guide only late, at
-# $t < 1/2$? The same. DDPM's noise helps, but every row through the guess is at least two and a half times as far from class 1 as the
+# Then turn it down? At $\gamma = 1/3$ the samples are less sure of the class than the data, and the far blob still lacks two fifths of its share or more. Guide only late, at
+# $t < 1/2$? Nearly the same. DDPM's noise helps, but every row through the guess is at least two and a half times as far from class 1 as the
 # exact classifier's. What is wrong is not a factor.
 #
 # ## Why: a slope at one point, or the slopes of a crowd
@@ -400,7 +400,8 @@ assert 6 < by_verdict[4][1] / by_verdict[4][2] < 9
 # $$ \mathbb E\big[\varsigma(\ell)\big] \approx \varsigma\Big( \frac{\ell(\hat x_0)}{\sqrt{1 + \pi v / 8}} \Big).
 # \label{eq-logistic-cloud} $$
 #
-# The right logit is that of the guess divided by $\sqrt{1 + \pi v / 8}$. This is the factor.
+# The right logit is that of the guess divided by $\sqrt{1 + \pi v / 8}$. Where the guess is undecided, and if the cloud keeps its
+# shape, that is how many times the gradient is too long.
 
 # %%
 z, shares = hermite(200, 1)
@@ -430,12 +431,14 @@ for u in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8):
     lengths = [h.norm(dim=1).mean() for h in (guidance.gradient(guess)(x, u), noised.class_gradient(x, label))]
     measured.append(float(lengths[0] / lengths[1]))
     print(f"t = {float(u):.1f}: predicted {predicted[-1]:.1f} times too long, measured {measured[-1]:.1f}")
-assert all(abs(a / b - 1) < 0.08 for a, b in zip(predicted[:5], measured[:5], strict=True))
+worst = max(abs(a / b - 1) for a, b in zip(predicted[:5], measured[:5], strict=True))
+print(f"off by {worst:.0%} at most up to t = 0.6")
+assert worst < 0.08
 assert all(0.08 < a / b - 1 < 0.25 for a, b in zip(predicted[5:], measured[5:], strict=True))
 
 # %% [markdown]
 # Nothing was fitted, and the formula is right to 8 % up to $t = 0.6$. So it is no defect of your classifier or your
-# denoiser that over-guides: it is the sharpness of the one times the width of the other's cloud. A sharper classifier is worse.
+# denoiser that over-guides: it is the sharpness of the one times the width of the other's cloud.
 #
 # ## Ask about the cloud
 #
@@ -474,19 +477,14 @@ for how in solvers:
     runs["averaged", how] = sampled(guided(averaged), how)
     table["averaged", how] = row(runs["averaged", how])
     print("{:25s} {:6.2f} {:6.2f} {:8.3f} {:7.2f} {:5.2f}".format(f"{how}, averaged", *table["averaged", how]))
-assert (
-    all(b < a / 4.5 for a, b in zip(*closed.values(), strict=True))
-    and 0.6 < max(closed["averaged over the cloud"]) < 0.7
-)
-assert (
-    table["averaged", "DDPM"][4] < 1.1 * table["exact", "DDPM"][4]
-    and table["averaged", "DDIM"][4] < table["guess", "DDIM"][4] / 4
-)
+assert len(hermite(averaged.order, 2)[0]) == 36
+assert all(b < a / 4.5 for a, b in zip(*closed.values(), strict=True))
+assert table["averaged", "DDPM"][4] < 1.1 * table["exact", "DDPM"][4]
+assert table["averaged", "DDIM"][4] < table["guess", "DDIM"][4] / 4
 assert abs(table["averaged", "DDPM"][1] - moments(points_1, weights_1)[1]) < 3 * float(errors[1])
 
 # %% [markdown]
-# Four fifths of the error of the gradient are gone at every level, and more near the data. (Columns of the last two lines as above: near, far, class 1,
-# spread, $W_2$.) With DDPM the samples are as near to class 1 as with the exact classifier; with DDIM three quarters
+# (Last two lines: near, far, class 1, spread, $W_2$.) Four fifths of the error of the gradient are gone at every level, and more near the data. With DDPM the samples are as near to class 1 as with the exact classifier; with DDIM three quarters
 # of the distance are gone, and the far blob now gets a little too much.
 #
 # **Where it does not help.** What is left grows with the noise. There the cloud is several blobs, which no Gaussian is: at $t = 0.9$ the largest
@@ -588,7 +586,7 @@ assert dropped["detached"][4] > 15 and dropped["detached"][6] > 1000 > 3 > dropp
 # %% [markdown]
 # Detached is harmless near the data, and off by twenty times the right gradient near noise: the samples fly away. (In practice a small tuned step or a
 # late start hides it.) One number keeps them together, at twice the distance from class 1: the
-# covariance is long along the data and short across them, and without it guidance pushes in both alike.
+# covariance knows how far each direction is open, one number does not.
 #
 # ## A test that needs no truth
 #
@@ -642,6 +640,7 @@ with plotting.style():
             g = noised.class_gradient(x, label)
             off.append(size(guidance.gradient(log_prob)(x, u) - g, weights) / size(g, weights))
         axes[0].semilogy(fine, off, color=colours[colour])
+        assert colour != "other" or round(max(off), 1) == 0.7
         axes[0].text(
             {"guided": 0.5, "other": 0.55, "unconditional": 0.33}[colour],
             {"guided": 0.95, "other": 0.13, "unconditional": 7}[colour],
@@ -671,7 +670,7 @@ with plotting.style():
     shown = plotting.show(
         figure,
         "12_gap",
-        alt="Left: error of the gradient relative to its size, over time, on a logarithmic axis. About the guess it rises from a twentieth to over three; about one step it rises beyond ten; averaged over a Gaussian cloud it stays below 0.7. Right: reliability. Verdicts averaged over the cloud lie near the diagonal; those about the guess lie on a flat curve: where it says 0.95 the share is near 0.7, where it says 0.05 it is near 0.2.",
+        alt="Left: error of the gradient relative to its size, over time, on a logarithmic axis. About the guess it rises from a twentieth to over three; about one step it rises beyond ten; averaged over a Gaussian cloud it stays below 0.7. Right: reliability. Verdicts averaged over the cloud lie near the diagonal; those about the guess lie on a flat curve: where it says nearly 1 the share is 0.80, where it says nearly 0 it is 0.15.",
     )
     for text, pairs in reliable.items():
         print(text, " ".join(f"{a:.2f}->{b:.2f}" for a, b in pairs))
@@ -711,12 +710,12 @@ print(
 # %% [markdown]
 # | if you have | do | because |
 # |---|---|---|
-# | labelled data, and a week | train the classifier on noisy points, or a model with labels ([chapter 11](11_classifier_free_guidance.ipynb)) | only the exact noisy answer samples the class at $\gamma = 1$, with either sampler |
-# | a clean classifier, and a denoiser you may differentiate | average its *probabilities* over $\mathcal N(\hat x_0, \mathrm{Cov})$, $\gamma = 1$ | it removed four fifths of the gradient's error, and with DDPM all of the samples' distance that 1,000 points show |
+# | labelled data, and a week | train the classifier on noisy points, or a model with labels ([chapter 11](11_classifier_free_guidance.ipynb)) | with the exact noisy answer, $\gamma = 1$ sampled the class with either sampler |
+# | a clean classifier, and a denoiser you may differentiate | average its *probabilities* over $\mathcal N(\hat x_0, \mathrm{Cov})$, $\gamma = 1$ | it removed four fifths of the gradient's error; with DDPM the samples were as near to the class as with the exact answer |
 # | no patience for averages at the end | average for $t > 0.25$, then ask about the guess | $W_2$ stayed within 0.06: near the data the cloud is narrow |
 # | nothing but the guess | use a sampler with noise; choose $\gamma$ by the mix *inside* the class, not by how sure it is | DDIM gave the far blob 0.06, DDPM 0.19, of 0.37; no smaller $\gamma$ brought it above 0.21 |
 # | no memory for backpropagation | never $I / \alpha_t$: multiply the gradient at the guess by one number for $\frac{\alpha_t}{\sigma_t^2} \mathrm{Cov}$ | detached, the samples flew away; one number kept them |
-# | no idea how bad it is | a reliability diagram at five noise levels, from labelled data | a curve flatter than the diagonal is over-guidance, and needs no truth to be seen |
+# | no idea how bad it is | a reliability diagram at five noise levels, from labelled data | the guess's curve is flatter than the diagonal, the averaged one lies on it |
 #
 # ## Exercises
 
@@ -834,8 +833,8 @@ exercises.check("12.4", blurred)
 # * Averaging over the Gaussian with the denoiser's own covariance removes most of it, as long as one blob holds most of the cloud.
 # * Without the Jacobian of the denoiser the gradient claims another cloud: of width $\sigma_t / \alpha_t$ if the noise is detached.
 #
-# Guidance through the guess is from [Chung et al. (2023)](https://arxiv.org/abs/2209.14687) and [Bansal et al. (2023)](https://arxiv.org/abs/2302.07121), the step's mean from
-# [Su (2022)](https://spaces.ac.cn/archives/9257), classifier guidance from [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233), who trained on noisy images.
+# **Where it comes from.** Guidance through the guess: [Chung et al. (2023)](https://arxiv.org/abs/2209.14687) and [Bansal et al. (2023)](https://arxiv.org/abs/2302.07121). The step's mean:
+# [Su (2022)](https://spaces.ac.cn/archives/9257). Classifier guidance, by a classifier trained on noisy images: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233).
 #
 # ## Deeper: a measurement instead of a label
 #
@@ -851,7 +850,7 @@ exercises.check("12.4", blurred)
 #
 # $$ \nabla \log \tilde p_t(y \mid x) = \frac{\alpha_t}{\sigma_t^2}\, C A^\top \big( A C A^\top + s^2 I \big)^{-1} \big( y - A \hat x_0(x) \big). \label{eq-measured-cloud} $$
 #
-# In a direction where the cloud has the variance $c$, the guess is $1 + c / s^2$ times too long, however far $y$ is. An exact measurement, $s \to 0$: infinitely.
+# Where one direction of unit length is measured and the cloud has the variance $c$ along it, the guess's gradient is $1 + c / s^2$ times too long, however far $y$ is. An exact measurement, $s \to 0$: infinitely.
 
 
 # %%
@@ -880,7 +879,7 @@ answer = lambda x, t: noisy_answer(bell, schedule, likelihood(0.25), x, t, order
 torch.testing.assert_close(over, guidance.gradient(answer)(few, t), atol=1e-6, rtol=0)
 
 # %% [markdown]
-# [Boys et al. (2023)](https://arxiv.org/abs/2310.06721) use Tweedie's covariance in this way; with $C = r^2 I$ it is
+# [Boys et al. (2023)](https://arxiv.org/abs/2310.06721) use Tweedie's covariance in this way; with $r^2 I$ for $C$ inside the inverse it is
 # [ΠGDM (Song et al. (2023))](https://openreview.net/forum?id=9_gsMA8MRKQ). Here are samples of the four blobs given one coordinate's
 # measurement, by DDIM. The target is summed over a grid; the last column is the spread along the measured direction.
 
@@ -921,15 +920,15 @@ assert all(measured_runs["guess", s2][2] < 0.4 * measured_runs["truth", s2][2] f
 assert all(abs(measured_runs["cloud", s2][2] / measured_runs["truth", s2][2] - 1) < 0.12 for s2 in (0.25, 0.04))
 
 # %% [markdown]
-# Through the guess all samples agree with the measurement far better than its noise allows: a third of the right spread or less. The cloud's gradient gives it back. What it does not
-# give back are all of the shares of the blobs: those are decided early, while the cloud is several blobs.
+# Through the guess all samples agree with the measurement far better than its noise allows: a third of the right spread or less. The cloud's gradient gives the spread back, but not
+# all of the blobs' shares. (Those are decided early, while the cloud is several blobs.)
 #
 # ## Deeper: the normalised step
 #
 # *For you if you use DPS or a descendant: its step is divided by a norm. What does this change?*
 #
 # DPS does not scale its gradient by $\sigma_t^2$ or the length of the step. After each step it moves by $\zeta_t$ times the gradient of the squared residual, with $\zeta_t = \zeta / \|y - A \hat x_0\|$: in effect by
-# the gradient of the residual's norm, which does not shrink as the residual does. Others divide the gradient by its own length:
+# twice the gradient of the residual's norm, which does not shrink as the residual does. Others divide the gradient by its own length:
 #
 # $$ x_s \leftarrow x_s + \zeta\, \frac{g}{\|g\|}, \qquad g = \nabla \log \hat p_t(y \mid x_t). \label{eq-normalised-step} $$
 #
@@ -976,8 +975,7 @@ assert curl_of["g"] < 1e-9 and curl_of["g / |g|"] > 0.2
 # %% [markdown]
 # At 0.05 a step, doubling the steps doubles the push, and the result never settles, not even with the exact gradient. Points that were in their class all along are pushed on. And $g / \|g\|$
 # is no gradient of any log-density: it has curl where $g$ has none. (The residual's norm is a function, so its gradient has none; but it is not the
-# likelihood that was meant.) With the push per unit of time kept (200 steps of 0.0125 for 50 of 0.05) it is at least the same method. The norm does prevent one thing, the explosion of steps that are far too long, which
-# is why people tune $\zeta$ at one number of steps, and are content.
+# likelihood that was meant.) With the push per unit of time kept (200 steps of 0.0125 for 50 of 0.05) it is at least the same method. What the norm does prevent is a step that is far too long.
 #
 # ## Deeper: two numbers a noise level
 #
@@ -1070,7 +1068,7 @@ assert small_gaps[0] < 0.1 and small_gaps[1] < 0.25 and small_gaps[3] > 1 and sm
 #
 # ## Deeper: three classes on thin strips
 #
-# *For you if you doubt four round blobs: six thin ones, three classes, and a border that is ten times sharper.*
+# *For you if you doubt four round blobs: six thin ones, three classes, and sharper borders.*
 
 
 # %%

@@ -47,7 +47,15 @@ def measurements() -> dict[str, tuple]:
     normal = drawn(22)
     return {
         "in the plane, half and half": (normal(2), 0.4, 0.9, normal(2), 0.1 * covariance(normal(2, 2)), 0.7, 0.7141),
-        "three dimensions, little noise": (normal(3), -1.1, 1.5, normal(3), 0.3 * covariance(normal(3, 3)), 0.95, 0.3122),
+        "three dimensions, little noise": (
+            normal(3),
+            -1.1,
+            1.5,
+            normal(3),
+            0.3 * covariance(normal(3, 3)),
+            0.95,
+            0.3122,
+        ),
         "one dimension, much noise": (normal(1), 2.0, 0.8, normal(1), covariance(normal(1, 1)), 0.25, 0.9682),
         "a narrow cloud": (normal(2), 0.9, 0.7, normal(2), 0.01 * covariance(normal(2, 2)), 0.98, 0.199),
     }
@@ -116,14 +124,19 @@ def classifiers() -> dict[str, tuple]:
     }
 
 
-def blurred_by_autograd(k, b, mean, cov, alpha, sigma) -> tuple[Tensor, Tensor]:
-    """The variance of the logit from independent directions, the gradient by autograd."""
+def blurred_by_differences(k, b, mean, cov, alpha, sigma) -> tuple[float, Tensor]:
+    """Floats: the logit's variance from independent directions, the gradient by differences along each axis."""
     variances, axes = torch.linalg.eigh(cov)
-    variance = (variances * (axes.T @ k) ** 2).sum()
-    nudge = torch.zeros_like(mean).requires_grad_()
-    logit = k @ (mean + alpha / sigma**2 * cov @ nudge) + b
-    value = torch.nn.functional.logsigmoid(logit / torch.sqrt(1 + math.pi * variance / 8))
-    return value.detach(), torch.autograd.grad(value, nudge)[0]
+    variance = sum(float(v) * float(axis @ k) ** 2 for v, axis in zip(variances, axes.T, strict=True))
+    steeper = math.hypot(1.0, math.sqrt(math.pi * variance / 8))
+
+    def value(nudge: Tensor) -> float:
+        moved = mean + alpha / sigma**2 * cov @ nudge
+        return -math.log1p(math.exp(-(float(moved @ k) + b) / steeper))
+
+    ahead = 1e-5 * torch.eye(len(mean), dtype=mean.dtype)
+    slopes = [(value(step) - value(-step)) / 2e-5 for step in ahead]
+    return value(torch.zeros_like(mean)), torch.tensor(slopes, dtype=mean.dtype)
 
 
 def blurring(k, b, mean, cov, alpha, sigma, *, variance=None, wrong_side=True, chain=True, level=None, back=None,
@@ -282,7 +295,7 @@ EXERCISES = [
         number="12.4",
         title="an averaged classifier costs one product with the covariance, in any dimension",
         cases=classifiers,
-        truth=blurred_by_autograd,
+        truth=blurred_by_differences,
         mistakes=[
             Mistake(
                 "the guess",

@@ -33,7 +33,7 @@ def test_both_gradients_are_differences_of_scipys_gaussian_log_densities():
                 float(a @ (mean + alpha / sigma**2 * cov @ nudge)), variance
             ).logpdf(y)
 
-        joint = np.block([[cov, cov @ a[:, None]], [a[None] @ cov, [[a @ cov @ a + s2]]]])  # of x0 and y
+        joint = np.block([[cov, cov @ a[:, None]], [a[None] @ cov, np.array([[a @ cov @ a + s2]])]])  # of x0 and y
         return tuple(slopes(log_density(variance), len(a)) for variance in (s2, joint[-1, -1]))
 
     assert disagreements("12.2", both) == []
