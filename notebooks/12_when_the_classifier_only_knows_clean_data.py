@@ -218,8 +218,8 @@ start = torch.randn(2000, 2, generator=seeded(2), dtype=torch.float64)
 solvers = {"DDIM": kernels.ddim, "DDPM": kernels.ddpm}
 
 
-def sampled(denoiser, solver, steps=100):
-    return draw(solvers[solver](denoiser, schedule), start, time_grid(steps), seeded(7))
+def sampled(denoiser, solver, count=2000):
+    return draw(solvers[solver](denoiser, schedule), start[:count], time_grid(100), seeded(7))
 
 
 # %%
@@ -433,11 +433,11 @@ for u in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8):
     print(f"t = {float(u):.1f}: predicted {predicted[-1]:.1f} times too long, measured {measured[-1]:.1f}")
 worst = max(abs(a / b - 1) for a, b in zip(predicted[:5], measured[:5], strict=True))
 print(f"off by {worst:.0%} at most up to t = 0.6")
-assert worst < 0.08
+assert round(worst, 2) == 0.07
 assert all(0.08 < a / b - 1 < 0.25 for a, b in zip(predicted[5:], measured[5:], strict=True))
 
 # %% [markdown]
-# Nothing was fitted, and the formula is right to 8 % up to $t = 0.6$. So it is no defect of your classifier or your
+# Nothing was fitted, and the formula is right to 7 % up to $t = 0.6$. So it is no defect of your classifier or your
 # denoiser that over-guides: it is the sharpness of the one times the width of the other's cloud.
 #
 # ## Ask about the cloud
@@ -526,7 +526,7 @@ for length in (0.01, 0.1, 0.3, 1.0):
         "  ".join(f"{v:7.2f}" for v in along[length]),
     )
 for how in solvers:
-    table["step", how] = row(sampled(guided(short), how))
+    table["step", how] = row(sampled(guided(short), how, 1000))
     print("{:25s} {:6.2f} {:6.2f} {:8.3f} {:7.2f} {:5.2f}".format(f"{how}, one step of 0.01", *table["step", how]))
 assert along[0.01][1] < along[1.0][1] and along[0.01][4] > 4 * along[1.0][4] and round(along[0.01][4]) == 15
 assert all(0.8 < table["step", how][4] / table["guess", how][4] < 1.1 for how in solvers)
@@ -576,8 +576,8 @@ for kind, name in names.items():
         g = noised.class_gradient(x, label)
         dropped[kind].append(size(with_matrix(kind, x, u) - g, weights) / size(g, weights))
     kernel = kernels.ddpm(guidance.tilt(denoiser, partial(with_matrix, kind), 1.0, schedule), schedule)
-    x = draw(kernel, start[:1000], time_grid(100), seeded(7))
-    dropped[kind] += [moments(x)[1].item(), metrics.wasserstein(x, target)]
+    x = draw(kernel, start[:500], time_grid(100), seeded(7))
+    dropped[kind] += [moments(x)[1].item(), metrics.wasserstein(x, target[:500])]
     print(
         f"{name:44s}", " ".join(f"{v:6.2f}" for v in dropped[kind][:5]), "   {:.2f}, {:.2g}".format(*dropped[kind][5:])
     )
@@ -693,7 +693,7 @@ def averaged_then_guess(x, t):
 
 
 for how in solvers:
-    table["then guess", how] = row(sampled(guided(averaged_then_guess), how))
+    table["then guess", how] = row(sampled(guided(averaged_then_guess), how, 1000))
     print(
         f"{how}: W2 {table['averaged', how][4]:.2f} averaged throughout, {table['then guess', how][4]:.2f} only for t > 0.25"
     )
@@ -930,7 +930,7 @@ assert all(abs(measured_runs["cloud", s2][2] / measured_runs["truth", s2][2] - 1
 # DPS does not scale its gradient by $\sigma_t^2$ or the length of the step. After each step it moves by $\zeta_t$ times the gradient of the squared residual, with $\zeta_t = \zeta / \|y - A \hat x_0\|$: in effect by
 # twice the gradient of the residual's norm, which does not shrink as the residual does. Others divide the gradient by its own length:
 #
-# $$ x_s \leftarrow x_s + \zeta\, \frac{g}{\|g\|}, \qquad g = \nabla \log \hat p_t(y \mid x_t). \label{eq-normalised-step} $$
+# $$ x_s' = x_s + \zeta\, \frac{g}{\|g\|}, \qquad g = \nabla \log \hat p_t(y \mid x_t). \label{eq-normalised-step} $$
 #
 # Neither factor depends on how long the step is, so neither is a `tilt` of the score: it is a push a step, and twice the steps are twice the push.
 
@@ -1019,7 +1019,7 @@ for u, x, weights, noised in levels_of(mixture, schedule, times):
     temper.append(size(guidance.gradient(calibrated)(x, u) - g, weights) / size(g, weights))
 print("error / size at t =", ", ".join(f"{u}: {v:.2f}" for u, v in zip(times, temper, strict=True)))
 for how in solvers:
-    table["calibrated", how] = row(sampled(guided(calibrated), how))
+    table["calibrated", how] = row(sampled(guided(calibrated), how, 1000))
     print("{:25s} {:6.2f} {:6.2f} {:8.3f} {:7.2f} {:5.2f}".format(f"{how}, calibrated", *table["calibrated", how]))
 print("a at t = 0.1, 0.5, 0.9:", ", ".join(f"{float(fitted[k, 0]):.2f}" for k in (4, 24, 44)))
 assert max(temper) < 0.9 and all(table["calibrated", how][1] < 0.25 for how in solvers)
