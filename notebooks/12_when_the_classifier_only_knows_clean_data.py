@@ -334,6 +334,7 @@ def nudged(f, mixture, schedule, x, t, order=40):
     return schedule.alpha(t) / schedule.sigma(t) ** 2 * cov
 
 
+# %%
 few = x_t[:20]
 slope = nudged(lambda x0: clean_classifier(x0).exp(), mixture, schedule, few, t)
 torch.testing.assert_close(slope / truth[:20].exp()[:, None], noisy.class_gradient(few, label), atol=1e-3, rtol=0)
@@ -862,6 +863,7 @@ def measured_gradients(A, y, s2, x0, cov, alpha, sigma):
     return (back @ residual / s2)[:, :, 0], (back @ torch.linalg.solve(whole, residual))[:, :, 0]
 
 
+# %%
 A, y_seen = torch.tensor([[0.6, 0.8]], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
 
 
@@ -945,8 +947,14 @@ def pushed(kernel, grad, zeta):
     return step_of
 
 
+# %%
+ddpm = kernels.ddpm(denoiser, schedule)
+for earlier in (0.59, 0.3):
+    step = pushed(ddpm, guidance.gradient(guess), 0.05)(few, t, earlier).mean - ddpm(few, t, earlier).mean
+    torch.testing.assert_close(step.norm(dim=1), torch.full((20,), 0.05).double())
+
 # %% tags=["hide-input"]
-ddpm, far_off = kernels.ddpm(denoiser, schedule), {}
+far_off = {}
 print("                        mean x2  class 1  spread    W2")
 for name, log_prob in (("guess", guess), ("exact", exact_answer)):
     for steps, zeta in ((50, 0.05), (100, 0.05), (200, 0.05), (200, 0.0125)):
