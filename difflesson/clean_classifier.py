@@ -121,7 +121,7 @@ class gaussian_cloud(Part):
     denoiser: Denoiser
     log_prob: CleanLogProb
     schedule: Schedule
-    order: int = 6
+    order: int = 12
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         z, weights = (part.to(x) for part in hermite(self.order, x.shape[1]))  # (M, d), (M,)

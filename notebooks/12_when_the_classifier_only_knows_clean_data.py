@@ -2,10 +2,10 @@
 # # 12 · When the classifier only knows clean data: is guessing first enough?
 #
 # You have a diffusion model, and a classifier that somebody trained on clean pictures. A sampler walks through noisy
-# ones. So let the denoiser guess the clean picture first, ask the classifier about the guess, and send the gradient back
+# ones. So let the denoiser guess the clean picture first, ask the classifier about the guess, and differentiate
 # through both. Suppose that both are perfect. Is guessing first enough?
 #
-# The short answer: **no. With a perfect classifier, a perfect denoiser and $\gamma = 1$ it already over-guides, and no
+# The short answer: **no. Here, with a perfect classifier, a perfect denoiser and no scale ($\gamma = 1$), it over-guides already, and no
 # smaller $\gamma$ mends it.** A noisy picture stands for a whole cloud of clean ones. The guess is the middle of the
 # cloud, and the classifier is never told how wide the cloud is.
 #
@@ -17,7 +17,7 @@
 #
 # **You need** chapter 00, Bayes' rule, gradients. Chapter 07 helps, nothing here depends on it.
 #
-# *43 minutes to read, 19 more for Deeper, 40 seconds to run, on a laptop, without a GPU or a network connection.*
+# *42 minutes to read, 22 more for Deeper, 40 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -48,7 +48,7 @@ torch.set_num_threads(1)
 # ## One verdict about one point
 #
 # The data are the four blobs of chapter 00, two of class 0 and two of class 1; we ask for class 1. On a mixture the
-# classifier of clean points and the denoiser are known exactly. Whatever goes wrong is nobody's training.
+# classifier $p_o(y \mid x_0)$ of clean points and the denoiser are known exactly, so whatever goes wrong is not a fault of training.
 
 # %%
 mixture, schedule, label = plane.four_blobs(), cosine(), 1
@@ -76,7 +76,7 @@ plane_points = torch.cartesian_prod(axis, axis)
 line = torch.stack([axis, torch.full_like(axis, float(here[0, 1]))], 1)
 colours = plotting.COLOURS
 with plotting.style():
-    figure, axes = plotting.plt.subplots(1, 2, figsize=(8.4, 3.5), width_ratios=(1, 1.25))
+    figure, axes = plotting.plt.subplots(1, 3, figsize=(9.6, 3.3))
     verdicts = clean_classifier(plane_points).exp().view(181, 181).T
     axes[0].contourf(axis, axis, verdicts, (0.5, 1), colors=[colours["conditional"]], alpha=0.12)
     axes[0].contour(axis, axis, verdicts, (0.5,), colors=colours["conditional"], linewidths=1)
@@ -91,38 +91,38 @@ with plotting.style():
     axes[0].text(-3.4, 3.1, "class 0", color="0.3")
     axes[0].text(1.5, -3.3, "class 1", color=colours["conditional"])
     axes[0].set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal", title="clean points behind one noisy point")
-    axes[1].plot(axis, noisy.class_log_prob(line, label).exp(), "--", color=colours["truth"])
-    axes[1].plot(axis, clean_classifier(denoiser(line, t).x0).exp(), color=colours["guided"])
-    axes[1].plot([0.2, 0.2], [true, said], color="0.6", linewidth=0.8, linestyle="dotted")
-    axes[1].plot(0.2, said, "o", color=colours["guided"], markersize=7, markeredgecolor="white")
-    axes[1].plot(0.2, true, "o", color=colours["truth"], markersize=6, markeredgecolor="white")
-    axes[1].text(-3.5, 0.9, "about the guess", color=colours["guided"])
-    axes[1].text(0.6, 0.48, "averaged over\nthe cloud", color=colours["truth"])
-    axes[1].set(
-        xlabel="$x_1$ of the noisy point, at $x_2 = -0.6$",
-        ylabel="probability of class 1",
-        title="what the classifier says",
-    )
+    answers = {"truth": noisy.class_log_prob(line, label), "guided": clean_classifier(denoiser(line, t).x0)}
+    for panel, make in ((axes[1], torch.exp), (axes[2], lambda log: log)):
+        panel.plot(axis, make(answers["truth"]), "--", color=colours["truth"])
+        panel.plot(axis, make(answers["guided"]), color=colours["guided"])
+        for colour, verdict in (("guided", said), ("truth", true)):
+            level = float(make(torch.tensor(verdict).log()))
+            panel.plot(0.2, level, "o", color=colours[colour], markersize=6, markeredgecolor="white")
+        panel.set_xlabel("$x_1$ of the noisy point")
+    axes[1].text(-3.5, 0.8, "about\nthe guess", color=colours["guided"])
+    axes[1].text(0.7, 0.4, "averaged over\nthe cloud", color=colours["truth"])
+    axes[1].set_title("probability of class 1")
+    axes[2].set(title="its logarithm: guidance is the slope", ylim=(-8, 0.5))
     assert round(said, 2) == 0.97 and round(true, 2) == 0.61
     shown = plotting.show(
         figure,
         "12_one_verdict",
-        alt="Left: grey contours of a cloud of clean points reach across the border between the classes, with most of the mass in class 1; its middle, an orange dot, lies inside class 1 near the border. Right: probability of class 1 along a line of noisy points. The verdict about the guess jumps from nearly 0 to nearly 1 within one unit, then dips once; the average over the cloud, dashed, climbs steadily over six units.",
+        alt="Left: grey contours of a cloud of clean points reach across the border between the classes; its middle, an orange dot, lies inside class 1 near the border. Middle: probability of class 1 along a line of noisy points. The verdict about the guess jumps from nearly 0 to nearly 1 within one unit, then dips once; the average over the cloud, dashed, climbs steadily over six units. Right: the logarithms of both. That of the guess falls much more steeply to the left, and is flat to the right of the border, where the other still climbs.",
     )
 shown
 
 # %% [markdown]
 # *Left: the clean points that the noisy point $x_t = (0.2, -0.6)$ at $t = 0.6$ may come from (grey: 50, 90 and 99 %), and their
-# average, the denoiser's guess (dot). Shaded: where the classifier says class 1. Right: the verdict about the guess
-# (solid) and the average of the verdicts over the cloud (dashed), for all noisy points on a line.*
+# average, the denoiser's guess (dot). Shaded: where the classifier says class 1. Middle: the verdict about the guess
+# (solid) and the average of the verdicts over the cloud (dashed), for noisy points with $x_2 = -0.6$. Right: their logarithms.*
 #
 # **What happens.** The guess lies in class 1, a little beyond the border, and the classifier says 0.97. But many of the
 # clean points behind this noisy one lie on the other side. The right answer is the average of their verdicts: 0.61.
 #
-# **Why it matters.** Guidance follows the *slope* of the verdict's logarithm. A crowd crosses a border gradually; a single
-# point jumps across. So before the border the slope is several times too steep. And a step beyond it everything is
-# settled, for the guess: the curve is flat, here it even dips, and guidance stops while the crowd is still divided. First pushed too hard, then
-# let go too soon: that is not the right push times a wrong factor.
+# **Why it matters.** Guidance follows the slope of the *logarithm*, the right panel. A cloud crosses a border gradually; a single
+# point jumps across. So to the left of the border the slope is several times too steep. A step to the right of it everything is
+# settled, for the guess: the curve is flat, here it even dips, and guidance stops while the cloud is still divided. First pushed too hard, then
+# released too early: that is not the right push times a wrong factor.
 #
 # ## What a noisy classifier should say
 #
@@ -133,7 +133,7 @@ shown
 # $$ p_t(y \mid x) = \mathbb E\big[\, p_o(y \mid x_0) \,\big|\, x_t = x \,\big]. \label{eq-noisy-answer} $$
 #
 # Guidance with this classifier at $\gamma = 1$ is conditional sampling. On a mixture the left side is the class
-# probability of the noised mixture, and the right a quadrature over the cloud:
+# probability of the noised mixture, and the right a sum over points of the cloud with weights (Gauss-Hermite quadrature):
 
 
 # %%
@@ -197,7 +197,7 @@ assert (
 )
 
 # %% [markdown]
-# The sign of the gap depends on the point. But the guess is the surer one at 94 % of the points up to $t = 0.5$, and still at 62 % at $t = 0.9$.
+# The sign of the gap depends on the point. But the guess is the surer one at 94 % of the points or more up to $t = 0.5$, and still at 62 % at $t = 0.9$.
 # And guidance lives on gradients. Those are right to a tenth at $t = 0.1$, and almost four times too long in the noisy half.
 #
 # ## Sampling at $\gamma = 1$
@@ -214,28 +214,38 @@ def exact_answer(x, t):
     return mixture.noised(schedule.alpha(t), schedule.sigma(t)).class_log_prob(x, label)
 
 
-start = torch.randn(2000, 2, generator=seeded(2), dtype=torch.float64)
+start = torch.randn(1000, 2, generator=seeded(2), dtype=torch.float64)
 solvers = {"DDIM": kernels.ddim, "DDPM": kernels.ddpm}
 
 
-def sampled(denoiser, solver, count=2000):
-    return draw(solvers[solver](denoiser, schedule), start[:count], time_grid(100), seeded(7))
+def sampled(denoiser, solver):
+    return draw(solvers[solver](denoiser, schedule), start, time_grid(100), seeded(7))
 
+
+# %% [markdown]
+# Smaller scales get a chance: 1/3; guidance only late, at $t < 1/2$; and at each $t$ the *best factor*, the one that brings the
+# guess's gradient nearest to the right one at noisy data (least squares).
 
 # %%
+def best_factor(t):
+    _, x, weights, noised = next(levels_of(mixture, schedule, [float(t)], order=8))
+    right, ours = noised.class_gradient(x, label), guidance.gradient(guess)(x, t)
+    return float((weights @ (right * ours).sum(1)) / (weights @ ours.square().sum(1)))
+
+
 models = {
     "exact": guided(exact_answer),
     "guess": guided(guess),
-    "guess, gamma = 1/2": guided(guess, 1 / 2),
     "guess, gamma = 1/3": guided(guess, 1 / 3),
+    "guess, best factor": guided(guess, best_factor),
     "guess, t < 1/2": guided(guess, lambda t: float(t < 0.5)),
 }
 runs = {(name, how): sampled(model, how) for how in solvers for name, model in models.items()}
 
 # %% [markdown]
-# Five numbers a run: how much of the samples belongs to the near blob of class 1, the one beside class 0, how much to
-# the far one, and to both; the spread, which is the mean square distance from the mean; and the Wasserstein distance $W_2$ of 1,000 of
-# them to 1,000 true points of class 1.
+# Five numbers a run of 1,000 points: the probability mass of the near blob of class 1 (the one beside class 0), of the
+# far one, and of both, each the mean of $p(\text{blob} \mid x)$; the spread, which is the mean square distance from the mean; and the Wasserstein distance $W_2$
+# to 1,000 true points of class 1.
 
 # %%
 points_1, weights_1 = mixture_nodes(class_1, order=30)
@@ -264,7 +274,10 @@ print("{:25s} {:6.2f} {:6.2f} {:8.3f} {:7.2f} {:5.2f}".format("truth", *moments(
 for (name, how), values in table.items():
     print("{:25s} {:6.2f} {:6.2f} {:8.3f} {:7.2f} {:5.2f}".format(f"{how}, {name}", *values))
 print("{:25s} {:6.2f} {:6.2f} {:8.3f} {:7.2f}".format("standard error", *errors))
-assert table["guess", "DDIM"][0] > 0.93 and table["guess", "DDIM"][1] < 0.06 and table["guess", "DDIM"][2] > 0.99
+print("best factor at t = 0.1, 0.5, 0.9:", ", ".join(f"{best_factor(torch.tensor(u).double()):.2f}" for u in (0.1, 0.5, 0.9)))
+assert table["guess", "DDIM"][0] > 0.92 and table["guess", "DDIM"][1] < 0.07 and table["guess", "DDIM"][2] > 0.99
+assert table["guess, t < 1/2", "DDIM"][4] == min(table[name, "DDIM"][4] for name in models if "guess" in name)
+assert all(table[name, "DDPM"][4] > 0.9 * table["guess", "DDPM"][4] for name in models if "guess" in name)
 print(f"W2 of three true samples: {min(floors):.2f} to {max(floors):.2f}")
 assert all(
     values[4] > 2.5 * table["exact", how][4] and values[1] < 0.25
@@ -302,16 +315,17 @@ shown
 # and 99 % of class 1, what all six should fill.*
 #
 # With the exact noisy classifier both samplers find class 1 (DDPM with a little too small a spread, after 100 steps). **Through the guess, $\gamma = 1$
-# over-guides:** DDIM's samples are surer of their class than the data (0.996 where 0.92 is right), on a third of the spread,
-# and the far blob, over a third of the class, gets 6 %. Note where they are. With an exact classifier a large
+# over-guides.** DDIM's samples are surer of their class than the data, 0.996 where 0.92 is right, on a third of the spread.
+# The far blob, over a third of the mass, gets 5 %. Note where they are. With an exact classifier a large
 # $\gamma$ drives points to the *far* side of the class ([chapter 11](11_classifier_free_guidance.ipynb#what-does-gamma-1-sample)). Here they stop right
 # behind the border.
 #
-# Then turn it down? At $\gamma = 1/3$ the samples are less sure of the class than the data, and the far blob still lacks two fifths of its share or more. Guide only late, at
-# $t < 1/2$? Nearly the same. DDPM's noise helps, but every row through the guess is at least two and a half times as far from class 1 as the
-# exact classifier's. What is wrong is not a factor.
+# Then turn it down? At $\gamma = 1/3$ the samples are less sure of the class than the data, and the far blob stays starved. The best factor
+# at each level, from nearly 1 near the data to 0.16 near noise, is no better. Guiding late helps DDIM most, though a tenth of the class mass is then
+# missing. DDPM's noise helps in every row. But each row through the guess is at least two and a half times as far from class 1 as the exact
+# classifier's. What is wrong is not a factor.
 #
-# ## Why: a slope at one point, or the slopes of a crowd
+# ## Why: a slope at one point, or the slopes of a cloud
 #
 # Nudge $x$. How do averages over its cloud change? By Bayes the cloud has the density $p(x_0 \mid x) \propto
 # p(x_0)\, e^{-\|x - \alpha_t x_0\|^2 / 2 \sigma_t^2}$. The gradient of its logarithm in $x$ is $\alpha_t x_0 / \sigma_t^2$ plus
@@ -368,8 +382,8 @@ torch.testing.assert_close(guidance.gradient(guess)(few, t), by_hand)
 # %% [markdown]
 # Compare the right gradient, $\eqref{eq-nudge}$ over the average verdict. If the cloud were Gaussian,
 # integration by parts would turn the covariance of position and verdict into $\mathrm{Cov}(x_0 \mid x)$ times the
-# *average* slope $\mathbb E[\nabla p_o]$ (Stein's lemma). So both have the same matrix in front; then one has average slope over
-# average verdict, the other slope over verdict at the middle. The middle is a bad witness, in two ways:
+# *average* slope $\mathbb E[\nabla p_o]$ (Stein's lemma: a Gaussian's derivative is minus the inverse covariance times position times itself). Both then have the same matrix in
+# front; but one has average slope over average verdict, the other slope over verdict at the middle. That is wrong in two ways:
 
 # %% tags=["hide-input"]
 many = noisy.sample(20_000, seeded(1))[0]
@@ -385,13 +399,13 @@ assert by_verdict[2][2] / by_verdict[2][1] > 3.4 and by_verdict[0][2] / by_verdi
 assert 6 < by_verdict[4][1] / by_verdict[4][2] < 9
 
 # %% [markdown]
-# Where the guess is undecided or on the wrong side, its gradient is around three times too long. Where it is sure of
-# class 1, it is a seventh of the right length: it has fallen silent, though one point in seven there is of class 0. So
-# points pile up behind the border.
+# Where the guess is undecided or on the wrong side, its gradient is three to four times too long. Where it is sure of
+# class 1, it is a seventh of the right length: guidance has stopped, though one point in seven there is of class 0. So
+# points gather behind the border.
 #
 # ### How many times too long?
 #
-# As many times as the crowd blurs the border. Let the classifier be logistic, $p_o = \varsigma(\ell)$ with
+# As many times as the cloud blurs the border. Let the classifier be logistic, $p_o = \varsigma(\ell)$ with
 # $\varsigma(\ell) = 1 / (1 + e^{-\ell})$ and a logit $\ell$ that is linear with slope $k$; let the cloud be Gaussian. Then $\ell$
 # is Gaussian across the cloud, around its value $\ell(\hat x_0)$ at the guess, with the variance $v = k^\top \mathrm{Cov}(x_0 \mid x)\, k$. A
 # logistic curve is nearly a Gaussian's distribution function, of variance $8 / \pi$ if the slopes at zero shall agree; and blurring
@@ -401,8 +415,9 @@ assert 6 < by_verdict[4][1] / by_verdict[4][2] < 9
 # $$ \mathbb E\big[\varsigma(\ell)\big] \approx \varsigma\Big( \frac{\ell(\hat x_0)}{\sqrt{1 + \pi v / 8}} \Big).
 # \label{eq-logistic-cloud} $$
 #
-# The right logit is that of the guess divided by $\sqrt{1 + \pi v / 8}$. Where the guess is undecided, and if the cloud keeps its
-# shape, that is how many times the gradient is too long.
+# The probability is right to 0.02 at worst. Near the border the right logit is that of the guess divided by $\sqrt{1 + \pi v / 8}$, and
+# (if the cloud keeps its shape) this is how many times the gradient is too long. Far on the wrong side it is not: $\varsigma(\ell)$ is
+# nearly $e^\ell$ there, whose average has the same slope of the logarithm, and the guess is right.
 
 # %%
 z, shares = hermite(200, 1)
@@ -411,16 +426,21 @@ variance = torch.tensor([0.5, 2.0, 8.0, 30.0]).double()
 average = torch.sigmoid(logit + variance.sqrt() * z).T @ shares
 nearly = torch.sigmoid(logit / (1 + math.pi * variance / 8).sqrt())
 torch.testing.assert_close(logistic_cloud(logit, variance).exp(), nearly)
-print(f"off by {float((average - nearly).abs().max()):.3f} at most")
-assert (average - nearly).abs().max() < 0.02
+l, v = torch.linspace(-60, 60, 241).double(), torch.logspace(-2, 3, 60).double()[:, None]
+everywhere = torch.sigmoid(l + v.sqrt() * z[:, :, None]).mul(shares[:, None, None]).sum(0)
+worst = (everywhere - logistic_cloud(l, v).exp()).abs().max()
+print(f"off by {float((average - nearly).abs().max()):.3f} at these four, by {float(worst):.3f} at worst")
+assert worst < 0.02
 
 # %% [markdown]
-# Our classifier is no logistic one and our clouds are no Gaussians. Predict all the same how many times too long the gradient is,
-# from $k$ and $v$ at the guess alone, where the guess is undecided (0.2 to 0.8); and measure:
+# Our classifier is no logistic one and our clouds are no Gaussians. Predict all the same, from $k$ and $v$ at the guess alone, how many times
+# too long the gradient of the logit is where the guess is undecided (0.2 to 0.8); and measure. The last column is the cosine
+# between the two gradients.
 
 # %% tags=["hide-input"]
-predicted, measured = [], []
-for u in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8):
+ratios_of, cosines = [], []
+print("  t   predicted  measured  cosine    (medians)")
+for u in (0.2, 0.4, 0.6, 0.8):
     u = torch.tensor(u, dtype=torch.float64)
     noised = mixture.noised(schedule.alpha(u), schedule.sigma(u))
     x = noised.sample(20_000, seeded(1))[0]
@@ -428,18 +448,20 @@ for u in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8):
     x, p = x[(p > 0.2) & (p < 0.8)], p[(p > 0.2) & (p < 0.8)]
     k = mixture.class_gradient(denoiser(x, u).x0, label) / (1 - p)[:, None]  # slope of the logit
     v = torch.einsum("ni,nij,nj->n", k, clean_cov(denoiser, schedule, x, u), k)
-    predicted.append(float((1 + math.pi * v / 8).sqrt().median()))
-    lengths = [h.norm(dim=1).mean() for h in (guidance.gradient(guess)(x, u), noised.class_gradient(x, label))]
-    measured.append(float(lengths[0] / lengths[1]))
-    print(f"t = {float(u):.1f}: predicted {predicted[-1]:.1f} times too long, measured {measured[-1]:.1f}")
-worst = max(abs(a / b - 1) for a, b in zip(predicted[:5], measured[:5], strict=True))
-print(f"off by {worst:.0%} at most up to t = 0.6")
-assert round(worst, 2) == 0.07
-assert all(0.08 < a / b - 1 < 0.25 for a, b in zip(predicted[5:], measured[5:], strict=True))
+    through, g = guidance.gradient(guess)(x, u), noised.class_gradient(x, label)
+    right = noised.class_log_prob(x, label).exp()
+    predicted = (1 + math.pi * v / 8).sqrt()
+    measured = through.norm(dim=1) / (1 - p) / (g.norm(dim=1) / (1 - right))
+    ratios_of.append((predicted / measured).quantile(torch.tensor([0.1, 0.5, 0.9]).double()))
+    cosines.append(float(torch.cosine_similarity(through, g).median()))
+    print(f"{float(u):.1f}  {float(predicted.median()):9.1f}  {float(measured.median()):8.1f}  {cosines[-1]:6.2f}")
+    assert abs(predicted.median() / measured.median() - 1) < (0.05 if u < 0.7 else 0.25)
+print("predicted / measured at t = 0.6, for eight points in ten: {:.1f} to {:.1f}".format(*ratios_of[2][[0, 2]]))
+assert cosines[0] > 0.99 and cosines[3] < 0.7
 
 # %% [markdown]
-# Nothing was fitted, and the formula is right to 7 % up to $t = 0.6$. So it is no defect of your classifier or your
-# denoiser that over-guides: it is the sharpness of the one times the width of the other's cloud.
+# In the median the formula is right to 5 % up to $t = 0.6$, with nothing fitted. So it is no defect of your classifier or your
+# denoiser that over-guides: it is the sharpness of the one times the width of the other's cloud. And as the noise grows, the guess's gradient also turns away from the right *direction*. No factor mends that.
 #
 # ## Ask about the cloud
 #
@@ -451,9 +473,9 @@ assert all(0.08 < a / b - 1 < 0.25 for a, b in zip(predicted[5:], measured[5:], 
 
 # %%
 averaged = gaussian_cloud(denoiser, clean_classifier, schedule)
-z, shares = hermite(6, 2)  # 36 points z with weights
+z, shares = hermite(12, 2)  # 144 points z with weights
 L = torch.linalg.cholesky(clean_cov(denoiser, schedule, few, t))
-around = denoiser(few, t).x0 + torch.einsum("nij,mj->mni", L, z)  # (36, N, 2)
+around = denoiser(few, t).x0 + torch.einsum("nij,mj->mni", L, z)  # (144, N, 2)
 by_hand = shares @ clean_classifier(around.flatten(0, 1)).exp().view(len(z), -1)
 torch.testing.assert_close(averaged(few, t).exp(), by_hand)
 
@@ -462,93 +484,51 @@ torch.testing.assert_close(averaged(few, t).exp(), by_hand)
 # ([Song et al. (2023)](https://proceedings.mlr.press/v202/song23k.html)).
 
 # %% tags=["hide-input"]
-lengths, closed = {"guess": guess, "averaged over the cloud": averaged}, {}
-print("error of the gradient / its size    " + "  ".join(f"t = {u}" for u in (0.1, 0.3, 0.5, 0.7, 0.9)))
-for name, log_prob in lengths.items():
+times, closed = (0.1, 0.3, 0.5, 0.7, 0.9), {}
+questions = {
+    "guess": guess,
+    "averaged over 6 x 6 points": gaussian_cloud(denoiser, clean_classifier, schedule, order=6),
+    "averaged over 12 x 12 points": averaged,
+    "averaged over 36 x 36 points": gaussian_cloud(denoiser, clean_classifier, schedule, order=36),
+}
+print("error of the gradient / its size    " + "  ".join(f"t = {u}" for u in times))
+for name, log_prob in questions.items():
     closed[name] = []
-    for u, x, weights, noised in levels_of(mixture, schedule, (0.1, 0.3, 0.5, 0.7, 0.9)):
+    for u, x, weights, noised in levels_of(mixture, schedule, times, order=6 if "36" in name else 12):
         g = noised.class_gradient(x, label)
         closed[name].append(size(guidance.gradient(log_prob)(x, u) - g, weights) / size(g, weights))
     print(f"{name:35s}", "  ".join(f"{value:7.2f}" for value in closed[name]))
-single = []
-for u, x, weights, _ in levels_of(mixture, schedule, (0.1, 0.3, 0.5, 0.7, 0.9)):
-    single.append(float(weights @ mixture.reverse(x, schedule, u, 0.0).log_weights.exp().amax(0)))
-print(f"{'share of the largest blob in a cloud':35s}", "  ".join(f"{value:6.2f} " for value in single))
+few_z, some_z, many_z = list(closed.values())[1:]
 for how in solvers:
     runs["averaged", how] = sampled(guided(averaged), how)
     table["averaged", how] = row(runs["averaged", how])
     print("{:25s} {:6.2f} {:6.2f} {:8.3f} {:7.2f} {:5.2f}".format(f"{how}, averaged", *table["averaged", how]))
-assert len(hermite(averaged.order, 2)[0]) == 36
-assert all(b < a / 4.5 for a, b in zip(*closed.values(), strict=True))
-assert table["averaged", "DDPM"][4] < 1.1 * table["exact", "DDPM"][4]
-assert table["averaged", "DDIM"][4] < table["guess", "DDIM"][4] / 4
-assert abs(table["averaged", "DDPM"][1] - moments(points_1, weights_1)[1]) < 3 * float(errors[1])
+assert len(hermite(averaged.order, 2)[0]) == 144
+assert all(b < a / 6 for a, b in zip(closed["guess"], some_z, strict=True))
+assert max(some_z) < 0.3 and max(many_z) == many_z[2] < 0.25 and few_z[4] > 3 * many_z[4]
+assert all(table["averaged", how][4] < 1.4 * table["exact", how][4] for how in solvers)
 
 # %% [markdown]
-# (Last two lines: near, far, class 1, spread, $W_2$.) Four fifths of the error of the gradient are gone at every level, and more near the data. With DDPM the samples are as near to class 1 as with the exact classifier; with DDIM three quarters
-# of the distance are gone, and the far blob now gets a little too much.
+# (Last two lines: near, far, class 1, spread, $W_2$.) Five sixths of the error of the gradient are gone at every level, and
+# more near the data. The samples of both samplers are nearly as near to class 1 as those of the exact classifier, in this run.
 #
-# **Where it does not help.** What is left grows with the noise. There the cloud is several blobs, which no Gaussian is: at $t = 0.9$ the largest
-# blob holds about a third. A Gaussian puts mass between the blobs, where a classifier may say anything.
-# The cost: $d$ backward passes for the matrix, and 36 questions to the classifier. On images you would draw a few $z$ and
-# approximate the covariance; this page did not try.
-#
-# ## One step instead of a guess
-#
-# The article that this course follows ([Su (2022)](https://spaces.ac.cn/archives/9257)) asks about the mean of the
-# *next step*, instead: with $s < t$ and $\mu$ as in DDPM,
-#
-# $$ \check p_t(y \mid x) = p_o\big(y \mid \mu(x)\big), \qquad \mu(x) = \mathbb E[x_s \mid x_t = x]
-# = \frac{\alpha_t \sigma_s^2}{\alpha_s \sigma_t^2}\, x + \alpha_s \Big( 1 - \frac{\alpha_t^2 \sigma_s^2}{\alpha_s^2 \sigma_t^2} \Big)\, \hat x_0(x). \label{eq-step-guess} $$
-#
-# (The weights are those of DDPM's mean.) At $s = 0$ it is the guess. But a usual step is short, and $\mu(x)$ nearly $x$.
-
-# %%
-s = t - 0.01
-keep = schedule.alpha(t) / schedule.alpha(s) * (schedule.sigma(s) / schedule.sigma(t)) ** 2
-pull = schedule.alpha(s) * (1 - (schedule.alpha(t) * schedule.sigma(s) / schedule.alpha(s) / schedule.sigma(t)) ** 2)
-mu = keep * few + pull * denoiser(few, t).x0
-torch.testing.assert_close(mu, mixture.reverse(few, schedule, t, s).mean)
-short = step_guess(denoiser, clean_classifier, schedule, length=0.01)
-torch.testing.assert_close(short(few, t), clean_classifier(mu))
-
-# %% tags=["hide-input"]
-times = (0.1, 0.3, 0.5, 0.7, 0.9)
-print("error of the gradient / its size  " + "  ".join(f"t = {u}" for u in times))
-along = {}
-for length in (0.01, 0.1, 0.3, 1.0):
-    asked_there = step_guess(denoiser, clean_classifier, schedule, length)
-    along[length] = []
-    for u, x, weights, noised in levels_of(mixture, schedule, times):
-        g = noised.class_gradient(x, label)
-        along[length].append(size(guidance.gradient(asked_there)(x, u) - g, weights) / size(g, weights))
-    print(
-        f"one step of {length:4.2f}{'' if length < 1 else ', all the way':18s}",
-        "  ".join(f"{v:7.2f}" for v in along[length]),
-    )
-for how in solvers:
-    table["step", how] = row(sampled(guided(short), how, 1000))
-    print("{:25s} {:6.2f} {:6.2f} {:8.3f} {:7.2f} {:5.2f}".format(f"{how}, one step of 0.01", *table["step", how]))
-assert along[0.01][1] < along[1.0][1] and along[0.01][4] > 4 * along[1.0][4] and round(along[0.01][4]) == 15
-assert all(0.8 < table["step", how][4] / table["guess", how][4] < 1.1 for how in solvers)
-
-# %% [markdown]
-# A clean classifier at a noisy point looks for the border where clean data have it, but noise has shrunk the data by $\alpha_t$; and it takes the
-# noise for a feature. So with much noise the short step is by far the worse, off by fifteen times the right gradient at $t = 0.9$. With
-# little noise, up to $t = 0.3$, it is a little better than the guess. The samples are about as wrong. And for a real network noisy points are
-# inputs it has never seen.
+# **What is left.** With enough $z$ the Gaussian's own error is largest in the middle, 0.23 of the gradient at $t = 0.5$: a
+# cloud of several blobs is no Gaussian. And enough is many: the sharper the classifier is across the cloud, the more. With $6 \times 6$ points the error near noise is over three times as large.
+# The cost is $d$ backward passes for the matrix, the derivative of these passes again, and 144 questions to the classifier. On images you would draw
+# a few $z$ and approximate the covariance; this page did not try.
 #
 # ## Pitfall: the Jacobian left out
 #
 # Backpropagation through a large denoiser costs memory. So people compute $\hat x_0 = (x - \sigma_t \hat\varepsilon) / \alpha_t$ with
 # $\hat\varepsilon$ detached from the graph. Then $\partial \hat x_0 / \partial x$ becomes $I / \alpha_t$. By $\eqref{eq-clean-jacobian}$ this
-# claims the covariance $(\sigma_t^2 / \alpha_t^2) I$: a cloud as wide as the noise, as if there were no data. Others take the gradient at the guess as it is ($I$). The best single number would be
-# the average variance, the trace of $\mathrm{Cov}$ over $d$. All with the averaged classifier, so that nothing else is wrong:
+# claims the covariance $(\sigma_t^2 / \alpha_t^2) I$: the noise in the units of $x_0$, as if there were no data. Others take the gradient at the guess as it is ($I$). The number
+# whose multiple of $I$ is nearest to the matrix is the trace of $\mathrm{Cov}$ over $d$. First all with the averaged classifier, so that nothing else is wrong; then at the guess, with
+# one such number for each level (its mean over noisy data).
 
 # %%
 def averaged_slope(x0, cov):
     """Gradient in x0 of the averaged classifier's logarithm, the cloud's shape held: (N, 2)."""
-    z, shares = hermite(6, 2)
+    z, shares = hermite(12, 2)
     around = torch.einsum("nij,mj->mni", torch.linalg.cholesky(cov), z)
     with torch.enable_grad():
         leaf = x0.detach().requires_grad_()
@@ -567,36 +547,50 @@ def with_matrix(kind, x, t):
     return {"trace": factor * trace, "one": 1.0, "detached": 1 / alpha}[kind] * slope
 
 
+def one_number(x, t):
+    """The clean classifier's gradient at the guess, times one number for the level."""
+    _, points, weights, _ = next(levels_of(mixture, schedule, [float(t)], order=6))
+    trace = weights @ clean_cov(denoiser, schedule, points, t).diagonal(dim1=1, dim2=2).mean(1)
+    return schedule.alpha(t) / schedule.sigma(t) ** 2 * trace * mixture.class_gradient(denoiser(x, t).x0, label)
+
+
 # %% tags=["hide-input"]
-names = {"cov": "the covariance", "trace": "its average, times I", "one": "I", "detached": "I / alpha (eps detached)"}
+names = {
+    "cov": "the covariance",
+    "trace": "its average, times I",
+    "one": "I",
+    "detached": "I / alpha (eps detached)",
+    "level": "at the guess, a number a level",
+}
+fields = {kind: partial(with_matrix, kind) for kind in names} | {"level": one_number}
 print(f"{'':31s} error / size at t = {'   '.join(str(u) for u in times)}    DDPM: far, W2")
 dropped = {}
-for kind, name in names.items():
+for kind, field in fields.items():
     dropped[kind] = []
-    for u, x, weights, noised in levels_of(mixture, schedule, times):
+    for u, x, weights, noised in levels_of(mixture, schedule, times, order=8):
         g = noised.class_gradient(x, label)
-        dropped[kind].append(size(with_matrix(kind, x, u) - g, weights) / size(g, weights))
-    kernel = kernels.ddpm(guidance.tilt(denoiser, partial(with_matrix, kind), 1.0, schedule), schedule)
-    x = draw(kernel, start[:500], time_grid(100), seeded(7))
-    dropped[kind] += [moments(x)[1].item(), metrics.wasserstein(x, target[:500])]
-    print(
-        f"{name:44s}", " ".join(f"{v:6.2f}" for v in dropped[kind][:5]), "   {:.2f}, {:.2g}".format(*dropped[kind][5:])
-    )
-assert dropped["detached"][4] > 15 and dropped["detached"][6] > 1000 > 3 > dropped["trace"][6] > 1.5 * dropped["cov"][6]
+        dropped[kind].append(size(field(x, u) - g, weights) / size(g, weights))
+    kernel = kernels.ddpm(guidance.tilt(denoiser, field, 1.0, schedule), schedule)
+    x = draw(kernel, start[:300], time_grid(100), seeded(7))
+    dropped[kind] += [moments(x)[1].item(), metrics.wasserstein(x, target[:300])]
+    print(f"{names[kind]:44s}", " ".join(f"{v:6.2f}" for v in dropped[kind][:5]), "   {:.2f}, {:.2g}".format(*dropped[kind][5:]))
+assert dropped["detached"][4] > 15 and dropped["detached"][6] > 1000 > 3 > dropped["trace"][6] > 1.3 * dropped["cov"][6]
+assert all(a < b for a, b in zip(dropped["cov"][:5], dropped["trace"][:5], strict=True))
+assert dropped["one"][6] > 5 * dropped["cov"][6] and 0.8 < dropped["level"][6] / table["guess", "DDPM"][4] < 1.25
 
 # %% [markdown]
-# Detached is harmless near the data, and off by twenty times the right gradient near noise: the samples fly away. (In practice a small tuned step or a
-# late start hides it.) One number keeps them together, at twice the distance from class 1: the
-# covariance knows how far each direction is open, one number does not.
+# Detached is harmless near the data, and off by about nineteen times the right gradient near noise: the samples explode. (In practice a small tuned step or a
+# late start hides it.) With $I$ nearly all samples end in the far blob. One number keeps them together; what it loses against the covariance is the direction. And in the
+# last row, without any backpropagation, one number a level did as well as the guess with it.
 #
-# ## A test that needs no truth
+# ## A test without the truth
 #
 # How do you find out that your guess is over-sure? Walk from $x_t$ to a cleaner $x_s$ without guidance. The cloud of
 # $x_t$ is the average of the clouds of these $x_s$, so by $\eqref{eq-noisy-answer}$
 #
 # $$ \mathbb E\big[\, p_s(y \mid x_s) \,\big|\, x_t = x \,\big] = p_t(y \mid x) \qquad \text{for all } s < t: \label{eq-answer-martingale} $$
 #
-# on average the right verdict does not change as you learn more. It is a *martingale*. From four points at $t = 0.7$:
+# on average the right verdict does not change as you learn more. It is a *martingale*. From four points at $t = 0.7$ (here by quadrature; you would run the sampler many times):
 
 
 # %%
@@ -621,11 +615,11 @@ for s in (0.7, 0.5, 0.3, 0.1):
 assert float((guess(four, then).exp() - exact_answer(four, then).exp()).abs().max()) > 0.1
 
 # %% [markdown]
-# The exact column stands still. The guess drifts, to where it should have been. The same shows on labelled data, without
-# any truth: add noise, ask, and compare the verdicts with the labels.
+# The exact verdict stays. That about the guess drifts to where it should have been, for at $s = 0$ the two are one. The same shows on labelled data: add
+# noise, ask, and compare the verdicts with the labels.
 
 # %% tags=["hide-input"]
-x_0, labels = mixture.sample(20_000, seeded(5))
+x_0, labels = mixture.sample(10_000, seeded(5))
 eps = torch.randn(x_0.shape, generator=seeded(6), dtype=torch.float64)
 bins = torch.linspace(0, 1, 11, dtype=torch.float64)
 with plotting.style():
@@ -634,22 +628,21 @@ with plotting.style():
     for log_prob, colour, text in (
         (guess, "guided", "about the guess"),
         (averaged, "other", "averaged over\na Gaussian cloud"),
-        (short, "unconditional", "about one step"),
     ):
         off = []
         for u, x, weights, noised in levels_of(mixture, schedule, fine, order=8):
             g = noised.class_gradient(x, label)
             off.append(size(guidance.gradient(log_prob)(x, u) - g, weights) / size(g, weights))
         axes[0].semilogy(fine, off, color=colours[colour])
-        assert colour != "other" or round(max(off), 1) == 0.7
+        assert colour != "other" or max(off) < 0.3
         axes[0].text(
-            {"guided": 0.5, "other": 0.55, "unconditional": 0.33}[colour],
-            {"guided": 0.95, "other": 0.13, "unconditional": 7}[colour],
+            {"guided": 0.5, "other": 0.5}[colour],
+            {"guided": 0.95, "other": 0.07}[colour],
             text,
             color=colours[colour],
         )
     axes[0].axhline(1, color="0.7", linewidth=0.8, linestyle="dotted")
-    axes[0].set(xlabel="time $t$ (0 is data)", ylabel="error / size of the gradient", ylim=(0.004, 40))
+    axes[0].set(xlabel="time $t$ (0 is data)", ylabel="error / size of the gradient", ylim=(0.002, 6))
     u, reliable = torch.tensor(0.6, dtype=torch.float64), {}
     noised_points = schedule.add_noise(x_0, eps, u)
     for log_prob, colour, text in ((guess, "guided", "about the guess"), (averaged, "other", "averaged")):
@@ -665,23 +658,24 @@ with plotting.style():
     axes[1].set(
         xlabel="it says class 1 with probability",
         ylabel="share that is class 1",
-        title="$t = 0.6$, 20,000 noisy data",
+        title="$t = 0.6$, 10,000 noisy data",
         aspect="equal",
     )
     shown = plotting.show(
         figure,
         "12_gap",
-        alt="Left: error of the gradient relative to its size, over time, on a logarithmic axis. About the guess it rises from a twentieth to over three; about one step it rises beyond ten; averaged over a Gaussian cloud it stays below 0.7. Right: reliability. Verdicts averaged over the cloud lie near the diagonal; those about the guess lie on a flat curve: where it says nearly 1 the share is 0.80, where it says nearly 0 it is 0.15.",
+        alt="Left: error of the gradient relative to its size, over time, on a logarithmic axis. About the guess it rises to over three; averaged over a Gaussian cloud it stays below 0.3. Right: reliability. Verdicts averaged over the cloud lie near the diagonal; those about the guess lie on a flat curve: where it says nearly 1 the share is 0.80, where it says nearly 0 it is 0.15.",
     )
     for text, pairs in reliable.items():
         print(text, " ".join(f"{a:.2f}->{b:.2f}" for a, b in pairs))
 shown
 
 # %% [markdown]
-# *Left: error of the guiding gradient at noisy data, relative to its size (root mean squares), for the three questions. Right: a reliability diagram
+# *Left: error of the guiding gradient at noisy data, relative to its size (root mean squares). Right: a reliability diagram
 # from labels alone: what was said, and how often it was true. On the dashed line a classifier is calibrated.*
 #
-# The right picture can be made for any model. If its curve is flatter than the diagonal, the verdicts are over-sure.
+# The right picture can be made for any model. If its curve is flatter than the diagonal, the verdicts are over-sure. The converse fails: verdicts
+# may be calibrated on average, and their gradients wrong (Deeper: two numbers a noise level).
 #
 # ## In practice
 #
@@ -689,34 +683,20 @@ shown
 
 
 # %% tags=["hide-input"]
-def averaged_then_guess(x, t):
-    return (averaged if t > 0.25 else guess)(x, t)
-
-
-for how in solvers:
-    table["then guess", how] = row(sampled(guided(averaged_then_guess), how, 1000))
-    print(
-        f"{how}: W2 {table['averaged', how][4]:.2f} averaged throughout, {table['then guess', how][4]:.2f} only for t > 0.25"
-    )
-    assert abs(table["then guess", how][4] - table["averaged", how][4]) < 0.06
-print(
-    f"far blob: true {float(moments(points_1, weights_1)[1]):.2f};",
-    ", ".join(
-        f"{how}, {name}: {values[1]:.2f}"
-        for (name, how), values in table.items()
-        if name.startswith("guess") and name != "guess, t < 1/2"
-    ),
-)
+far_blob = {key: values[1] for key, values in table.items() if key[0].startswith("guess")}
+print(f"far blob: true {float(moments(points_1, weights_1)[1]):.2f};", ", ".join(f"{how}, {name}: {far:.2f}" for (name, how), far in far_blob.items()))
+print(f"error / size at t = 0.1: guess {closed['guess'][0]:.2f}")
+assert round(max(far_blob.values()), 2) == 0.23
 
 # %% [markdown]
 # | if you have | do | because |
 # |---|---|---|
-# | labelled data, and a week | train the classifier on noisy points, or a model with labels ([chapter 11](11_classifier_free_guidance.ipynb)) | with the exact noisy answer, $\gamma = 1$ sampled the class with either sampler |
-# | a clean classifier, and a denoiser you may differentiate | average its *probabilities* over $\mathcal N(\hat x_0, \mathrm{Cov})$, $\gamma = 1$ | it removed four fifths of the gradient's error; with DDPM the samples were as near to the class as with the exact answer |
-# | no patience for averages at the end | average for $t > 0.25$, then ask about the guess | $W_2$ stayed within 0.06: near the data the cloud is narrow |
-# | nothing but the guess | use a sampler with noise; choose $\gamma$ by the mix *inside* the class, not by how sure it is | DDIM gave the far blob 0.06, DDPM 0.19, of 0.37; no smaller $\gamma$ brought it above 0.21 |
-# | no memory for backpropagation | never $I / \alpha_t$: multiply the gradient at the guess by one number for $\frac{\alpha_t}{\sigma_t^2} \mathrm{Cov}$ | detached, the samples flew away; one number kept them |
-# | no idea how bad it is | a reliability diagram at five noise levels, from labelled data | the guess's curve is flatter than the diagonal, the averaged one lies on it |
+# | labelled data | train the classifier on noisy points, or a model with labels ([chapter 11](11_classifier_free_guidance.ipynb)) | with the exact noisy answer, $\gamma = 1$ sampled the class with either sampler |
+# | a clean classifier, and a denoiser you may differentiate | average its *probabilities* over $\mathcal N(\hat x_0, \mathrm{Cov})$, $\gamma = 1$, with enough $z$ | five sixths or more of the gradient's error went, and $W_2$ came near the exact classifier's; $6 \times 6$ points were too few near noise |
+# | the last steps, $t$ near 0 | the guess will do | its gradient is right to 0.08 of its size at $t = 0.1$: the cloud is narrow |
+# | nothing but the guess | noise in the sampler, or guidance only late; judge by the mix *inside* the class, not by how sure it is | the far blob, 0.37, got 0.05 from DDIM and 0.19 from DDPM; no smaller factor and no late start brought it above 0.23 |
+# | no memory for backpropagation | one number a level for the covariance; never $I / \alpha_t$, nor $I$ | detached, the samples exploded; one number a level did as well as the guess with backpropagation |
+# | no idea how bad it is | a reliability diagram at several noise levels, from labelled data | the guess's curve was flatter than the diagonal; but a diagonal alone does not prove the gradients |
 #
 # ## Exercises
 
@@ -828,18 +808,65 @@ exercises.check("12.4", blurred)
 # ## Remember
 #
 # * A noisy classifier says the average of the clean one over the cloud of clean points behind $x_t$. Asking about the denoiser's guess asks about the middle alone.
-# * The guess's gradient is $\frac{\alpha_t}{\sigma_t^2} \mathrm{Cov}(x_0 \mid x_t)\, \nabla \log p_o$ at one point. Where the guess is undecided it is too long, by
-#   nearly $\sqrt{1 + \pi v / 8}$ with $v$ the logit's variance over the cloud; where the guess is sure it is too short. So no $\gamma$ mends it.
-# * With perfect parts and $\gamma = 1$, DDIM here gave 0.996 for a class probability of 0.92, and 6 % for a blob of 37 %.
-# * Averaging over the Gaussian with the denoiser's own covariance removes most of it, as long as one blob holds most of the cloud.
+# * The guess's gradient is $\frac{\alpha_t}{\sigma_t^2} \mathrm{Cov}(x_0 \mid x_t)\, \nabla \log p_o$ at one point. Near the border it is too long, by
+#   about $\sqrt{1 + \pi v / 8}$ with $v$ the logit's variance over the cloud; where the guess is sure of the class asked for it is too short. So no $\gamma$ mends it.
+# * With perfect parts and $\gamma = 1$, DDIM here gave a class probability of 0.996 for 0.92, and 5 % to a blob of 37 %.
+# * Averaging over the Gaussian with the denoiser's own covariance removed five sixths of the gradient's error or more here, given enough points (144 in the plane).
 # * Without the Jacobian of the denoiser the gradient claims another cloud: of width $\sigma_t / \alpha_t$ if the noise is detached.
 #
 # **Where it comes from.** Guidance through the guess: [Chung et al. (2023)](https://arxiv.org/abs/2209.14687) and [Bansal et al. (2023)](https://arxiv.org/abs/2302.07121). The step's mean:
 # [Su (2022)](https://spaces.ac.cn/archives/9257). Classifier guidance, by a classifier trained on noisy images: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233).
 #
+# ## Deeper: one step instead of a guess
+#
+# *For you if you read the article that proposed the other shortcut: a point that is only one step cleaner.*
+#
+# The article that this course follows ([Su (2022)](https://spaces.ac.cn/archives/9257)) asks about the mean of the
+# *next step*, instead: with $s < t$ and $\mu$ as in DDPM,
+#
+# $$ \check p_t(y \mid x) = p_o\big(y \mid \mu(x)\big), \qquad \mu(x) = \mathbb E[x_s \mid x_t = x]
+# = \frac{\alpha_t \sigma_s^2}{\alpha_s \sigma_t^2}\, x + \alpha_s \Big( 1 - \frac{\alpha_t^2 \sigma_s^2}{\alpha_s^2 \sigma_t^2} \Big)\, \hat x_0(x). \label{eq-step-guess} $$
+#
+# (The weights are those of DDPM's mean.) At $s = 0$ it is the guess. But a usual step is short, and $\mu(x)$ nearly $x$.
+
+# %%
+s = t - 0.01
+keep = schedule.alpha(t) / schedule.alpha(s) * (schedule.sigma(s) / schedule.sigma(t)) ** 2
+pull = schedule.alpha(s) * (1 - (schedule.alpha(t) * schedule.sigma(s) / schedule.alpha(s) / schedule.sigma(t)) ** 2)
+mu = keep * few + pull * denoiser(few, t).x0
+torch.testing.assert_close(mu, mixture.reverse(few, schedule, t, s).mean)
+short = step_guess(denoiser, clean_classifier, schedule, length=0.01)
+torch.testing.assert_close(short(few, t), clean_classifier(mu))
+
+# %% tags=["hide-input"]
+times = (0.1, 0.3, 0.5, 0.7, 0.9)
+print("error of the gradient / its size  " + "  ".join(f"t = {u}" for u in times))
+along = {}
+for length in (0.01, 0.1, 0.3, 1.0):
+    asked_there = step_guess(denoiser, clean_classifier, schedule, length)
+    along[length] = []
+    for u, x, weights, noised in levels_of(mixture, schedule, times):
+        g = noised.class_gradient(x, label)
+        along[length].append(size(guidance.gradient(asked_there)(x, u) - g, weights) / size(g, weights))
+    print(
+        f"one step of {length:4.2f}{'' if length < 1 else ', all the way':18s}",
+        "  ".join(f"{v:7.2f}" for v in along[length]),
+    )
+for how in solvers:
+    table["step", how] = row(sampled(guided(short), how))
+    print("{:25s} {:6.2f} {:6.2f} {:8.3f} {:7.2f} {:5.2f}".format(f"{how}, one step of 0.01", *table["step", how]))
+assert along[0.01][1] < along[1.0][1] and along[0.01][4] > 4 * along[1.0][4] and round(along[0.01][4]) == 15
+assert all(0.8 < table["step", how][4] / table["guess", how][4] < 1.1 for how in solvers)
+
+# %% [markdown]
+# A clean classifier at a noisy point looks for the border where clean data have it, but noise has shrunk the data by $\alpha_t$; and it takes the
+# noise for a feature. So with much noise the short step is by far the worse, off by fifteen times the right gradient at $t = 0.9$. With
+# little noise, up to $t = 0.3$, it is a little better than the guess. The samples are about as wrong as the guess's: near noise the right gradient is
+# short, so that a large error relative to it need not show in them. And for a real network noisy points are inputs it has never seen.
+#
 # ## Deeper: a measurement instead of a label
 #
-# *For you if you come from inverse problems: the same two formulas for linear measurements, where the cloud's average has a closed form.*
+# *For you if you come from inverse problems: exercise 12.2 for many measurements, and samples.*
 #
 # DPS was made for measurements: $y = A x_0$ plus Gaussian noise of variance $s^2$. Through the guess the gradient is, by $\eqref{eq-clean-jacobian}$ with
 # $C = \mathrm{Cov}(x_0 \mid x_t)$,
@@ -907,10 +934,10 @@ print("s^2             near blob of class 0   W2   along")
 measured_runs = {}
 for s2 in (0.25, 0.04):
     posterior = GridDensity(lambda x, s2=s2: mixture.log_prob(x) + likelihood(s2)(x), -6, 6)
-    goal = posterior.sample(1000, seeded(1))
-    drawn = {"truth": posterior.sample(1000, seeded(3))}
+    goal = posterior.sample(500, seeded(1))
+    drawn = {"truth": posterior.sample(500, seeded(3))}
     for kind in ("exact", "guess", "cloud"):
-        drawn[kind] = draw(kernels.ddim(measured_model(kind, s2), schedule), start[:1000], time_grid(100))
+        drawn[kind] = draw(kernels.ddim(measured_model(kind, s2), schedule), start[:500], time_grid(100))
     for kind, x in drawn.items():
         measured_runs[kind, s2] = (
             float(metrics.mode_weights(mixture, x)[1]),
@@ -922,8 +949,8 @@ assert all(measured_runs["guess", s2][2] < 0.4 * measured_runs["truth", s2][2] f
 assert all(abs(measured_runs["cloud", s2][2] / measured_runs["truth", s2][2] - 1) < 0.12 for s2 in (0.25, 0.04))
 
 # %% [markdown]
-# Through the guess all samples agree with the measurement far better than its noise allows: a third of the right spread or less. The cloud's gradient gives the spread back, but not
-# all of the blobs' shares. (Those are decided early, while the cloud is several blobs.)
+# Through the guess all samples agree with the measurement far better than its noise allows: a third of the right spread or less. The cloud's gradient gives the spread back, and most of the distance. The blobs' shares
+# it does not mend: for $s^2 = 0.25$ they are even farther off.
 #
 # ## Deeper: the normalised step
 #
@@ -957,7 +984,7 @@ for earlier in (0.59, 0.3):
 far_off = {}
 print("                        mean x2  class 1  spread    W2")
 for name, log_prob in (("guess", guess), ("exact", exact_answer)):
-    for steps, zeta in ((50, 0.05), (100, 0.05), (200, 0.05), (200, 0.0125)):
+    for steps, zeta in ((50, 0.05), (100, 0.05), (200, 0.0125)):
         x = draw(pushed(ddpm, guidance.gradient(log_prob), zeta), start[:500], time_grid(steps), seeded(7))
         far_off[name, steps, zeta] = (
             float(x[:, 1].mean()),
@@ -977,13 +1004,14 @@ curl_of = {
     )
 }
 print("median curl:", ", ".join(f"{name}: {value:.2f}" for name, value in curl_of.items()))
-assert far_off["guess", 200, 0.05][3] > 2 * far_off["guess", 50, 0.05][3] and far_off["exact", 200, 0.05][3] > 1
+assert all(far_off[name, 100, 0.05][3] > 1.7 * far_off[name, 50, 0.05][3] for name in ("guess", "exact"))
+assert all(abs(far_off[name, 200, 0.0125][3] - far_off[name, 50, 0.05][3]) < 0.15 for name in ("guess", "exact"))
 assert curl_of["g"] < 1e-9 and curl_of["g / |g|"] > 0.2
 
 # %% [markdown]
-# At 0.05 a step, doubling the steps doubles the push, and the result never settles, not even with the exact gradient. Points that were in their class all along are pushed on. And $g / \|g\|$
+# At 0.05 a step, twice the steps pushed the samples about twice as far from class 1, also with the exact gradient. And $g / \|g\|$
 # is no gradient of any log-density: it has curl where $g$ has none. (The residual's norm is a function, so its gradient has none; but it is not the
-# likelihood that was meant.) With the push per unit of time kept (200 steps of 0.0125 for 50 of 0.05) it is at least the same method. What the norm does prevent is a step that is far too long.
+# likelihood that was meant.) With the push per unit of time kept, 200 steps of 0.0125 for 50 of 0.05, the samples stay where they were.
 #
 # ## Deeper: two numbers a noise level
 #
@@ -1027,15 +1055,15 @@ for u, x, weights, noised in levels_of(mixture, schedule, times):
     temper.append(size(guidance.gradient(calibrated)(x, u) - g, weights) / size(g, weights))
 print("error / size at t =", ", ".join(f"{u}: {v:.2f}" for u, v in zip(times, temper, strict=True)))
 for how in solvers:
-    table["calibrated", how] = row(sampled(guided(calibrated), how, 1000))
+    table["calibrated", how] = row(sampled(guided(calibrated), how))
     print("{:25s} {:6.2f} {:6.2f} {:8.3f} {:7.2f} {:5.2f}".format(f"{how}, calibrated", *table["calibrated", how]))
 print("a at t = 0.1, 0.5, 0.9:", ", ".join(f"{float(fitted[k, 0]):.2f}" for k in (4, 24, 44)))
 assert max(temper) < 0.9 and all(table["calibrated", how][1] < 0.25 for how in solvers)
-assert table["calibrated", "DDIM"][4] < 0.75 * table["guess", "DDIM"][4]
+assert table["calibrated", "DDIM"][4] < 0.85 * table["guess", "DDIM"][4]
 
 # %% [markdown]
 # The gradient's error falls below its size at all levels, and the samples come nearer, but not near: the far blob is still starved. A temperature corrects how sure the verdicts are, on average over all
-# points with one verdict. The cloud is wide at some of them and narrow at others, and wide in some directions: that it cannot know.
+# points with one verdict. It knows neither at which of them the cloud is wide, nor in which directions.
 #
 # ## Deeper: the Jensen gap to second order
 #
@@ -1069,10 +1097,10 @@ for u, x, weights, noised in levels_of(mixture, schedule, (0.05, 0.1, 0.2, 0.3, 
         )
     )
     small_gaps.append(gaps[1] / gaps[0])
-assert small_gaps[0] < 0.1 and small_gaps[1] < 0.25 and small_gaps[3] > 1 and small_gaps[4] > 2
+assert small_gaps[0] < 0.1 and small_gaps[1] < 0.25 and 0.65 < small_gaps[2] < 0.8 and small_gaps[3] > 1 and small_gaps[4] > 2
 
 # %% [markdown]
-# Near the data it removes nine tenths of the gap. From $t = 0.3$ on it makes it worse, and gives probabilities outside of 0 and 1: across a cloud wider than the border, a classifier is no parabola. So the page averages over the cloud instead.
+# At $t = 0.05$ it removes nine tenths of the gap, at $t = 0.2$ a quarter. From $t = 0.3$ on it makes it worse, and gives probabilities outside of 0 and 1: across a cloud wider than the border, a classifier is no parabola. So the page averages over the cloud instead.
 #
 # ## Deeper: three classes on thin strips
 #
@@ -1094,42 +1122,34 @@ strips = GaussianMixture(
 )
 
 # %% tags=["hide-input"]
-strip_denoiser, outcomes = strips.denoiser(schedule), {}
-for u, x, weights, noised in levels_of(strips, schedule, (0.5,)):
-    g = noised.class_gradient(x, 1)
-    sharp = [size(guidance.gradient(f)(x, u) - g, weights) / size(g, weights) for f in (
-        clean_guess(strip_denoiser, lambda x0: strips.class_log_prob(x0, 1)),
-        gaussian_cloud(strip_denoiser, lambda x0: strips.class_log_prob(x0, 1), schedule))]  # fmt: skip
-print("error / size at t = 0.5 for class 1: guess {:.0f}, averaged {:.1f}".format(*sharp))
+strip_denoiser, outcomes, sharp = strips.denoiser(schedule), {}, []
 print("class  question   steps   class mass  W2, DDIM    class mass  W2, DDPM")
 for asked_for in (1, 2):
-    own, verdict_of = strips.given(asked_for), (lambda x0, y=asked_for: strips.class_log_prob(x0, y))
-    fresh, other = (own.sample(500, seeded(seed))[0] for seed in (98, 99))
+    own, verdict_of = strips.given(asked_for), partial(strips.class_log_prob, label=asked_for)
+    fresh, *others = (own.sample(400, seeded(seed))[0] for seed in (98, 99, 100, 101))
+    apart = [metrics.wasserstein(fresh, other) for other in others]
     questions = {
         "exact": lambda x, t, y=asked_for: strips.noised(schedule.alpha(t), schedule.sigma(t)).class_log_prob(x, y),
-        "guess": clean_guess(strip_denoiser, verdict_of), "averaged": gaussian_cloud(strip_denoiser, verdict_of, schedule),
-    }  # fmt: skip
-    print(f"{asked_for}      two true samples: W2 {metrics.wasserstein(fresh, other):.2f}")
-    for name, log_prob in questions.items():
-        for steps in (100, 300) if name == "guess" else (100,):
-            model = guidance.tilt(strip_denoiser, guidance.gradient(log_prob), 1.0, schedule)
-            clouds = [
-                draw(kind(model, schedule), start[:500], time_grid(steps, start=0.99), seeded(7))
-                for kind in solvers.values()
-            ]
-            found = [(float(metrics.class_mass(strips, x)[asked_for]), metrics.wasserstein(x, fresh)) for x in clouds]
-            outcomes[asked_for, name, steps] = found
-            print(
-                f"{asked_for}      {name:9s}  {steps:5d}",
-                "  ".join("{:10.3f}  {:8.2f}".format(*pair) for pair in found),
-            )
-assert sharp[0] > 10 * sharp[1] > 10
-assert outcomes[2, "guess", 300][0][1] > 3 and outcomes[2, "guess", 300][1][1] < 0.25
-assert outcomes[1, "guess", 300][1][1] > 0.4 > outcomes[1, "averaged", 100][1][1]
-assert all(outcomes[y, "averaged", 100][0][1] < 0.75 * outcomes[y, "guess", 100][0][1] for y in (1, 2))
-assert outcomes[1, "averaged", 100][1][1] < 0.21 and outcomes[2, "averaged", 100][1][1] < 0.15
+        "guess": clean_guess(strip_denoiser, verdict_of),
+        "averaged": gaussian_cloud(strip_denoiser, verdict_of, schedule),
+    }
+    print(f"{asked_for}      three true samples: W2 {min(apart):.2f} to {max(apart):.2f}")
+    for name, steps in (("exact", 100), ("guess", 100), ("guess", 300)):
+        model = guidance.tilt(strip_denoiser, guidance.gradient(questions[name]), 1.0, schedule)
+        clouds = [draw(kind(model, schedule), start[:400], time_grid(steps, start=0.99), seeded(7)) for kind in solvers.values()]
+        found = [(float(metrics.class_mass(strips, x)[asked_for]), metrics.wasserstein(x, fresh)) for x in clouds]
+        outcomes[asked_for, name, steps] = found
+        print(f"{asked_for}      {name:9s}  {steps:5d}", "  ".join("{:10.3f}  {:8.2f}".format(*pair) for pair in found))
+    for u, x, weights, noised in levels_of(strips, schedule, (0.5,), order=8):
+        g = noised.class_gradient(x, asked_for)
+        wrong = [guidance.gradient(questions[name])(x, u) - g for name in ("guess", "averaged")]
+        sharp.append([size(h, weights) / size(g, weights) for h in wrong])
+for asked_for, errors_of in zip((1, 2), sharp, strict=True):
+    print("class {}: error / size of the gradient at t = 0.5: guess {:.0f}, averaged {:.1f}".format(asked_for, *errors_of))
+assert all(guess_off > 5 * averaged_off > 5 for guess_off, averaged_off in sharp)
+assert outcomes[2, "guess", 300][0][1] > 3 and outcomes[2, "guess", 300][1][1] < 0.2
+assert all(outcomes[1, "guess", 300][k][1] > 0.5 for k in (0, 1)) and all(found[k][1] < 0.2 for (_, name, _), found in outcomes.items() if name == "exact" for k in (0, 1))
 
 # %% [markdown]
-# With sharp borders the guess's gradient is wrong by more than ten times the averaged one's error, which is itself larger than the right gradient. The samples depend on the sampler above all. For class 2, all of DDIM's points end
-# far outside of the data, at a class mass of one; DDPM's, with 300 steps, are about as near to class 2 as true samples. For class 1 neither is. Averaging helps DDIM in both
-# cases, though it is not enough; with DDPM it comes as near as true samples. A class mass near one says nothing: the worst row has the highest.
+# The guess's gradient is wrong by more than five times the averaged one's error, which itself exceeds the right gradient: these borders need more points than $12 \times 12$. And the sampler decides. For class 2, DDIM's points end
+# far outside of the data; DDPM's, with 300 steps, are nearly as near to it as true samples. For class 1 neither is. And a class mass near one says nothing: the worst row has the highest.
