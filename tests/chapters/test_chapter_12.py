@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from difflesson import guidance, kernels, plane
+from difflesson import guidance, kernels, metrics, plane
 from difflesson.clean_classifier import clean_cov, clean_guess, gaussian_cloud, logistic_cloud, noisy_answer, step_guess
 from difflesson.divergence import hermite, mixture_nodes
 from difflesson.mixture import GaussianMixture
+from difflesson.samplers import draw, time_grid
 from difflesson.schedule import cosine, vp_linear
 from tests.oracles.chapter_cells import names_of
 from tests.oracles.mixtures import FOUR, THREE, single
@@ -456,3 +457,107 @@ def test_half_the_trace_is_the_second_term_and_helps_only_while_the_cloud_is_nar
         plain = clean_guess(mixture.denoiser(SCHEDULE), classifier(mixture))(x, at(t)).exp()
         gaps[t] = [float(weights @ (v - right).abs()) for v in (plain, second(mixture, LABEL, SCHEDULE, x, at(t)))]
     assert gaps[0.05][1] < 0.3 * gaps[0.05][0] and gaps[0.5][1] > gaps[0.5][0]
+
+
+# ---- samples, from another start than the page's: 600 points, so shares are known to 0.02
+
+
+def sampled(log_prob, gamma, kernel, count: int = 600, steps: int = 60) -> Tensor:
+    mixture = plane.four_blobs()
+    guided = guidance.tilt(mixture.denoiser(SCHEDULE), guidance.gradient(log_prob), gamma, SCHEDULE)
+    start = torch.randn(count, 2, generator=random(31), dtype=F64)
+    return draw(kernel(guided, SCHEDULE), start, time_grid(steps), random(32))
+
+
+def random(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def shares_and_spread(x: Tensor) -> tuple[float, float, float]:
+    """Mass of the far blob, of class 1; mean square distance from the mean."""
+    mass = metrics.mode_weights(plane.four_blobs(), x)
+    return float(mass[3]), float(mass[2:].sum()), float((x - x.mean(0)).square().sum(1).mean())
+
+
+def exact_answer(x: Tensor, t: Tensor) -> Tensor:
+    return noised(plane.four_blobs(), t).class_log_prob(x, LABEL)
+
+
+def page_s_guess():
+    mixture = plane.four_blobs()
+    return clean_guess(mixture.denoiser(SCHEDULE), classifier(mixture))
+
+
+@pytest.mark.parametrize("kernel", [kernels.ddim, kernels.ddpm])
+def test_the_exact_noisy_answer_samples_the_class(kernel):
+    far, sure, spread = shares_and_spread(sampled(exact_answer, 1.0, kernel))
+    assert abs(far - 0.37) < 0.07 and abs(sure - 0.922) < 0.03 and 1.9 < spread < 2.6
+
+
+def test_through_the_guess_gamma_1_over_guides_and_neither_smaller_factors_nor_a_late_start_mend_it():
+    guess, classes = page_s_guess(), plane.four_blobs().given(LABEL)
+    target = classes.sample(600, random(33))[0]
+    far, sure, spread = shares_and_spread(sampled(guess, 1.0, kernels.ddim))
+    assert far < 0.09 and sure > 0.985 and spread < 2.32 / 2.5
+    floor = metrics.wasserstein(classes.sample(600, random(34))[0], target)
+    for kernel in (kernels.ddim, kernels.ddpm):
+        for gamma in (1.0, 0.6, 1 / 3, 0.15, lambda t: float(t < 0.5)):
+            x = sampled(guess, gamma, kernel)
+            assert shares_and_spread(x)[0] < 0.28 and metrics.wasserstein(x, target) > 2 * floor
+    assert shares_and_spread(sampled(guess, 1 / 3, kernels.ddim))[1] < 0.922
+
+
+def test_the_points_stop_behind_the_border_where_exact_guidance_at_a_large_scale_goes_to_the_far_side():
+    """The mean of x_1: of class 1 it is 1.15."""
+    through = sampled(page_s_guess(), 1.0, kernels.ddim)
+    away = sampled(exact_answer, 3.0, kernels.ddim)
+    assert float(through[:, 0].mean()) < 0.7 and float(away[:, 0].mean()) > 1.8
+
+
+@pytest.mark.parametrize("kernel", [kernels.ddim, kernels.ddpm])
+def test_with_the_averaged_classifier_the_far_blob_gets_its_share(kernel):
+    mixture = plane.four_blobs()
+    averaged = gaussian_cloud(mixture.denoiser(SCHEDULE), classifier(mixture), SCHEDULE)
+    far, sure, spread = shares_and_spread(sampled(averaged, 1.0, kernel, count=300))
+    assert abs(far - 0.37) < 0.1 and abs(sure - 0.922) < 0.04 and 1.8 < spread < 2.7
+
+
+def test_with_few_points_the_average_is_several_times_farther_off_near_noise_than_with_many():
+    mixture = plane.four_blobs()
+    denoiser = mixture.denoiser(SCHEDULE)
+    off = {}
+    for order in (6, 30):
+        averaged = gaussian_cloud(denoiser, classifier(mixture), SCHEDULE, order)
+        off[order] = {t: relative_error(averaged, mixture, t, order=6) for t in (0.2, 0.5, 0.9)}
+    assert off[6][0.9] > 2.5 * off[30][0.9] and max(off[30].values()) == off[30][0.5]
+
+
+def test_far_on_the_wrong_side_the_guess_of_a_logistic_classifier_has_the_right_gradient():
+    """By a fine sum: logit -20, variance 8. Both slopes of the logarithm are 1, the formula's is not."""
+    x = torch.linspace(-14, 14, 20_001, dtype=F64)
+    bell = torch.exp(-(x**2) / 2) / torch.exp(-(x**2) / 2).sum()
+    logit = torch.tensor(-20.0, dtype=F64, requires_grad=True)
+    average = (torch.sigmoid(logit + math.sqrt(8) * x) @ bell).log()
+    slopes = [float(torch.autograd.grad(value, logit)[0]) for value in (
+        average, torch.nn.functional.logsigmoid(logit), logistic_cloud(logit, torch.tensor(8.0, dtype=F64)))]  # fmt: skip
+    assert abs(slopes[0] - 1) < 0.01 and abs(slopes[1] - 1) < 0.01 and slopes[2] < 0.6
+
+
+def test_of_the_multiples_of_the_identity_the_average_variance_is_nearest_to_the_covariance():
+    cov, identity = torch.tensor([[0.9, 0.3], [0.3, 0.2]], dtype=F64), torch.eye(2, dtype=F64)
+    best = float(cov.trace()) / 2
+    nearest = float((cov - best * identity).square().sum())
+    assert all(float((cov - c * identity).square().sum()) > nearest for c in (best - 0.05, best + 0.05, 0.2, 0.9))
+
+
+def test_the_residual_s_norm_has_a_gradient_without_curl_that_does_not_shrink_with_the_residual():
+    """DPS's: the squared residual's gradient over the norm is twice the norm's gradient."""
+    mixture, A, y = FOUR.mixture(), torch.tensor([[0.6, 0.8]], dtype=F64), 0.3
+    denoiser = mixture.denoiser(SCHEDULE)
+    norm = lambda x: (y - denoiser(x, at(0.5)).x0 @ A.T)[:, 0].abs()  # noqa: E731
+    field = guidance.gradient(lambda x, t: norm(x))
+    squared = guidance.gradient(lambda x, t: norm(x) ** 2)
+    assert float((squared(POINTS, None) / norm(POINTS)[:, None] - 2 * field(POINTS, None)).abs().max()) < 1e-9
+    assert float(plane.curl(lambda x: field(x, None), POINTS).abs().max()) < 1e-9
+    lengths, residuals = field(POINTS, None).norm(dim=1), norm(POINTS)
+    assert float(residuals.max() / residuals.min()) > 3 > float(lengths.max() / lengths.min())
