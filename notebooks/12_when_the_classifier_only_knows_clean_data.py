@@ -192,9 +192,8 @@ for u, x, weights, noised in levels_of(mixture, schedule, (0.1, 0.3, 0.5, 0.7, 0
     surer.append(float(bolder))
     ratios.append(lengths[1] / lengths[0])
     kept[float(u)] = lengths
-assert (
-    min(surer[:3]) > 0.93 and 0.6 < surer[4] < 0.65 and ratios[0] < 1.1 and min(ratios[3:]) > 3.5 and kept[0.1][2] < 0.1
-)
+assert min(surer[:3]) > 0.93 and round(surer[2], 2) == 0.94 and round(surer[4], 2) == 0.62
+assert kept[0.1][2] < 0.1 and 3.5 < min(ratios[3:]) and max(ratios[3:]) < 4
 
 # %% [markdown]
 # The sign of the gap depends on the point. But the guess is the surer one at 94 % of the points or more up to $t = 0.5$, and still at 62 % at $t = 0.9$.
@@ -279,11 +278,10 @@ assert table["guess", "DDIM"][0] > 0.92 and table["guess", "DDIM"][1] < 0.07 and
 assert table["guess, t < 1/2", "DDIM"][4] == min(table[name, "DDIM"][4] for name in models if "guess" in name)
 assert all(table[name, "DDPM"][4] > 0.9 * table["guess", "DDPM"][4] for name in models if "guess" in name)
 print(f"W2 of three true samples: {min(floors):.2f} to {max(floors):.2f}")
-assert all(
-    values[4] > 2.5 * table["exact", how][4] and values[1] < 0.25
-    for (name, how), values in table.items()
-    if "guess" in name
-)
+assert all(values[4] > 2.5 * table["exact", how][4] for (name, how), values in table.items() if "guess" in name)
+assert all(values[1] < 0.24 for (name, _), values in table.items() if "guess" in name)
+assert all(table[name, "DDPM"][4] < table[name, "DDIM"][4] for name in models if "guess" in name)
+assert table["guess, gamma = 1/3", "DDIM"][2] < 0.91 and abs(table["guess, t < 1/2", "DDIM"][2] - 0.82) < 0.01
 assert all(table["exact", how][4] < 1.7 * floor for how in solvers)
 
 # %% tags=["hide-input"]
@@ -438,7 +436,7 @@ assert worst < 0.02
 # between the two gradients.
 
 # %% tags=["hide-input"]
-ratios_of, cosines = [], []
+ratios_of, cosines, agreement = [], [], []
 print("  t   predicted  measured  cosine    (medians)")
 for u in (0.2, 0.4, 0.6, 0.8):
     u = torch.tensor(u, dtype=torch.float64)
@@ -455,12 +453,14 @@ for u in (0.2, 0.4, 0.6, 0.8):
     ratios_of.append((predicted / measured).quantile(torch.tensor([0.1, 0.5, 0.9]).double()))
     cosines.append(float(torch.cosine_similarity(through, g).median()))
     print(f"{float(u):.1f}  {float(predicted.median()):9.1f}  {float(measured.median()):8.1f}  {cosines[-1]:6.2f}")
-    assert abs(predicted.median() / measured.median() - 1) < (0.05 if u < 0.7 else 0.25)
+    agreement.append(abs(float(predicted.median() / measured.median()) - 1))
 print("predicted / measured at t = 0.6, for eight points in ten: {:.1f} to {:.1f}".format(*ratios_of[2][[0, 2]]))
+print(f"off by {max(agreement[:3]):.0%} at most up to t = 0.6")
 assert cosines[0] > 0.99 and cosines[3] < 0.7
+assert max(agreement[:3]) < 0.05 and agreement[3] < 0.25
 
 # %% [markdown]
-# In the median the formula is right to 5 % up to $t = 0.6$, with nothing fitted. So it is no defect of your classifier or your
+# In the median the formula is right to 4 % up to $t = 0.6$, with nothing fitted. So it is no defect of your classifier or your
 # denoiser that over-guides: it is the sharpness of the one times the width of the other's cloud. And as the noise grows, the guess's gradient also turns away from the right *direction*. No factor mends that.
 #
 # ## Ask about the cloud
@@ -634,7 +634,7 @@ with plotting.style():
             g = noised.class_gradient(x, label)
             off.append(size(guidance.gradient(log_prob)(x, u) - g, weights) / size(g, weights))
         axes[0].semilogy(fine, off, color=colours[colour])
-        assert colour != "other" or max(off) < 0.3
+        assert colour != "other" or round(max(off), 1) == 0.3 > max(off)
         axes[0].text(
             {"guided": 0.5, "other": 0.5}[colour],
             {"guided": 0.95, "other": 0.07}[colour],
@@ -694,7 +694,7 @@ assert round(max(far_blob.values()), 2) == 0.23
 # | labelled data | train the classifier on noisy points, or a model with labels ([chapter 11](11_classifier_free_guidance.ipynb)) | with the exact noisy answer, $\gamma = 1$ sampled the class with either sampler |
 # | a clean classifier, and a denoiser you may differentiate | average its *probabilities* over $\mathcal N(\hat x_0, \mathrm{Cov})$, $\gamma = 1$, with enough $z$ | five sixths or more of the gradient's error went, and $W_2$ came near the exact classifier's; $6 \times 6$ points were too few near noise |
 # | the last steps, $t$ near 0 | the guess will do | its gradient is right to 0.08 of its size at $t = 0.1$: the cloud is narrow |
-# | nothing but the guess | noise in the sampler, or guidance only late; judge by the mix *inside* the class, not by how sure it is | the far blob, 0.37, got 0.05 from DDIM and 0.19 from DDPM; no smaller factor and no late start brought it above 0.23 |
+# | nothing but the guess | noise in the sampler, or guidance only late; judge by the mix *inside* the class, not by how sure it is | the far blob, 0.37, got 0.05 from DDIM and 0.19 from DDPM; neither smaller factors nor the late start brought it above 0.23 |
 # | no memory for backpropagation | one number a level for the covariance; never $I / \alpha_t$, nor $I$ | detached, the samples exploded; one number a level did as well as the guess with backpropagation |
 # | no idea how bad it is | a reliability diagram at several noise levels, from labelled data | the guess's curve was flatter than the diagonal; but a diagonal alone does not prove the gradients |
 #
@@ -945,6 +945,8 @@ for s2 in (0.25, 0.04):
             float((x @ A.T).std()),
         )
         print("{:.2f}  {:8s}  {:20.2f} {:5.2f}   {:.2f}".format(s2, kind, *measured_runs[kind, s2]))
+off_share = {kind: abs(measured_runs[kind, 0.25][0] - measured_runs["truth", 0.25][0]) for kind in ("guess", "cloud")}
+assert off_share["cloud"] > off_share["guess"] > 0.03
 assert all(measured_runs["guess", s2][2] < 0.4 * measured_runs["truth", s2][2] for s2 in (0.25, 0.04))
 assert all(abs(measured_runs["cloud", s2][2] / measured_runs["truth", s2][2] - 1) < 0.12 for s2 in (0.25, 0.04))
 

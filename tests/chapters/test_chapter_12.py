@@ -538,8 +538,9 @@ def test_far_on_the_wrong_side_the_guess_of_a_logistic_classifier_has_the_right_
     bell = torch.exp(-(x**2) / 2) / torch.exp(-(x**2) / 2).sum()
     logit = torch.tensor(-20.0, dtype=F64, requires_grad=True)
     average = (torch.sigmoid(logit + math.sqrt(8) * x) @ bell).log()
-    slopes = [float(torch.autograd.grad(value, logit)[0]) for value in (
-        average, torch.nn.functional.logsigmoid(logit), logistic_cloud(logit, torch.tensor(8.0, dtype=F64)))]  # fmt: skip
+    formula = logistic_cloud(logit, torch.tensor(8.0, dtype=F64))
+    values = (average, torch.nn.functional.logsigmoid(logit), formula)
+    slopes = [float(torch.autograd.grad(value, logit)[0]) for value in values]
     assert abs(slopes[0] - 1) < 0.01 and abs(slopes[1] - 1) < 0.01 and slopes[2] < 0.6
 
 
