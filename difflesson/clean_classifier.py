@@ -68,6 +68,9 @@ def clean_cov(denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float | Tens
 class clean_guess(Part):
     """The clean classifier asked about the guessed clean point: `log p_o(y | x0)`, x0 = E[x_0 | x_t].  [eq-clean-guess]
 
+    Its gradient in x is the clean one at x0, times `alpha / sigma^2 Cov(x_0 | x_t)`, the derivative of x0.
+    [eq-guess-gradient]
+
     Source: Chung et al. 2023 (arXiv 2209.14687), eq. 11, for measurements instead of classes.
     """
 
