@@ -515,7 +515,8 @@ assert all(table["averaged", how][4] < 1.4 * table["exact", how][4] for how in s
 # **What is left.** With enough $z$ the Gaussian's own error is largest in the middle, 0.23 of the gradient at $t = 0.5$: a
 # cloud of several blobs is no Gaussian. And enough is many: the sharper the classifier is across the cloud, the more. With $6 \times 6$ points the error near noise is over three times as large.
 # The cost is $d$ backward passes for the matrix, the derivative of these passes again, and 144 questions to the classifier. On images you would draw
-# a few $z$ and approximate the covariance; this page did not try.
+# a few $z$ and approximate the covariance; this page did not try. (Exact on this page are the noisy answer, its gradient, the Jacobian and the guess's gradient; the logistic formula and the
+# Gaussian cloud are approximations, without an order.)
 #
 # ## Pitfall: the Jacobian left out
 #
@@ -783,6 +784,9 @@ exercises.check("12.3", gradient_from_data)
 # An averaged classifier for high dimension, without quadrature. The classifier is $\varsigma(k^\top x_0 + b)$, the cloud Gaussian with mean `mean` (d,) and a
 # covariance `cov` (d, d) that does not change with $x$. Return the logarithm of the verdict by $\eqref{eq-logistic-cloud}$, a number, and its gradient in $x$, (d,), in closed form.
 #
+# Then, without a checker: compare the gradient with that of the average by quadrature, at a logit of $-12$ with $v = 8$. Which of guess and formula is nearer to it, why,
+# and what would you use there?
+#
 # <details><summary>Hint</summary>
 #
 # $\frac{d}{d\ell} \log \varsigma(\ell) = 1 - \varsigma(\ell)$. The factor in front of the logit does not change with $x$; the mean does, by
@@ -908,7 +912,7 @@ answer = lambda x, t: noisy_answer(bell, schedule, likelihood(0.25), x, t, order
 torch.testing.assert_close(over, guidance.gradient(answer)(few, t), atol=1e-6, rtol=0)
 
 # %% [markdown]
-# [Boys et al. (2023)](https://arxiv.org/abs/2310.06721) use Tweedie's covariance in this way; with $r^2 I$ for $C$ inside the inverse it is
+# [Boys et al. (2023)](https://arxiv.org/abs/2310.06721) use this covariance (they name it after Tweedie) in this way; with $r^2 I$ for $C$ inside the inverse it is
 # [ΠGDM (Song et al. (2023))](https://openreview.net/forum?id=9_gsMA8MRKQ). Here are samples of the four blobs given one coordinate's
 # measurement, by DDIM. The target is summed over a grid; the last column is the spread along the measured direction.
 
@@ -958,7 +962,7 @@ assert all(abs(measured_runs["cloud", s2][2] / measured_runs["truth", s2][2] - 1
 #
 # *For you if you use DPS or a descendant: its step is divided by a norm. What does this change?*
 #
-# DPS does not scale its gradient by $\sigma_t^2$ or the length of the step. After each step it moves by $\zeta_t$ times the gradient of the squared residual, with $\zeta_t = \zeta / \|y - A \hat x_0\|$: in effect by
+# DPS does not scale its gradient by $\sigma_t^2$ or the length of the step. After each step it moves against the gradient of the squared residual, times $\zeta_t = \zeta / \|y - A \hat x_0\|$: in effect against
 # twice the gradient of the residual's norm, which does not shrink as the residual does. Others divide the gradient by its own length:
 #
 # $$ x_s' = x_s + \zeta\, \frac{g}{\|g\|}, \qquad g = \nabla \log \hat p_t(y \mid x_t). \label{eq-normalised-step} $$
@@ -1144,14 +1148,16 @@ for asked_for in (1, 2):
         print(f"{asked_for}      {name:9s}  {steps:5d}", "  ".join("{:10.3f}  {:8.2f}".format(*pair) for pair in found))
     for u, x, weights, noised in levels_of(strips, schedule, (0.5,), order=8):
         g = noised.class_gradient(x, asked_for)
-        wrong = [guidance.gradient(questions[name])(x, u) - g for name in ("guess", "averaged")]
+        denser = gaussian_cloud(strip_denoiser, verdict_of, schedule, order=24)
+        asked_all = (questions["guess"], questions["averaged"], denser)
+        wrong = [guidance.gradient(question)(x, u) - g for question in asked_all]
         sharp.append([size(h, weights) / size(g, weights) for h in wrong])
 for asked_for, errors_of in zip((1, 2), sharp, strict=True):
-    print("class {}: error / size of the gradient at t = 0.5: guess {:.0f}, averaged {:.1f}".format(asked_for, *errors_of))
-assert all(guess_off > 5 * averaged_off > 5 for guess_off, averaged_off in sharp)
+    print("class {}: error / size of the gradient at t = 0.5: guess {:.0f}, averaged over 12 x 12 {:.1f}, over 24 x 24 {:.1f}".format(asked_for, *errors_of))
+assert all(guess_off > 5 * averaged_off > 5 and averaged_off > 1.3 * finer for guess_off, averaged_off, finer in sharp)
 assert outcomes[2, "guess", 300][0][1] > 3 and outcomes[2, "guess", 300][1][1] < 0.2
 assert all(outcomes[1, "guess", 300][k][1] > 0.5 for k in (0, 1)) and all(found[k][1] < 0.2 for (_, name, _), found in outcomes.items() if name == "exact" for k in (0, 1))
 
 # %% [markdown]
-# The guess's gradient is wrong by more than five times the averaged one's error, which itself exceeds the right gradient: these borders need more points than $12 \times 12$. And the sampler decides. For class 2, DDIM's points end
+# The guess's gradient is wrong by more than five times the averaged one's error, which itself exceeds the right gradient: these borders need more points than $12 \times 12$, as $24 \times 24$ show. And the sampler decides. For class 2, DDIM's points end
 # far outside of the data; DDPM's, with 300 steps, are nearly as near to it as true samples. For class 1 neither is. And a class mass near one says nothing: the worst row has the highest.
