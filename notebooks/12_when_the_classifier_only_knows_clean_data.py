@@ -505,7 +505,8 @@ for how in solvers:
     print("{:25s} {:6.2f} {:6.2f} {:8.3f} {:7.2f} {:5.2f}".format(f"{how}, averaged", *table["averaged", how]))
 assert len(hermite(averaged.order, 2)[0]) == 144
 assert all(b < a / 6 for a, b in zip(closed["guess"], some_z, strict=True))
-assert max(some_z) < 0.3 and max(many_z) == many_z[2] < 0.25 and few_z[4] > 3 * many_z[4]
+assert max(some_z) < 0.3 and many_z.index(max(many_z)) == 2 and many_z[2] < 0.25
+assert few_z[4] / many_z[4] > 3
 assert all(table["averaged", how][4] < 1.4 * table["exact", how][4] for how in solvers)
 
 # %% [markdown]
@@ -909,7 +910,7 @@ bell = GaussianMixture([1.0], class_1.means[:1], class_1.covs[:1])  # one Gaussi
 cov, x0 = clean_cov(bell.denoiser(schedule), schedule, few, t), bell.denoiser(schedule)(few, t).x0
 _, over = measured_gradients(A, y_seen, 0.25, x0, cov, schedule.alpha(t), schedule.sigma(t))
 answer = lambda x, t: noisy_answer(bell, schedule, likelihood(0.25), x, t, order=40)  # noqa: E731
-torch.testing.assert_close(over, guidance.gradient(answer)(few, t), atol=1e-6, rtol=0)
+torch.testing.assert_close(over, guidance.gradient(answer)(few, t), atol=2e-8, rtol=0)
 
 # %% [markdown]
 # [Boys et al. (2023)](https://arxiv.org/abs/2310.06721) use this covariance (they name it after Tweedie) in this way; with $r^2 I$ for $C$ inside the inverse it is
