@@ -5,9 +5,9 @@
 # ones. So let the denoiser guess the clean picture first, ask the classifier about the guess, and differentiate
 # through both. Suppose that both are perfect. Is guessing first enough?
 #
-# The short answer: **no. Here, with a perfect classifier, a perfect denoiser and no scale ($\gamma = 1$), it over-guides already, and no
-# smaller $\gamma$ mends it.** A noisy picture stands for a whole cloud of clean ones. The guess is the middle of the
-# cloud, and the classifier is never told how wide the cloud is.
+# The short answer: **no. Here, with a perfect classifier, a perfect denoiser and no scale ($\gamma = 1$), it
+# over-guides already, and no smaller $\gamma$ mends it.** A noisy picture stands for a whole cloud of clean ones. The
+# guess is the middle of the cloud, and the classifier is never told how wide the cloud is.
 #
 # **After this chapter you can**
 # * say what a noisy classifier should answer, and what asking about the guess puts in its place;
@@ -48,7 +48,8 @@ torch.set_num_threads(1)
 # ## One verdict about one point
 #
 # The data are the four blobs of chapter 00, two of class 0 and two of class 1; we ask for class 1. On a mixture the
-# classifier $p_o(y \mid x_0)$ of clean points and the denoiser are known exactly, so whatever goes wrong is not a fault of training.
+# classifier $p_o(y \mid x_0)$ of clean points and the denoiser are known exactly, so whatever goes wrong is not a fault
+# of training.
 
 # %%
 mixture, schedule, label = plane.four_blobs(), cosine(), 1
@@ -112,23 +113,25 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Left: the clean points that the noisy point $x_t = (0.2, -0.6)$ at $t = 0.6$ may come from (grey: 50, 90 and 99 %), and their
-# average, the denoiser's guess (dot). Shaded: where the classifier says class 1. Middle: the verdict about the guess
-# (solid) and the average of the verdicts over the cloud (dashed), for noisy points with $x_2 = -0.6$. Right: their logarithms.*
+# *Left: the clean points that the noisy point $x_t = (0.2, -0.6)$ at $t = 0.6$ may come from (grey: 50, 90 and 99 %),
+# and their average, the denoiser's guess (dot). Shaded: where the classifier says class 1. Middle: the verdict about
+# the guess (solid) and the average of the verdicts over the cloud (dashed), for noisy points with $x_2 = -0.6$. Right:
+# their logarithms.*
 #
 # **What happens.** The guess lies in class 1, a little beyond the border, and the classifier says 0.97. But many of the
 # clean points behind this noisy one lie on the other side. The right answer is the average of their verdicts: 0.61.
 #
-# **Why it matters.** Guidance follows the slope of the *logarithm*, the right panel. A cloud crosses a border gradually; a single
-# point jumps across. So to the left of the border the slope is several times too steep. A step to the right of it everything is
-# settled, for the guess: the curve is flat, here it even dips, and guidance stops while the cloud is still divided. First pushed too hard, then
-# released too early: that is not the right push times a wrong factor.
+# **Why it matters.** Guidance follows the slope of the *logarithm*, the right panel. A cloud crosses a border
+# gradually; a single point jumps across. So to the left of the border the slope is several times too steep. A step to
+# the right of it everything is settled, for the guess: the curve is flat, here it even dips, and guidance stops while
+# the cloud is still divided. First pushed too hard, then released too early: that is not the right push times a wrong
+# factor.
 #
 # ## What a noisy classifier should say
 #
-# Noise makes $x_t = \alpha_t x_0 + \sigma_t \varepsilon$ out of a clean point and does not look at the label. So if $x_0$ is known, $x_t$
-# says nothing more about it: $p(y \mid x_0, x_t) = p_o(y \mid x_0)$, the clean classifier. Average over what $x_0$ may
-# be:
+# Noise makes $x_t = \alpha_t x_0 + \sigma_t \varepsilon$ out of a clean point and does not look at the label. So if
+# $x_0$ is known, $x_t$ says nothing more about it: $p(y \mid x_0, x_t) = p_o(y \mid x_0)$, the clean classifier.
+# Average over what $x_0$ may be:
 #
 # $$ p_t(y \mid x) = \mathbb E\big[\, p_o(y \mid x_0) \,\big|\, x_t = x \,\big]. \label{eq-noisy-answer} $$
 #
@@ -155,16 +158,17 @@ torch.testing.assert_close(truth[:50].exp(), by_hand, atol=2e-5, rtol=0)
 # $$ \hat p_t(y \mid x) = p_o\big(y \,\big|\, \hat x_0(x)\big). \label{eq-clean-guess} $$
 #
 # This is diffusion posterior sampling, DPS ([Chung et al. (2023)](https://arxiv.org/abs/2209.14687)), for a classifier;
-# [Bansal et al. (2023)](https://arxiv.org/abs/2302.07121) guide by clean classifiers, detectors and segmenters in this way.
+# [Bansal et al. (2023)](https://arxiv.org/abs/2302.07121) guide by clean classifiers, detectors and segmenters in this
+# way.
 
 # %%
 guess = clean_guess(denoiser, clean_classifier)
 torch.testing.assert_close(guess(x_t, t), clean_classifier(denoiser(x_t, t).x0))
 
 # %% [markdown]
-# Swapping a function and an average costs a *Jensen gap*. Its sign is known for convex or concave functions; a classifier is
-# neither. So look at noisy data: the mean gap, how often the guess is the *surer* of the two (farther from one half),
-# and both gradients (root mean squares).
+# Swapping a function and an average costs a *Jensen gap*. Its sign is known for convex or concave functions; a
+# classifier is neither. So look at noisy data: the mean gap, how often the guess is the *surer* of the two (farther
+# from one half), and both gradients (root mean squares).
 
 
 # %%
@@ -196,8 +200,9 @@ assert min(surer[:3]) > 0.93 and round(surer[2], 2) == 0.94 and round(surer[4], 
 assert kept[0.1][2] < 0.1 and 3.5 < min(ratios[3:]) and max(ratios[3:]) < 4
 
 # %% [markdown]
-# The sign of the gap depends on the point. But the guess is the surer one at 94 % of the points or more up to $t = 0.5$, and still at 62 % at $t = 0.9$.
-# And guidance lives on gradients. Those are right to a tenth at $t = 0.1$, and almost four times too long in the noisy half.
+# The sign of the gap depends on the point. But the guess is the surer one at 94 % of the points or more up to $t =
+# 0.5$, and still at 62 % at $t = 0.9$. And guidance lives on gradients. Those are right to a tenth at $t = 0.1$, and
+# almost four times too long in the noisy half.
 #
 # ## Sampling at $\gamma = 1$
 #
@@ -222,8 +227,8 @@ def sampled(denoiser, solver):
 
 
 # %% [markdown]
-# Smaller scales get a chance: 1/3; guidance only late, at $t < 1/2$; and at each $t$ the *best factor*, the one that brings the
-# guess's gradient nearest to the right one at noisy data (least squares).
+# Smaller scales get a chance: 1/3; guidance only late, at $t < 1/2$; and at each $t$ the *best factor*, the one that
+# brings the guess's gradient nearest to the right one at noisy data (least squares).
 
 # %%
 def best_factor(t):
@@ -243,8 +248,8 @@ runs = {(name, how): sampled(model, how) for how in solvers for name, model in m
 
 # %% [markdown]
 # Five numbers a run of 1,000 points: the probability mass of the near blob of class 1 (the one beside class 0), of the
-# far one, and of both, each the mean of $p(\text{blob} \mid x)$; the spread, which is the mean square distance from the mean; and the Wasserstein distance $W_2$
-# to 1,000 true points of class 1.
+# far one, and of both, each the mean of $p(\text{blob} \mid x)$; the spread, which is the mean square distance from the
+# mean; and the Wasserstein distance $W_2$ to 1,000 true points of class 1.
 
 # %%
 points_1, weights_1 = mixture_nodes(class_1, order=30)
@@ -309,30 +314,32 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Samples for class 1 with a perfect denoiser and a perfect classifier, 500 a panel, without noise (above) and with (below). Dashed: 50, 90
-# and 99 % of class 1, what all six should fill.*
+# *Samples for class 1 with a perfect denoiser and a perfect classifier, 500 a panel, without noise (above) and with
+# (below). Dashed: 50, 90 and 99 % of class 1, what all six should fill.*
 #
-# With the exact noisy classifier both samplers find class 1 (DDPM with a little too small a spread, after 100 steps). **Through the guess, $\gamma = 1$
-# over-guides.** DDIM's samples are surer of their class than the data, 0.996 where 0.92 is right, on a third of the spread.
-# The far blob, over a third of the mass, gets 5 %. Note where they are. With an exact classifier a large
-# $\gamma$ drives points to the *far* side of the class ([chapter 11](11_classifier_free_guidance.ipynb#what-does-gamma-1-sample)). Here they stop right
-# behind the border.
+# With the exact noisy classifier both samplers find class 1 (DDPM with a little too small a spread, after 100 steps).
+# **Through the guess, $\gamma = 1$ over-guides.** DDIM's samples are surer of their class than the data, 0.996 where
+# 0.92 is right, on a third of the spread. The far blob, over a third of the mass, gets 5 %. Note where they are. With
+# an exact classifier a large $\gamma$ drives points to the *far* side of the class ([chapter
+# 11](11_classifier_free_guidance.ipynb#what-does-gamma-1-sample)). Here they stop right behind the border.
 #
-# Then turn it down? At $\gamma = 1/3$ the samples are less sure of the class than the data, and the far blob stays starved. The best factor
-# at each level, from nearly 1 near the data to 0.16 near noise, is no better. Guiding late helps DDIM most, though a tenth of the class mass is then
-# missing. DDPM's noise helps in every row. But each row through the guess is at least two and a half times as far from class 1 as the exact
-# classifier's. What is wrong is not a factor.
+# Then turn it down? At $\gamma = 1/3$ the samples are less sure of the class than the data, and the far blob stays
+# starved. The best factor at each level, from nearly 1 near the data to 0.16 near noise, is no better. Guiding late
+# helps DDIM most, though a tenth of the class mass is then missing. DDPM's noise helps in every row. But each row
+# through the guess is at least two and a half times as far from class 1 as the exact classifier's. What is wrong is not
+# a factor.
 #
 # ## Why: a slope at one point, or the slopes of a cloud
 #
-# Nudge $x$. How do averages over its cloud change? By Bayes the cloud has the density $p(x_0 \mid x) \propto
-# p(x_0)\, e^{-\|x - \alpha_t x_0\|^2 / 2 \sigma_t^2}$. The gradient of its logarithm in $x$ is $\alpha_t x_0 / \sigma_t^2$ plus
-# terms without $x_0$. Densities stay normalised, so its average over the cloud is zero: it is $\alpha_t (x_0 - \hat x_0) / \sigma_t^2$. So for every function $f$
+# Nudge $x$. How do averages over its cloud change? By Bayes the cloud has the density $p(x_0 \mid x) \propto p(x_0)\,
+# e^{-\|x - \alpha_t x_0\|^2 / 2 \sigma_t^2}$. The gradient of its logarithm in $x$ is $\alpha_t x_0 / \sigma_t^2$ plus
+# terms without $x_0$. Densities stay normalised, so its average over the cloud is zero: it is $\alpha_t (x_0 - \hat
+# x_0) / \sigma_t^2$. So for every function $f$
 #
 # $$ \nabla\, \mathbb E[f(x_0) \mid x_t = x] = \frac{\alpha_t}{\sigma_t^2}\, \mathrm{Cov}\big(x_0, f(x_0) \mid x_t = x\big). \label{eq-nudge} $$
 #
-# With $f = p_o(y \mid \cdot)$ this is what a noisy classifier's slope consists of: the *covariance of position and verdict across the
-# cloud*.
+# With $f = p_o(y \mid \cdot)$ this is what a noisy classifier's slope consists of: the *covariance of position and
+# verdict across the cloud*.
 
 
 # %%
@@ -378,10 +385,11 @@ by_hand = factor * (cov @ steepness[:, :, None])[:, :, 0]
 torch.testing.assert_close(guidance.gradient(guess)(few, t), by_hand)
 
 # %% [markdown]
-# Compare the right gradient, $\eqref{eq-nudge}$ over the average verdict. If the cloud were Gaussian,
-# integration by parts would turn the covariance of position and verdict into $\mathrm{Cov}(x_0 \mid x)$ times the
-# *average* slope $\mathbb E[\nabla p_o]$ (Stein's lemma: a Gaussian's derivative is minus the inverse covariance times position times itself). Both then have the same matrix in
-# front; but one has average slope over average verdict, the other slope over verdict at the middle. That is wrong in two ways:
+# Compare the right gradient, $\eqref{eq-nudge}$ over the average verdict. If the cloud were Gaussian, integration by
+# parts would turn the covariance of position and verdict into $\mathrm{Cov}(x_0 \mid x)$ times the *average* slope
+# $\mathbb E[\nabla p_o]$ (Stein's lemma: a Gaussian's derivative is minus the inverse covariance times position times
+# itself). Both then have the same matrix in front; but one has average slope over average verdict, the other slope over
+# verdict at the middle. That is wrong in two ways:
 
 # %% tags=["hide-input"]
 many = noisy.sample(20_000, seeded(1))[0]
@@ -404,18 +412,19 @@ assert 6 < by_verdict[4][1] / by_verdict[4][2] < 9
 # ### How many times too long?
 #
 # As many times as the cloud blurs the border. Let the classifier be logistic, $p_o = \varsigma(\ell)$ with
-# $\varsigma(\ell) = 1 / (1 + e^{-\ell})$ and a logit $\ell$ that is linear with slope $k$; let the cloud be Gaussian. Then $\ell$
-# is Gaussian across the cloud, around its value $\ell(\hat x_0)$ at the guess, with the variance $v = k^\top \mathrm{Cov}(x_0 \mid x)\, k$. A
-# logistic curve is nearly a Gaussian's distribution function, of variance $8 / \pi$ if the slopes at zero shall agree; and blurring
-# a distribution function by a Gaussian adds the variances. So
+# $\varsigma(\ell) = 1 / (1 + e^{-\ell})$ and a logit $\ell$ that is linear with slope $k$; let the cloud be Gaussian.
+# Then $\ell$ is Gaussian across the cloud, around its value $\ell(\hat x_0)$ at the guess, with the variance $v =
+# k^\top \mathrm{Cov}(x_0 \mid x)\, k$. A logistic curve is nearly a Gaussian's distribution function, of variance $8 /
+# \pi$ if the slopes at zero shall agree; and blurring a distribution function by a Gaussian adds the variances. So
 # ([MacKay (1992)](https://doi.org/10.1162/neco.1992.4.5.720))
 #
 # $$ \mathbb E\big[\varsigma(\ell)\big] \approx \varsigma\Big( \frac{\ell(\hat x_0)}{\sqrt{1 + \pi v / 8}} \Big).
 # \label{eq-logistic-cloud} $$
 #
-# The probability is right to 0.02 at worst. Near the border the right logit is that of the guess divided by $\sqrt{1 + \pi v / 8}$, and
-# (if the cloud keeps its shape) this is how many times the gradient is too long. Far on the wrong side it is not: $\varsigma(\ell)$ is
-# nearly $e^\ell$ there, whose average has the same slope of the logarithm, and the guess is right.
+# The probability is right to 0.02 at worst. Near the border the right logit is that of the guess divided by $\sqrt{1 +
+# \pi v / 8}$, and (if the cloud keeps its shape) this is how many times the gradient is too long. Far on the wrong side
+# it is not: $\varsigma(\ell)$ is nearly $e^\ell$ there, whose average has the same slope of the logarithm, and the
+# guess is right.
 
 # %%
 z, shares = hermite(200, 1)
@@ -431,9 +440,9 @@ print(f"off by {float((average - nearly).abs().max()):.3f} at these four, by {fl
 assert worst < 0.02
 
 # %% [markdown]
-# Our classifier is no logistic one and our clouds are no Gaussians. Predict all the same, from $k$ and $v$ at the guess alone, how many times
-# too long the gradient of the logit is where the guess is undecided (0.2 to 0.8); and measure. The last column is the cosine
-# between the two gradients.
+# Our classifier is no logistic one and our clouds are no Gaussians. Predict all the same, from $k$ and $v$ at the guess
+# alone, how many times too long the gradient of the logit is where the guess is undecided (0.2 to 0.8); and measure.
+# The last column is the cosine between the two gradients.
 
 # %% tags=["hide-input"]
 ratios_of, cosines, agreement = [], [], []
@@ -460,8 +469,9 @@ assert cosines[0] > 0.99 and cosines[3] < 0.7
 assert max(agreement[:3]) < 0.05 and agreement[3] < 0.25
 
 # %% [markdown]
-# In the median the formula is right to 4 % up to $t = 0.6$, with nothing fitted. So it is no defect of your classifier or your
-# denoiser that over-guides: it is the sharpness of the one times the width of the other's cloud. And as the noise grows, the guess's gradient also turns away from the right *direction*. No factor mends that.
+# In the median the formula is right to 4 % up to $t = 0.6$, with nothing fitted. So it is no defect of your classifier
+# or your denoiser that over-guides: it is the sharpness of the one times the width of the other's cloud. And as the
+# noise grows, the guess's gradient also turns away from the right *direction*. No factor mends that.
 #
 # ## Ask about the cloud
 #
@@ -480,8 +490,8 @@ by_hand = shares @ clean_classifier(around.flatten(0, 1)).exp().view(len(z), -1)
 torch.testing.assert_close(averaged(few, t).exp(), by_hand)
 
 # %% [markdown]
-# Average *probabilities*, not their logarithms. With one variance for all directions, and random $z$, this is loss-guided diffusion
-# ([Song et al. (2023)](https://proceedings.mlr.press/v202/song23k.html)).
+# Average *probabilities*, not their logarithms. With one variance for all directions, and random $z$, this is
+# loss-guided diffusion ([Song et al. (2023)](https://proceedings.mlr.press/v202/song23k.html)).
 
 # %% tags=["hide-input"]
 times, closed = (0.1, 0.3, 0.5, 0.7, 0.9), {}
@@ -510,22 +520,26 @@ assert few_z[4] / many_z[4] > 3
 assert all(table["averaged", how][4] < 1.4 * table["exact", how][4] for how in solvers)
 
 # %% [markdown]
-# (Last two lines: near, far, class 1, spread, $W_2$.) Five sixths of the error of the gradient are gone at every level, and
-# more near the data. The samples of both samplers are nearly as near to class 1 as those of the exact classifier, in this run.
+# (Last two lines: near, far, class 1, spread, $W_2$.) Five sixths of the error of the gradient are gone at every level,
+# and more near the data. The samples of both samplers are nearly as near to class 1 as those of the exact classifier,
+# in this run.
 #
-# **What is left.** With enough $z$ the Gaussian's own error is largest in the middle, 0.23 of the gradient at $t = 0.5$: a
-# cloud of several blobs is no Gaussian. And enough is many: the sharper the classifier is across the cloud, the more. With $6 \times 6$ points the error near noise is over three times as large.
-# The cost is $d$ backward passes for the matrix, the derivative of these passes again, and 144 questions to the classifier. On images you would draw
-# a few $z$ and approximate the covariance; this page did not try. (Exact on this page are the noisy answer, its gradient, the Jacobian and the guess's gradient; the logistic formula and the
-# Gaussian cloud are approximations, without an order.)
+# **What is left.** With enough $z$ the Gaussian's own error is largest in the middle, 0.23 of the gradient at $t =
+# 0.5$: a cloud of several blobs is no Gaussian. And enough is many: the sharper the classifier is across the cloud, the
+# more. With $6 \times 6$ points the error near noise is over three times as large. The cost is $d$ backward passes for
+# the matrix, the derivative of these passes again, and 144 questions to the classifier. On images you would draw a few
+# $z$ and approximate the covariance; this page did not try. (Exact on this page are the noisy answer, its gradient, the
+# Jacobian and the guess's gradient; the logistic formula and the Gaussian cloud are approximations, without an order.)
 #
 # ## Pitfall: the Jacobian left out
 #
-# Backpropagation through a large denoiser costs memory. So people compute $\hat x_0 = (x - \sigma_t \hat\varepsilon) / \alpha_t$ with
-# $\hat\varepsilon$ detached from the graph. Then $\partial \hat x_0 / \partial x$ becomes $I / \alpha_t$. By $\eqref{eq-clean-jacobian}$ this
-# claims the covariance $(\sigma_t^2 / \alpha_t^2) I$: the noise in the units of $x_0$, as if there were no data. Others take the gradient at the guess as it is ($I$). The number
-# whose multiple of $I$ is nearest to the matrix is the trace of $\mathrm{Cov}$ over $d$. First all with the averaged classifier, so that nothing else is wrong; then at the guess, with
-# one such number for each level (its mean over noisy data).
+# Backpropagation through a large denoiser costs memory. So people compute $\hat x_0 = (x - \sigma_t \hat\varepsilon) /
+# \alpha_t$ with $\hat\varepsilon$ detached from the graph. Then $\partial \hat x_0 / \partial x$ becomes $I /
+# \alpha_t$. By $\eqref{eq-clean-jacobian}$ this claims the covariance $(\sigma_t^2 / \alpha_t^2) I$: the noise in the
+# units of $x_0$, as if there were no data. Others take the gradient at the guess as it is ($I$). The number whose
+# multiple of $I$ is nearest to the matrix is the trace of $\mathrm{Cov}$ over $d$. First all with the averaged
+# classifier, so that nothing else is wrong; then at the guess, with one such number for each level (its mean over noisy
+# data).
 
 # %%
 def averaged_slope(x0, cov):
@@ -581,9 +595,10 @@ assert all(a < b for a, b in zip(dropped["cov"][:5], dropped["trace"][:5], stric
 assert dropped["one"][6] > 5 * dropped["cov"][6] and 0.8 < dropped["level"][6] / table["guess", "DDPM"][4] < 1.25
 
 # %% [markdown]
-# Detached is harmless near the data, and off by about nineteen times the right gradient near noise: the samples explode. (In practice a small tuned step or a
-# late start hides it.) With $I$ nearly all samples end in the far blob. One number keeps them together; what it loses against the covariance is the direction. And in the
-# last row, without any backpropagation, one number a level did as well as the guess with it.
+# Detached is harmless near the data, and off by about nineteen times the right gradient near noise: the samples
+# explode. (In practice a small tuned step or a late start hides it.) With $I$ nearly all samples end in the far blob.
+# One number keeps them together; what it loses against the covariance is the direction. And in the last row, without
+# any backpropagation, one number a level did as well as the guess with it.
 #
 # ## A test without the truth
 #
@@ -592,7 +607,8 @@ assert dropped["one"][6] > 5 * dropped["cov"][6] and 0.8 < dropped["level"][6] /
 #
 # $$ \mathbb E\big[\, p_s(y \mid x_s) \,\big|\, x_t = x \,\big] = p_t(y \mid x) \qquad \text{for all } s < t: \label{eq-answer-martingale} $$
 #
-# on average the right verdict does not change as you learn more. It is a *martingale*. From four points at $t = 0.7$ (here by quadrature; you would run the sampler many times):
+# on average the right verdict does not change as you learn more. It is a *martingale*. From four points at $t = 0.7$
+# (here by quadrature; you would run the sampler many times):
 
 
 # %%
@@ -617,8 +633,8 @@ for s in (0.7, 0.5, 0.3, 0.1):
 assert float((guess(four, then).exp() - exact_answer(four, then).exp()).abs().max()) > 0.1
 
 # %% [markdown]
-# The exact verdict stays. That about the guess drifts to where it should have been, for at $s = 0$ the two are one. The same shows on labelled data: add
-# noise, ask, and compare the verdicts with the labels.
+# The exact verdict stays. That about the guess drifts to where it should have been, for at $s = 0$ the two are one. The
+# same shows on labelled data: add noise, ask, and compare the verdicts with the labels.
 
 # %% tags=["hide-input"]
 x_0, labels = mixture.sample(10_000, seeded(5))
@@ -673,11 +689,12 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Left: error of the guiding gradient at noisy data, relative to its size (root mean squares). Right: a reliability diagram
-# from labels alone: what was said, and how often it was true. On the dashed line a classifier is calibrated.*
+# *Left: error of the guiding gradient at noisy data, relative to its size (root mean squares). Right: a reliability
+# diagram from labels alone: what was said, and how often it was true. On the dashed line a classifier is calibrated.*
 #
-# The right picture can be made for any model. If its curve is flatter than the diagonal, the verdicts are over-sure. The converse fails: verdicts
-# may be calibrated on average, and their gradients wrong (Deeper: two numbers a noise level).
+# The right picture can be made for any model. If its curve is flatter than the diagonal, the verdicts are over-sure.
+# The converse fails: verdicts may be calibrated on average, and their gradients wrong (Deeper: two numbers a noise
+# level).
 #
 # ## In practice
 #
@@ -705,8 +722,8 @@ assert round(max(far_blob.values()), 2) == 0.23
 # %% [markdown]
 # ### Exercise 12.1 (easy)
 #
-# You have two denoisers at $x_t = x$: `x0_told` is $\mathbb E[x_0 \mid x_t = x, y]$, `x0_untold` is $\mathbb E[x_0 \mid x_t
-# = x]$, both (N, d). Return $\nabla \log p_t(y \mid x)$, (N, d). `alpha` and `sigma` are numbers.
+# You have two denoisers at $x_t = x$: `x0_told` is $\mathbb E[x_0 \mid x_t = x, y]$, `x0_untold` is $\mathbb E[x_0 \mid
+# x_t = x]$, both (N, d). Return $\nabla \log p_t(y \mid x)$, (N, d). `alpha` and `sigma` are numbers.
 #
 # <details><summary>Hint</summary>
 #
@@ -729,14 +746,15 @@ exercises.check("12.1", gradient_of_answer)
 # %% [markdown]
 # ### Exercise 12.2 (medium)
 #
-# Instead of a class you are given a measurement: $y = a^\top x_0 + $ Gaussian noise of variance `s2`. The cloud of clean points behind $x$ is Gaussian with
-# mean `mean` (d,) and covariance `cov` (d, d), which does not change with $x$. Return both gradients in $x$, (d,) each: first that of the guess,
-# $\nabla \log \hat p_t(y \mid x)$, then the right one, $\nabla \log p_t(y \mid x)$.
+# Instead of a class you are given a measurement: $y = a^\top x_0 + $ Gaussian noise of variance `s2`. The cloud of
+# clean points behind $x$ is Gaussian with mean `mean` (d,) and covariance `cov` (d, d), which does not change with $x$.
+# Return both gradients in $x$, (d,) each: first that of the guess, $\nabla \log \hat p_t(y \mid x)$, then the right
+# one, $\nabla \log p_t(y \mid x)$.
 #
 # <details><summary>Hint</summary>
 #
-# $\eqref{eq-guess-gradient}$ for the first. For the second: across the cloud, $a^\top x_0$ is Gaussian, and $y$ is that plus independent noise. What
-# is its variance? The mean moves with $x$ by $\eqref{eq-clean-jacobian}$.
+# $\eqref{eq-guess-gradient}$ for the first. For the second: across the cloud, $a^\top x_0$ is Gaussian, and $y$ is that
+# plus independent noise. What is its variance? The mean moves with $x$ by $\eqref{eq-clean-jacobian}$.
 #
 # </details>
 
@@ -756,8 +774,8 @@ exercises.check("12.2", two_gradients)
 # ### Exercise 12.3 (hard)
 #
 # The right gradient without a denoiser and without a noisy classifier: `x0` (M, d) are clean data, `p` (M,) what the
-# clean classifier says of each, `x` (d,) is a noisy point. Return $\nabla \log p_t(y \mid x)$, (d,), for data that are these M points, each with the
-# same weight.
+# clean classifier says of each, `x` (d,) is a noisy point. Return $\nabla \log p_t(y \mid x)$, (d,), for data that are
+# these M points, each with the same weight.
 #
 # <details><summary>Hint</summary>
 #
@@ -782,16 +800,17 @@ exercises.check("12.3", gradient_from_data)
 # %% [markdown]
 # ### Exercise 12.4 (research)
 #
-# An averaged classifier for high dimension, without quadrature. The classifier is $\varsigma(k^\top x_0 + b)$, the cloud Gaussian with mean `mean` (d,) and a
-# covariance `cov` (d, d) that does not change with $x$. Return the logarithm of the verdict by $\eqref{eq-logistic-cloud}$, a number, and its gradient in $x$, (d,), in closed form.
+# An averaged classifier for high dimension, without quadrature. The classifier is $\varsigma(k^\top x_0 + b)$, the
+# cloud Gaussian with mean `mean` (d,) and a covariance `cov` (d, d) that does not change with $x$. Return the logarithm
+# of the verdict by $\eqref{eq-logistic-cloud}$, a number, and its gradient in $x$, (d,), in closed form.
 #
-# Then, without a checker: compare the gradient with that of the average by quadrature, at a logit of $-12$ with $v = 8$. Which of guess and formula is nearer to it, why,
-# and what would you use there?
+# Then, without a checker: compare the gradient with that of the average by quadrature, at a logit of $-12$ with $v =
+# 8$. Which of guess and formula is nearer to it, why, and what would you use there?
 #
 # <details><summary>Hint</summary>
 #
-# $\frac{d}{d\ell} \log \varsigma(\ell) = 1 - \varsigma(\ell)$. The factor in front of the logit does not change with $x$; the mean does, by
-# $\eqref{eq-clean-jacobian}$.
+# $\frac{d}{d\ell} \log \varsigma(\ell) = 1 - \varsigma(\ell)$. The factor in front of the logit does not change with
+# $x$; the mean does, by $\eqref{eq-clean-jacobian}$.
 #
 # </details>
 
@@ -819,8 +838,10 @@ exercises.check("12.4", blurred)
 # * Averaging over the Gaussian with the denoiser's own covariance removed five sixths of the gradient's error or more here, given enough points (144 in the plane).
 # * Without the Jacobian of the denoiser the gradient claims another cloud: of width $\sigma_t / \alpha_t$ if the noise is detached.
 #
-# **Where it comes from.** Guidance through the guess: [Chung et al. (2023)](https://arxiv.org/abs/2209.14687) and [Bansal et al. (2023)](https://arxiv.org/abs/2302.07121). The step's mean:
-# [Su (2022)](https://spaces.ac.cn/archives/9257). Classifier guidance, by a classifier trained on noisy images: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233).
+# **Where it comes from.** Guidance through the guess: [Chung et al. (2023)](https://arxiv.org/abs/2209.14687) and
+# [Bansal et al. (2023)](https://arxiv.org/abs/2302.07121). The step's mean: [Su
+# (2022)](https://spaces.ac.cn/archives/9257). Classifier guidance, by a classifier trained on noisy images: [Dhariwal &
+# Nichol (2021)](https://arxiv.org/abs/2105.05233).
 #
 # ## Deeper: one step instead of a guess
 #
@@ -864,22 +885,23 @@ assert along[0.01][1] < along[1.0][1] and along[0.01][4] > 4 * along[1.0][4] and
 assert all(0.8 < table["step", how][4] / table["guess", how][4] < 1.1 for how in solvers)
 
 # %% [markdown]
-# A clean classifier at a noisy point looks for the border where clean data have it, but noise has shrunk the data by $\alpha_t$; and it takes the
-# noise for a feature. So with much noise the short step is by far the worse, off by fifteen times the right gradient at $t = 0.9$. With
-# little noise, up to $t = 0.3$, it is a little better than the guess. The samples are about as wrong as the guess's: near noise the right gradient is
-# short, so that a large error relative to it need not show in them. And for a real network noisy points are inputs it has never seen.
+# A clean classifier at a noisy point looks for the border where clean data have it, but noise has shrunk the data by
+# $\alpha_t$; and it takes the noise for a feature. So with much noise the short step is by far the worse, off by
+# fifteen times the right gradient at $t = 0.9$. With little noise, up to $t = 0.3$, it is a little better than the
+# guess. The samples are about as wrong as the guess's: near noise the right gradient is short, so that a large error
+# relative to it need not show in them. And for a real network noisy points are inputs it has never seen.
 #
 # ## Deeper: a measurement instead of a label
 #
 # *For you if you come from inverse problems: exercise 12.2 for many measurements, and samples.*
 #
-# DPS was made for measurements: $y = A x_0$ plus Gaussian noise of variance $s^2$. Through the guess the gradient is, by $\eqref{eq-clean-jacobian}$ with
-# $C = \mathrm{Cov}(x_0 \mid x_t)$,
+# DPS was made for measurements: $y = A x_0$ plus Gaussian noise of variance $s^2$. Through the guess the gradient is,
+# by $\eqref{eq-clean-jacobian}$ with $C = \mathrm{Cov}(x_0 \mid x_t)$,
 #
 # $$ \nabla \log \hat p_t(y \mid x) = \frac{\alpha_t}{\sigma_t^2}\, C A^\top\, \frac{y - A \hat x_0(x)}{s^2}. \label{eq-measured-guess} $$
 #
-# If the cloud is Gaussian, $y$ given $x$ is Gaussian around $A \hat x_0$ with the covariance $A C A^\top + s^2 I$. Holding
-# $C$ fixed while differentiating (for Gaussian data it is constant in $x$),
+# If the cloud is Gaussian, $y$ given $x$ is Gaussian around $A \hat x_0$ with the covariance $A C A^\top + s^2 I$.
+# Holding $C$ fixed while differentiating (for Gaussian data it is constant in $x$),
 #
 # $$ \nabla \log \tilde p_t(y \mid x) = \frac{\alpha_t}{\sigma_t^2}\, C A^\top \big( A C A^\top + s^2 I \big)^{-1} \big( y - A \hat x_0(x) \big). \label{eq-measured-cloud} $$
 #
@@ -913,8 +935,9 @@ answer = lambda x, t: noisy_answer(bell, schedule, likelihood(0.25), x, t, order
 torch.testing.assert_close(over, guidance.gradient(answer)(few, t), atol=2e-8, rtol=0)
 
 # %% [markdown]
-# [Boys et al. (2023)](https://arxiv.org/abs/2310.06721) use this covariance (they name it after Tweedie) in this way; with $r^2 I$ for $C$ inside the inverse it is
-# [ΠGDM (Song et al. (2023))](https://openreview.net/forum?id=9_gsMA8MRKQ). Here are samples of the four blobs given one coordinate's
+# [Boys et al. (2023)](https://arxiv.org/abs/2310.06721) use this covariance (they name it after Tweedie) in this way;
+# with $r^2 I$ for $C$ inside the inverse it is [ΠGDM (Song et al.
+# (2023))](https://openreview.net/forum?id=9_gsMA8MRKQ). Here are samples of the four blobs given one coordinate's
 # measurement, by DDIM. The target is summed over a grid; the last column is the spread along the measured direction.
 
 
@@ -956,19 +979,22 @@ assert all(measured_runs["guess", s2][2] < 0.4 * measured_runs["truth", s2][2] f
 assert all(abs(measured_runs["cloud", s2][2] / measured_runs["truth", s2][2] - 1) < 0.12 for s2 in (0.25, 0.04))
 
 # %% [markdown]
-# Through the guess all samples agree with the measurement far better than its noise allows: a third of the right spread or less. The cloud's gradient gives the spread back, and most of the distance. The blobs' shares
-# it does not mend: for $s^2 = 0.25$ they are even farther off.
+# Through the guess all samples agree with the measurement far better than its noise allows: a third of the right spread
+# or less. The cloud's gradient gives the spread back, and most of the distance. The blobs' shares it does not mend: for
+# $s^2 = 0.25$ they are even farther off.
 #
 # ## Deeper: the normalised step
 #
 # *For you if you use DPS or a descendant: its step is divided by a norm. What does this change?*
 #
-# DPS does not scale its gradient by $\sigma_t^2$ or the length of the step. After each step it moves against the gradient of the squared residual, times $\zeta_t = \zeta / \|y - A \hat x_0\|$: in effect against
-# twice the gradient of the residual's norm, which does not shrink as the residual does. Others divide the gradient by its own length:
+# DPS does not scale its gradient by $\sigma_t^2$ or the length of the step. After each step it moves against the
+# gradient of the squared residual, times $\zeta_t = \zeta / \|y - A \hat x_0\|$: in effect against twice the gradient
+# of the residual's norm, which does not shrink as the residual does. Others divide the gradient by its own length:
 #
 # $$ x_s' = x_s + \zeta\, \frac{g}{\|g\|}, \qquad g = \nabla \log \hat p_t(y \mid x_t). \label{eq-normalised-step} $$
 #
-# Neither factor depends on how long the step is, so neither is a `tilt` of the score: it is a push a step, and twice the steps are twice the push.
+# Neither factor depends on how long the step is, so neither is a `tilt` of the score: it is a push a step, and twice
+# the steps are twice the push.
 
 
 # %%
@@ -1016,16 +1042,18 @@ assert all(abs(far_off[name, 200, 0.0125][3] - far_off[name, 50, 0.05][3]) < 0.1
 assert curl_of["g"] < 1e-9 and curl_of["g / |g|"] > 0.2
 
 # %% [markdown]
-# At 0.05 a step, twice the steps pushed the samples about twice as far from class 1, also with the exact gradient. And $g / \|g\|$
-# is no gradient of any log-density: it has curl where $g$ has none. (The residual's norm is a function, so its gradient has none; but it is not the
-# likelihood that was meant.) With the push per unit of time kept, 200 steps of 0.0125 for 50 of 0.05, the samples stay where they were.
+# At 0.05 a step, twice the steps pushed the samples about twice as far from class 1, also with the exact gradient. And
+# $g / \|g\|$ is no gradient of any log-density: it has curl where $g$ has none. (The residual's norm is a function, so
+# its gradient has none; but it is not the likelihood that was meant.) With the push per unit of time kept, 200 steps of
+# 0.0125 for 50 of 0.05, the samples stay where they were.
 #
 # ## Deeper: two numbers a noise level
 #
-# *For you if you thought of temperature scaling: calibrate the guess on labelled data, and guide with the calibrated one.*
+# *For you if you thought of temperature scaling: calibrate the guess on labelled data, and guide with the calibrated
+# one.*
 #
-# The reliability diagram says how sure the guess may be. So fit $\varsigma(a_t \ell + b_t)$ at each noise level, with $\ell$ the guess's logit, to
-# noisy labelled data, by logistic regression.
+# The reliability diagram says how sure the guess may be. So fit $\varsigma(a_t \ell + b_t)$ at each noise level, with
+# $\ell$ the guess's logit, to noisy labelled data, by logistic regression.
 
 
 # %%
@@ -1069,14 +1097,16 @@ assert max(temper) < 0.9 and all(table["calibrated", how][1] < 0.25 for how in s
 assert table["calibrated", "DDIM"][4] < 0.85 * table["guess", "DDIM"][4]
 
 # %% [markdown]
-# The gradient's error falls below its size at all levels, and the samples come nearer, but not near: the far blob is still starved. A temperature corrects how sure the verdicts are, on average over all
-# points with one verdict. It knows neither at which of them the cloud is wide, nor in which directions.
+# The gradient's error falls below its size at all levels, and the samples come nearer, but not near: the far blob is
+# still starved. A temperature corrects how sure the verdicts are, on average over all points with one verdict. It knows
+# neither at which of them the cloud is wide, nor in which directions.
 #
 # ## Deeper: the Jensen gap to second order
 #
 # *For you if you would rather expand than integrate: the next term, and where the series stops being one.*
 #
-# Expand $p_o$ at the guess to second order, and average over the cloud. The first-order term vanishes, for $\hat x_0$ is the mean:
+# Expand $p_o$ at the guess to second order, and average over the cloud. The first-order term vanishes, for $\hat x_0$
+# is the mean:
 #
 # $$ p_t(y \mid x) \approx p_o(y \mid \hat x_0) + \frac12\, \mathrm{tr}\big( \mathrm{Cov}(x_0 \mid x_t = x)\, \nabla^2 p_o(y \mid \hat x_0) \big). \label{eq-jensen-gap} $$
 
@@ -1107,7 +1137,9 @@ for u, x, weights, noised in levels_of(mixture, schedule, (0.05, 0.1, 0.2, 0.3, 
 assert small_gaps[0] < 0.1 and small_gaps[1] < 0.25 and 0.65 < small_gaps[2] < 0.8 and small_gaps[3] > 1 and small_gaps[4] > 2
 
 # %% [markdown]
-# At $t = 0.05$ it removes nine tenths of the gap, at $t = 0.2$ a quarter. From $t = 0.3$ on it makes it worse, and gives probabilities outside of 0 and 1: across a cloud wider than the border, a classifier is no parabola. So the page averages over the cloud instead.
+# At $t = 0.05$ it removes nine tenths of the gap, at $t = 0.2$ a quarter. From $t = 0.3$ on it makes it worse, and
+# gives probabilities outside of 0 and 1: across a cloud wider than the border, a classifier is no parabola. So the page
+# averages over the cloud instead.
 #
 # ## Deeper: three classes on thin strips
 #
@@ -1160,5 +1192,7 @@ assert outcomes[2, "guess", 300][0][1] > 3 and outcomes[2, "guess", 300][1][1] <
 assert all(outcomes[1, "guess", 300][k][1] > 0.5 for k in (0, 1)) and all(found[k][1] < 0.2 for (_, name, _), found in outcomes.items() if name == "exact" for k in (0, 1))
 
 # %% [markdown]
-# The guess's gradient is wrong by more than five times the averaged one's error, which itself exceeds the right gradient: these borders need more points than $12 \times 12$, as $24 \times 24$ show. And the sampler decides. For class 2, DDIM's points end
-# far outside of the data; DDPM's, with 300 steps, are nearly as near to it as true samples. For class 1 neither is. And a class mass near one says nothing: the worst row has the highest.
+# The guess's gradient is wrong by more than five times the averaged one's error, which itself exceeds the right
+# gradient: these borders need more points than $12 \times 12$, as $24 \times 24$ show. And the sampler decides. For
+# class 2, DDIM's points end far outside of the data; DDPM's, with 300 steps, are nearly as near to it as true samples.
+# For class 1 neither is. And a class mass near one says nothing: the worst row has the highest.
