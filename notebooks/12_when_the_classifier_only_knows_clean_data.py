@@ -433,9 +433,9 @@ variance = torch.tensor([0.5, 2.0, 8.0, 30.0]).double()
 average = torch.sigmoid(logit + variance.sqrt() * z).T @ shares
 nearly = torch.sigmoid(logit / (1 + math.pi * variance / 8).sqrt())
 torch.testing.assert_close(logistic_cloud(logit, variance).exp(), nearly)
-l, v = torch.linspace(-60, 60, 241).double(), torch.logspace(-2, 3, 60).double()[:, None]
-everywhere = torch.sigmoid(l + v.sqrt() * z[:, :, None]).mul(shares[:, None, None]).sum(0)
-worst = (everywhere - logistic_cloud(l, v).exp()).abs().max()
+ell, v = torch.linspace(-60, 60, 241).double(), torch.logspace(-2, 3, 60).double()[:, None]
+everywhere = torch.sigmoid(ell + v.sqrt() * z[:, :, None]).mul(shares[:, None, None]).sum(0)
+worst = (everywhere - logistic_cloud(ell, v).exp()).abs().max()
 print(f"off by {float((average - nearly).abs().max()):.3f} at these four, by {float(worst):.3f} at worst")
 assert worst < 0.02
 

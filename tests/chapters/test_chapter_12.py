@@ -459,10 +459,10 @@ def test_half_the_trace_is_the_second_term_and_helps_only_while_the_cloud_is_nar
     assert gaps[0.05][1] < 0.3 * gaps[0.05][0] and gaps[0.5][1] > gaps[0.5][0]
 
 
-# ---- samples, from another start than the page's: 600 points, so shares are known to 0.02
+# ---- samples, from another start than the page's: 500 points, so shares are known to 0.02
 
 
-def sampled(log_prob, gamma, kernel, count: int = 600, steps: int = 60) -> Tensor:
+def sampled(log_prob, gamma, kernel, count: int = 500, steps: int = 50) -> Tensor:
     mixture = plane.four_blobs()
     guided = guidance.tilt(mixture.denoiser(SCHEDULE), guidance.gradient(log_prob), gamma, SCHEDULE)
     start = torch.randn(count, 2, generator=random(31), dtype=F64)
@@ -496,12 +496,12 @@ def test_the_exact_noisy_answer_samples_the_class(kernel):
 
 def test_through_the_guess_gamma_1_over_guides_and_neither_smaller_factors_nor_a_late_start_mend_it():
     guess, classes = page_s_guess(), plane.four_blobs().given(LABEL)
-    target = classes.sample(600, random(33))[0]
+    target = classes.sample(500, random(33))[0]
     far, sure, spread = shares_and_spread(sampled(guess, 1.0, kernels.ddim))
     assert far < 0.09 and sure > 0.985 and spread < 2.32 / 2.5
-    floor = metrics.wasserstein(classes.sample(600, random(34))[0], target)
+    floor = metrics.wasserstein(classes.sample(500, random(34))[0], target)
     for kernel in (kernels.ddim, kernels.ddpm):
-        for gamma in (1.0, 0.6, 1 / 3, 0.15, lambda t: float(t < 0.5)):
+        for gamma in (1.0, 1 / 3, 0.15, lambda t: float(t < 0.5)):
             x = sampled(guess, gamma, kernel)
             assert shares_and_spread(x)[0] < 0.28 and metrics.wasserstein(x, target) > 2 * floor
     assert shares_and_spread(sampled(guess, 1 / 3, kernels.ddim))[1] < 0.922
