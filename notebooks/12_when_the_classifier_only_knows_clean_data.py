@@ -1072,6 +1072,7 @@ def logit_of(log_p):
     return log_p - torch.log(-torch.expm1(log_p.clamp_max(-1e-12)))
 
 
+# %%
 nodes = torch.linspace(0.02, 1, 50, dtype=torch.float64)
 fitted = torch.stack([
     fit(logit_of(guess(schedule.add_noise(x_0[:4000], eps[:4000], u), u)), (labels[:4000] == label).double()) for u in nodes
