@@ -87,6 +87,8 @@ def test_each_exercise_is_computed_a_third_way():
 # --- wrong answers made by machine --------------------------------------------------------------------------------
 
 SAME_LABEL = "labels count from 0"
+SAME_LEVELS = {"alpha -> abs(alpha)": "alpha is positive", "sigma -> abs(sigma)": "sigma is positive",
+               "sigma -> -sigma": "it is squared"}  # fmt: skip
 SAME = {  # wrong only in appearance: for these arguments it is the same answer
     "0.1": {"max(guidance_scale, 1.0) -> max(1.0, guidance_scale)": "the order of arguments does not matter to max"},
     "0.3": {"label -> abs(label)": SAME_LABEL},
@@ -134,6 +136,13 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
         "all_variance -> abs(all_variance)": "variances are positive",
     },
     "11.4": {"v -> abs(v)": "v is between 0 and 1"},
+    "12.1": SAME_LEVELS,
+    "12.2": SAME_LEVELS | {"s2 -> abs(s2)": "a variance is positive"},
+    "12.3": SAME_LEVELS | {
+        "x - alpha * x0 -> alpha * x0 - x": "it is squared",
+        "p -> abs(p)": "a probability is positive",
+    },
+    "12.4": SAME_LEVELS,
 }
 
 

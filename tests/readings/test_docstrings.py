@@ -114,6 +114,13 @@ FORMULAS = {  # where it stands; the formula; what its letters are; what else it
          "x0": Prediction.from_score(X, SCORE, ALPHA, SIGMA).x0}, {"statements": 2}),
     "denoiser.Prediction.score": (
         "grad log p_t(x) = -eps / sigma", {"eps": NOISE, "grad log p_t(x)": BEST.score(SIGMA)}, {}),
+    "clean_classifier.clean_cov": (
+        "Cov(x_0 | x_t = x) = sigma^2 / alpha d x0 / d x",
+        {"Cov(x_0 | x_t = x)": MIXTURE.reverse(X, SCHEDULE, T, 0.0).cov,
+         "d x0 / d x": plane.jacobian(lambda x: FREE(x, T).x0, X)}, {"tolerance": 1e-6}),
+    "clean_classifier.step_guess": (
+        "mu = (alpha_{t|s} sigma_s^2 x + alpha_s sigma_{t|s}^2 x0) / sigma_t^2",
+        {"mu": MIXTURE.reverse(X, SCHEDULE, T, S).mean, "x": X, "x0": CLEAN}, {}),
     "divergence.kl": (
         "E[log step - log other] = E[r - 1 - log r],     r = other / step", of_kl(),
         {"statements": 2, "defines": ("r",)}),
@@ -184,6 +191,8 @@ FORMULAS = {  # where it stands; the formula; what its letters are; what else it
          "grad log p(x)": SCORE}, {}),
 }  # fmt: skip
 NOT_READ = {
+    "clean_classifier.gaussian_cloud": "an expectation over draws; read in chapter 12",
+    "clean_classifier.logistic_cloud": "nearly true, to no order; read in chapter 12",
     "divergence.path_kl": "a sum over steps, in words; chapter 07 has it in symbols, and that is read",
     "divergence.closest_gaussian": "the reason of the claim; the claim is read in chapter 07",
     "divergence.leading_kl_with_shift": "its cases, in words; read in chapter 07",
