@@ -63,7 +63,9 @@ def curve_distance(x: Tensor, corners: Tensor) -> Tensor:
         raise ValueError(f"corners must be at least two, no two neighbours equal, got {corners.tolist()}")
     start, piece = corners[:-1], corners.diff(dim=0)  # (n - 1, d)
     away = x[..., None, :] - start  # (..., n - 1, d)
-    share = ((away * piece).sum(-1) / piece.square().sum(-1)).clamp(0, 1)  # how far along the piece the nearest point is
+    share = ((away * piece).sum(-1) / piece.square().sum(-1)).clamp(
+        0, 1
+    )  # how far along the piece the nearest point is
     return (away - share[..., None] * piece).norm(dim=-1).amin(-1)
 
 
@@ -105,10 +107,10 @@ class noisy_log_weight(Part):
 class noisy_gradient(noisy_log_weight):
     """The gradient of `log h_t`, the exact guidance by a weight of clean points, without differentiating it.
 
-        grad log h_t(x) = alpha_t / sigma_t^2 (mean of x_0 weighed by exp(log_weight) - mean of x_0)     [eq-noisy-gradient]
+        grad log h_t(x) = alpha_t / sigma_t^2 (mean of x_0 weighed by exp(log_weight) - mean of x_0)
 
-    Both means are over the clean points that x may come from. Fields and limits as in `noisy_log_weight`.
-    A `Gradient` for `guidance.tilt`, with the scale 1: gamma belongs into log_weight.
+    [eq-noisy-gradient] Both means are over the clean points that x may come from. Fields and limits as in
+    `noisy_log_weight`. A `Gradient` for `guidance.tilt`, with the scale 1: gamma belongs into log_weight.
     """
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
@@ -122,9 +124,10 @@ class noisy_gradient(noisy_log_weight):
 class mean_gradient(noisy_log_weight):
     """The gradient of `E[log_weight(x_0) | x_t = x]`, the best that training for the mean similarity can reach.
 
-        alpha_t / sigma_t^2 Cov(x_0, log_weight(x_0) | x_t = x)     [eq-mean-similarity]
+        alpha_t / sigma_t^2 Cov(x_0, log_weight(x_0) | x_t = x)
 
-    To first order in gamma it is `noisy_gradient`. Fields and limits as in `noisy_log_weight`; log_weight finite.
+    [eq-mean-similarity] To first order in gamma it is `noisy_gradient`. Fields and limits as in `noisy_log_weight`;
+    log_weight finite.
     """
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:

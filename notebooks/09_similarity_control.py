@@ -168,7 +168,7 @@ assert all(abs(scored["exact", g][0] - wanted[g]) < 3 * scored["exact", g][1] + 
 # brings a normaliser that depends on the point. So begin elsewhere: *define* the guided step, for any function $\mathrm{sim}$ of a point and a condition $y$:
 #
 # $$ p(x_s \mid x_t, y) = p(x_s \mid x_t)\, \frac{e^{\gamma\, \mathrm{sim}(x_s,\, y)}}{Z(x_t, y)}, \qquad
-# Z(x_t, y) = \int p(x_s \mid x_t)\, e^{\gamma\, \mathrm{sim}(x_s,\, y)}\, dx_s. \label{eq-similarity-step} $$
+# Z(x_t, y) = \mathbb E_{p(x_s \mid x_t)}\big[ e^{\gamma\, \mathrm{sim}(x_s,\, y)} \big]. \label{eq-similarity-step} $$
 #
 # Nothing here needs to be a probability of $y$. The strength is a part of the definition, and $Z$ does not depend on $x_s$: for one step it is a constant.
 
@@ -240,7 +240,7 @@ falls = []
 for near in (0.397, 0.3997, 0.39997):
     short = kernels.ddpm(free, schedule, "large")(x_t, t, near)
     falls.append([float(kl_of_shift(short, clean(place, t), gamma).mean()) for place in (x_t, short.mean)])
-assert all(80 < a / b < 125 for rows in zip(falls, falls[1:]) for a, b in zip(*rows, strict=True))
+assert all(80 < a / b < 125 for pair in zip(falls[:-1], falls[1:], strict=True) for a, b in zip(*pair, strict=True))
 assert abs(falls[1][0] / falls[1][1] - 1) < 0.05
 
 # %% [markdown]
@@ -277,7 +277,7 @@ for kernel, factor in ((kernels.ddpm(pulled, schedule, "large"), 2 * (1 - math.e
 #
 # Weigh the crowd. The *worth* of a noisy point is
 #
-# $$ h_t(x) = \mathbb E\big[ e^{\gamma\, \mathrm{sim}(x_0,\, y)} \,\big|\, x_t = x \big]. \label{eq-noisy-energy} $$
+# $$ h_t(x) = \mathbb E_{p(x_0 \mid x_t = x)}\big[ e^{\gamma\, \mathrm{sim}(x_0,\, y)} \big]. \label{eq-noisy-energy} $$
 #
 # At $t = 0$ it is $e^{\gamma\,\mathrm{sim}}$. And the mean worth of where a step may lead is the worth of where it starts, $\mathbb E[h_s(x_s) \mid x_t] = h_t(x_t)$: a mean of means. So steps
 # $p(x_s \mid x_t)\, h_s(x_s) / h_t(x_t)$ need no normaliser, and along a path all worths cancel but the last and the first. On a mixture the crowd is a mixture too, with known weights, and quadrature has both sides:
@@ -295,7 +295,7 @@ torch.testing.assert_close((chances * later).sum(0), (shares * (gamma * sim(crow
 # %% [markdown]
 # Why it is the right thing to follow: noise the target as data are noised, and see what comes out. $\tilde p_t(x) = \int \tilde p(x_0)\, \mathcal N(x;\, \alpha_t x_0, \sigma_t^2 I)\, dx_0$; inside, $p(x_0)\, \mathcal N(x;\, \alpha_t x_0, \sigma_t^2 I) = p_t(x)\, p(x_0 \mid x_t = x)$. So
 #
-# $$ \tilde p_t(x) = p_t(x)\, \frac{h_t(x)}{Z}, \qquad Z = \int p(x_0)\, e^{\gamma\, \mathrm{sim}(x_0,\, y)}\, dx_0. \label{eq-noised-target} $$
+# $$ \tilde p_t(x) = p_t(x)\, \frac{h_t(x)}{Z}, \qquad Z = \mathbb E_{p(x_0)}\big[ e^{\gamma\, \mathrm{sim}(x_0,\, y)} \big]. \label{eq-noised-target} $$
 #
 # **Adding $\nabla \log h_t$ to the score makes it the score of the noised target, at every noise level.** A sampler that is right for any data is then right for these.
 
@@ -355,11 +355,12 @@ shown
 #
 # ## What an encoder learns from noise
 #
-# For a picture there is no quadrature. What can be trained? Write $h_t$ for small $\gamma$: $\log \mathbb E[e^{\gamma\,\mathrm{sim}}] = \gamma\, \mathbb E[\mathrm{sim}] + O(\gamma^2)$, and so does $\eqref{eq-noisy-gradient}$ become
+# For a picture there is no quadrature. What can be trained? For small $\gamma$, $\log \mathbb E[e^{\gamma\,\mathrm{sim}}] = \gamma\, \mathbb E[\mathrm{sim}] + O(\gamma^2)$; and the weights of $\eqref{eq-noisy-gradient}$ are $1 + \gamma\,(\mathrm{sim} - \mathbb E[\mathrm{sim}])$ times the old ones, to first order. So, up to $\gamma^2$,
 #
-# $$ \nabla \log h_t(x) = \gamma\, \frac{\alpha_t}{\sigma_t^2}\, \mathrm{Cov}\big(x_0, \mathrm{sim}(x_0, y) \mid x_t = x\big) + O(\gamma^2) = \gamma\, \nabla\, \mathbb E\big[\mathrm{sim}(x_0, y) \mid x_t = x\big] + O(\gamma^2). \label{eq-mean-similarity} $$
+# $$ \nabla \log h_t(x) \approx \gamma\, \nabla\, \mathbb E\big[\mathrm{sim}(x_0, y) \mid x_t = x\big], \qquad
+# \nabla\, \mathbb E\big[\mathrm{sim}(x_0, y) \mid x_t = x\big] = \frac{\alpha_t}{\sigma_t^2}\, \mathrm{Cov}\big(x_0, \mathrm{sim}(x_0, y) \mid x_t = x\big). \label{eq-mean-similarity} $$
 #
-# The mean similarity of the crowd. A network gets that by regression: show it the noisy point, ask for the unit vector $E_1(x_0) / \|E_1(x_0)\|$ of the clean one; the best answer is the mean of the crowd's vectors, and its inner product with the unit vector of the word is the mean similarity.
+# What pulls is then the mean similarity of the crowd. A network gets that by regression: show it the noisy point, ask for the unit vector $E_1(x_0) / \|E_1(x_0)\|$ of the clean one; the best answer is the mean of the crowd's vectors, and its inner product with the unit vector of the word is the mean similarity.
 # (Liu et al. finetune their encoder on noisy images to match the clean encoder's vectors, by a contrastive loss. Ours is a regression form of that.)
 
 # %%
@@ -405,14 +406,16 @@ worth_network.requires_grad_(False)
 
 def mended(gamma):
     """grad log h_t as the network has it; gamma is inside, so the scale outside is 1."""
-    log_worth = lambda x, t: nn.functional.logsigmoid(worth_network(with_level(x, t, gamma))[:, 0])
-    return guidance.gradient(log_worth)
+    return guidance.gradient(lambda x, t: nn.functional.logsigmoid(worth_network(with_level(x, t, gamma))[:, 0]))
 
 # %% [markdown]
 # With the mean similarity, quadrature says what perfect training would give: `mean_gradient`, the covariance above.
 
 # %%
-mean_of = lambda gamma, order=4: similarity.mean_gradient(mixture, schedule, lambda x: gamma * sim(x), order)
+def mean_of(gamma, order=4):
+    return similarity.mean_gradient(mixture, schedule, lambda x: gamma * sim(x), order)
+
+
 values = sim(crowd) - (shares * sim(crowd)).sum(0)
 covariance = torch.einsum("mn,mnd->nd", shares * values, crowd)
 torch.testing.assert_close(mean_of(1.0, 12)(x_t, t), alpha / sigma**2 * covariance)
@@ -485,7 +488,7 @@ with plotting.style():
         axes[1].text(0.72, off[name][-1][1], name, color=plotting.COLOURS[colour], fontsize=9, va="center")
     axes[1].set(xlim=(0, 1.12), xticks=(0, 0.2, 0.4, 0.6))
     assert max(angle for angle, _ in off["clean encoder"]) > 50 and max(angle for name in names[1:] for angle, _ in off.get(name, [(0, 0)])) < 30
-    shown = plotting.show(figure, "09_gradients", alt="Two panels over the noise level. Left, the angle to the exact gradient: the clean encoder's rises from zero at the data to more than 50 degrees in the middle; the others stay below 30. Right, the ratio of lengths on a logarithmic axis: the clean encoder's grows from one to more than ten; the others stay within a factor of two.")
+    shown = plotting.show(figure, "09_gradients", alt="Two panels over the noise level. Left, the angle to the exact gradient: the clean encoder's rises from near zero at the data to 70 degrees in the middle; the others stay far lower. Right, the ratio of lengths on a logarithmic axis: the clean encoder's grows from one to more than ten; the others stay within a factor of two.")
 shown
 
 # %% [markdown]
@@ -522,7 +525,7 @@ assert metrics.wasserstein(late(4.0, 0.5), goal) > metrics.wasserstein(ends["cle
 #
 # A strength is a unit: what is $\gamma = 4$ of *your* score? First an *inner product*, $a \cdot x$, with $\gamma$ in $a$. A slope moves a Gaussian and multiplies its mass. So a mixture stays a mixture:
 #
-# $$ p(x)\, e^{a^\top x} \;\propto\; \sum_k w_k\, e^{a^\top m_k + \frac12 a^\top C_k a}\; \mathcal N\big(x;\, m_k + C_k a,\; C_k\big). \label{eq-linear-tilt} $$
+# $$ p(x)\, e^{a^\top x} \;\propto\; \sum_k \Big( w_k\, e^{a^\top m_k + \frac12 a^\top C_k a}\; \mathcal N(x;\, m_k + C_k a,\; C_k) \Big). \label{eq-linear-tilt} $$
 #
 # Every blob walks off in a straight line, without end. And as $\gamma$ grows the mass goes to the blob with the largest $a^\top C_k a$, for that grows like $\gamma^2$: in the end not the farthest blob in the direction of $a$ wins, but the *widest*.
 
@@ -545,7 +548,10 @@ def towards(x):
     return similarity.cosine(x, direction)
 
 
-along = lambda x: (x @ direction).mean()
+def along(x):
+    return (x @ direction).mean()
+
+
 naive = {"a . x": lambda x, t: direction.expand_as(x), "cosine": guidance.gradient(lambda x, t: towards(x))}
 for gamma in (1.0, 4.0, 16.0):
     moved = similarity.tilted_by_direction(mixture, gamma * direction)
@@ -687,7 +693,7 @@ exercises.check("9.4", counted)
 # 2. A chain of such steps does not sample $p(x_0)\, e^{\gamma\,\mathrm{sim}(x_0, y)} / Z$, however short they are. For that, add $\nabla \log h_t$ with $h_t(x) = \mathbb E[e^{\gamma\,\mathrm{sim}(x_0, y)} \mid x_t = x]$ to the score.
 # 3. $\nabla \log h_t$ is $\alpha_t / \sigma_t^2$ times the way that the weight moves the mean of $x_0$ given $x_t$. The similarity is not differentiated.
 # 4. Training on noise for the mean similarity is right to first order in $\gamma$. For a word that fitted one point in ten it was far off at $\gamma = 4$, at its best, too; regress $e^{\gamma(\mathrm{sim} - 1)}$ instead.
-# 5. The gradient of a clean encoder at the noisy point is right near the data. With much noise it was turned by up to 70 degrees, and up to 13 times too long. A bounded similarity keeps samples within $e^{2 \gamma}$ times the data's density, if the target is sampled; it does not mend the gradient.
+# 5. The gradient of a clean encoder at the noisy point is right near the data. With much noise its direction was far off, and it was many times too long. A bounded similarity keeps samples within $e^{2 \gamma}$ times the data's density, if the target is sampled; it does not mend the gradient.
 #
 # **Where it comes from.** The definition of the step by a similarity: [Su (2022)](https://spaces.ac.cn/archives/9257). Steering by two encoders and by Gram matrices, and finetuning on noise: [Liu et al. (2021)](https://arxiv.org/abs/2112.05744). Contrastive encoders: [Radford et al. (2021)](https://arxiv.org/abs/2103.00020).
 # The worth $h_t$ is Doob's transform; as guidance by any energy, with the mean of the exponential and a loss for it: [Lu et al. (2023)](https://arxiv.org/abs/2304.12824). The cross-entropy with the target $e^{\gamma(\mathrm{sim} - 1)}$, and all that is measured: this page.
@@ -699,7 +705,7 @@ exercises.check("9.4", counted)
 #
 # A half-plane $a \cdot x \ge b$ weighs points by 1 or 0: nothing to differentiate. Yet on a mixture the worth has a closed form. The crowd of $x$ is a mixture with shares $r_k(x)$, means $m_k(x)$ and covariances $S_k$, so, with $\Phi$ for the standard normal distribution function,
 #
-# $$ h_t(x) = P\big(a \cdot x_0 \ge b \,\big|\, x_t = x\big) = \sum_k r_k(x)\; \Phi\!\left( \frac{a \cdot m_k(x) - b}{\sqrt{a^\top S_k\, a}} \right). \label{eq-half-plane} $$
+# $$ h_t(x) = P\big(a \cdot x_0 \ge b \,\big|\, x_t = x\big) = \sum_k \left( r_k(x)\; \Phi\!\left( \frac{a \cdot m_k(x) - b}{\sqrt{a^\top S_k\, a}} \right) \right). \label{eq-half-plane} $$
 
 # %%
 # [eq-half-plane]
@@ -713,7 +719,12 @@ def log_half_plane(mixture, schedule, a, b, x, t):
 
 # %%
 edge, bound = torch.tensor([0.5, 1.0]).double(), 1.2
-kept = lambda x: (x @ edge >= bound).double()
+
+
+def kept(x):
+    return (x @ edge >= bound).double()
+
+
 draws = mixture.reverse(x_t[:1].expand(200_000, 2), schedule, t, 0.0).sample(seeded(9))
 share = float(log_half_plane(mixture, schedule, edge, bound, x_t[:1], t).exp())
 print(f"closed form {share:.4f}, among 200,000 draws {kept(draws).mean():.4f}")
@@ -785,7 +796,7 @@ print(f"mean similarity: {told(class_2)} in the class; at gamma = 1 / tau {fifth
 noisy_points = schedule.add_noise(mixture.sample(200, seeded(19))[0], torch.randn(200, 2, generator=seeded(20)).double(), 0.5)
 half = torch.tensor(0.5).double()
 for gamma in (1.0, 4.0, 10.0):
-    true = similarity.noisy_gradient(mixture, schedule, lambda x: gamma * sim(x), order=8)(noisy_points, half)
+    true = similarity.noisy_gradient(mixture, schedule, lambda x, gamma=gamma: gamma * sim(x), order=8)(noisy_points, half)
     missed = []
     for count in (16, 64, 256):
         drawn_crowd = mixture.reverse(noisy_points.repeat(count, 1), schedule, half, 0.0).sample(seeded(21)).view(count, -1, 2)
@@ -820,7 +831,7 @@ assert album.dim == 12
 # %% [markdown]
 # [Gatys et al. (2016)](https://doi.org/10.1109/CVPR.2016.265) describe a texture by the products of features, averaged over all places of the picture: *which* features go together, not *where*. With $f_i \in \mathbb R^k$ for the features at place $i$, here the point minus the picture's middle,
 #
-# $$ \mathrm{sim}(x, y) = -\big\| G(x) - G(y) \big\|^2, \qquad G(x) = \frac1m \sum_{i=1}^m f_i(x)\, f_i(x)^\top, \label{eq-gram-distance} $$
+# $$ \mathrm{sim}(x, y) = -\big\| G(x) - G(y) \big\|^2, \qquad G(x) = \frac1m \sum_{i=1}^m \big( f_i(x)\, f_i(x)^\top \big), \label{eq-gram-distance} $$
 #
 # with the squares of all entries summed. The reference $y$ is one picture of the rare style.
 
@@ -833,7 +844,12 @@ def features(x):
 
 reference = album.given(1).sample(1, seeded(4))[0]
 style = similarity.gram(features(reference))[0]
-like = lambda x: -similarity.gram_distance(features(x), style)
+
+
+def like(x):
+    return -similarity.gram_distance(features(x), style)
+
+
 some = album.sample(3, seeded(5))[0]
 wanted_G, *others = [sum(torch.outer(f, f) for f in picture) / m for picture in features(torch.cat([reference, some]))]
 by_hand = torch.stack([(G - wanted_G).square().sum() for G in others])
@@ -863,8 +879,10 @@ many = album.sample(100_000, seeded(15))
 for gamma in (2.0, 8.0):
     chance = (gamma * like(many[0])).softmax(0)
     print(f"gamma = {gamma:g}, asked for: similarity {chance @ like(many[0]):.2f}, styles", [round(float(chance[many[1] == k].sum()), 2) for k in range(3)], f"left {chance @ left_share(many[0]):.2f}")
-    for name, grad in {"not steered": lambda x, t: 0 * x, "crowd": by_crowd(gamma, 32, seeded(16)), "at x_t": lambda x, t: gamma * guidance.gradient(lambda x, t: like(x))(x, t)}.items():
-        kernel = kernels.ddpm(guidance.tilt(album_free, grad, 1.0, schedule), schedule, "large")
+    at_x_t = guidance.gradient(lambda x, t: like(x))
+    ways = {"not steered": (at_x_t, 0.0), "crowd": (by_crowd(gamma, 32, seeded(16)), 1.0), "at x_t": (at_x_t, gamma)}
+    for name, (grad, scale) in ways.items():
+        kernel = kernels.ddpm(guidance.tilt(album_free, grad, scale, schedule), schedule, "large")
         try:
             x = draw(kernel, blank, time_grid(60), seeded(17))
             print(f"  {name:12s} similarity {like(x).mean():.2f} +- {like(x).std() / 300**0.5:.2f}, styles", [round(v, 2) for v in metrics.class_mass(album, x).tolist()], f"left {left_share(x).mean():.2f}")

@@ -1,4 +1,4 @@
-"""Exercises of chapter 09, similarity control: pulls, shares of a tilted mixture, a chain that counts too often, styles."""
+"""Exercises of chapter 09, similarity control."""
 
 import math
 
@@ -42,9 +42,15 @@ def blobs() -> dict[str, tuple]:
     """Cases of 9.2: weights, means and variances on the line, and gamma."""
 
     def three(gamma):
-        return tuple(torch.tensor(v, dtype=torch.float64) for v in ([0.5, 0.3, 0.2], [-1.0, 0.4, 2.0], [1.5, 0.6, 0.2])) + (gamma,)
+        return tuple(
+            torch.tensor(v, dtype=torch.float64) for v in ([0.5, 0.3, 0.2], [-1.0, 0.4, 2.0], [1.5, 0.6, 0.2])
+        ) + (gamma,)
 
-    two = (torch.tensor([0.9, 0.1], dtype=torch.float64), torch.tensor([0.0, 3.0], dtype=torch.float64), torch.tensor([0.4, 0.3], dtype=torch.float64))
+    two = (
+        torch.tensor([0.9, 0.1], dtype=torch.float64),
+        torch.tensor([0.0, 3.0], dtype=torch.float64),
+        torch.tensor([0.4, 0.3], dtype=torch.float64),
+    )
     return {
         "gamma = 1": three(1.0), "gamma = -2, to the left": three(-2.0), "gamma = 0": three(0.0),
         "gamma = 4": three(4.0), "gamma = 100": three(100.0), "two blobs": (*two, 1.3),
@@ -99,7 +105,13 @@ def pulls(x: Tensor, v: float, alpha: float, sigma: float, gamma: float, **wrong
 
 def samplers() -> dict[str, tuple]:
     """Cases of 9.4: rho and B."""
-    return {"DDPM": (1.0, 10.05), "DDIM": (0.0, 10.05), "much noise": (2.5, 6.0), "little noise": (0.2, 10.0), "a short way": (1.0, 0.3)}
+    return {
+        "DDPM": (1.0, 10.05),
+        "DDIM": (0.0, 10.05),
+        "much noise": (2.5, 6.0),
+        "little noise": (0.2, 10.0),
+        "a short way": (1.0, 0.3),
+    }
 
 
 def counted_by_steps(rho: float, length: float) -> float:
@@ -122,7 +134,8 @@ def pictures() -> dict[str, tuple]:
     slanted = torch.tensor([[0.6, -0.35], [-0.35, 0.3]], dtype=torch.float64)
     round_ = 0.2 * torch.eye(2, dtype=torch.float64)
     return {
-        "six points": (slanted, 6, 0.8, 0.6), "two points": (slanted, 2, 0.6, 0.8), "hardly any noise": (round_, 9, 0.96, 0.28),
+        "six points": (slanted, 6, 0.8, 0.6), "two points": (slanted, 2, 0.6, 0.8),
+        "hardly any noise": (round_, 9, 0.96, 0.28),
         "a hundred points": (slanted, 100, 0.6, 0.8), "no picture, only noise": (0 * round_, 4, 0.28, 0.96),
     }  # fmt: skip
 
@@ -175,7 +188,7 @@ EXERCISES = [
             Mistake(
                 "variance forgotten",
                 lambda w, m, v, gamma: (w.log() + gamma * m).softmax(0),
-                "a wide blob has points much farther out than its mean: the integral of N(x; m, v) e^(gamma x) is not e^(gamma m).",
+                "a wide blob has points far beyond its mean: the mean of e^(gamma x) is not e^(gamma m).",
             ),
             Mistake(
                 "gamma not squared",
@@ -227,7 +240,9 @@ EXERCISES = [
             ),
             Mistake(
                 "chain rule",
-                lambda x, v, alpha, sigma, gamma: pulls(x, v, alpha, sigma, gamma, slope=(alpha * v / (alpha**2 * v + sigma**2)) ** 0.5),
+                lambda x, v, alpha, sigma, gamma: pulls(
+                    x, v, alpha, sigma, gamma, slope=(alpha * v / (alpha**2 * v + sigma**2)) ** 0.5
+                ),
                 "the mean of x_0 depends on x by a factor. It comes in twice: in the mean, and in its derivative.",
             ),
             Mistake(
@@ -240,7 +255,11 @@ EXERCISES = [
                 lambda x, v, alpha, sigma, gamma: pulls(x, v, alpha, sigma, gamma, spread=sigma**2),
                 "the second is right. In the first, the crowd of x is neither as wide as the data nor as the noise.",
             ),
-            Mistake("sign", lambda *a: tuple(-p for p in pulls_by_summing(*a)), "the similarity is largest at 0: pulls point there."),
+            Mistake(
+                "sign",
+                lambda *a: tuple(-p for p in pulls_by_summing(*a)),
+                "the similarity is largest at 0: pulls point there.",
+            ),
             Mistake(
                 "one half",
                 lambda *a: tuple(p / 2 for p in pulls_by_summing(*a)),
@@ -285,7 +304,7 @@ EXERCISES = [
                 lambda rho, B: 1 / rho**2 * -math.expm1(-(rho**2) * B / 2) if rho else B / 2,
                 "the shrinking is right. The gradient is added to the score: with which factor does the score come in?",
             ),
-            Mistake("once", lambda rho, B: 1.0, "so it should be; it is not. Follow the mean of the points from step to step."),
+            Mistake("once", lambda rho, B: 1.0, "so it should be; it is not. Follow the mean from step to step."),
         ],
         tolerance=1e-5,
     ),

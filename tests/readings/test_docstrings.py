@@ -185,6 +185,9 @@ NOT_READ = {
     "mixture.GaussianMixture.noised": "read at add_noise",
     "mixture.GaussianMixture.reverse": "letters inside a sentence",
     "mixture.MixtureDenoiser": "a root of a matrix",
+    "similarity.mean_gradient": "in the words of the code; read in chapter 09",
+    "similarity.noisy_gradient": "in words; read in chapter 09",
+    "similarity.noisy_log_weight": "in the words of the code; read in chapter 09",
     **dict.fromkeys(
         ("conventions.between", "conventions.convert", "conventions.guidance_scale", "conventions.noise_level"),
         "what goes in and what comes out, in the words of other people's code",
