@@ -308,7 +308,7 @@ print("mean worth of a step:", (chances * later).sum(0).numpy().round(3))
 torch.testing.assert_close((chances * later).sum(0), (shares * (gamma * sim(crowd)).exp()).sum(0), atol=0, rtol=0.01)
 
 # %% [markdown]
-# Why it is the right thing to follow: noise the target as data are noised, and see what comes out. $\tilde p_t(x) = \int \tilde p(x_0)\, \mathcal N(x;\, \alpha_t x_0, \sigma_t^2 I)\, dx_0$; inside, $p(x_0)\, \mathcal N(x;\, \alpha_t x_0, \sigma_t^2 I) = p_t(x)\, p(x_0 \mid x_t = x)$. So
+# Why it is the right thing to follow: noise the target as data are noised, and see what comes out. $\tilde p_t(x) = \int \tilde p(x_0)\, \mathcal N(x;\, \alpha_t x_0, \sigma_t^2 I)\, dx_0$; inside, $p(x_0)\, \mathcal N(x;\, \alpha_t x_0, \sigma_t^2 I) = p_t(x)\, p(x_0 \mid x_t = x)$:
 #
 # $$ \tilde p_t(x) = p_t(x)\, \frac{h_t(x)}{Z}, \qquad Z = \mathbb E_{p(x_0)}\big[ e^{\gamma\, \mathrm{sim}(x_0,\, y)} \big]. \label{eq-noised-target} $$
 #

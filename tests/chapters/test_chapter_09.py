@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from difflesson import guidance, kernels, metrics, plane, similarity
+from difflesson import divergence, guidance, kernels, metrics, plane, similarity
 from difflesson.grid import GridDensity
 from difflesson.mixture import GaussianMixture
-from difflesson.samplers import draw, time_grid
+from difflesson.samplers import draw, sample, time_grid
 from difflesson.schedule import cosine, vp_linear
 from difflesson.steps import Gaussian
 from tests.oracles.chapter_cells import assigned, names_of
@@ -178,6 +178,32 @@ def test_more_steps_do_not_bring_the_clean_gradient_nearer():
     assert min(excess) > 0.1 and excess[1] > 0.7 * excess[0]
 
 
+def test_what_normalisers_leave_on_a_path_is_of_order_beta_in_a_step_and_does_not_fade_with_shorter_steps():
+    """The second parts, exp(gamma sim(x_t)) / Z(x_t), along paths of the chain; Z by quadrature of the Gaussian step."""
+    z, shares = divergence.hermite(8, 2)
+    free, gamma, left = MIXTURE.denoiser(SCHEDULE), 1.7, {}
+    clean, plain = guidance.gradient(lambda x, t: sim(x)), kernels.ddpm(free, SCHEDULE, "large")
+    guided = kernels.shift(plain, clean, gamma)
+    for steps in (40, 160):
+        times, sums, single = time_grid(steps, end=0.01), 0.0, []
+        states = list(sample(guided, normal(200, 9), times, random(10)))
+        for x, t, s in zip(states[:-1], times[:-1], times[1:], strict=True):
+            step = plain(x, t, s)
+            nodes = step.mean + step.var.sqrt() * z[:, None]
+            log_z = (shares.log()[:, None] + gamma * sim(nodes)).logsumexp(0)
+            second = gamma * sim(x) - log_z
+            sums, single = sums + second, [*single, float(second.abs().mean())]
+        left[steps] = sums.std(), sum(single) / steps
+    assert left[160][1] < 0.35 * left[40][1]
+    assert left[40][0] > 0.3 and left[160][0] > 0.8 * left[40][0]
+
+
+def test_the_first_parts_cancel_along_a_path_but_for_its_ends():
+    path = sim(normal(7, 11))
+    first = torch.exp(1.7 * (path[1:] - path[:-1])).prod()
+    assert abs(float(first / torch.exp(1.7 * (path[-1] - path[0]))) - 1) < 1e-9
+
+
 def test_two_energies_added_are_two_weights_multiplied_and_their_worths_are_not():
     t = torch.tensor(0.5, dtype=F64)
     f, g = (lambda x: 2 * sim(x)), (lambda x: x[..., 1])
@@ -197,6 +223,14 @@ def test_a_similarity_between_minus_1_and_1_favours_by_at_most_e_to_2_gamma(gamm
     target = GridDensity(lambda x: mixture.log_prob(x) + gamma * to_the_lowest(x), -8, 8)
     ratio = target.log_prob(target.points) - mixture.log_prob(target.points)
     assert float(ratio.max()) <= 2 * gamma and float(ratio.min()) >= -2 * gamma
+
+
+def test_a_similarity_without_a_ceiling_may_leave_no_finite_normaliser():
+    """|x|^2 with gamma above 1 / (2 beta): the integrand of Z grows."""
+    step, gamma = Gaussian(torch.zeros(1, 2, dtype=F64), torch.tensor(0.2, dtype=F64)), 2.6
+    x = torch.tensor([[[5.0, 0.0]], [[10.0, 0.0]], [[20.0, 0.0]]], dtype=F64)
+    log = step.log_prob(x)[:, 0] + gamma * x.square().sum(2)[:, 0]
+    assert bool((log.diff() > 0).all())
 
 
 def test_the_force_of_a_cosine_is_the_sine_of_the_angle_over_the_distance():

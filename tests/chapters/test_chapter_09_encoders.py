@@ -189,7 +189,7 @@ def noise_trained():
 
 
 @cache
-def trained_for_the_exponential():
+def trained_for_the_exponential(steps: int = 2500):
     net = network(4, 1, 43)
 
     def loss(generator):
@@ -198,7 +198,7 @@ def trained_for_the_exponential():
         soft = torch.exp(gamma * (sim(x0) - 1))
         return nn.functional.binary_cross_entropy_with_logits(net(with_level(x, t, gamma))[:, 0], soft)
 
-    fit(loss, net.parameters(), 2500, 44)
+    fit(loss, net.parameters(), steps, 44)
     net.requires_grad_(False)
     return lambda gamma: guidance.gradient(lambda x, t: nn.functional.logsigmoid(net(with_level(x, t, gamma))[:, 0]))
 
@@ -223,6 +223,14 @@ def test_at_gamma_4_the_best_mean_similarity_itself_stays_far_off_and_under_stee
     assert float(sim(x).mean()) < float(target(4.0).expectation(sim)) - 0.1
     clean_gap, noise_gap = (metrics.wasserstein(ends(grad, 4.0, 500), goal) for grad in (clean, noise_trained()))
     assert noise_gap > 0.7 * clean_gap
+
+
+@pytest.mark.nightly
+def test_four_times_as_much_training_for_the_exponential_brings_it_nearer():
+    goal = target(10.0).sample(500, random(51))
+    short, long = (metrics.wasserstein(ends(trained_for_the_exponential(steps)(10.0), count=500), goal)
+                   for steps in (2500, 10_000))  # fmt: skip
+    assert long < 0.9 * short
 
 
 @pytest.mark.nightly
