@@ -142,14 +142,14 @@ with plotting.style():
         panel.set_ylabel(f"{name}\n$x_2$")
     for panel in axes[1]:
         panel.set_xlabel("$x_1$")
-    shown = plotting.show(figure, "09_knob", alt="Two rows of three clouds of points, for strengths 1, 4 and 10. Above, steered by the gradient of the similarity at the noisy point: at strength 1 too many points are in the lower blob already, at 10 many lie on the upper left, far from it. Below, steered by the right gradient: the points fill the dashed contours of what was asked for at each strength.")
+    shown = plotting.show(figure, "09_knob", alt="Two rows of three clouds of points, for strengths 1, 4 and 10. Above, steered by the gradient of the similarity at the noisy point: at strength 1 too many points are in the lower blob already, at 10 a third lies on the upper left, far from it, along a ridge between green lines. Below, steered by the right gradient: the points fill the dashed contours of what was asked for at each strength.")
 shown
 
 # %% [markdown]
-# *Samples asked to be "below", at three strengths (200 of each); dashed, 50, 90 and 99 % of what was asked for. Above: the gradient of the similarity at the noisy point; green, on the right, lines of equal similarity, at $-0.8, -0.4, 0, 0.5$.
+# *Samples asked to be "below", at three strengths; dashed, 50, 90 and 99 % of what was asked for. Above: the gradient of the similarity at the noisy point; green, on the right, lines of equal similarity.
 # It does too much at $\gamma = 1$, and turned up to 10 it ends with less similarity than at 4. Below: the gradient of this chapter, from the same noise.*
 #
-# Why do points that are pushed towards "below" end at the upper left? Outside the data, the similarity has a second, lower ridge there, at about $-0.35$. A third of the points are pushed up this one, and stay. (One encoder. With another, in the tests, the knob did not turn back;
+# Why do points that are pushed towards "below" end at the upper left? Outside the data, the similarity has a second, lower ridge there, at about $-0.35$. A third of the points are pushed up this one, and stay. (With another encoder, in the tests, the knob did not turn back;
 # too much at 1, and too little at 10, it had as well.)
 #
 # **What happens.** Your similarity knows clean points. A noisy point is no clean point that looks bad: it stands for a *crowd*, all the clean points that
@@ -182,7 +182,7 @@ assert all(abs(scored["exact", g][0] - wanted[g]) < 3 * scored["exact", g][1] + 
 # $$ p(x_s \mid x_t, y) = p(x_s \mid x_t)\, \frac{e^{\gamma\, \mathrm{sim}(x_s,\, y)}}{Z(x_t, y)}, \qquad
 # Z(x_t, y) = \mathbb E_{p(x_s \mid x_t)}\big[ e^{\gamma\, \mathrm{sim}(x_s,\, y)} \big]. \label{eq-similarity-step} $$
 #
-# Nothing here needs to be a probability of $y$. The strength is a part of the definition, and $Z$ does not depend on $x_s$: for one step it is a constant.
+# Nothing here is a probability of $y$. The strength is a part of the definition, and $Z$ does not depend on $x_s$: for one step it is a constant.
 
 # %%
 # [eq-similarity-step]
@@ -308,7 +308,7 @@ print("mean worth of a step:", (chances * later).sum(0).numpy().round(3))
 torch.testing.assert_close((chances * later).sum(0), (shares * (gamma * sim(crowd)).exp()).sum(0), atol=0, rtol=0.01)
 
 # %% [markdown]
-# Why it is the right thing to follow: noise the target as data are noised, and see what comes out. $\tilde p_t(x) = \int \tilde p(x_0)\, \mathcal N(x;\, \alpha_t x_0, \sigma_t^2 I)\, dx_0$; inside, $p(x_0)\, \mathcal N(x;\, \alpha_t x_0, \sigma_t^2 I) = p_t(x)\, p(x_0 \mid x_t = x)$:
+# Why follow it? Noise the target as data are noised: $\tilde p_t(x) = \int \tilde p(x_0)\, \mathcal N(x;\, \alpha_t x_0, \sigma_t^2 I)\, dx_0$; inside, $p(x_0)\, \mathcal N(x;\, \alpha_t x_0, \sigma_t^2 I) = p_t(x)\, p(x_0 \mid x_t = x)$:
 #
 # $$ \tilde p_t(x) = p_t(x)\, \frac{h_t(x)}{Z}, \qquad Z = \mathbb E_{p(x_0)}\big[ e^{\gamma\, \mathrm{sim}(x_0,\, y)} \big]. \label{eq-noised-target} $$
 #
@@ -427,7 +427,7 @@ def mended(gamma):
 # %% [markdown]
 # With the mean similarity, quadrature says what perfect training would give: `mean_gradient`, the covariance above.
 
-# %%
+# %% tags=["hide-input"]
 def mean_of(gamma, order=4):
     return similarity.mean_gradient(mixture, schedule, lambda x: gamma * sim(x), order)
 
@@ -504,7 +504,7 @@ with plotting.style():
         axes[1].text(0.72, off[name][-1][1] * (1.12 if name == "noise-trained" else 1), name, color=plotting.COLOURS[colour], fontsize=9, va="center")
     axes[1].set(xlim=(0, 1.12), xticks=(0, 0.2, 0.4, 0.6))
     assert max(angle for angle, _ in off["clean encoder"]) > 50 and max(angle for name in rivals if name != "clean encoder" for angle, _ in off[name]) < 25
-    shown = plotting.show(figure, "09_gradients", alt="Two panels over the noise level. Left, the angle to the exact gradient: the clean encoder's rises from near zero at the data to 70 degrees in the middle; the others stay below 25, but that of the network trained for the exponential is the largest of all near the data. Right, the ratio of lengths on a logarithmic axis: the clean encoder's grows from one to more than ten; the others stay within a factor of two.")
+    shown = plotting.show(figure, "09_gradients", alt="Two panels over the noise level. Left, the angle to the exact gradient: the clean encoder's rises from near zero at the data to 70 degrees in the middle; the others are far smaller there, but near the data that of the network trained for the exponential is the largest. Right, the ratio of lengths on a logarithmic axis: the clean encoder's grows from one to more than ten; the others stay within a factor of two.")
 shown
 
 # %% [markdown]
@@ -544,7 +544,7 @@ assert metrics.wasserstein(late(4.0, 0.5), goal) > metrics.wasserstein(ends["cle
 #
 # $$ p(x)\, e^{a^\top x} \;\propto\; \sum_k \Big( w_k\, e^{a^\top m_k + \frac12 a^\top C_k a}\; \mathcal N(x;\, m_k + C_k a,\; C_k) \Big). \label{eq-linear-tilt} $$
 #
-# Every blob walks off in a straight line, without end. And as $\gamma$ grows the mass goes to the blob with the largest $a^\top C_k a$, for that grows like $\gamma^2$: in the end not the blob that lies farthest along $a$ wins, but the one that is *widest* along $a$.
+# Every blob walks off in a straight line, without end. (Which of them gets the mass is an exercise.)
 
 # %%
 direction = torch.tensor([0.6, -0.8]).double()
@@ -582,20 +582,14 @@ for gamma in (1.0, 4.0, 16.0):
               f"  got {along(got):5.2f}, log p {mixture.log_prob(got).mean():6.1f}")
 
 # %% tags=["remove-cell"]
-assert bounds[16.0, "a . x"][1] < -40 and bounds[16.0, "a . x"][2] > 2 * bounds[16.0, "a . x"][0] and bounds[16.0, "cosine"][3] > -4.2
+assert bounds[16.0, "a . x"][1] < -40 and bounds[16.0, "a . x"][2] > 2 * bounds[16.0, "a . x"][0] and round(bounds[16.0, "cosine"][3], 1) == -4.1
 assert all(bounds[g, "cosine"][2] > bounds[g, "cosine"][0] + 0.3 for g in (1.0, 4.0, 16.0))
 
-# %% tags=["hide-input"]
+# %% tags=["remove-cell"]
 assert round(float(mixture.log_prob(mixture.sample(20_000, seeded(8))[0]).mean()), 1) == -3.1
-reach, width = mixture.means @ direction, mixture.covs @ direction @ direction
-print(f"farthest along u: blob {int(reach.argmax())}; widest: blob {int(width.argmax())}")
-for gamma in (1.0, 16.0, 400.0):
-    shares_now = similarity.tilted_by_direction(mixture, gamma * direction).weights
-    print(f"gamma = {gamma:3g}: most mass in blob {int(shares_now.argmax())}, {float(shares_now.max()):.2f} of it")
-assert int(shares_now.argmax()) == int(width.argmax()) != int(reach.argmax())
 
 # %% [markdown]
-# At $\gamma = 16$ the inner product asks for points far outside all data, and the recipe goes more than twice as far. (The data themselves have a mean log p of $-3.1$.) With the cosine the mean log p stays above $-4.2$.
+# At $\gamma = 16$ the inner product asks for points far outside all data, and the recipe goes more than twice as far. (The data themselves have a mean log p of $-3.1$.) With the cosine the mean log p does not fall below $-4.1$.
 # A bound limits what you can *ask for*, and the push far out. It does not make the gradient right (and near the origin this one grows without bound).
 #
 # ## In practice
@@ -639,7 +633,7 @@ exercises.check("9.1", cosine_pull)
 # %% [markdown]
 # ### Exercise 9.2 (medium): which blob wins
 #
-# On the line, blobs have `weights`, `means` and `variances`, each of shape `(K,)`. The similarity is $x$ itself. Return the shares of the blobs in $p(x)\, e^{\gamma x} / Z$, shape `(K,)`. ($\gamma$ may be large, 100 say, and negative.)
+# On the line, blobs have `weights`, `means` and `variances`, each of shape `(K,)`. The similarity is $x$ itself. Return the shares of the blobs in $p(x)\, e^{\gamma x} / Z$, shape `(K,)`. ($\gamma$ may be large, 100 say, and negative.) Which blob has nearly all the mass in the end, the farthest one or the widest?
 #
 # <details><summary>Hint</summary>
 #

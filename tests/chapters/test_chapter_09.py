@@ -179,7 +179,7 @@ def test_more_steps_do_not_bring_the_clean_gradient_nearer():
 
 
 def test_what_normalisers_leave_on_a_path_is_of_order_beta_in_a_step_and_does_not_fade_with_shorter_steps():
-    """The second parts, exp(gamma sim(x_t)) / Z(x_t), along paths of the chain; Z by quadrature of the Gaussian step."""
+    """The second parts, exp(gamma sim(x_t)) / Z(x_t), along paths of the chain; Z by quadrature."""
     z, shares = divergence.hermite(8, 2)
     free, gamma, left = MIXTURE.denoiser(SCHEDULE), 1.7, {}
     clean, plain = guidance.gradient(lambda x, t: sim(x)), kernels.ddpm(free, SCHEDULE, "large")
