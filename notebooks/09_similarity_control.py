@@ -334,7 +334,7 @@ middle = (shares[..., None] * crowd).sum(0)
 heard = (shares.log() + gamma * sim(crowd)).softmax(0)
 by_hand = alpha / sigma**2 * ((heard[..., None] * crowd).sum(0) - middle)
 torch.testing.assert_close(right(x_t, t), by_hand)
-torch.testing.assert_close(by_hand, guidance.gradient(worth)(x_t, t), atol=0.02, rtol=0)
+torch.testing.assert_close(by_hand, guidance.gradient(worth)(x_t, t), atol=1e-3, rtol=0)
 print(f"4 nodes a dimension in place of 12: off by {(exact[4.0](x_t, t) - by_hand).norm() / by_hand.norm():.1%}")
 
 # %% [markdown]
@@ -554,7 +554,7 @@ print("the logarithms differ by one constant:", ratio.numpy().round(6))
 torch.testing.assert_close(ratio, ratio[:1].expand(5))
 exact_pull = similarity.noisy_gradient(mixture, schedule, lambda x: 4 * x @ direction, order=24)(x_t, t)
 closed = tilted.noised(alpha, sigma).score(x_t) - noised.score(x_t)
-torch.testing.assert_close(exact_pull, closed, atol=1e-6, rtol=0)
+torch.testing.assert_close(exact_pull, closed, atol=1e-12, rtol=0)
 
 # %% [markdown]
 # A *cosine* cannot do that. With $-1 \le \mathrm{sim} \le 1$ the weight is at most $e^{\gamma}$ and $Z$ at least $e^{-\gamma}$, so $\tilde p(x) \le e^{2 \gamma}\, p(x)$ everywhere. For the direction $u$ itself,
@@ -924,7 +924,7 @@ for gamma in (2.0, 8.0):
 # %% tags=["remove-cell"]
 assert all(abs(reached[g, "crowd"][0] - asked_style[g][0]) < 2.5 * reached[g, "crowd"][1] for g in (2.0, 8.0))
 assert all((reached[g, "crowd"][2] - asked_style[g][1]).abs().max() < 2.5 * math.sqrt(0.25 / 300) for g in (2.0, 8.0))
-assert all(abs(reached[key][3] - reached[2.0, "not steered"][3]) < 0.03 for key in reached)
+assert max(abs(reached[key][3] - reached[2.0, "not steered"][3]) for key in reached) < 0.03
 assert (8.0, "at x_t") not in reached and reached[2.0, "at x_t"][0] > asked_style[2.0][0] + 4 * reached[2.0, "at x_t"][1]
 
 # %% [markdown]
