@@ -215,6 +215,49 @@ class tempered(Part):
 
 
 @dataclass(frozen=True, eq=False)
+class classifier_logits(Part):
+    """The logits (batch, classes) of a noise-aware classifier `network(x, log_snr) -> logits`, in the dtype of x."""
+
+    network: torch.nn.Module = field(repr=False)
+    schedule: Schedule
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        log_snr = self.schedule.log_snr(t).to(x.device, torch.float32).expand(len(x))
+        return self.network(x, log_snr).to(x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class sharpened(Part):
+    """`log p~(label | x)` of a classifier raised to the power gamma *and normalised again*.  [eq-sharpened]
+
+        p~(y | x) = p_t(y | x)^gamma / Z,     Z = sum_y' p_t(y' | x)^gamma
+
+    For logits it is the softmax of gamma times them. Gamma stands inside, so guide by
+    `tilt(denoiser, gradient(sharpened(logits, label, gamma)), 1.0, schedule)`. The gradient is
+    `gamma (g_y - sum_y' p~(y' | x) g_y')`, not `gamma g_y`.  [eq-sharpened-gradient]
+
+    Args: logits: `logits(x, t) -> (batch, classes)`, log-probabilities up to one number for each x and t, such as
+    `classifier_logits`;  label: an integer or a tensor (batch,);  gamma: see the module.
+    Raises: ValueError if gamma is not finite, logits are misshapen, or a label is outside 0..classes-1.
+    """
+
+    logits: Callable[[Tensor, Tensor], Tensor]
+    label: int | Tensor
+    gamma: Scale
+
+    def __post_init__(self):
+        if not callable(self.gamma):
+            check_scale(self.gamma)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        logits = self.logits(x, t)  # (batch, classes)
+        if logits.dim() != 2 or len(logits) != len(x):
+            raise ValueError(f"logits must have shape (batch, classes) = ({len(x)}, ...), got {tuple(logits.shape)}")
+        label = expand_label(check_labels(self.label, logits.shape[1]), x)
+        return (scale_at(self.gamma, t, logits) * logits).log_softmax(dim=1).gather(1, label[:, None])[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
 class classifier_log_prob(Part):
     """`log p_t(label | x)` of a noise-aware classifier `network(x, log_snr) -> logits` with `network.classes` labels.
 
@@ -229,10 +272,7 @@ class classifier_log_prob(Part):
         check_labels(self.label, self.network.classes)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        log_snr = self.schedule.log_snr(t).to(x.device, torch.float32).expand(len(x))
-        logits = self.network(x, log_snr).to(x.dtype).log_softmax(dim=1)  # (batch, classes)
-        label = expand_label(check_labels(self.label, self.network.classes), x)
-        return logits.gather(1, label[:, None])[:, 0]
+        return sharpened(classifier_logits(self.network, self.schedule), self.label, 1.0)(x, t)
 
 
 def classifier_guided(

@@ -14,6 +14,7 @@ from difflesson.guidance import (
     classifier_log_prob,
     gradient,
     scale_at,
+    sharpened,
     tilt,
 )
 from difflesson.mixture import GaussianMixture
@@ -243,6 +244,8 @@ TABLE = [
             ("classifier_free", lambda gamma: classifier_free(MIXTURE.pair(SCHEDULE, 0), gamma)(X, T)),
             ("classifier_free as a function",
              lambda gamma: classifier_free(MIXTURE.pair(SCHEDULE, 0), lambda t: gamma)(X, T)),
+            ("sharpened", lambda gamma: sharpened(lambda x, t: x, 0, gamma)(X, T)),
+            ("sharpened as a function", lambda gamma: sharpened(lambda x, t: x, 0, lambda t: gamma)(X, T)),
             ("classifier_guided", lambda gamma: classifier_guided(DENOISER, CLASSIFIER, SCHEDULE, 0, gamma)(X, T)),
         )
     ),
@@ -251,6 +254,11 @@ TABLE = [
     ("gradient to be broadcast", "grad", lambda: tilt(DENOISER, lambda x, t: x[:1], 1.0, SCHEDULE)(X, T)),
     ("one log probability for all", "log_prob", lambda: gradient(lambda x, t: x.sum())(X, T)),
     ("log probabilities of each coordinate", "log_prob", lambda: gradient(lambda x, t: x)(X, T)),
+    ("label beyond the logits", "label", lambda: sharpened(lambda x, t: x, 3, 1.0)(X, T)),
+    ("labels of another batch to sharpened", "label",
+     lambda: sharpened(lambda x, t: x, torch.tensor([0, 1]), 1.0)(X, T)),
+    ("logits of one class", "logits", lambda: sharpened(lambda x, t: x[:, 0], 0, 1.0)(X, T)),
+    ("logits of one point for all", "logits", lambda: sharpened(lambda x, t: x[:1], 0, 1.0)(X, T)),
     # kernels
     ("unknown variance", "variance", lambda: kernels.ddpm(DENOISER, SCHEDULE, "medium")),
     *((f"eta {v}", "eta", lambda v=v: kernels.ddim(DENOISER, SCHEDULE, v)) for v in (-0.1, NAN, INF)),

@@ -117,6 +117,20 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
         **{f"{name} -> -{name}": "it is squared" for name in ("alpha", "sigma")},
         **{f"{name} -> abs({name})": "none of them is negative" for name in ("alpha", "sigma", "m")},
     },
+    "8.1": {"p -> abs(p)": "a probability is positive"},
+    "8.2": {"label -> abs(label)": SAME_LABEL},
+    "8.3": {
+        "p -> abs(p)": "probabilities are positive",
+        "label -> abs(label)": SAME_LABEL,
+        "power.sum(1) -> power.mean(1)": "weights count up to a factor",
+    },
+    "8.4": {
+        **{f"20.0 -> {other}": "the exercise says between -20 and 20, a wider search finds it too"
+           for other in ("21.0", "19.0", "40.0")},
+        **{f"100 -> {other}": "halved often enough" for other in (101, 99, 200)},
+        "a -> abs(a)": "the exercise says a > 0",
+        "gamma -> abs(gamma)": "the exercise says gamma >= 0",
+    },  # fmt: skip
     "11.3": {
         "gamma -> abs(gamma)": "the exercise says gamma >= 0",
         "class_variance -> abs(class_variance)": "variances are positive",

@@ -11,11 +11,13 @@ from difflesson.guidance import (
     classifier_free,
     classifier_guided,
     classifier_log_prob,
+    classifier_logits,
     gradient,
     implicit_gradient,
     linearise,
     mix,
     scale_at,
+    sharpened,
     tempered,
     tilt,
 )
@@ -492,6 +494,67 @@ def test_a_classifier_sees_its_noise_level_and_sums_to_one(schedule):
         assert worst(shares.sum(0), torch.ones(7)) < 1e-14
     early, late = (classifier_log_prob(network, schedule, 0)(x, t) for t in (0.1, 0.9))
     assert worst(early, late) > 1e-3
+
+
+# --- the normalised power of a classifier ------------------------------------------------------------------
+
+
+def logits_of(mixture: GaussianMixture, schedule):
+    """Log of weight times density of each class, (batch, classes): they do not sum to one at a point."""
+
+    def logits(x, t):
+        noisy = mixture.noised(schedule.alpha(t), schedule.sigma(t))
+        shares = noisy.class_weights().log()
+        return torch.stack([noisy.given(y).log_prob(x) + shares[y] for y in range(mixture.classes)], dim=1)
+
+    return logits
+
+
+@every_mixture
+@every_schedule
+@pytest.mark.equation("eq-sharpened")
+def test_the_sharpened_classifier_is_the_power_over_the_sum_of_powers_whatever_the_logits_lack(mixture, schedule):
+    x = points(mixture.dim)
+    for t, gamma in ((0.2, 3.0), (0.6, 0.4), (0.9, -1.5), (0.5, 0.0)):
+        noisy = mixture.noised(schedule.alpha(t), schedule.sigma(t))
+        p = torch.stack([noisy.class_log_prob(x, y).exp() for y in range(mixture.classes)])
+        for y in range(mixture.classes):
+            ours = sharpened(logits_of(mixture, schedule), y, gamma)(x, t).exp()
+            assert worst(ours, p[y] ** gamma / (p**gamma).sum(0)) < 1e-12
+
+
+@every_mixture
+@every_schedule
+@pytest.mark.equation("eq-sharpened-gradient")
+def test_the_gradient_of_the_sharpened_classifier_subtracts_the_mean_over_all_classes(mixture, schedule):
+    """Against the closed-form class gradients, weighed by powers of the class probabilities."""
+    x = points(mixture.dim)
+    for t, gamma in ((0.2, 3.0), (0.6, 0.4), (0.9, -1.5), (0.5, 1.0)):
+        noisy = mixture.noised(schedule.alpha(t), schedule.sigma(t))
+        g = torch.stack([noisy.class_gradient(x, y) for y in range(mixture.classes)])
+        p = torch.stack([noisy.class_log_prob(x, y).exp() for y in range(mixture.classes)]) ** gamma
+        mean = (p[:, :, None] * g).sum(0) / p.sum(0)[:, None]
+        for y in range(mixture.classes):
+            ours = gradient(sharpened(logits_of(mixture, schedule), y, gamma))(x, t)
+            assert worst(ours, gamma * (g[y] - mean)) < 1e-10
+
+
+def test_a_sharpened_classifier_takes_a_label_and_a_scale_a_point_and_functions_of_time():
+    network, x = classifier_logits(Logits().eval(), vp_linear()), points(2)
+    labels, scales = torch.tensor([2, 0, 1, 1, 2, 0, 1]), torch.linspace(-1, 5, 7, dtype=F64)
+    together = sharpened(network, labels, scales)(x, 0.3)
+    for i in range(len(x)):
+        alone = sharpened(network, int(labels[i]), lambda t, i=i: float(scales[i]))(x[i : i + 1], 0.3)
+        assert worst(together[i : i + 1], alone) < 1e-14
+
+
+def test_at_gamma_one_the_sharpened_classifier_guides_like_the_classifier_and_at_zero_not_at_all():
+    mixture, network, schedule, x = MIXTURES[2], Logits().eval(), vp_linear(), points(2)
+    free = mixture.denoiser(schedule)
+    for gamma in (0.0, 1.0):
+        grad = gradient(sharpened(classifier_logits(network, schedule), 1, gamma))
+        theirs = classifier_guided(free, network, schedule, 1, gamma)(x, 0.3)
+        assert farthest(tilt(free, grad, 1.0, schedule)(x, 0.3), theirs) < 1e-13
 
 
 # --- networks --------------------------------------------------------------------------------------------

@@ -63,6 +63,14 @@ def of_the_densities() -> dict[str, object]:
             "eps_u": uncond.eps, "eps_c": cond.eps}  # fmt: skip
 
 
+def of_a_sharpened_classifier() -> dict[str, object]:
+    """At one point; the two classes are the rows of p_t(y' | x)."""
+    both = torch.stack([NOISY.class_log_prob(X[:1], y)[0] for y in (0, 1)])
+    ours = guidance.sharpened(lambda x, t: both[None] + 4.0, 1, GAMMA)(X[:1], T).exp()
+    return {"p~(y | x)": ours, "p_t(y | x)": both[1:].exp(), "p_t(y' | x)": both.exp(), "gamma": GAMMA,
+            "sum_y'": lambda values: values.sum(0, keepdim=True)}  # fmt: skip
+
+
 def of_a_table() -> dict[str, object]:
     betas = torch.tensor([0.1, 0.3, 0.2, 0.4], dtype=F64)
     schedule = from_betas(betas)
@@ -123,6 +131,9 @@ FORMULAS = {  # where it stands; the formula; what its letters are; what else it
         "eps -> kappa eps          x0 -> x0 + (1 - kappa) sigma / alpha eps",
         {"eps": NOISE, "x0": CLEAN, "kappa": 1.7,
          "->": lambda v: COLD.eps if torch.equal(v[:, :, 0], NOISE) else COLD.x0}, {"statements": 2}),
+    "guidance.sharpened": (
+        "p~(y | x) = p_t(y | x)^gamma / Z,     Z = sum_y' p_t(y' | x)^gamma", of_a_sharpened_classifier(),
+        {"statements": 2, "defines": ("Z",)}),
     "kernels.posterior_variance": (
         "sigma_s^2 sigma_{t|s}^2 / sigma_t^2", {"function": kernels.posterior_variance(SCHEDULE, T, S)}, {}),
     "kernels.ddpm": (
