@@ -107,10 +107,10 @@ class noisy_log_weight(Part):
 class noisy_gradient(noisy_log_weight):
     """The gradient of `log h_t`, the exact guidance by a weight of clean points, without differentiating it.
 
-        grad log h_t(x) = alpha_t / sigma_t^2 (mean of x_0 weighed by exp(log_weight) - mean of x_0)
+        grad log h_t(x) = alpha_t / sigma_t^2 (tilted - mean)
 
-    [eq-noisy-gradient] Both means are over the clean points that x may come from. Fields and limits as in
-    `noisy_log_weight`. A `Gradient` for `guidance.tilt`, with the scale 1: gamma belongs into log_weight.
+    [eq-noisy-gradient] Two means of the clean points that x may come from, weighed by exp(log_weight) and not.
+    Fields and limits as in `noisy_log_weight`. A `Gradient` for `guidance.tilt`, with the scale 1: gamma belongs into log_weight.
     """
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
