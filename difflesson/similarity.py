@@ -110,7 +110,8 @@ class noisy_gradient(noisy_log_weight):
         grad log h_t(x) = alpha_t / sigma_t^2 (tilted - mean)
 
     [eq-noisy-gradient] Two means of the clean points that x may come from, weighed by exp(log_weight) and not.
-    Fields and limits as in `noisy_log_weight`. A `Gradient` for `guidance.tilt`, with the scale 1: gamma belongs into log_weight.
+    A `Gradient` for `guidance.tilt`, with the scale 1: gamma belongs into log_weight.
+    Fields and limits as in `noisy_log_weight`.
     """
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
