@@ -131,6 +131,22 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
         "a -> abs(a)": "the exercise says a > 0",
         "gamma -> abs(gamma)": "the exercise says gamma >= 0",
     },  # fmt: skip
+    "10.1": {"alpha -> -alpha": "it is squared there", "alpha -> abs(alpha)": "alpha is positive"},
+    "10.2": {f"{name} -> abs({name})": "alpha and eta are positive" for name in ("alpha_t", "alpha_s", "eta")}
+    | {f"{name} -> -{name}": "it is squared there" for name in ("alpha_t", "alpha_s", "eta")},
+    "10.3": {
+        "sigma_tilde -> -sigma_tilde": "it is squared there",
+        "sigma_tilde -> abs(sigma_tilde)": "a noise level is positive",
+    },
+    "10.4": {
+        "alpha -> -alpha": "it is squared",
+        **{f"{name} -> abs({name})": "all three are positive" for name in ("alpha", "U", "phi")},
+    },
+    "10.5": {
+        "rho -> -rho": "it is squared",
+        "rho -> abs(rho)": "it is positive",
+        "q -> abs(q)": "it is positive",
+    },
     "11.3": {
         "gamma -> abs(gamma)": "the exercise says gamma >= 0",
         "class_variance -> abs(class_variance)": "variances are positive",
