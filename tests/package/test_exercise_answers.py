@@ -100,6 +100,25 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
     },
     "7.4": {"label -> abs(label)": SAME_LABEL, "rate -> abs(rate)": "a rate of noise is not negative"},
     "7.5": {"third -> -third": "it is squared", "third -> abs(third)": "it is squared"},
+    "9.1": {f"{v} -> {other}": "there it is a length" for v in "xu" for other in (f"-{v}", f"abs({v})")},
+    "9.2": {
+        "gamma -> -gamma": "there it is squared",
+        "gamma -> abs(gamma)": "there it is squared",
+        "weights -> abs(weights)": "weights are positive",
+        "variances -> abs(variances)": "variances are positive",
+    },
+    "9.3": {
+        **{f"{name} -> -{name}": "it is squared" for name in ("alpha", "sigma")},
+        **{f"{name} -> abs({name})": "none of them is negative" for name in ("alpha", "sigma", "v", "gamma")},
+    },
+    "9.4": {
+        **{f"rho -> {other}": "it is squared, or compared with 0" for other in ("-rho", "abs(rho)", "rho ** 2")},
+        "B -> abs(B)": "a length is positive",
+    },
+    "9.5": {
+        **{f"{name} -> -{name}": "it is squared" for name in ("alpha", "sigma")},
+        **{f"{name} -> abs({name})": "none of them is negative" for name in ("alpha", "sigma", "m")},
+    },
     "8.1": {"p -> abs(p)": "a probability is positive"},
     "8.2": {"label -> abs(label)": SAME_LABEL},
     "8.3": {

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from difflesson import guidance, kernels, ode, plane
+from difflesson import guidance, kernels, ode, plane, similarity
 from difflesson.denoiser import Prediction
 from difflesson.schedule import cosine, from_betas, vp_linear
 from tests.oracles.mixtures import FOUR
@@ -91,6 +91,22 @@ def field(x: torch.Tensor) -> torch.Tensor:
 def slopes() -> dict[str, object]:
     rows = torch.stack([torch.autograd.functional.jacobian(lambda p: field(p[None])[0], point) for point in X])
     return {f"d f_{i + 1} / d x_{j + 1}": rows[:, i, j] for i in (0, 1) for j in (0, 1)}
+
+
+def of_a_worth() -> dict[str, object]:
+    """Of a weight in the plane: the package's answers, and the means that they are made of by sums over a grid."""
+
+    def log_weight(x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(x[..., 0]) + 0.4 * x[..., 1]
+
+    axis = torch.linspace(-8, 8, 161, dtype=F64)
+    grid = torch.cartesian_prod(axis, axis)
+    chances = (MIXTURE.log_prob(grid) - (X[:, None] - ALPHA * grid).square().sum(2) / 2 / SIGMA**2).softmax(1)
+    heard = chances * log_weight(grid).exp()
+    worth, pull = (part(MIXTURE, SCHEDULE, log_weight, 20)(X, T)
+                   for part in (similarity.noisy_log_weight, similarity.noisy_gradient))  # fmt: skip
+    return {"h_t(x)": worth.exp(), "E[exp(log_weight(x_0)) | x_t = x]": heard.sum(1), "grad log h_t(x)": pull,
+            "tilted": heard @ grid / heard.sum(1, keepdim=True), "mean": chances @ grid}  # fmt: skip
 
 
 SCORE = NOISY.score(X)
@@ -190,6 +206,15 @@ FORMULAS = {  # where it stands; the formula; what its letters are; what else it
         {"grad log p(label | x)": NOISY.class_gradient(X, 1), "grad log p(x | label)": NOISY.given(1).score(X),
          "grad log p(x)": SCORE}, {}),
 }  # fmt: skip
+WORTH_LETTERS = of_a_worth()
+FORMULAS |= {
+    "similarity.noisy_log_weight": (
+        "log h_t(x) = log E[exp(log_weight(x_0)) | x_t = x]",
+        {name: WORTH_LETTERS[name] for name in ("h_t(x)", "E[exp(log_weight(x_0)) | x_t = x]")}, {"tolerance": 1e-5}),
+    "similarity.noisy_gradient": (
+        "grad log h_t(x) = alpha_t / sigma_t^2 (tilted - mean)",
+        {name: WORTH_LETTERS[name] for name in ("grad log h_t(x)", "tilted", "mean")}, {"tolerance": 1e-5}),
+}  # fmt: skip
 NOT_READ = {
     "clean_classifier.gaussian_cloud": "an expectation over draws; read in chapter 12",
     "clean_classifier.logistic_cloud": "nearly true, to no order; read in chapter 12",
@@ -205,6 +230,7 @@ NOT_READ = {
     "mixture.GaussianMixture.noised": "read at add_noise",
     "mixture.GaussianMixture.reverse": "letters inside a sentence",
     "mixture.MixtureDenoiser": "a root of a matrix",
+    "similarity.mean_gradient": "in the words of the code; read in chapter 09",
     **dict.fromkeys(
         ("conventions.between", "conventions.convert", "conventions.guidance_scale", "conventions.noise_level"),
         "what goes in and what comes out, in the words of other people's code",
