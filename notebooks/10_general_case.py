@@ -319,7 +319,7 @@ with plotting.style():
     left.plot(rhos, (1 + rhos**2) / 2, color=orange)
     left.plot(rhos, rhos**2, color=other)
     left.plot(1, 1, "o", color=plotting.COLOURS["truth"], markersize=5, zorder=3)
-    left.text(1.02, 0.2, "carrying: always one half", color="0.35")
+    left.text(0.9, 0.2, "carrying: always one half", color="0.35")
     left.text(1.3, 0.85, "substitution\n$(1 + \\rho^2)\\, /\\, 2$", color=orange)
     left.text(0.95, 2.6, "mean shift\n$\\rho^2$", color=other)
     left.annotate("DDPM", (1, 1), (0.62, 1.45), arrowprops={"arrowstyle": "-", "linewidth": 0.6})
