@@ -186,7 +186,7 @@ torch.testing.assert_close(theirs, ours, atol=1e-9, rtol=0)
 # %% [markdown]
 # ## How far does the label move a step?
 #
-# A real step is not infinitesimal. DDIM, and DDPM with its small variance, are one formula. Remove the noise that the model guesses. Put noise back at the level of $s$: a part of it fresh,
+# A real step, from $t$ to an earlier $s$, is not infinitesimal. DDIM, and DDPM with its small variance, are one formula. Remove the noise that the model guesses. Put noise back at the level of $s$: a part of it fresh,
 # of any variance $0 \le v \le \sigma_s^2$, and the rest the guess again. So $x_s \sim \mathcal N(m, v I)$ with
 #
 # $$ m = \alpha_s\, \frac{x_t - \sigma_t\, \hat\varepsilon_\gamma}{\alpha_t} + \sqrt{\sigma_s^2 - v}\; \hat\varepsilon_\gamma
@@ -551,15 +551,15 @@ for gamma in (1.0, 3.0, 10.0):
         assert abs(math.log2(cost[name, gamma][-2] / cost[name, gamma][-1]) - order) < 0.25
 
 # %% [markdown]
-# At $\gamma = 1$ the multistep solver DPM-Solver++(2M) needs less than a third of DDIM's evaluations; at $\gamma = 3$ everybody needs more, 2M twice as many. At $\gamma = 10$ 2M is *worse* than DDIM up to 16 evaluations, and Heun jumps up and down. (There one noise in twenty makes most of the mean square. Without these DDIM needs far fewer evaluations, as printed, and 2M still passes it only between 16 and 32.)
+# At $\gamma = 1$ the multistep solver DPM-Solver++(2M) needs less than a third of DDIM's evaluations; at $\gamma = 3$ everybody needs more, 2M twice as many. At $\gamma = 10$ 2M is *worse* than DDIM up to 16 evaluations, and Heun jumps up and down. (With many evaluations one noise in twenty makes most of DDIM's mean square. Without the worst twentieth it needs far fewer, as printed, and 2M still passes it only between 16 and 32.)
 #
 # Why does guidance cost? The usual answer: the equation gets *stiff*, neighbouring paths converge so fast
-# that a long step overshoots. Count in $\ell = \log(\alpha_t / \sigma_t)$, in which our steps are even. The guided velocity is $\frac{dx}{d\ell} = \sigma_t^2 \big(x + \nabla \log p_t + \gamma\, g_t\big)$, so its derivative in $x$ is
+# that a long step overshoots. Count in $\ell = \log(\alpha_t / \sigma_t)$, in which our steps are even. Since $\partial_t \ell = -r / (2 \sigma_t^2)$, the guided velocity $-\frac r2 (\dots)$ becomes $\frac{dx}{d\ell} = \sigma_t^2 \big(x + \nabla \log p_t + \gamma\, g_t\big)$, so its derivative in $x$ is
 #
 # $$ J_\gamma = \sigma_t^2\, \big( I + H_t + \gamma\, G_t \big), \qquad H_t = \nabla \nabla \log p_t(x), \quad G_t = \nabla \nabla \log p_t(y \mid x).
 # \label{eq-stiffness} $$
 #
-# At a fixed point it changes along a straight line in $\gamma$. Where an eigenvalue is $-k$, paths converge at the rate $k$, and an Euler step $h$ is unstable for $h k > 2$. Our steps are $h = 9.6$ over their number.
+# At a given $x$ it changes along a straight line in $\gamma$. Where an eigenvalue is $-k$, paths converge at the rate $k$, and an Euler step $h$ is unstable for $h k > 2$. Our steps are $h = 9.6$ over their number.
 
 # %%
 # [eq-stiffness]
@@ -615,7 +615,7 @@ shown
 
 # %% [markdown]
 # *Left: the most negative eigenvalue of $J_\gamma$, with the sign changed, on 500 paths: those that $\gamma = 1$ walks, and those that $\gamma$ itself walks. Right: root mean square speed of the guess $\hat x_0$ along its own path. On the paths that each
-# $\gamma$ takes, the speed grows with it; the rate is 1.4 at most.*
+# $\gamma$ takes, the largest speed grows with it; the rate is 1.4 at most.*
 
 # %% tags=["remove-cell"]
 assert stiff[10.0][0] > 20 * stiff[1.0][0] and round(stiff[10.0][0], 1) == 12.5 and round(max(on for _, on in stiff.values()), 1) == 1.4
@@ -626,7 +626,7 @@ places = [float(ells[int(guess_speed[g].argmax())]) for g in (1.0, 3.0, 10.0)]
 assert places[0] > places[1] > places[2]
 
 # %% [markdown]
-# At fixed points stiffness grows as $\eqref{eq-stiffness}$ says, to 12.5. But guided points do not stay there: on the paths that are taken, the rate is 1.4 at most, and Euler steps are stable from 8 evaluations on. 2M is behind up to 16. So stiffness is not what you pay for here. What grows is the plain error of a step. DDIM takes the guess
+# At given points stiffness grows as $\eqref{eq-stiffness}$ says, to 12.5. But guided points do not stay there: on the paths that are taken, the rate is 1.4 at most, and Euler steps are stable from 8 evaluations on. So DDIM does not pay for stiffness here. (2M extrapolates, and its limit is smaller: below 16 evaluations it may. At 16 it is still behind.) What grows for all is the plain error of a step. DDIM takes the guess
 # $\hat x_0$ as constant for a step, 2M as a straight line in $\ell$; and at $\gamma = 10$ the guess runs more than ten times as fast as at 1, early, while the noise is large. (The error grows less: what goes wrong early counts less at the end. Deeper computes the error of DDIM from this speed.)
 #
 # ## In practice
@@ -637,7 +637,7 @@ assert places[0] > places[1] > places[2]
 # | a mean shift that must stay, $0 < \eta < 1$ | multiply it by $c / v$ (exercise 10.2) | the same step as with the substitution; at $\eta = 0$ nothing helps |
 # | code you did not write | switch the noise off and set $\gamma = 10$ | pictures as without guidance: it shifts by the variance, or by its root |
 # | $\gamma = 1$ or 3, no noise | a second-order multistep solver, at 3 with twice the evaluations | for an error of 0.1 here: 2M 8 and 16, Heun 21 and 26, DDIM 29 and 42 |
-# | $\gamma = 10$ | 2M with 24 evaluations or more, DDIM with 16 or fewer | 2M passes DDIM between 16 and 24 |
+# | $\gamma = 10$ | 2M with 24 evaluations or more, DDIM with 16 or fewer | 2M passes DDIM between 16 and 24; Heun is better at 4 and 8, but far off at 6 |
 # | results with $\gamma > 1$ to compare | keep the noise of the sampler | with the right line, $\gamma = 3$ gives other means for another $\rho$ |
 #
 # *Fails when* the classifier is not that of noisy points: then it is the right line with a wrong gradient. For $\gamma \ne 1$ the samplers disagree. *Limits:* two dimensions, exact fields, one mixture and one schedule for the costs.
@@ -734,7 +734,7 @@ exercises.check("10.3", guided_denoised)
 # 2. The label moves a short step by $\frac{1 + \eta^2}{2} \beta\, g_t$: half of it carries, the rest makes up for the noise. For steps of any length the coefficient is $\frac{\sigma_t^2}{\alpha_{t|s}} \big(1 - \sqrt{(1 - b)(1 - \eta^2 b)}\big)$ with $b = \beta / \sigma_t^2$, which at $\eta = 1$ is exactly $\beta / \alpha_{t|s}$.
 # 3. A mean shift is $\frac{2 \eta^2}{1 + \eta^2}$ of that in short steps, less in long ones: nothing without noise, the whole for DDPM's noise only, too much beyond.
 # 4. That is no failure of Bayes' rule: the classifier knows the random walk with $\rho = 1$, and the others are other walks through the same densities.
-# 5. On our mixture guidance costs evaluations because the guess of the clean point runs faster, not because of stiffness; with up to 16 evaluations at $\gamma = 10$, 2M did worse than DDIM.
+# 5. On our mixture guidance costs evaluations because the guess of the clean point runs faster, for DDIM not because of stiffness; with up to 16 evaluations at $\gamma = 10$, 2M did worse than DDIM.
 #
 # **Where it comes from.** The free noise: [Song et al. (2021)](https://arxiv.org/abs/2011.13456) for $\rho = 0$ and 1, and [Su (2022)](https://spaces.ac.cn/archives/9257) for guidance with any. The substitution: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233), Algorithm 2.
 # The general step: [Song et al. (2021)](https://arxiv.org/abs/2010.02502), equation 12. The solver 2M: [Lu et al. (2022)](https://arxiv.org/abs/2211.01095). Equations $\eqref{eq-half-and-half}$ and $\eqref{eq-shift-share}$ are derived here.
@@ -744,7 +744,7 @@ exercises.check("10.3", guided_denoised)
 # *A mean shift can be right for every noise, with another classifier: for those who want to condition a sampler, or to read about Doob transforms later.*
 #
 # Bayes' rule for a step is always true, if step and classifier belong to one walk. So take the walk of the sampler with noise $\rho$, and ask for *its* classifier: how likely is $y$, if the sampler goes on from here? For Gaussian data on the line it has a closed form. Let $x_0 \sim \mathcal N(0, U)$.
-# Divide by $\alpha_t$: $z = x_t / \alpha_t$ has the variance $U + q$, $q = \sigma_t^2 / \alpha_t^2$, and the score $-z / (U + q)$. In these coordinates nothing shrinks, and $\eqref{eq-conditional-reverse-sde}$ without a label is $dz = \frac{1 + \rho^2}{2} \frac{z}{U + q}\, dq + \rho\, d\bar w$, with $q$ for the clock.
+# Divide by $\alpha_t$: $z = x_t / \alpha_t$ has the variance $U + q$, $q = \sigma_t^2 / \alpha_t^2$, and the score $-z / (U + q)$. In these coordinates nothing shrinks. By $\partial_t q = r / \alpha_t^2$, the variance that noise adds to $z$ per unit of time, $\eqref{eq-conditional-reverse-sde}$ without a label is $dz = \frac{1 + \rho^2}{2} \frac{z}{U + q}\, dq + \rho\, d\bar w$, with $q$ for the clock.
 # So the mean obeys $d \log z = \frac{1 + \rho^2}{2}\, d \log (U + q)$, and shrinks by the factor $\big(U / (U + q)\big)^{(1 + \rho^2) / 2}$ on the way to the data. All walks have the same variances at both ends, $U = \text{factor}^2\, (U + q) + \text{variance}$; that gives the second half of
 #
 # $$ \mathbb E_\rho[x_0 \mid x_t] = R^{(1 + \rho^2) / 2}\, \frac{x_t}{\alpha_t}, \qquad \mathrm{Var}_\rho(x_0 \mid x_t) = U\, \big( 1 - R^{\rho^2} \big), \qquad R = \frac{\alpha_t^2 U}{\alpha_t^2 U + \sigma_t^2}.
@@ -846,11 +846,11 @@ exercises.check("10.4", noise_for_share)
 # ### Exercise 10.5 (research): what a guided sampler samples, for every noise
 #
 # On the line, a class $\mathcal N(0, C)$ among data $\mathcal N(0, U)$. In the coordinates $z = x_t / \alpha_t$ and $q$ of this section, a sampler with noise $\rho > 0$ follows the guided score, $-z\, \big( \frac{\gamma}{C + q} + \frac{1 - \gamma}{U + q} \big)$, from very large $q$ down to 0.
-# Return the variance of what it samples, as a formula with one integral over $q$: `integrate(f)` gives $\int_0^\infty f(q)\, dq$, and calls `f` with a tensor of many $q$. (Then let $\rho$ go to 0 and to infinity. Of which densities are these the variances?)
+# Return the variance of what it samples, as a formula with one integral over $q$: `integrate(f)` gives $\int_0^\infty f(q)\, dq$, and calls `f` with a tensor of many $q$. (Then let $\rho$ go to 0 and to infinity. Which of the two is the variance of $p(x)\, p(y \mid x)^\gamma$?)
 #
 # <details><summary>Hint</summary>
 #
-# Between $q$ and $q - dq$ the sampler shrinks $z$, and adds noise of variance $\rho^2 dq$. Each such noise is then shrunk on the rest of the way, and all are independent. By which factor, from $q$ to 0? For $\gamma = 1$ it stands above $\eqref{eq-own-forecast}$, as a standard deviation. What was there at the start is forgotten.
+# Between $q$ and $q - dq$ the sampler shrinks $z$, and adds noise of variance $\rho^2 dq$. Each such noise is then shrunk on the rest of the way, and all are independent. By which factor, from $q$ to 0? For $\gamma = 0$ it stands above $\eqref{eq-own-forecast}$, as a factor of $z$: a variance gets its square. What was there at the start is forgotten.
 #
 # </details>
 
@@ -873,7 +873,7 @@ exercises.check("10.5", guided_variance)
 #
 # *DDIM's error under guidance, computed without a fit: for those who place steps.*
 #
-# Divide the guided velocity by $\sigma_t$: since $x = \alpha_t \hat x_0 + \sigma_t \hat\varepsilon$, the ODE is $\frac{d}{d\ell} \frac{x}{\sigma_t} = e^\ell\, \hat x_0$, with $\ell = \log (\alpha_t / \sigma_t)$. DDIM takes $\hat x_0$ as constant over a step $h$ in $\ell$. It misses $e^\ell\, \frac{h^2}{2} \frac{d \hat x_0}{d\ell}$ in
+# The guided velocity is $\frac{dx}{d\ell} = \sigma_t^2 x - \sigma_t \hat\varepsilon$, and $\frac{d\sigma_t}{d\ell} = -\alpha_t^2 \sigma_t$. So $\frac{d}{d\ell} \frac{x}{\sigma_t} = \frac{x}{\sigma_t} - \hat\varepsilon$, and since $x = \alpha_t \hat x_0 + \sigma_t \hat\varepsilon$, the ODE is $\frac{d}{d\ell} \frac{x}{\sigma_t} = e^\ell\, \hat x_0$, with $\ell = \log (\alpha_t / \sigma_t)$. DDIM takes $\hat x_0$ as constant over a step $h$ in $\ell$. It misses $e^\ell\, \frac{h^2}{2} \frac{d \hat x_0}{d\ell}$ in
 # $x / \sigma_t$, so $\alpha_t \frac{h^2}{2} \frac{d\hat x_0}{d\ell}$ in $x$. Each miss is carried to the end by the flow, that is multiplied by the matrix $\Phi_\ell$ of the derivatives of the end in the point at $\ell$. So for even steps in $\ell$
 #
 # $$ x_{\text{DDIM}} - x_{\text{ODE}} = -\frac{h}{2} \int \Big( \alpha\, \Phi_\ell\, \frac{d \hat x_0}{d\ell} \Big)\, d\ell + O(h^2). \label{eq-global-error} $$
@@ -909,7 +909,7 @@ for gamma in (1.0, 3.0, 10.0):
     assert abs(sizes[0] / sizes[1] - 1) < 0.08 and sizes[2] < 0.2 * sizes[0]
 
 # %% [markdown]
-# Nothing was fitted; at $\gamma = 10$ the next order in $h$ is a tenth of the error and more. So the integrand says where to put steps. The error is at most $\frac12 \int h(\ell)\, |\dots|\, d\ell$, and with a given number of steps this bound is smallest if $h$ is in proportion to $|\dots|^{-1/2}$. Take the root mean square of $|\dots|$ over the paths of $\gamma = 10$, and spread 32 steps accordingly (a tenth of them evenly, so that none is too long):
+# Nothing was fitted; at $\gamma = 10$ the next order in $h$ is a tenth of the error and more. So the integrand says where to put steps. To first order the error is at most $\frac12 \int h(\ell)\, |\dots|\, d\ell$. For a given number of steps, $\int d\ell / h(\ell)$, this bound is smallest if $h$ is in proportion to $|\dots|^{-1/2}$ (Cauchy-Schwarz). Take the root mean square of $|\dots|$ over the paths of $\gamma = 10$, and spread the steps of 32 evaluations accordingly (about a tenth of them evenly, so that none is too long):
 
 # %%
 def placed(steps, size, middles):
@@ -944,7 +944,7 @@ with plotting.style():
         top = int(parts.argmax())
         panel.text(middles[top] + (0.25 if gamma > 1 else -0.2), parts[top] * (1.0 if gamma > 1 else 0.5), f"$\\gamma = {gamma:g}$", color=plotting.COLOURS[colour])
     panel.set(xlabel=r"$\log(\alpha_t / \sigma_t)$  (noise left, data right)", ylabel="error made here", ylim=(0, None))
-    shown = plotting.show(figure, "10_where", alt="Three curves over the log of signal to noise: the root mean square of what each place on the way adds to the final error of DDIM. The peak grows with gamma, from gamma 1 to 10 by a factor of about five, and moves towards the noise.")
+    shown = plotting.show(figure, "10_where", alt="Three curves over the log of signal to noise: the root mean square of what each place on the way adds to the final error of DDIM. The peak grows with gamma, from gamma 1 to 10 by a factor of nearly six, and moves towards the noise.")
 shown
 
 # %% [markdown]
@@ -1036,7 +1036,7 @@ for far in (0.9, 0.4, 0.05):
 
 # %% [markdown]
 # Elsewhere the step $\eqref{eq-general-step}$ is printed with $\bar\alpha_t = \alpha_t^2$, the noise as $\sigma_t$ for our $\sqrt v$, and the times $t$ and $t - 1$:
-# $\sqrt{\bar\alpha_{t-1} / \bar\alpha_t}\; x_t + \big( \sqrt{1 - \bar\alpha_{t-1} - \sigma_t^2} - \sqrt{\bar\alpha_{t-1} (1 - \bar\alpha_t) / \bar\alpha_t} \big)\, \hat\varepsilon$. The second root looks like a misprint. It is $\sigma_t / \alpha_{t|s}$, and right:
+# $\sqrt{\bar\alpha_{t-1} / \bar\alpha_t}\; x_t + \big( \sqrt{1 - \bar\alpha_{t-1} - \sigma_t^2} - \sqrt{\bar\alpha_{t-1} (1 - \bar\alpha_t) / \bar\alpha_t} \big)\, \hat\varepsilon$. The second root looks like a misprint. In our letters again, it is $\sigma_t / \alpha_{t|s}$, and right:
 
 # %%
 def as_printed(x, eps, bar_t, bar_s, noise):
