@@ -1,12 +1,12 @@
 """What the letters of chapter 06's equations stand for, at other mixtures, points and times than the page's."""
 
-import math
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from difflesson import kernels
+from difflesson.mixture import GaussianMixture
 from difflesson.schedule import vp_linear
 from tests.oracles.mixtures import FOUR
 from tests.readings.common import F64, earlier, expectation, gradient, normal_density, normal_nodes
@@ -61,12 +61,21 @@ def some(law: dict[str, Tensor], *names: str) -> Reading:
 @reads("eq-bayes-given-xt")
 def bayes_given_xt() -> Reading:
     """With noise that looks at the label: the equation assumes nothing."""
-    return some(joint_law(NOISES), "p(x_s | x_t, y)", "p(x_s | x_t)", "p(y | x_s, x_t)", "p(y | x_t)")
+    law = {name: value for name, value in joint_law(NOISES).items() if name != "p(x_s, x_t, y)"}
+    return some(law, "p(x_s | x_t, y)", "p(x_s | x_t)", "p(y | x_s, x_t)", "p(y | x_t)")
 
 
 @reads("eq-joint-chain")
 def joint_chain() -> Reading:
-    names = ("p(x_s | x_t, y)", "p(x_s, x_t, y)", "p(x_t, y)", "p(y | x_s, x_t)", "p(x_s | x_t)", "p(x_t)", "p(y | x_t)")
+    names = (
+        "p(x_s | x_t, y)",
+        "p(x_s, x_t, y)",
+        "p(x_t, y)",
+        "p(y | x_s, x_t)",
+        "p(x_s | x_t)",
+        "p(x_t)",
+        "p(y | x_t)",
+    )
     return some(joint_law(NOISES), *names)
 
 
@@ -92,7 +101,10 @@ def bayes_exponential() -> Reading:
 def exact_reverse() -> Reading:
     """One pair of points; the batch is the components, so that the sum over k is a sum over the batch."""
     x_s, x_t, count = X_S[1:2], X_T[1:2], len(MIXTURE.weights)
-    weights, covs_t = MIXTURE.weights, SCHEDULE.alpha(T) ** 2 * MIXTURE.covs + SCHEDULE.sigma(T) ** 2 * torch.eye(2)
+    weights, covs_t = (
+        MIXTURE.weights,
+        SCHEDULE.alpha(T) ** 2 * MIXTURE.covs + SCHEDULE.sigma(T) ** 2 * torch.eye(2, dtype=F64),
+    )
     explained = weights * density(x_t, SCHEDULE.alpha(T) * MIXTURE.means, covs_t)[:, 0]
     letters = {
         "p(x_s | x_t)": joint_law(BLIND)["p(x_s | x_t)"][1:2], r"\sum_k": lambda values: values.sum(0, keepdim=True),
@@ -165,7 +177,7 @@ def typical_cost() -> Reading:
 
 
 LENGTHS = torch.tensor([4e-3, 2e-3, 1e-3], dtype=F64)
-SIGN_OF_O = {r") [+ -> -] O ( \beta": "O(...) has no sign"}
+SIGN_OF_O = {r"_ t ) [+ -> -] O ( \beta": "O(...) has no sign"}
 
 
 def slope(x: Tensor, time: float) -> Tensor:
@@ -200,22 +212,35 @@ def ess_slope() -> Reading:
         r"\mathbb E": mean, "w": torch.cat([w for _, _, w in steps]), r"\beta": LENGTHS, "g_t(x_t)": slope(X_T[:1], T),
     }  # fmt: skip
     others = {"g_s(x_t)": slope(X_T[:1], S), "g_t(x_s)": slope(X_S[:1], T)}
-    return Reading(letters, others)
+    return Reading(letters, others, equivalent={r"^ 2 } [+ -> -] O ( \beta": "O(...) has no sign"})
+
+
+LINE = GaussianMixture([0.3, 0.2, 0.5], torch.tensor([[-1.2], [0.4], [1.5]], dtype=F64), [[[0.3]], [[0.1]], [[0.4]]],
+                       labels=[0, 1, 1])  # fmt: skip
 
 
 @reads("eq-one-of-n")
 def one_of_n() -> Reading:
-    """Two proposals, by a double sum over the nodes of a step, of which one is chosen by weight."""
-    chosen, plain = [], []
-    for places, weights, w in short_steps(X_T[:1], order=6):
-        beside = weights[:, None] * weights * 2 * w[:, None] / (w[:, None] + w)  # the first is the one chosen, or the second
-        chosen.append(beside.sum(1) @ places)
+    """Three proposals on the line: a triple sum over the nodes of a step, one chosen by weight."""
+    chosen, plain, x_t = [], [], torch.tensor([[-0.3]], dtype=F64)
+    for s in earlier(SCHEDULE, T, LENGTHS):
+        step = kernels.exact(LINE, SCHEDULE)(x_t, T, s)
+        z, shares = normal_nodes(1, order=8)
+        places = (step.means[:, 0] + step.variances.sqrt() * z[:, 0]).reshape(-1)
+        weights = (step.log_weights.exp() * shares).reshape(-1)
+        w = LINE.noised(SCHEDULE.alpha(s), SCHEDULE.sigma(s)).class_log_prob(places[:, None], 1).exp()
+        share = w[:, None, None] / (w[:, None, None] + w[:, None] + w)  # of the first of three
+        chosen.append(3 * torch.einsum("i,i,j,k,ijk->", places, weights, weights, weights, share))
         plain.append(weights @ places)
+
+    def g(time: float, x: float) -> Tensor:
+        return LINE.noised(SCHEDULE.alpha(time), SCHEDULE.sigma(time)).class_gradient(torch.tensor([[x]], dtype=F64), 1)
+
     letters = {
-        r"\mathbb E[x_s^{(N)} | x_t]": torch.stack(chosen), r"\mathbb E[x_s | x_t]": torch.stack(plain), "N": 2.0,
-        r"\beta": LENGTHS, "g_t(x_t)": slope(X_T[:1], T),
+        r"\mathbb E[x_s^{(N)} | x_t]": torch.stack(chosen), r"\mathbb E[x_s | x_t]": torch.stack(plain), "N": 3.0,
+        r"\beta": LENGTHS, "g_t(x_t)": g(T, -0.3),
     }  # fmt: skip
-    return Reading(letters, {"g_s(x_t)": slope(X_T[:1], S), "g_t(x_s)": slope(X_S[:1], T)})
+    return Reading(letters, {"g_s(x_t)": g(S, -0.3), "g_t(x_s)": g(T, 0.5)}, equivalent=SIGN_OF_O)
 
 
 @reads("eq-path-information")
@@ -227,16 +252,15 @@ def path_information() -> Reading:
         r"\beta": LENGTHS, PATH: expectation(weights), "g_t(x_t)": slope(grid, T), "I_t": information(T),
         "I_s": torch.stack([information(float(s)) for s in times]),
     }  # fmt: skip
-    return Reading(letters)
+    return Reading(letters, equivalent=SIGN_OF_O)
 
 
 @reads("eq-ess-floor")
 def ess_floor() -> Reading:
-    """A verifier that says yes or no, for which the two sides are equal; and the exact classifier, of which less is said."""
     grid, weights = step_grid(0)
-    yes = (grid[:, 0] > 0.3).double()
-    letters = {r"\mathbb E": expectation(weights), "w": yes, "p(y | x_t)": weights @ yes}
-    return Reading(letters)
+    w, chance = at(S).class_log_prob(grid, LABEL).exp(), joint_law(BLIND)["p(y | x_t)"][:1]
+    letters = {r"\mathbb E": expectation(weights), "w": w, "p(y | x_t)": chance}
+    return Reading(letters, {"p(x_t)": joint_law(BLIND)["p(x_t)"][:1]}, tolerance=1e-7)
 
 
 @reads("eq-score-of-a-step")
