@@ -170,7 +170,9 @@ for name, variances in {"label-blind": (beta, beta), "three times": (beta, 3 * b
 # %% tags=["remove-cell"]
 blind = log_joint(at_s, alpha_ts, (beta, beta), x_s, x_t)
 torch.testing.assert_close(blind.softmax(0)[label], plain)
-torch.testing.assert_close(joint.softmax(0)[label] / plain, (joint[label] - at_s.log_prob(x_s) - at_s.class_log_prob(x_s, label) - joint.logsumexp(0) + at_s.log_prob(x_s)).exp())
+log_noise = torch.stack([joint[y] - at_s.log_prob(x_s) - at_s.class_log_prob(x_s, y) for y in (0, 1)])  # log p(x_t | x_s, y)
+log_mixed = joint.logsumexp(0) - at_s.log_prob(x_s)  # log p(x_t | x_s)
+torch.testing.assert_close(joint.softmax(0)[label], plain * (log_noise[label] - log_mixed).exp())
 assert float((joint.softmax(0)[label] - plain).abs().max()) > 0.1
 
 # %% [markdown]
@@ -178,7 +180,7 @@ assert float((joint.softmax(0)[label] - plain).abs().max()) > 0.1
 #
 # $$ p(x_s \mid x_t, y) = p(x_s \mid x_t)\; e^{\,\log p(y \mid x_s) - \log p(y \mid x_t)}. \label{eq-bayes-exponential} $$
 #
-# In words: *the model's step, tilted by what the classifier learns in that step.* Where $x_s$ looks more like class 1 than $x_t$ did, the step gets more likely. The number $p(y \mid x_t)$ does not depend on where you go; it normalises.
+# In words: *the model's step, tilted by what the classifier learns in that step.* Where $x_s$ looks more like class 1 than $x_t$ did, the step gets more likely. The number $p(y \mid x_t)$ does not depend on where you go; it normalises. Both are classifiers *for their own noise level*, $p_s(y \mid x_s)$ and $p_t(y \mid x_t)$.
 
 # %%
 # [eq-bayes-exponential]
@@ -235,7 +237,7 @@ torch.testing.assert_close(ignoring(x_t, t, s).log_prob(x_s), joint - noised(t).
 # %% [markdown]
 # By hand, by the package, and from the joint density: the same. Here are all four densities of the identity, on a line, with three classes in five hills:
 
-# %%
+# %% tags=["hide-input"]
 hills = GaussianMixture(
     [0.20, 0.15, 0.25, 0.25, 0.15],
     torch.tensor([[-2.2], [-0.7], [0.3], [1.2], [2.6]], dtype=torch.float64),
@@ -244,8 +246,6 @@ hills = GaussianMixture(
 )
 grid = torch.linspace(-2.6, 3.4, 400, dtype=torch.float64)[:, None]
 spot = torch.tensor([[0.5]], dtype=torch.float64)
-
-# %% tags=["hide-input"]
 before = hills.noised(schedule.alpha(s), schedule.sigma(s))
 after = hills.noised(schedule.alpha(t), schedule.sigma(t))
 grey = kernels.exact(hills, schedule)(spot, t, s).log_prob(grid[:, None])[:, 0].exp()
@@ -355,7 +355,7 @@ shown
 # ## Dimension is not the price
 #
 # *"Rejection dies in high dimension."* Test it: two classes in four blobs with random full covariances, in 1 to 16 dimensions, class 1 with probability 0.4 in each. Beside it, a label that says more: *one bit for each coordinate*,
-# all of which must be right. There each coordinate is a mixture of its own, and its bit has probability 1/4.
+# all of which must be right. There each coordinate is a mixture of its own, and its bit has probability 1/4. (Turn the axes, and those covariances are full, too; no number changes.)
 
 # %% tags=["hide-input"]
 def two_classes(dim):
@@ -408,9 +408,9 @@ assert all(abs(mean - 2.5) < 4 * error for mean, error in asked.values()) and fl
 #
 # $$ \frac{(\mathbb E[w])^2}{\mathbb E[w^2]} = e^{-\beta\, |g_t(x_t)|^2} + O(\beta^2). \label{eq-ess-slope} $$
 #
-# This is a price that short steps lower. And $|g|^2$ is a sum over coordinates: for a bit a coordinate it grows like $d$. Measured with 500 proposals from each of 40 points, exact by quadrature, and predicted:
+# This is a price that short steps lower. And $|g|^2$ is a sum over coordinates: for a bit a coordinate it grows like $d$. Measured with 500 proposals from each of 40 points, and predicted:
 
-# %%
+# %% tags=["hide-input"]
 def coordinatewise(x, level, label):
     """log p(y | x) for a bit a coordinate: (..., d) -> (...)."""
     return level.class_log_prob(x.reshape(-1, 1), label).reshape(x.shape).sum(-1)
@@ -422,7 +422,6 @@ def earlier(length, t=0.5):
     return schedule.time(-torch.log(torch.expm1(left)))
 
 
-# %% tags=["hide-input"]
 lengths, worth = (0.001, 0.01, 0.1, 0.3), {}
 early = bit.noised(schedule.alpha(0.5), schedule.sigma(0.5))
 for dim in (1, 2, 4, 8, 16):
