@@ -111,56 +111,69 @@ def pair(chances, x_s, x_t, alpha_ts, v, *, dim=None, half=0.5, squared=True, co
 # --- 6.4 ----------------------------------------------------------------------------------------------------
 
 
-def budgets() -> dict[str, tuple]:
-    """Cases of 6.4: the exponent of the path, evaluations, the smallest share; none near a whole number."""
+def pairs_of_proposals() -> dict[str, tuple]:
+    """Cases of 6.4: the variance of the proposals, the slope and the power."""
     return {
-        "half of the points": (12.3, 400, 0.5),
-        "nine points in ten": (3.7, 250, 0.9),
-        "a label of many bits": (95.0, 130, 0.6),
-        "much to spend, few points needed": (7.1, 1000, 0.2),
+        "a short step": (0.01, 1.5, 1.0),
+        "a longer one": (0.4, 1.2, 1.0),
+        "squares, and a long step": (0.9, 1.7, 2.0),
+        "downhill": (0.5, -2.0, 2.5),
+        "no slope": (0.7, 0.0, 3.0),
+        "against the weights": (0.3, 1.0, -1.0),
     }
 
 
-def proposals_by_search(path_price: float, budget: int, share: float) -> float:
-    """Try one number after the other."""
-    count = 0
-    while math.exp(-path_price / (budget / (count + 1))) >= share:
-        count += 1
-    return float(count)
+def chosen_by_counting(beta: float, g: float, power: float) -> float:
+    """Both proposals on a grid of their own: the mean of the one that is drawn by its weight."""
+    axis = torch.linspace(-9, 9, 1201, dtype=torch.float64)
+    share = torch.exp(-(axis**2) / 2)
+    share, x = share / share.sum(), math.sqrt(beta) * axis
+    first, second = x[:, None], x[None, :]
+    mine, yours = (power * g * first).exp(), (power * g * second).exp()
+    drawn = (mine * first + yours * second) / (mine + yours)
+    return float(share @ drawn @ share)
+
+
+def of_two(beta, g, power, *, variance=2.0, part=1.0, slope=1.0):
+    """The solution with parts that can be got wrong."""
+    nodes, weights = hermite(60, 1)
+    u = math.sqrt(variance * beta) * nodes[:, 0]
+    return float(weights @ (part * u * torch.sigmoid(slope * power * g * u)))
 
 
 # --- 6.5 ----------------------------------------------------------------------------------------------------
 
 
 def slopes() -> dict[str, tuple]:
-    """Cases of 6.5: a slope (d,) and the number of proposals."""
+    """Cases of 6.5: a slope (d,), the number of proposals and the power."""
     g = torch.tensor([0.7, -1.1], dtype=torch.float64)
     return {
-        "one proposal": (g, 1),
-        "two proposals": (g.clone(), 2),
-        "three proposals, in three dimensions": (torch.tensor([2.0, 0.5, -1.5]).double(), 3),
-        "two proposals, on the line": (torch.tensor([-3.0]).double(), 2),
-        "three proposals, in the plane": (3 * g, 3),
+        "one proposal": (g, 1, 1.0),
+        "two proposals": (g.clone(), 2, 1.0),
+        "three proposals, in three dimensions": (torch.tensor([2.0, 0.5, -1.5]).double(), 3, 1.0),
+        "two proposals, squares": (torch.tensor([-3.0]).double(), 2, 2.0),
+        "two proposals, fourth powers": (g.clone(), 2, 4.0),
+        "three proposals, roots": (3 * g, 3, 0.5),
+        "three proposals, against the weights": (g.clone(), 3, -1.0),
     }
 
 
-def nats_by_quadrature(g: Tensor, count: int) -> float:
+def nats_by_quadrature(g: Tensor, count: int, power: float) -> float:
     """KL(exact || one of N) over beta for a very short step, along the slope; across it the two laws are the same.
 
-    In units of sqrt(beta) the slope is a = sqrt(beta) |g|. The exact step over the proposal is exp(a z - a^2 / 2), the
-    law of the chosen one over the proposal N E[w / (w + the others' w)].
+    In units of sqrt(beta) the slope is k = sqrt(beta) |g|. The exact step over the proposal is exp(k z - k^2 / 2), the
+    law of the chosen one over the proposal N E[w^a / (w^a + the others' w^a)].
     """
-    a = 0.01
+    k = 0.01
     z, weights = hermite(24, 1)
-    total = torch.exp(a * z)  # (M, 1): own weight, and then the others' added
+    total = torch.exp(power * k * z)  # (M, 1): own weight, and then the others' added
+    chosen = torch.ones(len(z), dtype=torch.float64)
     if count > 1:
         others, other_weights = hermite(24, count - 1)
-        total = total + torch.exp(a * others).sum(1)  # (M, M')
-        chosen = count * ((torch.exp(a * z) / total) * other_weights).sum(1)
-    else:
-        chosen = torch.ones(len(z), dtype=torch.float64)
-    log_exact = a * z[:, 0] - a**2 / 2
-    return float((weights * log_exact.exp() * (log_exact - chosen.log())).sum() / a**2 * g.square().sum())
+        whole = total + torch.exp(power * k * others).sum(1)  # (M, M')
+        chosen = count * ((total / whole) * other_weights).sum(1)
+    log_exact = k * z[:, 0] - k**2 / 2
+    return float((weights * log_exact.exp() * (log_exact - chosen.log())).sum() / k**2 * g.square().sum())
 
 
 EXERCISES = [
@@ -296,87 +309,98 @@ EXERCISES = [
     ),
     Exercise(
         number="6.4",
-        title="more proposals mean longer steps, and the effective share says where to stop",
-        cases=budgets,
-        truth=proposals_by_search,
+        title="at a^2 beta g^2 = 1 two proposals make 73 % of what first order promises",
+        cases=pairs_of_proposals,
+        truth=chosen_by_counting,
         mistakes=[
             Mistake(
-                "rounded up",
-                lambda price, budget, share: float(math.ceil(-math.log(share) * budget / price)),
-                "one too many: with this number the share is below the limit.",
-            ),
-            Mistake(
-                "rounded to the nearest",
-                lambda price, budget, share: float(round(-math.log(share) * budget / price)),
-                "in some cases one too many. Which way is safe?",
-            ),
-            Mistake(
-                "logarithm to the base two",
-                lambda price, budget, share: float(math.floor(-math.log2(share) * budget / price)),
-                "the exponent is that of e.",
-            ),
-            Mistake(
-                "the number of steps",
-                lambda price, budget, share: float(math.ceil(-price / math.log(share))),
-                "this is the smallest T. How many proposals does the budget leave for each step?",
-            ),
-            Mistake(
                 "to first order",
-                lambda price, budget, share: float(math.floor((1 - share) * budget / price)),
-                "exp(-x) is 1 - x for small x only.",
+                lambda beta, g, power: power * beta * g / 2,
+                "right for short steps only. Keep the probability to choose the larger one as it is.",
             ),
             Mistake(
-                "the share that is lost",
-                lambda price, budget, share: float(math.floor(-math.log(1 - share) * budget / price)),
-                "`share` is what must be kept, not what may be lost.",
+                "all of the shift",
+                lambda beta, g, power: power * beta * g,
+                "this is the first order of infinitely many proposals.",
+            ),
+            Mistake(
+                "the power forgotten",
+                lambda beta, g, power: of_two(beta, g, 1.0),
+                "which weights decide who is chosen?",
+            ),
+            Mistake(
+                "the variance of one proposal",
+                lambda *a: of_two(*a, variance=1.0),
+                "the difference of two independent proposals is more spread out than one of them.",
+            ),
+            Mistake(
+                "the difference halved",
+                lambda *a: of_two(*a, part=0.5),
+                "c + u/2 with one probability, c - u/2 with the other: what is the mean of the chosen one given u?",
+            ),
+            Mistake(
+                "half of the difference decides",
+                lambda *a: of_two(*a, slope=0.5),
+                "the ratio of the two weights is that of two points which are u apart.",
+            ),
+            Mistake(
+                "standard deviation for variance",
+                lambda beta, g, power: of_two(beta**2, g, power),
+                "beta is a variance. What must the nodes be multiplied by?",
             ),
         ],
+        tolerance=1e-4,
     ),
     Exercise(
         number="6.5",
-        title="a path costs the information in the label over N^2, and doubling N saves three quarters of it",
+        title="with the weights as they are a path costs I / N^2 nats, and doubling N saves three quarters of it",
         cases=slopes,
         truth=nats_by_quadrature,
         mistakes=[
             Mistake(
                 "the part that is there",
-                lambda g, count: (1 - 1 / count) ** 2 * g.square().sum() / 2,
-                "at N = 1 all of the guidance is missing, and the price must be highest. Which part is missing at N?",
+                lambda g, count, power: (power * (1 - 1 / count)) ** 2 * g.square().sum() / 2,
+                "at N = 1 all of the guidance is missing. Which part is missing at N?",
             ),
             Mistake(
                 "not squared",
-                lambda g, count: g.square().sum() / (2 * count),
-                "1/N of the shift is missing. A divergence is quadratic in the shift.",
+                lambda g, count, power: (1 - power * (1 - 1 / count)) * g.square().sum() / 2,
+                "a divergence is quadratic in the shift that is missing, and never negative.",
             ),
             Mistake(
                 "one half forgotten",
-                lambda g, count: g.square().sum() / count**2,
+                lambda g, count, power: (1 - power * (1 - 1 / count)) ** 2 * g.square().sum(),
                 "twice too large: look at the divergence of two bells again.",
             ),
             Mistake(
+                "the power forgotten",
+                lambda g, count, power: g.square().sum() / (2 * count**2),
+                "right for the weights as they are. What does a power of them change?",
+            ),
+            Mistake(
+                "the power on the part that is missing",
+                lambda g, count, power: (power / count) ** 2 * g.square().sum() / 2,
+                "at N = 1 there is no choice, and no power can matter.",
+            ),
+            Mistake(
                 "the length for its square",
-                lambda g, count: g.norm() / (2 * count**2),
+                lambda g, count, power: (1 - power * (1 - 1 / count)) ** 2 * g.norm() / 2,
                 "the slope enters through the distance of two means. In which power?",
             ),
             Mistake(
                 "a mean over the coordinates",
-                lambda g, count: g.square().mean() / (2 * count**2),
+                lambda g, count, power: (1 - power * (1 - 1 / count)) ** 2 * g.square().mean() / 2,
                 "right on the line. Do the coordinates' divergences add up, or average?",
             ),
             Mistake(
                 "the sum of the slope",
-                lambda g, count: g.sum() ** 2 / (2 * count**2),
+                lambda g, count, power: (1 - power * (1 - 1 / count)) ** 2 * g.sum() ** 2 / 2,
                 "right on the line. Turning the axes must not change a divergence.",
             ),
             Mistake(
                 "the exponent of the effective share",
-                lambda g, count: g.square().sum(),
+                lambda g, count, power: g.square().sum(),
                 "this is what the effective share loses. The answer depends on N.",
-            ),
-            Mistake(
-                "N - 1 for N",
-                lambda g, count: g.square().sum() / (2 * max(count - 1, 1) ** 2),
-                "with one proposal there is no guidance, with two there is half of it. What is missing then?",
             ),
         ],
         tolerance=1e-3,

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy.integrate import quad
+from scipy.stats import norm
 
 from tests.oracles.third_answers import disagreements
 
@@ -49,25 +51,29 @@ def test_the_pair_classifier_is_a_product_of_odds():
 
 
 @pytest.mark.answer("6.4")
-def test_the_number_is_the_largest_whose_share_is_enough():
-    def most(path_price, budget, share):
-        counts = np.arange(0, budget + 1)
-        return float(counts[share ** (1 / np.maximum(counts, 1e-9)) <= np.exp(-path_price / budget)].max(initial=0))
+def test_the_mean_of_the_chosen_is_half_the_difference_times_a_hyperbolic_tangent():
+    """By adaptive quadrature, in the centre's frame: E[(u / 2) tanh(a g u / 2)] with the density of u of variance 2 beta."""
 
-    assert disagreements("6.4", most) == []
+    def mean(beta, g, power):
+        def integrand(u):
+            return u / 2 * np.tanh(power * g * u / 2) * norm(scale=np.sqrt(2 * beta)).pdf(u)
+
+        return quad(integrand, -12 * np.sqrt(beta), 12 * np.sqrt(beta), epsabs=1e-12)[0]
+
+    assert disagreements("6.4", mean) == []
 
 
 @pytest.mark.answer("6.5")
 def test_the_nats_are_half_the_variance_of_the_slope_that_is_left():
-    """log(exact / one of N) is, to leading order, g.x / N up to a constant: KL is half of its variance."""
+    """log(exact / one of N) is, to leading order, a linear function of x: KL is half of its variance."""
 
-    def nats(g, count):
+    def nats(g, count, power):
         g = g.numpy()
         nodes, weights = np.polynomial.hermite_e.hermegauss(4)
         weights = weights / weights.sum()
         total = 0.0
         for part in g:  # the coordinates of a bell are independent
-            left = part * nodes / count
+            left = part * nodes - power * (count - 1) * part * nodes / count
             total += weights @ left**2 - (weights @ left) ** 2
         return total / 2
 

@@ -219,6 +219,9 @@ LINE = GaussianMixture([0.3, 0.2, 0.5], torch.tensor([[-1.2], [0.4], [1.5]], dty
                        labels=[0, 1, 1])  # fmt: skip
 
 
+POWER = 1.7
+
+
 @reads("eq-one-of-n")
 def one_of_n() -> Reading:
     """Three proposals on the line: a triple sum over the nodes of a step, one chosen by weight."""
@@ -229,6 +232,7 @@ def one_of_n() -> Reading:
         places = (step.means[:, 0] + step.variances.sqrt() * z[:, 0]).reshape(-1)
         weights = (step.log_weights.exp() * shares).reshape(-1)
         w = LINE.noised(SCHEDULE.alpha(s), SCHEDULE.sigma(s)).class_log_prob(places[:, None], 1).exp()
+        w = w**POWER
         share = w[:, None, None] / (w[:, None, None] + w[:, None] + w)  # of the first of three
         chosen.append(3 * torch.einsum("i,i,j,k,ijk->", places, weights, weights, weights, share))
         plain.append(weights @ places)
@@ -238,7 +242,7 @@ def one_of_n() -> Reading:
 
     letters = {
         r"\mathbb E[x_s^{(N)} | x_t]": torch.stack(chosen), r"\mathbb E[x_s | x_t]": torch.stack(plain), "N": 3.0,
-        r"\beta": LENGTHS, "g_t(x_t)": g(T, -0.3),
+        "a": POWER, r"\beta": LENGTHS, "g_t(x_t)": g(T, -0.3),
     }  # fmt: skip
     return Reading(letters, {"g_s(x_t)": g(S, -0.3), "g_t(x_s)": g(T, 0.5)}, equivalent=SIGN_OF_O)
 
