@@ -87,7 +87,7 @@ with plotting.style():
     axes[3].errorbar([t - near for near in shares], means, [2 * e for e in errors], fmt="o", markersize=4, color=plotting.COLOURS["conditional"])
     axes[3].axhline(standing, color=plotting.COLOURS["truth"], linewidth=0.9, linestyle="dashed")
     axes[3].text(0.02, standing + 0.015, "classifier at the cross", fontsize=8)
-    axes[3].set(title="share kept", xlabel="length of the step, $t - s$", ylim=(0, 0.32), xlim=(0, 0.5))
+    axes[3].set(title="share kept", xlabel="length of the step, $t - s$", ylim=(0, 0.32), xlim=(0, 0.5), box_aspect=0.85)
     assert 100 < len(survivors) < 170 and all(abs(m - standing) < 4 * e for m, e in shares.values())
     shown = plotting.show(figure, "06_throw_ask_keep", alt="Three panels around one noisy point, marked by a cross, and a graph. First, a grey cloud of proposed cleaner points, most of them above the cross, with tails to the lower left and the lower right. Second, the same points coloured by the classifier: near 0 above and on the left, near 1 at the lower right. Third, the points that were kept, most of them at the lower right, under dashed contours of the exact step given class 1. Fourth, the share kept over the length of the step: six dots on a horizontal line.")
 shown
@@ -445,7 +445,8 @@ def seen(x):
     return [float(v) for v in (x[:, 0].mean(), mass.mean(), x[:, 0].std() / len(x) ** 0.5, mass.std() / len(x) ** 0.5)]
 
 
-start, found = torch.randn(4000, 2, dtype=torch.float64, generator=generator), {}
+start = torch.randn(3000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+found = {}
 for gamma in (0.5, 1.0, 2.0, 3.0):
     found[gamma, "2 x 200"] = seen(walk(2, gamma, ignoring, classifiers, start, time_grid(200), generator))
     found[gamma, "8 x 50"] = seen(walk(8, gamma, ignoring, classifiers, start, time_grid(50), generator))
@@ -469,7 +470,8 @@ with plotting.style():
         for way, colour, mark in (("2 x 200", "conditional", "o"), ("8 x 50", "other", "s")):
             dots = {gamma: row for (gamma, other), row in found.items() if other == way}
             spread = [2 * row[part + 2] for row in dots.values()]
-            panel.errorbar(dots.keys(), [row[part] for row in dots.values()], spread, fmt=mark, color=plotting.COLOURS[colour], markersize=5)
+            places = [gamma + (0.04 if mark == "s" else -0.04) for gamma in dots]  # side by side
+            panel.errorbar(places, [row[part] for row in dots.values()], spread, fmt=mark, color=plotting.COLOURS[colour], markersize=4)
         panel.set(xlabel=r"guidance scale $\gamma$", ylabel=name)
     axes[0].text(0.1, 1.35, "gradients", color=plotting.COLOURS["guided"])
     axes[0].text(1.15, 0.55, "one of 2, in 200 steps", color=plotting.COLOURS["conditional"])
@@ -482,7 +484,7 @@ shown
 #
 # So $N$ does not set how much guidance you get, but how long the steps may be: with two proposals the class mass at $\gamma = 1$ is still one or two percent low in 200 steps. Methods without gradients, as [Li et al. (2024)](https://arxiv.org/abs/2408.08252)'s, choose like this, by other weights; this is what $N$ and a power are worth if the weight is $p(y \mid x_s)$.
 #
-# What, then, does a gradient buy? One call a step instead of two, and *long* steps: chapter 07 shows that the gradient at $x_t$ has exactly the right direction, however long the step. Nor do exact weights help a network whose step is DDPM's Gaussian: its wrong shape costs more than the gradient does (Deeper, in nats).
+# What, then, does a gradient buy? One call a step instead of two, and *long* steps: chapter 07 shows that the gradient at $x_t$ has exactly the right direction, however long the step. And where the model's step is only DDPM's Gaussian, exact weights help little: on our mixture, one gradient leaves no more nats than exact filtering (Deeper).
 #
 # ## Pitfall: the clean classifier
 #
@@ -510,7 +512,7 @@ assert abs(good[1] - 0.922) < 0.02 and abs(good[2] - 1.15) < 0.1 and abs(good[3]
 assert bad[0] < 1.6 and bad[1] > 0.935 and bad[3] > 0.7 and 1.15 - bad[2] > 6 * seen(x)[2]
 
 # %% [markdown]
-# (2.41 questions a step is less than 2.5 by chance: a few dear points decide.) The mistake asks less, and its points are *surer* of class 1. But the larger blob has taken from the smaller one, and the mean is off by more than six standard errors. The weights $p_s(y \mid x_s)$ fit together from step to step, since each is the average of the next, $\eqref{eq-rejection-rate}$; those of the clean classifier do not. This gives a necessary test: with exact steps, the share kept does not depend on their length.
+# (The first number would be 2.5 but for chance: a few dear points decide.) The mistake asks less, and its points are *surer* of class 1. But the larger blob has taken from the smaller one, and the mean is off by more than six standard errors. The weights $p_s(y \mid x_s)$ fit together from step to step, since each is the average of the next, $\eqref{eq-rejection-rate}$; those of the clean classifier do not. This gives a necessary test: with exact steps, the share kept does not depend on their length.
 
 # %%
 network = kernels.ddpm(mixture.denoiser(schedule), schedule, "small")
@@ -934,9 +936,8 @@ def gradient(x, time):
     return noised(time).class_gradient(x, label)
 
 
-free = mixture.denoiser(schedule)
-large = kernels.ddpm(free, schedule, "large")
-by_gradient = kernels.ddpm(guidance.tilt(free, gradient, 1.0, schedule), schedule, "large")
+large = kernels.ddpm(mixture.denoiser(schedule), schedule, "large")
+by_gradient = kernels.ddpm(guidance.tilt(mixture.denoiser(schedule), gradient, 1.0, schedule), schedule, "large")
 inherited = {}
 for far, near in ((0.2, 0.18), (0.2, 0.12), (0.5, 0.45), (0.5, 0.3), (0.8, 0.72), (0.8, 0.48)):
     nodes, weights = divergence.mixture_nodes(noised(far).given(label), order=6)
@@ -968,10 +969,10 @@ for near in (0.49, 0.45, 0.3):
     filtered = float(weights @ filtered_kl(p, q, partial(noised(near).class_log_prob, label=label))[0])
     shifted = float(weights @ divergence.kl(p, kernels.shift(matched, gradient, 1.0)(nodes, t, near)))
     print(f"{t} to {near}: filtered {filtered:.1e}, shifted by the gradient {shifted:.1e} nats, ratio {shifted / filtered:.1f}")
-    assert shifted > 2 * filtered
+    assert shifted > (2 if near == 0.3 else 10) * filtered
 
 # %% [markdown]
-# There the filter is better by a factor of two in the long step, and of tens in the short ones.
+# There the filter is better by a factor of 2.9 in the long step, and of ten and more in the shorter ones.
 #
 # ## Deeper: one of $N$, in nats
 #

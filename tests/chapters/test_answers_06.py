@@ -52,7 +52,7 @@ def test_the_pair_classifier_is_a_product_of_odds():
 
 @pytest.mark.answer("6.4")
 def test_the_mean_of_the_chosen_is_half_the_difference_times_a_hyperbolic_tangent():
-    """By adaptive quadrature, in the centre's frame: E[(u / 2) tanh(a g u / 2)] with the density of u of variance 2 beta."""
+    """By adaptive quadrature: E[(u / 2) tanh(a g u / 2)] with the density of u, of variance 2 beta."""
 
     def mean(beta, g, power):
         def integrand(u):
