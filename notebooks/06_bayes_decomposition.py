@@ -113,7 +113,7 @@ shown
 # where it does not, let the variance depend on the class, $v_y$. Then $\log p(x_s, x_t, y)$ is a sum of three logarithms, and $x_t$ is a mixture again:
 
 # %%
-# [eq-bayes-given-xt], [eq-label-blind-noise]
+# [eq-bayes-given-xt]
 def log_joint(at_s, alpha_ts, v, x_s, x_t):
     """log p(x_s, x_t, y), one row for each class y: (classes, N)."""
     rows = []
@@ -158,19 +158,26 @@ torch.testing.assert_close(free * both / alone, left_side, atol=1e-9, rtol=0)
 # variances it holds to rounding; with ours it does not:
 
 # %%
+# [eq-label-blind-noise]
+def pair_classifier(joint):
+    """p(y | x_s, x_t) from log p(x_s, x_t, y), one row for each class: (classes, N)."""
+    return joint.softmax(0)
+
+
+# %%
 x_s, x_t = torch.randn(2, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 plain = at_s.class_log_prob(x_s, label).exp()
 for name, variances in {"label-blind": (beta, beta), "three times": (beta, 3 * beta)}.items():
-    pairs = log_joint(at_s, alpha_ts, variances, x_s, x_t).softmax(0)[label]
+    pairs = pair_classifier(log_joint(at_s, alpha_ts, variances, x_s, x_t))[label]
     print(f"{name:12s} pair against single: largest difference {(pairs - plain).abs().max():.0e}")
 
 # %% tags=["remove-cell"]
 blind, joint = (log_joint(at_s, alpha_ts, (beta, ratio * beta), x_s, x_t) for ratio in (1, 3))
-torch.testing.assert_close(blind.softmax(0)[label], plain)
+torch.testing.assert_close(pair_classifier(blind)[label], plain)
 log_noise = torch.stack([joint[y] - at_s.log_prob(x_s) - at_s.class_log_prob(x_s, y) for y in (0, 1)])  # log p(x_t | x_s, y)
 log_mixed = joint.logsumexp(0) - at_s.log_prob(x_s)  # log p(x_t | x_s)
-torch.testing.assert_close(joint.softmax(0)[label], plain * (log_noise[label] - log_mixed).exp())
-assert float((joint.softmax(0)[label] - plain).abs().max()) > 0.1
+torch.testing.assert_close(pair_classifier(joint)[label], plain * (log_noise[label] - log_mixed).exp())
+assert float((pair_classifier(joint)[label] - plain).abs().max()) > 0.1
 
 # %% [markdown]
 # (How wrong a step gets then, and why shorter steps do not help: Deeper.) From here on the noise is blind to the label. Put the second equation into the first, and write the ratio as an exponential:
@@ -448,8 +455,9 @@ def seen(x):
 start = torch.randn(3000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 found = {}
 for gamma in (0.5, 1.0, 2.0, 3.0):
-    found[gamma, "2 x 200"] = seen(walk(2, gamma, ignoring, classifiers, start, time_grid(200), generator))
-    found[gamma, "8 x 50"] = seen(walk(8, gamma, ignoring, classifiers, start, time_grid(50), generator))
+    for count in (2, 8):
+        times = time_grid(400 // count)  # 400 questions for each point
+        found[gamma, f"{count} x {400 // count}"] = seen(walk(count, gamma, ignoring, classifiers, start, times, generator))
 for gamma in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0):
     kernel = kernels.ddpm(guidance.classifier_free(mixture.pair(schedule, label), gamma), schedule)
     found[gamma, "gradient"] = seen(draw(kernel, start, time_grid(200), generator))
@@ -512,7 +520,7 @@ assert abs(good[1] - 0.922) < 0.02 and abs(good[2] - 1.15) < 0.1 and abs(good[3]
 assert bad[0] < 1.6 and bad[1] > 0.935 and bad[3] > 0.7 and 1.15 - bad[2] > 6 * seen(x)[2]
 
 # %% [markdown]
-# (The first number would be 2.5 but for chance: a few dear points decide.) The mistake asks less, and its points are *surer* of class 1. But the larger blob has taken from the smaller one, and the mean is off by more than six standard errors. The weights $p_s(y \mid x_s)$ fit together from step to step, since each is the average of the next, $\eqref{eq-rejection-rate}$; those of the clean classifier do not. This gives a necessary test: with exact steps, the share kept does not depend on their length.
+# (The first number would be $1/p(y)$ but for chance: a few dear points decide.) The mistake asks less, and its points are *surer* of class 1. But the larger blob has taken from the smaller one, and the mean is off by more than six standard errors. The weights $p_s(y \mid x_s)$ fit together from step to step, since each is the average of the next, $\eqref{eq-rejection-rate}$; those of the clean classifier do not. This gives a necessary test: with exact steps, the share kept does not depend on their length.
 
 # %%
 network = kernels.ddpm(mixture.denoiser(schedule), schedule, "small")
@@ -815,23 +823,23 @@ assert round(peeking[0.49, 3.0][0], 2) == 0.08 and 0.1 < peeking[0.49, 3.0][1] <
 # So the *typical* price, the exponential of the mean logarithm, is $e^{-I_t} / p(y)$. At pure noise it is $1/p(y)$; as the path reveals the class, $I_t$ grows, and the price falls. It ends at 1 if the clean point settles its class. Here it does not quite:
 
 # %%
-# [eq-typical-cost], [eq-path-information]
+# [eq-typical-cost]
 def information(noisy, label):
     """KL(p_t(x | y) || p_t(x)) in nats; noisy: the mixture at time t."""
     nodes, weights = divergence.mixture_nodes(noisy.given(label), order=40)
     return float(weights @ (noisy.given(label).log_prob(nodes) - noisy.log_prob(nodes)))
 
 
-def average(function, noisy, label):
-    """E[function(x_t)] over p_t(x | y)."""
+def log_price(noisy, label):
+    """E[log 1 / p_t(y | x_t)] over p_t(x | y)."""
     nodes, weights = divergence.mixture_nodes(noisy.given(label), order=40)
-    return float(weights @ function(nodes))
+    return -float(weights @ noisy.class_log_prob(nodes, label))
 
 
 # %%
 for time in (0.99, 0.5, 0.02):
     known = information(noised(time), label)
-    typical = math.exp(average(lambda x, time=time: -noised(time).class_log_prob(x, label), noised(time), label))
+    typical = math.exp(log_price(noised(time), label))
     print(f"t = {time}: I = {known:.3f} nats, typical price {typical:.2f}")
     assert abs(typical - math.exp(-known) / 0.4) < 1e-9
 
@@ -842,9 +850,17 @@ for time in (0.99, 0.5, 0.02):
 # $$ \beta\; \mathbb E_{x_t \sim p_t(\cdot \mid y)}\big[|g_t(x_t)|^2\big] = 2\,(I_s - I_t) + O(\beta^2). \label{eq-path-information} $$
 
 # %%
+# [eq-path-information]
+def mean_exponent(noisy, label, length):
+    """beta E|g_t(x_t)|^2 over p_t(x | y), for a step of this length beta."""
+    nodes, weights = divergence.mixture_nodes(noisy.given(label), order=40)
+    return length * float(weights @ noisy.class_gradient(nodes, label).square().sum(1))
+
+
+# %%
 for near in (0.49, 0.499, 0.4999):
     length = float(schedule.transition(t, near)[1] ** 2)
-    slope = length * average(lambda x: noised(t).class_gradient(x, label).square().sum(1), noised(t), label)
+    slope = mean_exponent(noised(t), label, length)
     gained = 2 * (information(noised(near), label) - information(noised(t), label))
     print(f"beta = {length:.5f}: beta E|g|^2 = {slope:.6f}, 2 (I_s - I_t) = {gained:.6f}, ratio {slope / gained:.4f}")
 assert abs(slope / gained - 1) < 0.001
@@ -865,7 +881,7 @@ assert round(math.log(1000), 1) == 6.9 and round(2 * math.log(1000) / math.log(2
 #
 # $$ \frac{(\mathbb E[w])^2}{\mathbb E[w^2]} = p(y \mid x_t)\, \frac{\mathbb E[w]}{\mathbb E[w^2]}. \label{eq-ess-floor} $$
 #
-# Weights are probabilities, $w \le 1$, so $w^2 \le w$, and the last factor is at least 1. It is 1 for a verifier that says yes or no: then weighing *is* throwing away. So the share is at least $p(y \mid x_t)$. (The left side is also $e^{-D}$, with $D$ the logarithm of the mean of $p(x_s \mid x_t, y) / p(x_s \mid x_t)$ under the step given the label: a divergence of Rényi's. That of chapter 07 has the logarithm inside the mean.) 
+# Weights are probabilities, $w \le 1$, so $w^2 \le w$, and the last factor is at least 1. It is 1 for a verifier that says yes or no: then weighing *is* throwing away. So the share is at least $p(y \mid x_t)$. (The left side is also $e^{-D}$, with $D$ the logarithm of the mean of $p(x_s \mid x_t, y) / p(x_s \mid x_t)$ under the step given the label: a divergence of Rényi's. That of chapter 07 has the logarithm inside the mean.)
 
 # %%
 # [eq-ess-floor]

@@ -78,13 +78,14 @@ def test_bayes_rule_keeps_a_companion_whether_or_not_the_noise_looks_at_the_labe
 def test_blind_noise_adds_nothing_to_the_classifier_and_other_noise_adds_a_ratio_of_noises():
     mixture, generator = random_mixture(2, [0, 1, 1, 0]), seeded(4)
     x_s, x_t = torch.randn(2, 5, 2, generator=generator, dtype=torch.float64)
-    log_joint = names_of("06", "eq-label-blind-noise")["log_joint"]
+    log_joint = names_of("06", "eq-bayes-given-xt")["log_joint"]
+    pair_classifier = names_of("06", "eq-label-blind-noise")["pair_classifier"]
     single = torch.stack([mixture.class_log_prob(x_s, y).exp() for y in (0, 1)])
-    assert float((log_joint(mixture, 0.7, (0.5, 0.5), x_s, x_t).softmax(0) - single).abs().max()) < 1e-12
+    assert float((pair_classifier(log_joint(mixture, 0.7, (0.5, 0.5), x_s, x_t)) - single).abs().max()) < 1e-12
     squares = ((x_t - 0.7 * x_s) ** 2).sum(1)
     noise = torch.stack([torch.exp(-squares / 2 / v) / (2 * math.pi * v) for v in (0.5, 0.9)])
     right = noise * single / (noise * single).sum(0)
-    pair = log_joint(mixture, 0.7, (0.5, 0.9), x_s, x_t).softmax(0)
+    pair = pair_classifier(log_joint(mixture, 0.7, (0.5, 0.9), x_s, x_t))
     assert float((pair - right).abs().max()) < 1e-12
     assert float((pair - single).abs().max()) > 0.03
 
@@ -227,24 +228,24 @@ def test_the_mean_logarithm_of_the_price_is_that_of_the_label_less_its_informati
     log_price = -float(share @ noisy.class_log_prob(grid, LABEL))
     cells = names_of("06", "eq-typical-cost")
     assert abs(cells["information"](noisy, LABEL) - known) < 1e-6
-    assert abs(cells["average"](lambda x: -noisy.class_log_prob(x, LABEL), noisy, LABEL) - log_price) < 1e-6
+    assert abs(cells["log_price"](noisy, LABEL) - log_price) < 1e-6
     assert abs(log_price - (-math.log(0.7) - known)) < 1e-9
 
 
 @pytest.mark.equation("eq-path-information")
 def test_beta_times_the_mean_square_of_the_slope_is_twice_the_information_gained_in_a_short_step():
-    cells, rest = names_of("06", "eq-path-information"), []
+    information, rest = names_of("06", "eq-typical-cost")["information"], []
+    mean_exponent = names_of("06", "eq-path-information")["mean_exponent"]
     for near in (0.49, 0.499):
         beta = float(SCHEDULE.transition(T, near)[1] ** 2)
-        squares = cells["average"](lambda x: at(T).class_gradient(x, LABEL).square().sum(1), at(T), LABEL)
-        gained = cells["information"](at(near), LABEL) - cells["information"](at(T), LABEL)
-        rest.append(abs(beta * squares / (2 * gained) - 1))
+        gained = information(at(near), LABEL) - information(at(T), LABEL)
+        rest.append(abs(mean_exponent(at(T), LABEL, beta) / (2 * gained) - 1))
     assert rest[1] < 0.01 and 7 < rest[0] / rest[1] < 14
 
 
 def test_the_step_exceeds_the_models_by_the_information_that_it_adds_exactly_however_long():
     """KL(p(x_s | x_t, y) || p(x_s | x_t)), averaged over exact paths, is I_s - I_t."""
-    information = names_of("06", "eq-path-information")["information"]
+    information = names_of("06", "eq-typical-cost")["information"]
     for near in (0.45, 0.2):
         x, w = divergence.mixture_nodes(at(T).given(LABEL), order=14)
         told, free = kernels.exact(MIXTURE, SCHEDULE, LABEL)(x, T, near), kernels.exact(MIXTURE, SCHEDULE)(x, T, near)
@@ -427,7 +428,7 @@ def test_over_a_path_of_short_steps_the_exponents_add_up_to_twice_the_informatio
     for t, s in zip(times[:-1], times[1:], strict=True):
         x, w = divergence.mixture_nodes(at(t).given(LABEL), order=10)
         total += float(SCHEDULE.transition(t, s)[1] ** 2 * (w @ at(t).class_gradient(x, LABEL).square().sum(1)))
-    information = names_of("06", "eq-path-information")["information"]
+    information = names_of("06", "eq-typical-cost")["information"]
     gained = information(at(0.05), LABEL) - information(at(0.99), LABEL)
     assert abs(total / (2 * gained) - 1) < 0.05
 
@@ -529,7 +530,7 @@ def test_the_error_of_noise_that_looks_at_the_label_does_not_shrink_with_the_ste
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_on_ddpms_gaussian_step_exact_weights_gain_little_over_one_gradient(label):
-    """Another mixture and schedule, two lengths: a gradient in the score leaves at most 1.4 times what the filter does."""
+    """Another mixture, two lengths: a gradient in the score leaves at most 1.4 times what the filter does."""
     filtered_kl, free = names_of("06", "eq-inherited-error")["filtered_kl"], MIXTURE.denoiser(SCHEDULE)
     network = kernels.ddpm(free, SCHEDULE, "large")
     x, w = divergence.mixture_nodes(at(T).given(label), order=5)
