@@ -112,8 +112,6 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
         "1 -> 2": "of nodes in the plane it looks at one coordinate only",
         "0 -> -1": "there is one coordinate: it is the first and the last",
         "beta -> abs(beta)": "variances are positive",
-        "float(weights @ (u * torch.sigmoid(power * g * u))) -> weights @ (u * torch.sigmoid(power * g * u))": "a tensor "
-        "of one number is a number",
     },
     "6.5": {
         "1 - power * (1 - 1 / count) -> power * (1 - 1 / count) - 1": "it is squared",
