@@ -512,6 +512,10 @@ def test_the_points_stop_behind_the_border_where_exact_guidance_at_a_large_scale
     through = sampled(page_s_guess(), 1.0, kernels.ddim)
     away = sampled(exact_answer, 3.0, kernels.ddim)
     assert float(through[:, 0].mean()) < 0.7 and float(away[:, 0].mean()) > 1.8
+    shares = torch.stack([metrics.mode_weights(plane.four_blobs(), x[None]) for x in through])
+    inside = through[shares.argmax(1) == 2]  # the near blob, whose middle is (0.4, -0.6)
+    assert len(inside) > 0.85 * len(through)
+    assert float((inside.median(0).values - torch.tensor([0.4, -0.6])).norm()) < 0.25
 
 
 @pytest.mark.parametrize("kernel", [kernels.ddim, kernels.ddpm])
