@@ -256,7 +256,7 @@ assert all(80 < a / b < 125 for pair in zip(falls[:-1], falls[1:], strict=True) 
 assert abs(falls[1][0] / falls[1][1] - 1) < 0.05
 
 # %% [markdown]
-# Ten times shorter, about a hundred times better, at either place, if the model's own step is Gaussian. (The constant: Deeper.) So with enough steps, each does what its definition says.
+# Ten times shorter, and the divergence $\mathbb E_p[\log p - \log q]$ of the moved step $q$ from the defined one $p$ is about a hundred times smaller, at either place, if the model's own step is Gaussian. (The constant: Deeper.) So with enough steps, each does what its definition says.
 #
 # ## The chain does something else
 
@@ -268,7 +268,7 @@ print(f"asked for: {targets[1.0].expectation(sim):.2f}")
 # %% [markdown]
 # More steps hardly help. Each is right, and yet they do not lead to the target,
 # $\tilde p(x_0) = p(x_0)\, e^{\gamma\, \mathrm{sim}(x_0, y)} / Z$. Multiply the steps of a path: you get its probability under the model, times one factor a step, which we split in two,
-# $e^{\gamma\,\mathrm{sim}(x_s)} / Z(x_t) = e^{\gamma\,\mathrm{sim}(x_s) - \gamma\,\mathrm{sim}(x_t)} \cdot e^{\gamma\,\mathrm{sim}(x_t)} / Z(x_t)$. The first parts cancel along the path, except at its ends: $e^{\gamma\,\mathrm{sim}(x_0)}$ remains, as you wished.
+# $e^{\gamma\,\mathrm{sim}(x_s)} / Z(x_t) = e^{\gamma\,\mathrm{sim}(x_s) - \gamma\,\mathrm{sim}(x_t)} \cdot e^{\gamma\,\mathrm{sim}(x_t)} / Z(x_t)$. The first parts cancel along the path, except at its ends: $e^{\gamma\,\mathrm{sim}(x_0)}$ remains, as you wished, over $e^{\gamma\,\mathrm{sim}(x_1)}$ of the noise you began with, of which $x_0$ hardly knows.
 # The second parts differ from 1 by order $\beta$ only. But shorter steps are more steps, and together they leave a factor that depends on the path. $Z$ is a constant in one step; along the chain it is not.
 #
 # How bad can that be? Take standard normal data (the score is always $-x$) and the similarity $a \cdot x$. What was asked for is a shift by $\gamma a$. A short step moves $x$ by $\beta\,\big(\frac x2 + c\,(\text{score} + \gamma a)\big)$, with $c = 1$ for DDPM and $c = \frac12$ for DDIM.
@@ -312,7 +312,7 @@ torch.testing.assert_close((chances * later).sum(0), (shares * (gamma * sim(crow
 #
 # $$ \tilde p_t(x) = p_t(x)\, \frac{h_t(x)}{Z}, \qquad Z = \mathbb E_{p(x_0)}\big[ e^{\gamma\, \mathrm{sim}(x_0,\, y)} \big]. \label{eq-noised-target} $$
 #
-# **Adding $\nabla \log h_t$ to the score makes it the score of the noised target, at every noise level.** A sampler that is right for any data is then right for these. (It should start from $\tilde p_1$, which is as near to $\mathcal N(0, I)$ as $p_1$ is.)
+# **Adding $\nabla \log h_t$ to the score makes it the score of the noised target, at every noise level.** A sampler that is right for any data is then right for these. (It should start from $\tilde p_1$, which is nearly $\mathcal N(0, I)$ as well, if $\gamma$ does not move the target far out.)
 
 # %%
 target, alpha, sigma = targets[gamma], schedule.alpha(t), schedule.sigma(t)
@@ -341,7 +341,7 @@ coarse = exact[10.0](near_data, torch.tensor(0.2))
 print(f"4 nodes a dimension in place of 12, at gamma = 10: off by {(coarse - fine).norm() / fine.norm():.1%}")
 
 # %% [markdown]
-# So you can steer by a drawing: left, by the distance $d$ from a curve, with the weight $e^{-2 d^2}$; right, by the same and a direction. Two energies added are two weights multiplied. (Add the energies first and then average: two gradients added are something else, see Deeper.)
+# So you can steer by a drawing: left, by the distance $d$ from a curve, with the weight $e^{-2 d^2}$; right, by the same and a direction. Two exponents added are two weights multiplied. (Add the exponents first and then average: two gradients added are something else, see Deeper.)
 
 # %%
 angles = torch.linspace(0.1, 1.25, 9).double() * math.pi
@@ -464,8 +464,8 @@ assert rows[4.0, "best mean similarity"][0] > 4 * rows[4.0, "floor"] and rows[4.
 assert rows[10.0, "noise-trained"][1] < rows[10.0, "exact"][1] - 0.8
 
 # %% [markdown]
-# "Distance" is the Wasserstein distance of 400 samples from 400 of the target; `log p(x)` is the mean log-density under the data. At every strength the exact gradient is about as near as a second sample of the target. At $\gamma = 4$ the noise-trained encoder is no nearer than the clean one, and not for want of training: the
-# best mean similarity itself stays far off. It under-steers: nine tenths of the mean are those who do not fit. At 10 the trained one reaches the similarity, and leaves the data for it. (Where the crowd is one bell, the mean over-steers: exercise 9.3.) Training for the exponential does better, and not perfectly: our training is short. Four times as many steps bring it nearer (in the tests).
+# "Distance" is the Wasserstein-2 distance of 400 samples from 400 of the target, the least root mean square distance over all pairings; `log p(x)` is the mean log-density under the data. At every strength the exact gradient is about as near as a second sample of the target. At $\gamma = 4$ the noise-trained encoder is hardly nearer than the clean one, and not for want of training: the
+# best mean similarity itself stays far off. It under-steers: nine tenths of the mean are those who do not fit. At 10 the trained one reaches the similarity, and leaves the data for it. (Where the crowd is one bell and the similarity $-x^2 / 2$, the mean over-steers: exercise 9.3.) Training for the exponential does better, and not perfectly: our training is short. Four times as many steps bring it nearer (in the tests).
 #
 # ### Pitfall: the gradient of an encoder that never saw noise
 #
@@ -538,8 +538,8 @@ goal = targets[4.0].sample(400, seeded(10))
 assert metrics.wasserstein(late(4.0, 0.5), goal) > metrics.wasserstein(ends["clean", 4.0][:400], goal) + 0.3
 
 # %% [markdown]
-# At $\gamma = 1$ that is nearly a cure: what is left out early makes up for what is too much later. It is a cancellation, found by trying. At $\gamma = 4$ it is worse than no delay: at $t = 0.5$
-# more than half of the points have less than one chance in ten left to become "below".
+# At $\gamma = 1$ that is nearly a cure: what is left out early makes up for what is too much later. It is a cancellation, found by trying. At $\gamma = 4$ it is worse than no delay. Not that
+# $t = 0.5$ is too late: the exact gradient, started there, reaches nearly the similarity asked for. The clean one, which points elsewhere, gathers fewer points at "below".
 #
 # ## Bounded or not
 #
@@ -593,16 +593,16 @@ assert round(float(mixture.log_prob(mixture.sample(20_000, seeded(8))[0]).mean()
 
 # %% [markdown]
 # At $\gamma = 16$ the inner product asks for points far outside all data, and the recipe goes more than twice as far. (The data themselves have a mean log p of $-3.1$.) With the cosine the mean log p does not fall below $-4.1$.
-# A bound limits what you can *ask for*, and the push far out. It does not make the gradient right (and near the origin this one grows without bound).
+# A bound limits what you can *ask for*; that the push fades far out is a property of this cosine. It does not make the gradient right (and near the origin this one grows without bound).
 #
 # ## In practice
 #
 # | if you have | do | because |
 # |---|---|---|
 # | a similarity of clean data, and $\gamma$ about 1 | take its gradient, but start late, at a level that you try out | from the start it did far too much; from $t = 0.5$ the distance was less than half |
-# | a similarity of clean data, and a rare wish | do not take its gradient at $x_t$ ([chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb) asks about the denoised point) | it fell short, and more so with a later start |
+# | a similarity of clean data, and a larger $\gamma$ | do not take its gradient at $x_t$ ([chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb) asks about the denoised point) | it fell short, and more so with a later start |
 # | noisy data to train on, and a small $\gamma$ | regress the clean embedding, take the inner product with the unit vector of the condition | it is right to first order in $\gamma$ |
-# | the same, and a large $\gamma$ or a rare wish | cross-entropy on the soft target $e^{\gamma(\mathrm{sim} - 1)}$, $\gamma$ as an input; near the data the clean gradient | the mean similarity is decided by those who do not fit: less than half of its distance at $\gamma = 4$ |
+# | the same, and a large $\gamma$ or a rare wish | cross-entropy on the soft target $e^{\gamma(\mathrm{sim} - 1)}$, $\gamma$ as an input; near the data the clean gradient | the mean similarity is decided by those who do not fit; trained for the exponential, half of its distance or less was left at $\gamma = 4$ |
 # | an unbounded similarity | bring it into $[-1, 1]$ (a cosine), or keep $\gamma$ small | then $\tilde p \le e^{2 \gamma} p$; the inner product asked for points far outside all data |
 # | draws or nodes of the crowd | weigh them, $\eqref{eq-noisy-gradient}$ | no gradient of the similarity is needed, and it need have none |
 #
@@ -759,7 +759,7 @@ print("mean", inside.mean(0).numpy().round(2), "asked for", cut.mean.numpy().rou
 assert kept(inside).mean() == 1 and ((inside.mean(0) - cut.mean).abs() < 3 * inside.std(0) / 400**0.5 + 0.02).all()
 
 # %% [markdown]
-# All 400 points land inside, steered by a wish without a slope. Now two wishes: a curve, and "below". Energies add for clean points. Worths do not multiply: $\mathbb E[e^{f + g} \mid x_t]$ is not $\mathbb E[e^f \mid x_t]\, \mathbb E[e^g \mid x_t]$, unless
+# All 400 points land inside, steered by a wish without a slope. Now two wishes: a curve, and "below". Exponents add for clean points. Worths do not multiply: $\mathbb E[e^{f + g} \mid x_t]$ is not $\mathbb E[e^f \mid x_t]\, \mathbb E[e^g \mid x_t]$, unless
 # the two weights are uncorrelated in the crowd. Steered by the sum of two gradients, each exact:
 
 # %%
@@ -778,7 +778,7 @@ for name, grad in {"the sum's gradient": of_both, "the gradients' sum": lambda x
 assert wished["the sum's gradient"] < 1.1 and 2.5 < wished["the gradients' sum"] < 3.2
 
 # %% [markdown]
-# Two exact guidances, added, end nearly three times as far from the joint target as chance. Add the energies first, then average.
+# Two exact guidances, added, end nearly three times as far from the joint target as chance. Add the exponents first, then average.
 #
 # ## Deeper: is a contrastive similarity a classifier?
 #
@@ -810,7 +810,7 @@ print("N(x) at the data, 5 and 95 % quantiles:", totals.quantile(torch.tensor([0
 print(f"mean similarity: {told(class_2)} in the class; at gamma = 1 / tau {fifth.expectation(sim):+.2f}; lowest blob {metrics.mode_weights(mixture, fifth)[5]:.2f}")
 
 # %% [markdown]
-# At $\gamma = 1 / \tau$ the tilt is the class as the encoder sees it, weighed by $N$ once more. $N$ is large where the encoder is sure of *any* word, and small between words. It is the normaliser of chapter 08: there it was forgotten, here it is a part of what you ask for. Is it determined by the loss? A softmax over
+# At $\gamma = 1 / \tau$ the tilt is the class as the encoder sees it, weighed by $N$ once more. $N$ is large where the encoder is sure of *any* word, and small between words. It plays the part of chapter 08's normaliser: there it was forgotten, here it is a part of what you ask for. Is it determined by the loss? A softmax over
 # words does not change if a number $c(x)$ is added to all similarities of a point, so for inner products it is not. (Cosines leave less freedom. And a loss that also runs over points, as CLIP's does, controls more of $N$.)
 #
 # ## Deeper: how large a crowd?
