@@ -109,8 +109,7 @@ shown
 #
 # $$ p(x_s \mid x_t, y) = \frac{p(x_s \mid x_t)\; p(y \mid x_s, x_t)}{p(y \mid x_t)}. \label{eq-bayes-given-xt} $$
 #
-# Nothing was assumed: multiply by the denominator, and both sides are $p(x_s, y \mid x_t)$. A step forward shrinks $x_s$ by $\alpha_{t|s} = \alpha_t / \alpha_s$ and adds noise. Usually that noise does not depend on the class, and then one factor simplifies, as you will see. To test the equation
-# where it does not, let the variance depend on the class, $v_y$. Then $\log p(x_s, x_t, y)$ is a sum of three logarithms, and $x_t$ is a mixture again:
+# Nothing was assumed: multiply by the denominator, and both sides are $p(x_s, y \mid x_t)$. A step forward shrinks $x_s$ by $\alpha_{t|s} = \alpha_t / \alpha_s$ and adds noise of variance $\sigma_{t|s}^2 = 1 - \alpha_{t|s}^2$. Usually that noise does not depend on the class, and then one factor simplifies, as you will see. To test the equation without that help, let the variance depend on the class, $v_y$. Then $\log p(x_s, x_t, y)$ is a sum of three logarithms, and $x_t$ is a mixture again:
 
 # %%
 # [eq-bayes-given-xt]
@@ -368,7 +367,7 @@ assert all(abs(mean - 2.5) < 4 * error for mean, error in asked.values()) and fl
 # ## Weigh instead of throwing away
 #
 # Keep all $N$ proposals instead, with *weights* $w = p(y \mid x_s)$, divided by their sum (*self-normalised importance sampling*). Unequal weights waste points: $N$ of them are worth
-# about $(\sum w)^2 / \sum w^2$ equal ones, the *effective sample size*, for many points $N\, (\mathbb E[w])^2 / \mathbb E[w^2]$. In a step of short *length* $\beta = \sigma_{t|s}^2$, the proposals are a bell of covariance $\beta I$, up to $\beta^2$, and $\log w$ is a slope, $g_t(x_t) = \nabla \log p_t(y \mid x_t)$. Over such a bell around 0, the mean of $e^{g \cdot x}$
+# about $(\sum w)^2 / \sum w^2$ equal ones, the *effective sample size*, for many points $N\, (\mathbb E[w])^2 / \mathbb E[w^2]$. Measure the *length* of a step by $\beta = \sigma_{t|s}^2$ from here on. In a short one, the proposals are a bell of covariance $\beta I$, up to $\beta^2$, and $\log w$ is a slope, $g_t(x_t) = \nabla \log p_t(y \mid x_t)$. Over such a bell around 0, the mean of $e^{g \cdot x}$
 # is $e^{\beta |g|^2 / 2}$, and that of its square is $e^{2 \beta |g|^2}$. So
 #
 # $$ \frac{(\mathbb E[w])^2}{\mathbb E[w^2]} = e^{-\beta\, |g_t(x_t)|^2} + O(\beta^2). \label{eq-ess-slope} $$
@@ -409,7 +408,7 @@ assert all(worth[d, 0.3][0] < worth[d, 0.3][1] for d in (1, 2, 4, 8, 16)) and wo
 
 # %% [markdown]
 # Read a column downwards: at a fixed step length the share falls exponentially with the number of bits, in long steps faster than predicted. Read a row to the left: a step ten times
-# shorter has a tenth of the exponent. So information makes the *long* weighted step useless, but steps a sixteenth as long have with sixteen bits the share that they had with one. (How many steps a label needs: Deeper.)
+# shorter has a tenth of the exponent. So information makes the *long* weighted step useless, but with sixteen bits, steps a sixteenth as long have the share that the long ones had with one bit. (How many steps a label needs: Deeper.)
 #
 # ## Guidance by choosing one of $N$
 #
@@ -488,7 +487,7 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Orange: guidance with gradients. Blue and green: no gradient, but 400 questions to the classifier, with two standard errors. Two proposals a step are enough for every scale shown.*
+# *Orange: guidance with gradients. Blue and green: no gradient, but 400 questions to the classifier, with two standard errors. Two proposals a step come within about two percentage points of the class mass at every scale shown.*
 #
 # So $N$ does not set how much guidance you get, but how long the steps may be: with two proposals the class mass at $\gamma = 1$ is still one or two percent low in 200 steps. Methods without gradients, as [Li et al. (2024)](https://arxiv.org/abs/2408.08252)'s, choose like this, by other weights; this is what $N$ and a power are worth if the weight is $p(y \mid x_s)$.
 #
@@ -526,7 +525,7 @@ assert right_bits["one of 2 in 100 steps"][0] < right_bits["one of 2 in 400 step
 # %% [markdown]
 # Two proposals in 100 steps are not enough any more: sixteen bits make $\beta |g|^2$ sixteen times as large. Shorter steps help, and so do more proposals. Eight a step come within one percentage point of the exact answer, where throwing and keeping would take 65,536.
 #
-# What, then, does a gradient buy? One call a step instead of two, and *long* steps: chapter 07 shows that the gradient at $x_t$ has exactly the right direction, however long the step. And where the model's step is only DDPM's Gaussian, exact weights help little: on our mixture, one gradient leaves no more nats than exact filtering (Deeper).
+# What, then, does a gradient buy? One call a step instead of two, and *long* steps: chapter 07 shows that the gradient at $x_t$ has exactly the right direction, however long the step. And where the model's step is only DDPM's Gaussian, exact weights help little: on our mixture, a step with one gradient ends no farther from the exact one, by divergence, than exact filtering does (Deeper).
 #
 # ## Pitfall: the clean classifier
 #
@@ -568,11 +567,11 @@ for name, (level, kernel) in tests.items():
     assert (max(row) - min(row) < 0.01) == (name == "noise-aware")
 
 # %% [markdown]
-# The last row warns you: with a network's Gaussian step (DDPM's, small variance) the share moves in long steps although the classifier is right. Test with short ones. (What a clean classifier is good for: chapter 12.)
+# The last row warns you: with a network's Gaussian step (DDPM's, small variance) the share moves in long steps although the classifier is right. Then compare one short step with what the classifier says of $x_t$ itself, with many draws. (What a clean classifier is good for: chapter 12.)
 #
 # ## What is exact
 #
-# * *Exactly*, for steps of any length, if the noise is blind and the classifier is that of level $s$: Bayes' rule, the share kept, the mean price.
+# * *Exactly*, for steps of any length, if the noise is blind, the model's step exact and the classifier that of its noise level: Bayes' rule and the share kept; after exact steps, the mean price.
 # * *To first order*, in steps with $a^2 \beta |g|^2 \ll 1$: the effective share, one of $N$.
 # * *Not at all* in practice: the model's step. A network's is a Gaussian, and throwing and keeping samples that Gaussian times the classifier.
 #
@@ -900,7 +899,7 @@ for near in (0.49, 0.499, 0.4999):
 assert abs(slope / gained - 1) < 0.001
 
 # %% [markdown]
-# The exponents of $\eqref{eq-ess-slope}$ add up over the path to $2 I$, twice the information in the label, *however many short steps you make, and whatever the dimension*. With $T$ equally informative steps each exponent is $2 I / T$, so half of the points stay effective if $T \ge 2 I / \log 2$: about three steps a nat. One of a thousand classes is at most 6.9 nats, so
+# The exponents of $\eqref{eq-ess-slope}$ add up on average over the path to $2 I$ with $I = I_0$, twice what the label says about the clean point, *however many short steps you make, and whatever the dimension*. With $T$ equally informative steps each exponent is $2 I / T$, so half of the points stay effective if $T \ge 2 I / \log 2$: about three steps a nat. One of a thousand equally likely classes is at most 6.9 nats, so
 # 20 well-placed steps would do. (On average: where the class is decided, more of $I$ falls into a step.)
 
 # %% tags=["remove-cell"]
@@ -955,7 +954,7 @@ print("a bit a coordinate  effective share {:.1e}, at least {:.1e}".format(*(flo
 assert two[0] > two[1] > 0.2 and bool((many[0] > many[1]).all()) and float(many[0].mean()) < 0.02
 
 # %% [markdown]
-# Two classes keep most of the points even in this long step; of sixteen bits almost nothing is left, and 2,000 draws could not have shown how little: a measured share cannot fall below 1/2,000.
+# Two classes keep most of the points even in this long step; of sixteen bits about three points in a thousand are left. Of 2,000 draws these are six, too few to measure a share without bias: hence the quadrature.
 #
 # ## Deeper: when the step is a network's
 #
@@ -1028,7 +1027,7 @@ for near in (0.49, 0.45, 0.3):
 #
 # *What two proposals miss, without random numbers: for those who doubt the samples above.*
 #
-# On the line, with the five hills. The density of the chosen point is a sum over who is chosen, so with weights to the power $a$ it is $q_2(x) = 2\, p(x) \int p(x')\, \frac{w(x)^a}{w(x)^a + w(x')^a}\, dx'$. How far does it move, and how far is it from the exact step?
+# On the line, with the five hills. Write $p(x)$ for the model's step $p(x_s \mid x_t)$ at $x_s = x$, and $w(x) = p(y \mid x_s)$. The density of the chosen point is a sum over who is chosen, so with weights to the power $a$ it is $q_2(x) = 2\, p(x) \int p(x')\, \frac{w(x)^a}{w(x)^a + w(x')^a}\, dx'$. How far does it move, and how far is it from the exact step?
 
 # %%
 spot = torch.tensor([[0.5]], dtype=torch.float64)
@@ -1052,7 +1051,7 @@ assert 8 < missing[0.49, 1] / missing[0.499, 1] < 12 and missing[0.499, 2] < mis
 assert abs(part - 1) < 1e-4
 
 # %% [markdown]
-# In a step a tenth as long, half of the shift with $a = 1$, and all of it with $a = 2$, come out ten times more accurately. The nats with $a = 1$ fall like $\beta$, and so do not go away over a path; with $a = 2$ they fall faster.
+# In a step a tenth as long, half of the shift with $a = 1$, and all of it with $a = 2$, come out several times more accurately. The nats with $a = 1$ fall like $\beta$, and so do not go away over a path; with $a = 2$ they fall faster.
 
 # %% [markdown]
 # ### Exercise 6.5 (research): the nats of one of $N$

@@ -464,7 +464,7 @@ assert rows[4.0, "best mean similarity"][0] > 4 * rows[4.0, "floor"] and rows[4.
 assert rows[10.0, "noise-trained"][1] < rows[10.0, "exact"][1] - 0.8
 
 # %% [markdown]
-# "Distance" is the Wasserstein-2 distance of 400 samples from 400 of the target, the least root mean square distance over all pairings; `log p(x)` is the mean log-density under the data. At every strength the exact gradient is about as near as a second sample of the target. At $\gamma = 4$ the noise-trained encoder is hardly nearer than the clean one, and not for want of training: the
+# "Distance" is the Wasserstein distance $W_2$ of 400 samples from 400 of the target, the least root mean square distance over all pairings; `log p(x)` is the mean log-density under the data. At every strength the exact gradient is about as near as a second sample of the target. At $\gamma = 4$ the noise-trained encoder is hardly nearer than the clean one, and not for want of training: the
 # best mean similarity itself stays far off. It under-steers: nine tenths of the mean are those who do not fit. At 10 the trained one reaches the similarity, and leaves the data for it. (Where the crowd is one bell and the similarity $-x^2 / 2$, the mean over-steers: exercise 9.3.) Training for the exponential does better, and not perfectly: our training is short. Four times as many steps bring it nearer (in the tests).
 #
 # ### Pitfall: the gradient of an encoder that never saw noise

@@ -314,17 +314,17 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Samples for class 1 with a perfect denoiser and a perfect classifier, 500 a panel, without noise (above) and with
+# *Samples for class 1 with a perfect denoiser and a perfect classifier, without noise (above) and with
 # (below). Dashed: 50, 90 and 99 % of class 1, what all six should fill.*
 #
-# With the exact noisy classifier both samplers find class 1 (DDPM with a little too small a spread, after 100 steps).
+# With the exact noisy classifier both samplers find class 1 (DDPM with a little too small a spread).
 # **Through the guess, $\gamma = 1$ over-guides.** DDIM's samples are surer of their class than the data, 0.996 where
-# 0.92 is right, on a third of the spread. The far blob, over a third of the mass, gets 5 %. Note where they are. With
+# 0.922 is right, on a third of the spread. The far blob, over a third of the mass, gets a twentieth. Note where they are. With
 # an exact classifier a large $\gamma$ drives points to the *far* side of the class ([chapter
 # 11](11_classifier_free_guidance.ipynb#what-does-gamma-1-sample)). Here they stop in the middle of the near blob.
 #
 # Then turn it down? At $\gamma = 1/3$ the samples are less sure of the class than the data, and the far blob stays
-# starved. The best factor at each level, from nearly 1 near the data to 0.16 near noise, is little better. Guiding late
+# starved. The best factor at each level, from nearly 1 near the data to a sixth near noise, is little better. Guiding late
 # helps DDIM most, though a tenth of the class mass is then missing. DDPM's noise lowers $W_2$ in every row through the guess. But each row
 # through the guess is at least two and a half times as far from class 1 as the exact classifier's. What is wrong is not
 # a factor.
@@ -522,8 +522,7 @@ assert all(table["averaged", how][4] < 1.4 * table["exact", how][4] for how in s
 # and more near the data. The samples of both samplers are nearly as near to class 1 as those of the exact classifier,
 # in this run.
 #
-# **What is left.** With enough $z$ the Gaussian's own error is largest in the middle, 0.23 of the gradient at $t =
-# 0.5$: a cloud of several blobs is no Gaussian. And enough is many: the sharper the classifier is across the cloud, the
+# **What is left.** With enough $z$ the Gaussian's own error is largest in the middle, nearly a quarter of the gradient at $t = 0.5$: a cloud of several blobs is no Gaussian. And enough is many: the sharper the classifier is across the cloud, the
 # more. With $6 \times 6$ points the error near noise is over three times as large. The cost is $d$ backward passes for
 # the matrix, the derivative of these passes again, and 144 questions to the classifier. On images you would draw a few
 # $z$ and approximate the covariance; this page did not try. (Exact on this page are the noisy answer, its gradient, the
@@ -678,7 +677,7 @@ with plotting.style():
     shown = plotting.show(
         figure,
         "12_gap",
-        alt="Left: error of the gradient relative to its size, over time, on a logarithmic axis. About the guess it rises to over three; averaged over a Gaussian cloud it stays below 0.3. Right: reliability. Verdicts averaged over the cloud lie near the diagonal; those about the guess lie on a flat curve: where it says nearly 1 the share is 0.80, where it says nearly 0 it is 0.15.",
+        alt="Left: error of the gradient relative to its size, over time, on a logarithmic axis. About the guess it rises to over three; averaged over a Gaussian cloud it stays below 0.3. Right: reliability. Verdicts averaged over the cloud lie near the diagonal; those about the guess lie on a flat curve: where it says nearly 1 the share is four fifths, where it says nearly 0 it is over a tenth.",
     )
     for text, pairs in reliable.items():
         print(text, " ".join(f"{a:.2f}->{b:.2f}" for a, b in pairs))
@@ -707,9 +706,9 @@ assert round(max(far_blob.values()), 2) == 0.23
 # | if you have | do | because |
 # |---|---|---|
 # | labelled data | train the classifier on noisy points, or a model with labels ([chapter 11](11_classifier_free_guidance.ipynb)) | with the exact noisy answer, $\gamma = 1$ sampled the class with either sampler |
-# | a clean classifier, and a denoiser you may differentiate | average its *probabilities* over $\mathcal N(\hat x_0, \mathrm{Cov})$, $\gamma = 1$, with enough $z$ | five sixths or more of the gradient's error went, and $W_2$ came near the exact classifier's; $6 \times 6$ points were too few near noise |
-# | the last steps, $t$ near 0 | the guess will do | its gradient is right to 0.08 of its size at $t = 0.1$: the cloud is narrow |
-# | nothing but the guess | noise in the sampler, or guidance only late; judge by the mix *inside* the class, not by how sure it is | the far blob, 0.37, got 0.05 from DDIM and 0.19 from DDPM; neither smaller factors nor the late start brought it above 0.23 |
+# | a clean classifier, and a denoiser you may differentiate | average its *probabilities* over $\mathcal N(\hat x_0, \mathrm{Cov})$, $\gamma = 1$, with enough $z$ | five sixths or more of the gradient's error went, and $W_2$ came near the exact classifier's; six points an axis were too few near noise |
+# | the last steps, $t$ near 0 | the guess will do | at $t = 0.1$ its gradient is right to within a tenth of its size: the cloud is narrow |
+# | nothing but the guess | noise in the sampler, or guidance only late; judge by the mix *inside* the class, not by how sure it is | the far blob got a seventh of its share from DDIM, and half of it from DDPM; neither smaller factors nor the late start brought it to two thirds |
 # | no memory for backpropagation | one number a level for the covariance; never $I / \alpha_t$, nor $I$ | detached, the samples exploded; one number a level did as well as the guess with backpropagation |
 # | no idea how bad it is | a reliability diagram at several noise levels, from labelled data | the guess's curve was flatter than the diagonal; but a diagonal alone does not prove the gradients |
 #
@@ -830,7 +829,7 @@ exercises.check("12.4", blurred)
 # * A noisy classifier says the average of the clean one over the cloud of clean points behind $x_t$. Asking about the denoiser's guess asks about the middle alone.
 # * The guess's gradient is $\frac{\alpha_t}{\sigma_t^2} \mathrm{Cov}(x_0 \mid x_t)\, \nabla \log p_o$ at one point. Near the border it is too long, by
 #   about $\sqrt{1 + \pi v / 8}$ with $v$ the logit's variance over the cloud; where the guess is sure of the class asked for it is too short. So no $\gamma$ mends it.
-# * With perfect parts and $\gamma = 1$, DDIM here gave a class probability of 0.996 for 0.92, and 5 % to a blob of 37 %.
+# * With perfect parts and $\gamma = 1$, DDIM here gave a class probability of 0.996 for 0.922, and a twentieth to a blob of more than a third.
 # * Averaging over the Gaussian with the denoiser's own covariance removed five sixths of the gradient's error or more here, given enough points (144 in the plane).
 # * Without the Jacobian of the denoiser the gradient claims another cloud: of width $\sigma_t / \alpha_t$ if the noise is detached.
 #
@@ -1135,7 +1134,7 @@ for u, x, weights, noised in levels_of(mixture, schedule, (0.05, 0.1, 0.2, 0.3, 
 assert small_gaps[0] < 0.1 and small_gaps[1] < 0.25 and 0.65 < small_gaps[2] < 0.8 and small_gaps[3] > 1 and small_gaps[4] > 2
 
 # %% [markdown]
-# At $t = 0.05$ it removes nine tenths of the gap, at $t = 0.2$ a quarter. From $t = 0.3$ on it makes it worse, and
+# At $t = 0.05$ it removes nine tenths of the gap. From $t = 0.3$ on it makes it worse, and
 # gives probabilities outside of 0 and 1: across a cloud wider than the border, a classifier is no parabola. So the page
 # averages over the cloud instead.
 #
@@ -1191,6 +1190,6 @@ assert all(outcomes[1, "guess", 300][k][1] > 0.5 for k in (0, 1)) and all(found[
 
 # %% [markdown]
 # The guess's gradient is wrong by more than five times the averaged one's error, which itself exceeds the right
-# gradient: more points than $12 \times 12$ help, but even $24 \times 24$ leave the error as large as the right gradient, or larger. And the sampler decides. For
+# gradient: more points help, but even twice as many an axis leave the error as large as the right gradient, or larger. And the sampler decides. For
 # class 2, DDIM's points end far outside of the data; DDPM's, with 300 steps, are nearly as near to it as true samples.
 # For class 1 neither is. And a class mass near one says nothing: the worst row has the highest.

@@ -26,7 +26,7 @@ TITLE = "When the classifier only knows clean data"
 
 @pytest.fixture
 def written(tmp_path: Path) -> list[Path]:
-    return start_chapter("12", TITLE, root=tmp_path)
+    return start_chapter("99", TITLE, root=tmp_path)
 
 
 def todos(path: Path, root: Path) -> list[str]:
@@ -38,12 +38,12 @@ def todos(path: Path, root: Path) -> list[str]:
 
 def test_its_files_are_written(written: list[Path], tmp_path: Path):
     assert [path.relative_to(tmp_path).as_posix() for path in written] == [
-        "notebooks/12_when_the_classifier_only_knows_clean_data.py",
-        "difflesson/exercises/chapter12.py",
-        "tests/chapters/test_chapter_12.py",
-        "tests/readings/chapter_12.py",
-        "tests/chapters/test_answers_12.py",
-        "tests/claims/12.toml",
+        "notebooks/99_when_the_classifier_only_knows_clean_data.py",
+        "difflesson/exercises/chapter99.py",
+        "tests/chapters/test_chapter_99.py",
+        "tests/readings/chapter_99.py",
+        "tests/chapters/test_answers_99.py",
+        "tests/claims/99.toml",
     ]
     kept = [path for path in written if path.parent.name not in ("chapters", "readings")]  # decorators have an @
     assert not any("@" in line for path in kept for line in path.read_text("utf-8").splitlines())
@@ -62,7 +62,7 @@ def test_the_exercises_of_a_new_chapter_pass_and_are_fair(written: list[Path]):
     cells = notebooks.cells_of(source)
     checked = {exercise.number: exercise for exercise in runpy.run_path(str(checkers))["EXERCISES"]}
     solved = find_exercises(cells)
-    assert [exercise.number for exercise in solved] == list(checked) == ["12.1", "12.2", "12.3"]
+    assert [exercise.number for exercise in solved] == list(checked) == ["99.1", "99.2", "99.3"]
     for exercise in solved:
         namespace = {}
         exec(next(cell.source for cell in cells if cell.cell_type == "code"), namespace)
@@ -93,7 +93,7 @@ def test_a_new_chapter_builds_its_tests_pass_and_the_linter_agrees(
     assert notebooks.check(source.parent) == {}
     cells = nbformat.read(source.with_suffix(".ipynb"), as_version=4).cells
     said = [output.text for cell in cells if "exercises.check(" in cell.source for output in cell.get("outputs", [])]
-    assert said == [f"12.{k} still to do\n" for k in (1, 2, 3)]
+    assert said == [f"99.{k} still to do\n" for k in (1, 2, 3)]
     linter = ["ruff", "check", "--no-cache", *written[:5]]
     for command in (["pytest", "-q", "-p", "no:cacheprovider", tests.name], linter):
         command = [sys.executable, "-m", *command]
@@ -133,7 +133,7 @@ def test_a_bad_number_is_refused(tmp_path: Path, number: str):
 @pytest.mark.parametrize("title", ["", "  ", "?!", "雪", ": why?", "two\nlines", "long " * 20])
 def test_a_bad_title_is_refused(tmp_path: Path, title: str):
     with pytest.raises(ValueError, match="TITLE must be one line of 1 to 90 characters"):
-        start_chapter("12", title, root=tmp_path)
+        start_chapter("99", title, root=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -149,15 +149,15 @@ def test_a_title_reaches_the_chapter_as_it_was_typed(tmp_path: Path):
     echo.chmod(0o755)
     for name in ("pyproject.toml", "constraints.txt", "venv/.installed"):  # the last is newest: nothing to install
         (tmp_path / name).touch()
-    command = ["make", "-s", "chapter", "VENV=venv", "NN=12", f"TITLE={AWKWARD}"]
+    command = ["make", "-s", "chapter", "VENV=venv", "NN=99", f"TITLE={AWKWARD}"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert run.stdout.splitlines() == ["-m", "tools.chapter", "12", AWKWARD], run.stdout + run.stderr
+    assert run.stdout.splitlines() == ["-m", "tools.chapter", "99", AWKWARD], run.stdout + run.stderr
 
 
 def test_an_awkward_title_makes_a_chapter_that_reads_as_it_was_typed(tmp_path: Path):
-    source = start_chapter("12", AWKWARD, root=tmp_path)[0]
-    assert source.name == "12_what_eps_costs.py"
-    assert notebooks.cells_of(source)[0].source.splitlines()[0] == f"# 12 · {AWKWARD}"
+    source = start_chapter("99", AWKWARD, root=tmp_path)[0]
+    assert source.name == "99_what_eps_costs.py"
+    assert notebooks.cells_of(source)[0].source.splitlines()[0] == f"# 99 · {AWKWARD}"
     assert notebooks.unfinished(source.parent)[source.stem][0].split(": ")[1].startswith("still TODO")
     for path in tmp_path.rglob("*.py"):
         compile(path.read_text(encoding="utf-8"), path.name, "exec")
@@ -167,8 +167,8 @@ def test_an_awkward_title_makes_a_chapter_that_reads_as_it_was_typed(tmp_path: P
 def test_nothing_is_overwritten_when_only_one_of_the_files_is_there(written: list[Path], tmp_path: Path, left: int):
     for index, path in enumerate(written):
         path.unlink() if index != left else path.write_text("mine")
-    with pytest.raises(ValueError, match=f"NN=12 is taken, nothing was written: .*{written[left].name}"):
-        start_chapter("12", TITLE, root=tmp_path)
+    with pytest.raises(ValueError, match=f"NN=99 is taken, nothing was written: .*{written[left].name}"):
+        start_chapter("99", TITLE, root=tmp_path)
     assert [path.exists() for path in written] == [index == left for index in range(6)]
     assert written[left].read_text() == "mine"
 
@@ -176,24 +176,24 @@ def test_nothing_is_overwritten_when_only_one_of_the_files_is_there(written: lis
 def test_another_title_does_not_make_a_second_chapter_of_the_same_number(written: list[Path], tmp_path: Path):
     for path in written[1:]:
         path.unlink()
-    with pytest.raises(ValueError, match="NN=12 is taken, .*notebooks/12_when_the_classifier"):
-        start_chapter("12", "Another title", root=tmp_path)
+    with pytest.raises(ValueError, match="NN=99 is taken, .*notebooks/99_when_the_classifier"):
+        start_chapter("99", "Another title", root=tmp_path)
 
 
 def test_the_next_steps_name_the_equations_that_wait_for_the_chapter(written: list[Path], tmp_path: Path):
     (tmp_path / "book").mkdir()
     planned = tmp_path / "book" / "planned_equations.toml"
-    planned.write_text('12 = ["eq-jensen-gap", "eq-clean-posterior"]\n07 = ["eq-path-kl"]\n')
+    planned.write_text('99 = ["eq-jensen-gap", "eq-clean-posterior"]\n07 = ["eq-path-kl"]\n')
     text = next_steps(written, root=tmp_path)
     assert "eq-jensen-gap, eq-clean-posterior" in text and "eq-path-kl" not in text
-    assert "tools.notebooks build 12" in text
+    assert "tools.notebooks build 99" in text
     planned.write_text("")
     assert "planned_equations" not in next_steps(written, root=tmp_path)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "expected a number and a title"), (["", TITLE], "NN must be"), (["12", ""], "TITLE must be")],
+    [([], "expected a number and a title"), (["", TITLE], "NN must be"), (["99", ""], "TITLE must be")],
 )
 def test_the_command_explains_itself_without_a_traceback(arguments: list[str], message: str, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["chapter.py", *arguments])

@@ -328,9 +328,9 @@ def test_three_steps_are_those_of_adam_with_clipped_gradients_by_hand(tmp_path, 
             p.data.mul_(1 - rate * 0.1).sub_(rate * bias[0] / (bias[1].sqrt() + 1e-8))
     assert min(lengths) > 1.5
     kept = weights(run(tmp_path, made))
-    gaps = {name: float((kept[name] - p.detach()).abs().max()) for name, p in network.named_parameters()}
     # The file holds half precision; where a gradient is nearly zero, its rounding decides which way Adam goes.
-    assert sorted(gaps.values())[len(gaps) * 3 // 4] < 5e-4, gaps
+    gaps = torch.cat([(kept[name] - p.detach()).abs().flatten() for name, p in network.named_parameters()])
+    assert float(gaps.quantile(0.99)) < 5e-4
 
 
 def test_the_seconds_of_a_card_count_those_before_the_interruption(tmp_path, monkeypatch):
