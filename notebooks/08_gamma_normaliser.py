@@ -712,7 +712,7 @@ assert ruined["Z detached", "log p(x, y)"][1] < 0.4 * ruined["outside", "log p(x
 # | report what was sampled | measure it; do not write $p\, p(y \mid x)^\gamma / C_0$ | with the usual pushes no sampler met its target |
 # | write a softmax by hand | never detach its sum | what raw logits lack has a gradient |
 #
-# (With a network of your own, scale inside is `guidance.sharpened(guidance.classifier_logits(network, schedule), label, gamma)`, differentiated by `guidance.gradient` and given to `guidance.tilt` with scale 1.)
+# (With a network of your own, scale inside is `guidance.sharpened` of `guidance.classifier_logits(network, schedule)`, differentiated by `guidance.gradient` and given to `guidance.tilt` with scale 1.)
 
 # %% tags=["remove-cell"]
 facts = {key: numbers(cloud) for key, cloud in clouds.items()}
