@@ -21,7 +21,7 @@ import math
 import numpy
 import torch
 
-from difflesson import exercises, guidance, kernels, metrics, ode, plane, plotting
+from difflesson import divergence, exercises, guidance, kernels, metrics, ode, plane, plotting
 from difflesson.denoiser import Prediction
 from difflesson.mixture import GaussianMixture
 from difflesson.samplers import draw, sample, time_grid
@@ -310,7 +310,9 @@ for rho in levels:
         found[name].append((float(mixture.class_log_prob(x, label).exp().mean()), float(x[:, 0].mean())))
 
 # %% tags=["hide-input"]
-truth_mass, all_mass = 0.92, 0.40  # the class mass of class 1, and of all data
+nodes, chances = divergence.mixture_nodes(mixture.given(label), order=40)
+truth_mass = float(chances @ mixture.class_log_prob(nodes, label).exp())  # the class mass of class 1
+all_mass = float(mixture.class_weights()[label])  # and of all data
 with plotting.style():
     figure, (left, right) = plotting.plt.subplots(1, 2, figsize=(8.6, 3.2))
     rhos = torch.linspace(0, 2, 101)
@@ -343,7 +345,7 @@ shown
 scatter = math.sqrt(float(mixture.class_log_prob(x, label).exp().var()) / len(x))
 for rho, (low, off), (high, near) in zip(levels, *found.values(), strict=True):
     print(f"rho = {rho}: class mass {low:.2f} by mean shift, {high:.2f} by substitution;  mean of x1 {off:+.2f} and {near:+.2f}")
-print(f"standard error of a class mass {scatter:.3f}; true: mass {truth_mass}, mean of x1 {float(target[0]):.2f}")
+print(f"standard error of a class mass {scatter:.3f}; true: mass {truth_mass:.2f}, mean of x1 {float(target[0]):.2f}; of all data: mass {all_mass:.2f}")
 by_shift, by_score = ([row[0] for row in found[name]] for name in found)
 assert all(abs(mass - truth_mass) < 0.01 for mass in by_score)
 assert len(x) == 3000 and by_shift == sorted(by_shift) and by_shift[0] < 0.43 and by_shift[1] < 0.46 and by_shift[-1] > 0.95

@@ -67,6 +67,7 @@ def step_by_loops(start: Tensor, move: Tensor) -> Tensor:
 
 
 def joint_table(start: Tensor, move: Tensor) -> Tensor:
+    """`p(x_s, x_t, y)`, (n, m, classes), from `p(x_s, y)` (n, classes) and `p(x_t | x_s)` (n, m)."""
     return start[:, None, :] * move[:, :, None]
 
 

@@ -151,6 +151,7 @@ def tail(c: float) -> float:
 
 
 def right(a: float, b: float, gamma: float) -> tuple[float, float]:
+    """The answer of 8.4: where the density of the blob peaks at this gamma, and its mean behind a wall."""
     return peak_and_limit_on_a_grid(a, b, gamma)
 
 

@@ -39,6 +39,7 @@ def gradient_by_noise(x0_told: Tensor, x0_untold: Tensor, alpha: float, sigma: f
 
 
 def covariance(root: Tensor) -> Tensor:
+    """A positive definite matrix from any square one, (d, d) -> (d, d)."""
     return root @ root.T + 0.2 * torch.eye(len(root), dtype=root.dtype)
 
 
