@@ -49,6 +49,12 @@ def sample(
     Raises: ValueError if times are out of order or range, x has NaN or infinity, a generator is missing, or the
     kernel or `after` returns another shape or dtype.
     """
+    times = checked_run(x, times)
+    return _walk(kernel.start() if isinstance(kernel, Part) else kernel, x, times, generator, after)
+
+
+def checked_run(x: Tensor, times: Tensor) -> Tensor:
+    """The times of a run in float64 on the CPU, (n,).  Raises: ValueError if `sample` does not take them, or not x."""
     times = torch.as_tensor(times, dtype=torch.float64).cpu()
     steps = times.diff() if times.dim() == 1 else times.new_zeros(1)
     if len(steps) < 1 or not (bool((steps < 0).all()) or bool((steps > 0).all())):
@@ -57,20 +63,24 @@ def sample(
         raise ValueError(f"times must lie in [0, 1], got {times.tolist()}")
     if not x.is_floating_point() or x.dim() < 2 or not bool(torch.isfinite(x).all()):
         raise ValueError(f"x must be finite floats of shape (batch, *data), got {x.dtype} {tuple(x.shape)}")
-    return _walk(kernel.start() if isinstance(kernel, Part) else kernel, x, times, generator, after)
+    return times
+
+
+def checked_state(name: str, state: Tensor, x: Tensor) -> Tensor:
+    """What `name` made of x.  Raises: ValueError if it has another shape or dtype than x."""
+    if state.shape != x.shape or state.dtype != x.dtype:
+        got, want = (f"{v.dtype} {tuple(v.shape)}" for v in (state, x))
+        raise ValueError(f"{name} must return what x is, {want}, got {got}")
+    return state
 
 
 def _walk(kernel, x, times, generator, after):
     yield x
     for t, s in zip(times[:-1], times[1:], strict=True):
         with torch.no_grad():
-            new = kernel(x, t, s).sample(generator)
-            named = {"kernel": new} if after is None else {"kernel": new, "after": (new := after(new, t, s))}
-            for name, state in named.items():
-                if state.shape != x.shape or state.dtype != x.dtype:
-                    got, want = (f"{v.dtype} {tuple(v.shape)}" for v in (state, x))
-                    raise ValueError(f"{name} must return what x is, {want}, got {got}")
-        x = new
+            x = checked_state("kernel", kernel(x, t, s).sample(generator), x)
+            if after is not None:
+                x = checked_state("after", after(x, t, s), x)
         yield x
 
 
