@@ -23,7 +23,7 @@ from tools.python_cells import parsed
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
-PNG_LIMIT = 150_000  # bytes
+PNG_LIMIT = 60_000  # bytes
 ON_COLAB = """\
 # Only for Colab, which starts without this course; elsewhere this cell does nothing.
 from importlib.util import find_spec

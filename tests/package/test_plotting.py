@@ -1,12 +1,14 @@
 """The look of the figures: sheets of digits, density contours, and the same bytes for the same figure."""
 
 import base64
+import io
 import math
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from difflesson import plotting
 
@@ -145,6 +147,24 @@ def test_showing_a_figure_writes_nothing_and_carries_its_name_and_description(tm
     assert base64.b64decode(png)[:8] == b"\x89PNG\r\n\x1a\n"
     assert metadata == {"alt": "a line that rises", "figure": "07_line"}
     assert list(tmp_path.iterdir()) == [] and not plotting.plt.fignum_exists(figure.number)
+
+
+def test_a_file_has_few_colours_and_shows_what_was_drawn():
+    """Thousands of colours, in lines and dots over a colour map, against the picture that matplotlib writes."""
+    figure, axes = plotting.plt.subplots(figsize=(3, 3), dpi=100)
+    axes.imshow(np.random.default_rng(0).uniform(size=(8, 8)), cmap="viridis", interpolation="bilinear")
+    axes.plot([0, 7], [0, 7], color=plotting.COLOURS["guided"])
+    axes.plot(*np.random.default_rng(1).uniform(0, 7, (2, 300)), ".", color=plotting.COLOURS["conditional"])
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    drawn = np.asarray(Image.open(buffer).convert("RGB")).astype(int)
+    small = plotting.as_png(figure)
+    with Image.open(io.BytesIO(small)) as picture:
+        shown, colours = np.asarray(picture.convert("RGB")).astype(int), picture.convert("RGB").getcolors()
+        assert picture.info["dpi"] == pytest.approx((100, 100), abs=0.1)
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 1500 and len(colours) <= 256
+    assert np.abs(shown - drawn).mean() < 2 and (np.abs(shown - drawn).max(2) > 40).mean() < 1e-3
+    assert len(small) < 0.6 * len(buffer.getvalue())
 
 
 def test_a_shown_picture_is_the_one_that_is_saved(tmp_path):
