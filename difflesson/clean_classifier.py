@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from difflesson.checks import check_shape
 from difflesson.denoiser import Denoiser, predict
 from difflesson.divergence import hermite, step_nodes
 from difflesson.mixture import GaussianMixture
@@ -28,8 +29,7 @@ def asked(log_prob: CleanLogProb, points: Tensor) -> Tensor:
     """`log_prob` at points (..., N, d) -> (..., N).  Raises: ValueError if it does not answer one number a point."""
     flat = points.reshape(-1, points.shape[-1])
     values = log_prob(flat)
-    if values.shape != flat.shape[:1]:
-        raise ValueError(f"log_prob must return one number a point, {tuple(flat.shape[:1])}, got {tuple(values.shape)}")
+    check_shape("log_prob's answer", values, flat.shape[:1])
     return values.view(points.shape[:-1])
 
 

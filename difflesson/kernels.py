@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from difflesson.checks import check_shape
 from difflesson.chunks import one_thread
 from difflesson.denoiser import Denoiser, predict
 from difflesson.guidance import Gradient, Scale, check_scale, checked_gradient, scale_at
@@ -231,8 +232,7 @@ def one_step_mean(x: Tensor, score: Tensor, schedule: Schedule, t: float | Tenso
     Raises: ValueError if the shapes differ.
     Source: Efron 2011 (doi 10.1198/jasa.2011.tm11181), applied to x_t = alpha_{t|s} x_s + sigma_{t|s} eps.
     """
-    if score.shape != x.shape:
-        raise ValueError(f"score must have the shape of x, {tuple(x.shape)}, got {tuple(score.shape)}")
+    check_shape("score", score, x.shape)
     alpha_ts, sigma_ts = schedule.transition(*_times(t, s))
     return (x + sigma_ts**2 * score) / alpha_ts
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from difflesson.checks import check_shape
 from difflesson.divergence import step_nodes
 from difflesson.mixture import GaussianMixture
 from difflesson.parts import Part
@@ -20,6 +21,13 @@ from difflesson.schedule import Schedule
 LogWeight = Callable[[Tensor], Tensor]
 """`log_weight(x) -> (...)` of clean points (..., d): gamma times a similarity, minus an energy, or a sum of such.
 It may be -inf, or have no gradient."""
+
+
+def asked(log_weight: LogWeight, points: Tensor) -> Tensor:
+    """The weights of points (..., d), (...).  Raises: ValueError if the answer is not one number a point."""
+    values = log_weight(points)
+    check_shape("log_weight's answer", values, points.shape[:-1])
+    return values
 
 
 def inner_product(a: Tensor, b: Tensor) -> Tensor:
@@ -76,8 +84,7 @@ def tilted_by_direction(mixture: GaussianMixture, direction: Tensor) -> Gaussian
 
     Args: direction: a, (d,), with gamma in it.  Raises: ValueError if it has another shape.
     """
-    if direction.shape != (mixture.dim,):
-        raise ValueError(f"direction must have shape ({mixture.dim},), got {tuple(direction.shape)}")
+    check_shape("direction", direction, (mixture.dim,))
     moved = mixture.covs @ direction  # (K, d)
     log_weights = mixture.weights.log() + mixture.means @ direction + moved @ direction / 2
     return GaussianMixture(log_weights.softmax(0), mixture.means + moved, mixture.covs, torch.tensor(mixture.labels))
@@ -91,6 +98,7 @@ class noisy_log_weight(Part):
     By Gauss-Hermite quadrature over the exact posterior of a mixture, for x (N, d) and one time t, `sigma_t > 0`.
 
     Args: log_weight: see `LogWeight`;  order: nodes per dimension and component; double it to see the error.
+    Raises: ValueError if log_weight does not answer one number a point.
     """
 
     mixture: GaussianMixture
@@ -100,7 +108,7 @@ class noisy_log_weight(Part):
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         points, shares = step_nodes(self.mixture.reverse(x, self.schedule, t, 0.0), self.order)  # (M, N, d), (M, N)
-        return (shares.log() + self.log_weight(points)).logsumexp(0)
+        return (shares.log() + asked(self.log_weight, points)).logsumexp(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +124,7 @@ class noisy_gradient(noisy_log_weight):
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         points, shares = step_nodes(self.mixture.reverse(x, self.schedule, t, 0.0), self.order)
-        weighed = (shares.log() + self.log_weight(points)).softmax(0)
+        weighed = (shares.log() + asked(self.log_weight, points)).softmax(0)
         lead = torch.einsum("mn,mnd->nd", weighed - shares, points)
         return self.schedule.alpha(t) / self.schedule.sigma(t) ** 2 * lead
 
@@ -133,7 +141,7 @@ class mean_gradient(noisy_log_weight):
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         points, shares = step_nodes(self.mixture.reverse(x, self.schedule, t, 0.0), self.order)
-        values = self.log_weight(points)
+        values = asked(self.log_weight, points)
         values = values - (shares * values).sum(0)
         lead = torch.einsum("mn,mnd->nd", shares * values, points)
         return self.schedule.alpha(t) / self.schedule.sigma(t) ** 2 * lead

@@ -1,0 +1,17 @@
+"""Shapes are compared where tensors, and the answers of functions, come in from outside.
+
+Torch stretches an axis of length one, and counts axes from the last: (batch, 1) or (batch,) beside (batch, d) would be
+combined without a word, the second point with coordinate where batch is d. So every such place asks `check_shape`.
+"""
+
+
+def check_shape(name: str, value, *allowed: tuple[int, ...]) -> None:
+    """Compare the shape of a tensor or a number, whose shape is (), with those allowed.
+
+    Raises: ValueError that names the argument, what is allowed and what was given.
+    """
+    shape = () if isinstance(value, int | float) else getattr(value, "shape", None)
+    if shape not in allowed:
+        wanted = " or ".join(f"have shape {tuple(one)}" if one else "be one number" for one in allowed)
+        got = f"{type(value).__name__}" if shape is None else f"{tuple(shape)}"
+        raise ValueError(f"{name} must {wanted}, got {got}")
