@@ -39,7 +39,7 @@ def sample(
     generator: torch.Generator | None = None,
     after: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> Iterator[Tensor]:
-    """Walk through `times` and yield x at each of them, the start included.
+    """Walk through `times` and yield x at each of them, the start included; what is yielded is the caller's to change.
 
     Args: kernel: from `difflesson.kernels`;  x: (batch, *data) at `times[0]`, usually standard normal;  times: (n,)
     decreasing in [0, 1], or increasing (from data to noise, for kernels without noise);  generator: on the device of x;
@@ -57,7 +57,8 @@ def sample(
         raise ValueError(f"times must lie in [0, 1], got {times.tolist()}")
     if not x.is_floating_point() or x.dim() < 2 or not bool(torch.isfinite(x).all()):
         raise ValueError(f"x must be finite floats of shape (batch, *data), got {x.dtype} {tuple(x.shape)}")
-    return _walk(kernel.start() if isinstance(kernel, Part) else kernel, x, times, generator, after)
+    states = _walk(kernel.start() if isinstance(kernel, Part) else kernel, x.clone(), times, generator, after)
+    return (state.clone() for state in states)
 
 
 def _walk(kernel, x, times, generator, after):
