@@ -20,7 +20,7 @@ from difflesson.denoiser import Denoiser, predict
 from difflesson.divergence import hermite, step_nodes
 from difflesson.mixture import GaussianMixture
 from difflesson.parts import Part
-from difflesson.schedule import Schedule, as_time
+from difflesson.schedule import Schedule, as_time, noisy
 
 CleanLogProb = Callable[[Tensor], Tensor]
 
@@ -88,7 +88,7 @@ class step_guess(Part):
         mu = (alpha_{t|s} sigma_s^2 x + alpha_s sigma_{t|s}^2 x0) / sigma_t^2,     s = max(t - length, 0)
 
     A point still noisy at s; at s = 0 it is the guess.  Args: length: of the step in time, above 0.
-    Raises: ValueError otherwise.  Source: Su 2022 (https://spaces.ac.cn/archives/9257).
+    Raises: ValueError otherwise, and where `sigma_t` is 0.  Source: Su 2022 (https://spaces.ac.cn/archives/9257).
     """
 
     denoiser: Denoiser
@@ -104,7 +104,7 @@ class step_guess(Part):
         t = as_time(t)
         s = (t - self.length).clamp_min(0)
         alpha_ts, sigma_ts = self.schedule.transition(t, s)
-        keep = alpha_ts * (self.schedule.sigma(s) / self.schedule.sigma(t)) ** 2
+        keep = alpha_ts * (self.schedule.sigma(s) / noisy(self.schedule.sigma(t), t)) ** 2
         pull = self.schedule.alpha(s) * (sigma_ts / self.schedule.sigma(t)) ** 2
         return asked(self.log_prob, keep * x + pull * predict(self.denoiser, x, t).x0)
 

@@ -23,7 +23,7 @@ class Prediction(NamedTuple):
     """A denoiser's answer: the clean point and the noise, each shaped like the input (batch, *data).
 
     Always `x = alpha x0 + sigma eps`. In the methods below alpha and sigma are 0-dim, or shaped to multiply x,
-    (batch, 1, ...).  Raise: ValueError if they are not, or the other half is not shaped like x.
+    (batch, 1, ...).  Raise: ValueError if they are not, or the other half is not of floats shaped like x.
     """
 
     x0: Tensor
@@ -64,6 +64,8 @@ class Prediction(NamedTuple):
 
 def _check_fit(x: Tensor, name: str, half: Tensor, alpha: float | Tensor = 1.0, sigma: float | Tensor = 1.0) -> None:
     check_shape(name, half, x.shape)
+    if not (x.is_floating_point() and half.is_floating_point()):
+        raise ValueError(f"x and {name} must be floats, got {x.dtype} and {half.dtype}")
     for level, value in (("alpha", alpha), ("sigma", sigma)):
         check_shape(level, value, (), (1,) * x.dim(), x.shape[:1] + (1,) * (x.dim() - 1))
 

@@ -19,7 +19,7 @@ from difflesson.checks import check_shape
 from difflesson.chunks import one_thread
 from difflesson.denoiser import Denoiser, Pair, Prediction, check_labels, checked, expand_label, predict
 from difflesson.parts import Part
-from difflesson.schedule import Schedule, as_time, expand_as
+from difflesson.schedule import Schedule, as_time, expand_as, noisy
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
 """`grad(x, t) -> (batch, *data)`: the gradient in x of log p_t(y | x), of a similarity, of minus an energy, ..."""
@@ -165,7 +165,7 @@ def linearise(log_prob: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: float 
     The derivative in time is a number for each point x: it does not depend on x_s.
 
     Args: log_prob: `log_prob(x, t) -> (batch,)`, twice differentiable;  x: (batch, d);  t: one time.
-    Returns: a function of x_s (..., batch, d) and s with values (..., batch).
+    Returns: a function of x_s (..., batch, d) and s with values (..., batch); ValueError if x_s has another d.
     """
     with torch.enable_grad():
         time = as_time(t).detach().requires_grad_()
@@ -175,7 +175,13 @@ def linearise(log_prob: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: float 
         (total,) = torch.autograd.grad((weights * value).sum(), time, create_graph=True)
         (rate,) = torch.autograd.grad(total, weights)
     value, slope = value.detach(), gradient(log_prob)(x, t)
-    return lambda x_s, s: value + ((x_s - x) * slope).sum(-1) + (s - t) * rate
+
+    def polynomial(x_s: Tensor, s: float | Tensor) -> Tensor:
+        if x_s.shape[-1:] != x.shape[-1:]:
+            raise ValueError(f"x_s must have the dimension of x, {x.shape[-1]}, got {tuple(x_s.shape)}")
+        return value + ((x_s - x) * slope).sum(-1) + (s - t) * rate
+
+    return polynomial
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +190,7 @@ class implicit_gradient(Part):
 
         grad log (p_t(x | y) / p_t(x)) = (eps_u - eps_c) / sigma
 
-    For networks it need not be the gradient of anything.
+    For networks it need not be the gradient of anything.  Raises: ValueError where `sigma_t` is 0.
     Source: Ho & Salimans 2022 (arXiv 2207.12598), section 3.2.
     """
 
@@ -193,7 +199,7 @@ class implicit_gradient(Part):
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         cond, uncond = ask_both(self.pair, x, t)
-        return (uncond.eps - cond.eps) / expand_as(self.schedule.sigma(t), x)
+        return (uncond.eps - cond.eps) / expand_as(noisy(self.schedule.sigma(t), t), x)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from difflesson.denoiser import Denoiser, predict
 from difflesson.guidance import Gradient, Scale, check_scale, checked_gradient, scale_at
 from difflesson.mixture import GaussianMixture
 from difflesson.parts import Part, Remembering
-from difflesson.schedule import Schedule, as_time
+from difflesson.schedule import Schedule, as_time, noisy
 from difflesson.steps import FullGaussian, Gaussian, ReverseStep, Step
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Step]
@@ -31,10 +31,11 @@ VARIANCES = {"small": 0.0, "large": 1.0}  # the two of DDPM, as v
 def posterior_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
     """Variance of `q(x_s | x_t, x_0)`: `sigma_s^2 sigma_{t|s}^2 / sigma_t^2`.  [eq-posterior-variance]
 
+    Raises: ValueError where `sigma_t` is 0.
     Source: Ho et al. 2020 (arXiv 2006.11239), eq. 7; Kingma et al. 2021 (arXiv 2107.00630), appendix A.
     """
     _, sigma_ts = schedule.transition(t, s)
-    return (schedule.sigma(s) * sigma_ts / schedule.sigma(t)) ** 2
+    return (schedule.sigma(s) * sigma_ts / noisy(schedule.sigma(t), t)) ** 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,9 +125,7 @@ class reverse_sde(Part):
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         t, s = _times(t, s, backwards=self.rho > 0)
-        step, sigma = self.schedule.beta(t) * (t - s), self.schedule.sigma(t)
-        if not sigma > 0:
-            raise ValueError(f"t must have sigma_t > 0, a score divides by it; got t={float(t)}")
+        step, sigma = self.schedule.beta(t) * (t - s), noisy(self.schedule.sigma(t), t)
         prediction = predict(self.denoiser, x, t)
         with one_thread():
             score = prediction.score(sigma)

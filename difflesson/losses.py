@@ -19,8 +19,8 @@ def times_and_noise(x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Ten
     One uniform number serves the whole batch, which lowers the variance of the loss (Kingma et al. 2021, arXiv
     2107.00630, appendix I.1).  Raises: ValueError if x0 is not of floats.
     """
-    if not x0.is_floating_point():
-        raise ValueError(f"x0 must be floats, got {x0.dtype}")
+    if not x0.is_floating_point() or x0.numel() < 1:
+        raise ValueError(f"x0 must be floats, one or more, got {x0.dtype} {tuple(x0.shape)}")
     batch, like = len(x0), {"device": x0.device, "dtype": x0.dtype}
     t = (torch.rand((), generator=generator, **like) + torch.arange(batch, **like) / batch) % 1
     return t, torch.randn(x0.shape, generator=generator, **like)

@@ -105,5 +105,5 @@ def _check_samples(x: Tensor, y: Tensor) -> None:
         raise ValueError(
             f"x and y must have shapes (N, d) and (M, d), none of them empty, got {tuple(x.shape)} and {tuple(y.shape)}"
         )
-    if not (bool(x.isfinite().all()) and bool(y.isfinite().all())):
-        raise ValueError("x and y must be finite, one has NaN or infinity")
+    if x.is_complex() or y.is_complex() or not (bool(x.isfinite().all()) and bool(y.isfinite().all())):
+        raise ValueError("x and y must be finite, one has NaN or infinity, or is complex")

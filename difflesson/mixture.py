@@ -142,8 +142,9 @@ class GaussianMixture:
         return (self._whiten.T @ z.reshape(len(self._whiten), -1)).T
 
     def _checked(self, x: Tensor, finite: bool = True) -> Tensor:
-        if x.dim() != 2 or x.shape[1] != self.dim or x.dtype != self.means.dtype:
-            raise ValueError(f"x must be {self.means.dtype} (N, {self.dim}), got {x.dtype} {tuple(x.shape)}")
+        want, got = (self.means.dtype, self.means.device), (x.dtype, x.device)
+        if x.dim() != 2 or x.shape[1] != self.dim or got != want:
+            raise ValueError(f"x must be (N, {self.dim}) of {want}, got {tuple(x.shape)} of {got}")
         if finite and not _finite(x):
             raise ValueError("x must be finite, it contains NaN or infinity")
         return x

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from difflesson.kernels import Kernel
 from difflesson.parts import Part
-from difflesson.schedule import Schedule
+from difflesson.schedule import Schedule, as_time
 
 
 def time_grid(steps: int, schedule: Schedule | None = None, start: float = 1.0, end: float = 0.0) -> Tensor:
@@ -49,7 +49,7 @@ def sample(
     Raises: ValueError if times are out of order or range, x has NaN or infinity, a generator is missing, or the
     kernel or `after` returns another shape or dtype.
     """
-    times = torch.as_tensor(times, dtype=torch.float64).cpu()
+    times = as_time(times, "times").double().cpu()
     steps = times.diff() if times.dim() == 1 else times.new_zeros(1)
     if len(steps) < 1 or not (bool((steps < 0).all()) or bool((steps > 0).all())):
         raise ValueError(f"times must be at least two, all decreasing or all increasing, got {times.tolist()}")

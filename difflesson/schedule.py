@@ -26,10 +26,12 @@ def as_time(t: float | Tensor, name: str = "t") -> Tensor:
     """Turn a time into a tensor and check that it lies in [0, 1].
 
     Args: t: float, or tensor of any shape.  Returns: a floating tensor of the same shape.
-    Raises: ValueError if a time is outside [0, 1] or NaN. Tensors on an accelerator are not checked: looking at
-    their values would make the host wait.
+    Raises: ValueError if a time is outside [0, 1] or NaN, or if it is complex or a truth value. The values of tensors
+    on an accelerator are not checked: looking at them would make the host wait.
     """
     t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
+    if t.is_complex() or t.dtype == torch.bool:
+        raise ValueError(f"{name} must be a real number or a tensor of such, got {t.dtype}")
     if not t.is_floating_point():
         t = t.double()
     if t.device.type == "cpu" and not bool(((t >= 0) & (t <= 1)).all()):
@@ -46,6 +48,17 @@ def as_log_snr(log_snr: float | Tensor) -> Tensor:
     if log_snr.device.type == "cpu" and bool(log_snr.isnan().any()):
         raise ValueError(f"log_snr must be a number or infinite, got {log_snr.tolist()}")
     return log_snr
+
+
+def noisy(sigma: Tensor, t: float | Tensor) -> Tensor:
+    """`sigma` at time t, to divide by.
+
+    Raises: ValueError if it is 0 somewhere (on the CPU, see `as_time`): pure data has no noise to divide by.
+    """
+    if sigma.device.type == "cpu" and not bool((sigma > 0).all()):
+        t = torch.as_tensor(t).tolist()
+        raise ValueError(f"t must have sigma_t > 0, pure data has no noise to divide by; got t={t}")
+    return sigma
 
 
 def expand_as(coefficient: Tensor, x: Tensor, name: str = "t") -> Tensor:

@@ -24,6 +24,8 @@ def check_density(var: Tensor, x: Tensor, mean: Tensor) -> None:
     """
     if var.device.type == "cpu" and not bool((var > 0).all()):
         raise ValueError(f"var must be above 0, a step without noise has no density; got {var.tolist()}")
+    if x.is_complex():
+        raise ValueError(f"x must be real, got {x.dtype}")
     if x.shape[-mean.dim() :] not in (mean.shape, (1, *mean.shape[1:])):
         raise ValueError(f"x must end in the mean's shape, {tuple(mean.shape)}, got {tuple(x.shape)}")
 

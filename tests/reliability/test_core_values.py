@@ -6,13 +6,17 @@ import pytest
 import torch
 
 from difflesson import divergence, kernels, metrics
+from difflesson.clean_classifier import step_guess
 from difflesson.denoiser import Prediction
-from difflesson.digits.metrics import digit_report, load_reference
+from difflesson.digits.metrics import Statistics, digit_report
+from difflesson.guidance import implicit_gradient
 from difflesson.losses import times_and_noise
 from difflesson.mixture import GaussianMixture
+from difflesson.ode import probability_flow
 from difflesson.plane import four_blobs
 from difflesson.samplers import time_grid
 from difflesson.schedule import cosine, expand_as, from_betas, vp_linear
+from difflesson.similarity import mean_gradient, noisy_gradient
 from difflesson.steps import Gaussian
 
 F32, F64 = torch.float32, torch.float64
@@ -56,6 +60,7 @@ class Judge(torch.nn.Module):
 
 IMAGES = torch.linspace(-1, 1, 4 * 64).view(4, 1, 8, 8)
 LABELS = torch.tensor([0, 1, 2, 3])
+REFERENCE = Statistics(torch.zeros(128, dtype=F64), torch.eye(128, dtype=F64), 4)
 
 
 @pytest.mark.parametrize("images", [
@@ -64,15 +69,15 @@ LABELS = torch.tensor([0, 1, 2, 3])
 ], ids=["uint8 pixels", "0..255", "0..1", "no channel", "one image", "none", "colours", "infinite", "NaN"])  # fmt: skip
 def test_a_report_refuses_images_on_another_scale(images):
     with pytest.raises(ValueError, match="^images must "):
-        digit_report(Judge(), images, LABELS[: len(images)], load_reference()[0])
+        digit_report(Judge(), images, LABELS[: len(images)], REFERENCE)
 
 
 @pytest.mark.parametrize("labels", [LABELS - 1, LABELS + 7, LABELS.double(), LABELS[:, None], LABELS[:1]],
                          ids=["-1", "10", "floats", "(N, 1)", "one label"])  # fmt: skip
 def test_a_report_refuses_labels_that_are_no_classes(labels):
-    digit_report(Judge(), 3 * IMAGES, LABELS.to(torch.uint8), load_reference()[0])  # beyond [-1, 1] is clamped
+    digit_report(Judge(), 3 * IMAGES, LABELS.to(torch.uint8), REFERENCE)  # beyond [-1, 1] is clamped
     with pytest.raises(ValueError, match="^labels? must "):
-        digit_report(Judge(), IMAGES, labels, load_reference()[0])
+        digit_report(Judge(), IMAGES, labels, REFERENCE)
 
 
 # --- ends of time ---------------------------------------------------------------------------------------------
@@ -103,6 +108,37 @@ def test_a_steep_cosine_keeps_its_lowest_ratio_in_float32(lowest):
 def test_cut_offs_that_no_number_can_hold_are_refused(ends):
     with pytest.raises(ValueError, match="^log_snr_max must "):
         cosine(*ends)
+
+
+@pytest.mark.parametrize("time", [torch.tensor(True), torch.tensor([0.5 + 0j])])
+def test_a_time_is_a_real_number(time):
+    for call in (SCHEDULE.alpha, cosine().log_snr, lambda t: SCHEDULE.transition(t, 0.0)):
+        with pytest.raises(ValueError, match="^t must be a real number"):
+            call(time)
+
+
+@pytest.mark.parametrize("call", [
+    lambda x, t: kernels.ddpm(DENOISER, SCHEDULE)(x, t, 0.0),
+    lambda x, t: kernels.ddim(DENOISER, SCHEDULE, 1.0)(x, t, 0.0),
+    lambda x, t: kernels.reverse_sde(DENOISER, SCHEDULE)(x, t, 0.0),
+    lambda x, t: kernels.posterior_variance(SCHEDULE, t, torch.zeros(2)),
+    implicit_gradient(MIXTURE.pair(SCHEDULE, 1), SCHEDULE),
+    probability_flow(DENOISER, SCHEDULE),
+    noisy_gradient(MIXTURE, SCHEDULE, lambda x: x.sum(-1), 3),
+    mean_gradient(MIXTURE, SCHEDULE, lambda x: x.sum(-1), 3),
+    step_guess(DENOISER, lambda x: x.sum(-1), SCHEDULE, 0.1),
+], ids=["ddpm", "ddim", "reverse_sde", "posterior_variance", "implicit_gradient", "probability_flow", "noisy_gradient",
+        "mean_gradient", "step_guess"])  # fmt: skip
+def test_nothing_is_divided_by_the_noise_of_pure_data(call):
+    """It was infinite or NaN."""
+    with pytest.raises(ValueError, match="^t must have sigma_t > 0, pure data has no noise to divide by"):
+        call(torch.zeros(2, 2, dtype=F64), torch.zeros((), dtype=F64))
+
+
+def test_points_on_another_device_than_the_mixture_are_refused():
+    """For points without values, on the device "meta", the denoiser answered numbers."""
+    with pytest.raises(ValueError, match="^x must be .*device"):
+        DENOISER(torch.zeros(3, 2, dtype=F64, device="meta"), 0.5)
 
 
 # --- no noise, no density -------------------------------------------------------------------------------------
