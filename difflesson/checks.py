@@ -14,9 +14,12 @@ def check_shape(name: str, value, *allowed: tuple[int, ...]) -> None:
     Raises: ValueError that names the argument, what is allowed and what was given; also for complex numbers and for a
     tensor of truth values.
     """
-    if isinstance(value, Tensor) and (value.is_complex() or value.dtype == torch.bool):
-        raise ValueError(f"{name} must be real numbers, got {value.dtype}")
-    shape = () if isinstance(value, int | float) else getattr(value, "shape", None)
+    if isinstance(value, Tensor):
+        shape = value.shape
+        if value.dtype.is_complex or value.dtype == torch.bool:
+            raise ValueError(f"{name} must be real numbers, got {value.dtype}")
+    else:
+        shape = () if isinstance(value, int | float) else getattr(value, "shape", None)
     if shape not in allowed:
         wanted = " or ".join(f"have shape {tuple(one)}" if one else "be one number" for one in allowed)
         got = f"{type(value).__name__}" if shape is None else f"{tuple(shape)}"

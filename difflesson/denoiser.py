@@ -91,10 +91,10 @@ def checked(prediction: Prediction, x: Tensor, who: str) -> Prediction:
     """The answer of someone else's function.  Raises: ValueError unless it is a Prediction of floats shaped like x."""
     if not isinstance(prediction, Prediction):
         raise ValueError(f"{who} must answer a Prediction(x0, eps), got {type(prediction).__name__}")
-    for name, half in zip(Prediction._fields, prediction, strict=True):
-        check_shape(f"{who}'s {name}", half, x.shape)
+    for name, half in zip((f"{who}'s x0", f"{who}'s eps"), prediction, strict=True):
+        check_shape(name, half, x.shape)
         if not half.is_floating_point():
-            raise ValueError(f"{who}'s {name} must be floats, got {half.dtype}")
+            raise ValueError(f"{name} must be floats, got {half.dtype}")
     return prediction
 
 
