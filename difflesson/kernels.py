@@ -168,7 +168,8 @@ class dpmpp_2m(Remembering):
         x_s = (sigma_s / sigma_t) x + alpha_s (1 - e^{-h}) D,     D = x0 + (h / h_last) (x0 - x0_last) / 2
 
     with h the step in `log(alpha / sigma)`; computed as a DDIM step plus what D adds to x0, without the quotient. The
-    first step of a run, and those from or to `sigma = 0`, are DDIM steps. The memory belongs to one run.
+    first step of a run, and those from or to `sigma = 0`, are DDIM steps. The memory belongs to one run; another that
+    begins at the time where it ended could not be told from its continuation, so call `start()` for each of your own.
     Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2.
     """
 
