@@ -3,13 +3,14 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
 from docutils import nodes
 from sphinxcontrib.bibtex.plugin import register_plugin
 from sphinxcontrib.bibtex.style.referencing import BracketStyle, PersonStyle
 from sphinxcontrib.bibtex.style.referencing.author_year import AuthorYearReferenceStyle
 
-citation = yaml.safe_load((Path(__file__).resolve().parent.parent / "CITATION.cff").read_text(encoding="utf-8"))
+from tools.address import repository
+
+address = repository(Path(__file__).resolve().parent.parent)  # without one, no button leads anywhere
 
 project = "difflesson"
 author = "The difflesson authors"
@@ -37,14 +38,16 @@ html_context = {"default_mode": "auto"}  # light or dark as the reader's system
 html_theme_options = {
     "navbar_persistent": [],
     "home_page_in_toc": False,
-    "repository_url": citation["repository-code"],
+    "repository_url": address,
     "repository_branch": "main",
-    "use_repository_button": True,
+    "use_repository_button": bool(address),
     "launch_buttons": {
         "colab_url": "https://colab.research.google.com",
         "binderhub_url": "https://mybinder.org",
         "notebook_interface": "jupyterlab",
-    },
+    }
+    if address
+    else {},
 }
 
 

@@ -12,9 +12,8 @@ import tomllib
 from itertools import pairwise
 from pathlib import Path
 
-import yaml
-
 from tools import ledger
+from tools.address import repository
 from tools.citations import Paper, bibliography, cite, with_letters
 from tools.equation_labels import NOT_PROSE, unique_slug
 from tools.reading_time import STATED
@@ -88,10 +87,11 @@ def title(notebook: dict) -> str:
     return re.sub(r"^#\s+(\d\d\s+·\s+)?", "", "".join(first["source"]).splitlines()[0])
 
 
-def front_page(template: str, parts: list[dict], ready: dict[str, str], repository: str) -> str:
+def front_page(template: str, parts: list[dict], ready: dict[str, str], address: str) -> str:
     """The front page with its table of chapters and its table of contents.
 
-    Args: parts: of chapters.toml;  ready: name -> title of the notebooks that are there.
+    Args: parts: of chapters.toml;  ready: name -> title of the notebooks that are there;  address: of the repository;
+    without one, what the template has between `%published%` and `%end%` is left out.
     """
     unlisted = {name[:2] for name in ready} - {chapter["number"] for part in parts for chapter in part["chapters"]}
     if unlisted:
@@ -114,7 +114,8 @@ def front_page(template: str, parts: list[dict], ready: dict[str, str], reposito
             contents.append((part["title"], pages))
     contents.append(("At the back", ["ledger", "references"]))
     trees = ("\n".join(["```{toctree}", ":hidden:", f":caption: {name}\n", *pages, "```"]) for name, pages in contents)
-    page = template.replace("%repository%", repository).replace("%chapters%", "\n\n".join(tables))
+    page = re.sub("%published%(.*?)%end%", r"\1" if address else "", template, flags=re.DOTALL)
+    page = page.replace("%repository%", address).replace("%chapters%", "\n\n".join(tables))
     return page.replace("%contents%", "\n\n".join(trees))
 
 
@@ -134,7 +135,6 @@ def stage(source: Path, root: Path) -> None:
         staged = stage_chapter(notebook, papers, f"notebooks/{path.name}")
         (source / "notebooks" / path.name).write_text(json.dumps(staged), encoding="utf-8")
     parts = tomllib.loads((root / "book" / "chapters.toml").read_text(encoding="utf-8"))["parts"]
-    repository = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))["repository-code"]
     template = (root / "book" / "index.md").read_text(encoding="utf-8")
-    (source / "index.md").write_text(front_page(template, parts, ready, repository), encoding="utf-8")
+    (source / "index.md").write_text(front_page(template, parts, ready, repository(root)), encoding="utf-8")
     (source / "ledger.md").write_text(f"(ledger)=\n{ledger.page(root)}", encoding="utf-8")

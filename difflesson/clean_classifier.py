@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from difflesson.checks import check_shape
 from difflesson.denoiser import Denoiser, predict
 from difflesson.divergence import hermite, step_nodes
 from difflesson.mixture import GaussianMixture
 from difflesson.parts import Part
-from difflesson.schedule import Schedule, as_time
+from difflesson.schedule import Schedule, as_time, noisy
 
 CleanLogProb = Callable[[Tensor], Tensor]
 
@@ -28,8 +29,7 @@ def asked(log_prob: CleanLogProb, points: Tensor) -> Tensor:
     """`log_prob` at points (..., N, d) -> (..., N).  Raises: ValueError if it does not answer one number a point."""
     flat = points.reshape(-1, points.shape[-1])
     values = log_prob(flat)
-    if values.shape != flat.shape[:1]:
-        raise ValueError(f"log_prob must return one number a point, {tuple(flat.shape[:1])}, got {tuple(values.shape)}")
+    check_shape("log_prob's answer", values, flat.shape[:1])
     return values.view(points.shape[:-1])
 
 
@@ -88,7 +88,7 @@ class step_guess(Part):
         mu = (alpha_{t|s} sigma_s^2 x + alpha_s sigma_{t|s}^2 x0) / sigma_t^2,     s = max(t - length, 0)
 
     A point still noisy at s; at s = 0 it is the guess.  Args: length: of the step in time, above 0.
-    Raises: ValueError otherwise.  Source: Su 2022 (https://spaces.ac.cn/archives/9257).
+    Raises: ValueError otherwise, and where `sigma_t` is 0.  Source: Su 2022 (https://spaces.ac.cn/archives/9257).
     """
 
     denoiser: Denoiser
@@ -104,7 +104,7 @@ class step_guess(Part):
         t = as_time(t)
         s = (t - self.length).clamp_min(0)
         alpha_ts, sigma_ts = self.schedule.transition(t, s)
-        keep = alpha_ts * (self.schedule.sigma(s) / self.schedule.sigma(t)) ** 2
+        keep = alpha_ts * (self.schedule.sigma(s) / noisy(self.schedule.sigma(t), t)) ** 2
         pull = self.schedule.alpha(s) * (sigma_ts / self.schedule.sigma(t)) ** 2
         return asked(self.log_prob, keep * x + pull * predict(self.denoiser, x, t).x0)
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from difflesson.checks import check_shape
 from difflesson.parts import Part
 from difflesson.schedule import Schedule, as_time, expand_as
 
@@ -21,7 +22,8 @@ from difflesson.schedule import Schedule, as_time, expand_as
 class Prediction(NamedTuple):
     """A denoiser's answer: the clean point and the noise, each shaped like the input (batch, *data).
 
-    Always `x = alpha x0 + sigma eps`. In the methods below alpha and sigma are 0-dim, or shaped to multiply x.
+    Always `x = alpha x0 + sigma eps`. In the methods below alpha and sigma are 0-dim, or shaped to multiply x,
+    (batch, 1, ...).  Raise: ValueError if they are not, or the other half is not of floats shaped like x.
     """
 
     x0: Tensor
@@ -30,11 +32,13 @@ class Prediction(NamedTuple):
     @classmethod
     def from_x0(cls, x: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor) -> "Prediction":
         """`eps = (x - alpha x0) / sigma`; needs `sigma > 0`.  [eq-parameterisations]"""
+        _check_fit(x, "x0", x0, alpha, sigma)
         return cls(x0, (x - alpha * x0) / sigma)
 
     @classmethod
     def from_eps(cls, x: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> "Prediction":
         """`x0 = (x - sigma eps) / alpha`; needs `alpha > 0`.  [eq-parameterisations]"""
+        _check_fit(x, "eps", eps, alpha, sigma)
         return cls((x - sigma * eps) / alpha, eps)
 
     @classmethod
@@ -43,16 +47,27 @@ class Prediction(NamedTuple):
 
         Source: Salimans & Ho 2022 (arXiv 2202.00512), appendix D.  [eq-parameterisations]
         """
+        _check_fit(x, "v", v, alpha, sigma)
         return cls(alpha * x - sigma * v, sigma * x + alpha * v)
 
     @classmethod
     def from_score(cls, x: Tensor, score: Tensor, alpha: Tensor, sigma: Tensor) -> "Prediction":
         """`eps = -sigma score` and Tweedie's `x0 = (x + sigma^2 score) / alpha`.  [eq-tweedie]"""
+        _check_fit(x, "score", score, alpha, sigma)
         return cls.from_eps(x, -sigma * score, alpha, sigma)
 
     def score(self, sigma: Tensor) -> Tensor:
         """`grad log p_t(x) = -eps / sigma`; needs `sigma > 0`.  [eq-parameterisations]"""
+        _check_fit(self.eps, "eps", self.eps, sigma=sigma)
         return -self.eps / sigma
+
+
+def _check_fit(x: Tensor, name: str, half: Tensor, alpha: float | Tensor = 1.0, sigma: float | Tensor = 1.0) -> None:
+    check_shape(name, half, x.shape)
+    if not (x.is_floating_point() and half.is_floating_point()):
+        raise ValueError(f"x and {name} must be floats, got {x.dtype} and {half.dtype}")
+    for level, value in (("alpha", alpha), ("sigma", sigma)):
+        check_shape(level, value, (), (1,) * x.dim(), x.shape[:1] + (1,) * (x.dim() - 1))
 
 
 Denoiser = Callable[[Tensor, Tensor], Prediction]
@@ -61,11 +76,25 @@ Any function will do; those of the package are parts (see `difflesson.parts`).""
 
 
 def predict(denoiser: Denoiser, x: Tensor, t: Tensor) -> Prediction:
-    """Ask a denoiser.  Raises: ValueError if an answer has another shape than x: it would be broadcast silently."""
-    prediction = denoiser(x, t)
-    for name, half in zip(("x0", "eps"), prediction, strict=True):
-        if half.shape != x.shape:
-            raise ValueError(f"denoiser must answer {name} shaped like x, {tuple(x.shape)}, got {tuple(half.shape)}")
+    """Ask a denoiser.
+
+    Raises: ValueError if the answer is not a Prediction of floats shaped like x, or if x was changed in place.
+    """
+    before = None if x.is_inference() else x._version
+    prediction = checked(denoiser(x, t), x, "denoiser")
+    if before is not None and x._version != before:
+        raise ValueError("denoiser must not change x in place, the step still needs it; work on a copy")
+    return prediction
+
+
+def checked(prediction: Prediction, x: Tensor, who: str) -> Prediction:
+    """The answer of someone else's function.  Raises: ValueError unless it is a Prediction of floats shaped like x."""
+    if not isinstance(prediction, Prediction):
+        raise ValueError(f"{who} must answer a Prediction(x0, eps), got {type(prediction).__name__}")
+    for name, half in zip((f"{who}'s x0", f"{who}'s eps"), prediction, strict=True):
+        check_shape(name, half, x.shape)
+        if not half.is_floating_point():
+            raise ValueError(f"{name} must be floats, got {half.dtype}")
     return prediction
 
 
@@ -127,13 +156,11 @@ class network_denoiser(Part):
     def _answer(self, x: Tensor, t: Tensor, label: Tensor) -> Prediction:
         """One call of the network, x: (batch, *data), label: (batch,)."""
         t = as_time(t)
-        if t.shape not in ((), x.shape[:1]):
-            raise ValueError(f"t must be one time or have shape (batch,) = ({len(x)},), got {tuple(t.shape)}")
+        check_shape("t", t, (), x.shape[:1])
         log_snr = self.schedule.log_snr(t).to(x.device, torch.float32).expand(len(x))
         with torch.autocast(x.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
             v = self.network(x, log_snr, label)
-        if v.shape != x.shape:
-            raise ValueError(f"network must answer v of the shape of x, {tuple(x.shape)}, got {tuple(v.shape)}")
+        check_shape("network's answer v", v, x.shape)
         alpha, sigma = (expand_as(level, x) for level in (self.schedule.alpha(t), self.schedule.sigma(t)))
         return Prediction.from_v(x, v.to(x.dtype), alpha, sigma)
 

@@ -10,20 +10,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from difflesson.checks import check_shape
 from difflesson.kernels import Kernel, exact
 from difflesson.mixture import GaussianMixture
 from difflesson.schedule import Schedule
 from difflesson.steps import FullGaussian, ReverseStep, Step
 
 
-@cache
 def hermite(order: int, dim: int) -> tuple[Tensor, Tensor]:
     """Nodes (order^dim, dim) and weights (order^dim,) of Gauss-Hermite quadrature for `N(0, I)`, float64.
 
-    Exact for polynomials of degree below `2 order` in each coordinate.  Raises: ValueError if order or dim < 1.
+    Exact for polynomials of degree below `2 order` in each coordinate. Each call gives tensors of its own.
+    Raises: ValueError if order or dim < 1, or order > 360: above, NumPy's weights overflow.
     """
     if order < 1 or dim < 1:
         raise ValueError(f"order and dim must be at least 1, got {order} and {dim}")
+    if order > 360:
+        raise ValueError(f"order must be at most 360, above it the weights overflow, got {order}")
+    nodes, weights = _hermite(order, dim)
+    return nodes.clone(), weights.clone()
+
+
+@cache
+def _hermite(order: int, dim: int) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):  # the answer is kept, and serves any later use
         nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(order))
         grid = torch.cartesian_prod(*[nodes] * dim).view(-1, dim)
@@ -59,9 +68,13 @@ def kl(step: ReverseStep, other: Step, order: int = 12) -> Tensor:
     form is the accurate one.
 
     Args: other: a step with a density (variance above 0);  order: nodes per dimension and component.
+    Raises: ValueError if a variance is 0: without noise there is no density, and the divergence is infinite; or if
+    `other.log_prob` does not answer one number a point.
     """
     points, weights = step_nodes(step, order)
-    log_ratio = other.log_prob(points) - step.log_prob(points)
+    log_step, log_other = step.log_prob(points), other.log_prob(points)
+    check_shape("other's log_prob", log_other, weights.shape)
+    log_ratio = log_other - log_step
     direct = -(weights * log_ratio).sum(0)
     unseen = (weights * log_ratio.expm1()).sum(0)
     small = (direct < 1e-6) & (unseen.abs() < 1e-4 * direct.abs() + 1e-13)
@@ -79,7 +92,8 @@ def path_kl(
     end points differ by at most this.
 
     Args: times: decreasing, the last one above 0 (a Gaussian step to the data may have no density).
-    Raises: ValueError otherwise.  Source: the chain rule of the divergence, Cover & Thomas 2006, theorem 2.5.3.
+    Raises: ValueError otherwise, or if the kernel adds no noise: its steps have no density.
+    Source: the chain rule of the divergence, Cover & Thomas 2006, theorem 2.5.3.
     """
     times = torch.as_tensor(times, dtype=torch.float64)
     if times.dim() != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or not bool(times[-1] > 0):
@@ -103,8 +117,11 @@ def closest_gaussian(step: ReverseStep) -> FullGaussian:
 def leading_kl_without_shift(gradient: Tensor, beta: Tensor) -> Tensor:
     """What ignoring the label costs in one short step, to first order: `beta |g|^2 / 2`, (N,).  [eq-kl-no-shift]
 
-    Args: gradient: grad log p_t(y | x), (N, d);  beta: the variance `sigma_{t|s}^2` of the step.
+    Args: gradient: grad log p_t(y | x), (N, d);  beta: the variance `sigma_{t|s}^2` of the step, 0-dim or (N,).
+    Raises: ValueError on other shapes.
     """
+    check_shape("gradient", gradient, (*gradient.shape[:1], *gradient.shape[-1:]))
+    check_shape("beta", beta, (), gradient.shape[:1])
     return beta * gradient.square().sum(1) / 2
 
 
@@ -114,7 +131,11 @@ def leading_kl_with_shift(curvature: Tensor, beta: Tensor, prior: float | Tensor
     The error is all in the covariance. `c = 1 / sigma_t^2` for the small variance: no error where the class is a point;
     `c = 1` for the large one: no error where the class is standard normal.
 
-    Args: curvature: H = grad grad log p_t(x | y), (N, d, d);  beta: `sigma_{t|s}^2`;  prior: c.
+    Args: curvature: H = grad grad log p_t(x | y), (N, d, d);  beta: `sigma_{t|s}^2`, () or (N,);  prior: c, a number.
+    Raises: ValueError on other shapes.
     """
+    check_shape("curvature", curvature, (*curvature.shape[:1], *curvature.shape[-1:] * 2))
+    check_shape("beta", beta, (), curvature.shape[:1])
+    check_shape("prior", prior, ())
     excess = curvature + prior * torch.eye(curvature.shape[-1], dtype=curvature.dtype, device=curvature.device)
     return beta**2 * excess.square().sum((1, 2)) / 4

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from difflesson.checks import check_shape
 from difflesson.noise import standard_normal
 
 BORDER = 1e-6  # the share of the mass that the outermost cells may have
@@ -39,8 +40,7 @@ class GridDensity:
         middles = (torch.arange(cells, dtype=torch.float64) + 0.5)[:, None] * self.cell + low  # (cells, 2)
         self.points = torch.cartesian_prod(*middles.T)
         log = log_density(self.points)
-        if log.shape != self.points.shape[:1]:
-            raise ValueError(f"log_density must return shape ({len(self.points)},), got {tuple(log.shape)}")
+        check_shape("log_density's answer", log, self.points.shape[:1])
         if bool(log.isnan().any()) or not bool(log.max().isfinite()):
             raise ValueError("log_density must be a number or -inf, and finite somewhere in the box")
         self.log_normaliser = float(log.logsumexp(0) + self.cell.log().sum())

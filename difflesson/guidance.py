@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from difflesson.checks import check_shape
 from difflesson.chunks import one_thread
-from difflesson.denoiser import Denoiser, Pair, Prediction, check_labels, expand_label, predict
+from difflesson.denoiser import Denoiser, Pair, Prediction, check_labels, checked, expand_label, predict
 from difflesson.parts import Part
-from difflesson.schedule import Schedule, as_time, expand_as
+from difflesson.schedule import Schedule, as_time, expand_as, noisy
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
 """`grad(x, t) -> (batch, *data)`: the gradient in x of log p_t(y | x), of a similarity, of minus an energy, ..."""
@@ -32,13 +33,11 @@ def scale_at(gamma: Scale, t: Tensor, x: Tensor) -> float | Tensor:
     Raises: ValueError if it is not one finite number, nor one for each point.
     """
     value = check_scale(gamma(t) if callable(gamma) else gamma)
-    if isinstance(value, Tensor) and value.numel() > 1 and len(value) != len(x):
-        raise ValueError(f"gamma must be one number or have shape (batch,) = ({len(x)},), got {tuple(value.shape)}")
-    return expand_as(value, x) if isinstance(value, Tensor) else value
+    return expand_as(value, x, "gamma") if isinstance(value, Tensor) else value
 
 
 def check_scale(gamma: float | Tensor) -> float | Tensor:
-    """One number as a float, or a tensor (batch,), or one that is differentiated; then it stays a tensor.
+    """One number as a float, or a tensor (batch,), or one that is differentiated; then it stays a tensor, 0-dim.
 
     Raises: ValueError if it is none of these, or not finite.
     """
@@ -46,15 +45,22 @@ def check_scale(gamma: float | Tensor) -> float | Tensor:
     known = value.device.type == "cpu"  # elsewhere a look at the values would make the host wait
     if value.dim() > 1 or value.is_complex() or known and not bool(value.isfinite().all()):
         raise ValueError(f"gamma must be one finite number (or one a point, of shape (batch,)), got {gamma}")
-    return value if value.numel() > 1 or value.requires_grad else float(value)
+    if value.numel() == 1:
+        return value.reshape(()) if value.requires_grad else float(value)
+    return value
 
 
 def checked_gradient(grad: Gradient, x: Tensor, t: Tensor) -> Tensor:
     """Evaluate a gradient.  Raises: ValueError if it has another shape than x: it would be broadcast silently."""
     g = grad(x, t)
-    if g.shape != x.shape:
-        raise ValueError(f"grad must return the shape of x, {tuple(x.shape)}, got {tuple(g.shape)}")
+    check_shape("grad's answer", g, x.shape)
     return g
+
+
+def ask_both(pair: Pair, x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
+    """Ask a pair, or what stands for one.  Raises: ValueError unless both answers are Predictions shaped like x."""
+    cond, uncond = pair(x, t)
+    return checked(cond, x, "pair"), checked(uncond, x, "pair")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,13 +100,14 @@ class mix(Part):
 
     A rule that treats x0 and eps alike by weights that sum to one keeps `x = alpha x0 + sigma eps`; any other changes
     one half and makes the other with `Prediction.from_x0` or `from_eps`.
+    Raises: ValueError if its answer is not a Prediction of floats shaped like x.
     """
 
     pair: Pair
     rule: Callable[[Prediction, Prediction, Tensor, Tensor], Prediction]
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
-        return self.rule(*self.pair(x, t), x, t)
+        return checked(self.rule(*ask_both(self.pair, x, t), x, t), x, "rule")
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +132,7 @@ class classifier_free(Part):
         scale = scale_at(self.gamma, t, x)
         if isinstance(scale, float) and scale in (0.0, 1.0):
             return predict(self.pair.cond if scale else self.pair.uncond, x, t)
-        cond, uncond = self.pair(x, t)
+        cond, uncond = ask_both(self.pair, x, t)
         with one_thread():
             return Prediction(*(u + scale * (c - u) for c, u in zip(cond, uncond, strict=True)))
 
@@ -146,8 +153,7 @@ class gradient(Part):
         with torch.enable_grad():
             leaf = x if further else x.detach().requires_grad_()
             values = self.log_prob(leaf, t)
-            if values.shape != x.shape[:1]:
-                raise ValueError(f"log_prob must return shape (batch,) = ({len(x)},), got {tuple(values.shape)}")
+            check_shape("log_prob's answer", values, x.shape[:1])
             return torch.autograd.grad(values.sum(), leaf, create_graph=further)[0]
 
 
@@ -159,7 +165,7 @@ def linearise(log_prob: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: float 
     The derivative in time is a number for each point x: it does not depend on x_s.
 
     Args: log_prob: `log_prob(x, t) -> (batch,)`, twice differentiable;  x: (batch, d);  t: one time.
-    Returns: a function of x_s (..., batch, d) and s with values (..., batch).
+    Returns: a function of x_s (..., batch, d) and s with values (..., batch); ValueError if x_s has another d.
     """
     with torch.enable_grad():
         time = as_time(t).detach().requires_grad_()
@@ -169,7 +175,13 @@ def linearise(log_prob: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: float 
         (total,) = torch.autograd.grad((weights * value).sum(), time, create_graph=True)
         (rate,) = torch.autograd.grad(total, weights)
     value, slope = value.detach(), gradient(log_prob)(x, t)
-    return lambda x_s, s: value + ((x_s - x) * slope).sum(-1) + (s - t) * rate
+
+    def polynomial(x_s: Tensor, s: float | Tensor) -> Tensor:
+        if x_s.shape[-1:] != x.shape[-1:]:
+            raise ValueError(f"x_s must have the dimension of x, {x.shape[-1]}, got {tuple(x_s.shape)}")
+        return value + ((x_s - x) * slope).sum(-1) + (s - t) * rate
+
+    return polynomial
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +190,7 @@ class implicit_gradient(Part):
 
         grad log (p_t(x | y) / p_t(x)) = (eps_u - eps_c) / sigma
 
-    For networks it need not be the gradient of anything.
+    For networks it need not be the gradient of anything.  Raises: ValueError where `sigma_t` is 0.
     Source: Ho & Salimans 2022 (arXiv 2207.12598), section 3.2.
     """
 
@@ -186,8 +198,8 @@ class implicit_gradient(Part):
     schedule: Schedule
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        cond, uncond = self.pair(x, t)
-        return (uncond.eps - cond.eps) / expand_as(self.schedule.sigma(t), x)
+        cond, uncond = ask_both(self.pair, x, t)
+        return (uncond.eps - cond.eps) / expand_as(noisy(self.schedule.sigma(t), t), x)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from difflesson.checks import check_shape
 from difflesson.chunks import one_thread
 from difflesson.denoiser import Denoiser, predict
 from difflesson.guidance import Gradient, Scale, check_scale, checked_gradient, scale_at
 from difflesson.mixture import GaussianMixture
 from difflesson.parts import Part, Remembering
-from difflesson.schedule import Schedule, as_time
+from difflesson.schedule import Schedule, as_time, noisy
 from difflesson.steps import FullGaussian, Gaussian, ReverseStep, Step
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Step]
@@ -30,10 +31,11 @@ VARIANCES = {"small": 0.0, "large": 1.0}  # the two of DDPM, as v
 def posterior_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
     """Variance of `q(x_s | x_t, x_0)`: `sigma_s^2 sigma_{t|s}^2 / sigma_t^2`.  [eq-posterior-variance]
 
+    Raises: ValueError where `sigma_t` is 0.
     Source: Ho et al. 2020 (arXiv 2006.11239), eq. 7; Kingma et al. 2021 (arXiv 2107.00630), appendix A.
     """
     _, sigma_ts = schedule.transition(t, s)
-    return (schedule.sigma(s) * sigma_ts / schedule.sigma(t)) ** 2
+    return (schedule.sigma(s) * sigma_ts / noisy(schedule.sigma(t), t)) ** 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,9 +125,7 @@ class reverse_sde(Part):
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         t, s = _times(t, s, backwards=self.rho > 0)
-        step, sigma = self.schedule.beta(t) * (t - s), self.schedule.sigma(t)
-        if not sigma > 0:
-            raise ValueError(f"t must have sigma_t > 0, a score divides by it; got t={float(t)}")
+        step, sigma = self.schedule.beta(t) * (t - s), noisy(self.schedule.sigma(t), t)
         prediction = predict(self.denoiser, x, t)
         with one_thread():
             score = prediction.score(sigma)
@@ -168,7 +168,8 @@ class dpmpp_2m(Remembering):
         x_s = (sigma_s / sigma_t) x + alpha_s (1 - e^{-h}) D,     D = x0 + (h / h_last) (x0 - x0_last) / 2
 
     with h the step in `log(alpha / sigma)`; computed as a DDIM step plus what D adds to x0, without the quotient. The
-    first step of a run, and those from or to `sigma = 0`, are DDIM steps. The memory belongs to one run.
+    first step of a run, and those from or to `sigma = 0`, are DDIM steps. The memory belongs to one run; another that
+    begins at the time where it ended could not be told from its continuation, so call `start()` for each of your own.
     Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2.
     """
 
@@ -231,8 +232,7 @@ def one_step_mean(x: Tensor, score: Tensor, schedule: Schedule, t: float | Tenso
     Raises: ValueError if the shapes differ.
     Source: Efron 2011 (doi 10.1198/jasa.2011.tm11181), applied to x_t = alpha_{t|s} x_s + sigma_{t|s} eps.
     """
-    if score.shape != x.shape:
-        raise ValueError(f"score must have the shape of x, {tuple(x.shape)}, got {tuple(score.shape)}")
+    check_shape("score", score, x.shape)
     alpha_ts, sigma_ts = schedule.transition(*_times(t, s))
     return (x + sigma_ts**2 * score) / alpha_ts
 

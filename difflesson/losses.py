@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from difflesson.checks import check_shape
+from difflesson.denoiser import check_labels
 from difflesson.schedule import Schedule, expand_as
 
 
@@ -15,8 +17,10 @@ def times_and_noise(x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Ten
     """Times (batch,) stratified over [0, 1), and standard normal noise shaped like x0, both of its dtype.
 
     One uniform number serves the whole batch, which lowers the variance of the loss (Kingma et al. 2021, arXiv
-    2107.00630, appendix I.1).
+    2107.00630, appendix I.1).  Raises: ValueError if x0 is not of floats.
     """
+    if not x0.is_floating_point() or x0.numel() < 1:
+        raise ValueError(f"x0 must be floats, one or more, got {x0.dtype} {tuple(x0.shape)}")
     batch, like = len(x0), {"device": x0.device, "dtype": x0.dtype}
     t = (torch.rand((), generator=generator, **like) + torch.arange(batch, **like) / batch) % 1
     return t, torch.randn(x0.shape, generator=generator, **like)
@@ -30,11 +34,14 @@ def drop_labels(label: Tensor, probability: float, null: int, generator: torch.G
     Because the choice looks at nothing, the points under the null label are distributed like all the data.
 
     Args: label: (batch,) integers;  probability: in [0, 1];  null: the null label.  Returns: (batch,).
-    Raises: ValueError if the probability is outside [0, 1].
+    Raises: ValueError if the probability is outside [0, 1], or label is not of integers (batch,) in 0..null.
     Source: Ho & Salimans 2022 (arXiv 2207.12598), algorithm 1.
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"probability must lie in [0, 1], got {probability}")
+    check_shape("label", label, label.shape[:1])
+    if label.device.type == "cpu":  # elsewhere a look at the values would make the host wait
+        check_labels(label, null + 1)
     hidden = torch.rand(len(label), generator=generator, device=label.device) < probability
     return label.masked_fill(hidden, null)
 
@@ -52,11 +59,14 @@ def v_loss(
 
     Args: x0: (batch, *data);  label: (batch,);  label_dropout: in [0, 1];  null: the null label, `network.classes`
     (an argument because wrapped networks hide it).  Returns: a 0-dim tensor in the dtype of x0.
-    Raises: ValueError if label_dropout is outside [0, 1].
+    Raises: ValueError if label_dropout is outside [0, 1], x0 is not of floats, label is not of integers (batch,) in
+    0..null, or the network answers in another shape than x0.
     Source: Salimans & Ho 2022 (arXiv 2202.00512), for v; Ho & Salimans 2022 (arXiv 2207.12598), for the dropout.
     """
+    check_shape("label", label, x0.shape[:1])
     t, eps = times_and_noise(x0, generator)
     seen = drop_labels(label, label_dropout, null, generator)
     alpha, sigma = (expand_as(c, x0) for c in (schedule.alpha(t), schedule.sigma(t)))
     v = network(alpha * x0 + sigma * eps, schedule.log_snr(t), seen)
+    check_shape("network's answer v", v, x0.shape)
     return functional.mse_loss(v.to(x0.dtype), alpha * eps - sigma * x0)

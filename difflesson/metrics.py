@@ -18,6 +18,7 @@ def class_mass(mixture: GaussianMixture, x: Tensor | GridDensity) -> Tensor:
     """The mean of `p(y | x)` for each class, (classes,): how much of a cloud the mixture counts to which class.
 
     Args: x: points (N, d), or a density in the plane: then its exact expectation.
+    Raises: ValueError if there is no point, or as `GaussianMixture.log_prob` does.
     """
     return _mean(lambda points: _shares(mixture, points), x)
 
@@ -33,7 +34,11 @@ def _shares(mixture: GaussianMixture, x: Tensor) -> Tensor:
 
 
 def _mean(f: Callable[[Tensor], Tensor], x: Tensor | GridDensity) -> Tensor:
-    return x.expectation(f) if isinstance(x, GridDensity) else f(x).mean(0)
+    if isinstance(x, GridDensity):
+        return x.expectation(f)
+    if len(x) < 1:
+        raise ValueError(f"x must have points in it, got shape {tuple(x.shape)}")
+    return f(x).mean(0)
 
 
 def with_error(statistic: Callable[[Tensor], Tensor], x: Tensor, parts: int = 20) -> tuple[Tensor, Tensor]:
@@ -96,7 +101,9 @@ def _total(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _check_samples(x: Tensor, y: Tensor) -> None:
-    if x.dim() != 2 or y.dim() != 2 or x.shape[1] != y.shape[1]:
-        raise ValueError(f"x and y must have shapes (N, d) and (M, d), got {tuple(x.shape)} and {tuple(y.shape)}")
-    if not (bool(x.isfinite().all()) and bool(y.isfinite().all())):
-        raise ValueError("x and y must be finite, one has NaN or infinity")
+    if x.dim() != 2 or y.dim() != 2 or x.shape[1] != y.shape[1] or 0 in (*x.shape, *y.shape):
+        raise ValueError(
+            f"x and y must have shapes (N, d) and (M, d), none of them empty, got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
+    if x.is_complex() or y.is_complex() or not (bool(x.isfinite().all()) and bool(y.isfinite().all())):
+        raise ValueError("x and y must be finite, one has NaN or infinity, or is complex")

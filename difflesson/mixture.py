@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from difflesson.checks import check_shape
 from difflesson.chunks import chunked
 from difflesson.denoiser import Pair, Prediction, check_labels, expand_label
 from difflesson.noise import standard_normal
@@ -38,6 +39,7 @@ class GaussianMixture:
         means = torch.as_tensor(means)
         if means.dim() != 2 or means.numel() == 0 or not means.is_floating_point() or not _finite(means):
             raise ValueError(f"means must be finite floats of shape (K, d), got {means.dtype} {tuple(means.shape)}")
+        means = means.clone()  # the caller may go on to change what was given
         count, dim = means.shape
         weights, covs = (torch.as_tensor(a, dtype=means.dtype, device=means.device) for a in (weights, covs))
         if weights.shape != (count,) or not bool((weights >= 0).all()) or abs(float(weights.sum()) - 1) > 1e-5:
@@ -99,6 +101,11 @@ class GaussianMixture:
         """
         if any(isinstance(level, Tensor) and level.dim() for level in (alpha, sigma)):
             raise ValueError(f"alpha and sigma (and so the time t) must be single numbers, got {alpha} and {sigma}")
+        for level in (alpha, sigma):
+            if isinstance(level, Tensor):
+                level = level.item() if level.device.type == "cpu" else 0  # elsewhere a look makes the host wait
+            if not level >= 0:
+                raise ValueError(f"alpha and sigma must be at least 0, got alpha={alpha}, sigma={sigma}")
         variances = alpha**2 * self.variances + sigma**2
         return self._like(self.weights, alpha * self.means, variances, self.axes, self.labels)
 
@@ -137,8 +144,9 @@ class GaussianMixture:
         return (self._whiten.T @ z.reshape(len(self._whiten), -1)).T
 
     def _checked(self, x: Tensor, finite: bool = True) -> Tensor:
-        if x.dim() != 2 or x.shape[1] != self.dim or x.dtype != self.means.dtype:
-            raise ValueError(f"x must be {self.means.dtype} (N, {self.dim}), got {x.dtype} {tuple(x.shape)}")
+        want, got = (self.means.dtype, self.means.device), (x.dtype, x.device)
+        if x.dim() != 2 or x.shape[1] != self.dim or got != want:
+            raise ValueError(f"x must be (N, {self.dim}) of {want}, got {tuple(x.shape)} of {got}")
         if finite and not _finite(x):
             raise ValueError("x must be finite, it contains NaN or infinity")
         return x
@@ -238,8 +246,7 @@ class MixtureDenoiser(Part):
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         self.mixture._checked(x, finite=False)
         t = as_time(t)
-        if t.shape not in ((), x.shape[:1]):
-            raise ValueError(f"t must be one time or have shape (batch,) = ({len(x)},), got {tuple(t.shape)}")
+        check_shape("t", t, (), x.shape[:1])
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         clean, columns = self.mixture, []
         if self.label is not None:

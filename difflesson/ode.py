@@ -7,7 +7,7 @@ from torch import Tensor
 
 from difflesson.denoiser import Denoiser, predict
 from difflesson.parts import Part
-from difflesson.schedule import Schedule, as_time, expand_as
+from difflesson.schedule import Schedule, as_time, expand_as, noisy
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +31,7 @@ class probability_flow(Part):
         t = as_time(t)
         plan = self.schedule
         alpha, sigma, beta = (expand_as(level(t), x) for level in (plan.alpha, plan.sigma, plan.beta))
-        if sigma.device.type == "cpu" and not bool((sigma > 0).all()):
-            raise ValueError(f"t must have sigma_t > 0, the velocity may be infinite at pure data; got t={t.tolist()}")
+        noisy(sigma, t)
         x0, eps = predict(self.denoiser, x, t)
         return beta * alpha / (2 * sigma) * (alpha * eps - sigma * x0)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from difflesson.kernels import Kernel
 from difflesson.parts import Part
-from difflesson.schedule import Schedule
+from difflesson.schedule import Schedule, as_time
 
 
 def time_grid(steps: int, schedule: Schedule | None = None, start: float = 1.0, end: float = 0.0) -> Tensor:
@@ -39,7 +39,7 @@ def sample(
     generator: torch.Generator | None = None,
     after: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> Iterator[Tensor]:
-    """Walk through `times` and yield x at each of them, the start included.
+    """Walk through `times` and yield x at each of them, the start included; what is yielded is the caller's to change.
 
     Args: kernel: from `difflesson.kernels`;  x: (batch, *data) at `times[0]`, usually standard normal;  times: (n,)
     decreasing in [0, 1], or increasing (from data to noise, for kernels without noise);  generator: on the device of x;
@@ -50,12 +50,13 @@ def sample(
     kernel or `after` returns another shape or dtype.
     """
     times = checked_run(x, times)
-    return _walk(kernel.start() if isinstance(kernel, Part) else kernel, x, times, generator, after)
+    states = _walk(kernel.start() if isinstance(kernel, Part) else kernel, x.clone(), times, generator, after)
+    return (state.clone() for state in states)
 
 
 def checked_run(x: Tensor, times: Tensor) -> Tensor:
     """The times of a run in float64 on the CPU, (n,).  Raises: ValueError if `sample` does not take them, or not x."""
-    times = torch.as_tensor(times, dtype=torch.float64).cpu()
+    times = as_time(times, "times").double().cpu()
     steps = times.diff() if times.dim() == 1 else times.new_zeros(1)
     if len(steps) < 1 or not (bool((steps < 0).all()) or bool((steps > 0).all())):
         raise ValueError(f"times must be at least two, all decreasing or all increasing, got {times.tolist()}")

@@ -19,24 +19,57 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from difflesson.checks import check_shape
+
 
 def as_time(t: float | Tensor, name: str = "t") -> Tensor:
     """Turn a time into a tensor and check that it lies in [0, 1].
 
     Args: t: float, or tensor of any shape.  Returns: a floating tensor of the same shape.
-    Raises: ValueError if a time is outside [0, 1] or NaN. Tensors on an accelerator are not checked: looking at
-    their values would make the host wait.
+    Raises: ValueError if a time is outside [0, 1] or NaN, or if it is complex or a truth value. The values of tensors
+    on an accelerator are not checked: looking at them would make the host wait.
     """
     t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
     if not t.is_floating_point():
+        if t.is_complex() or t.dtype == torch.bool:
+            raise ValueError(f"{name} must be a real number or a tensor of such, got {t.dtype}")
         t = t.double()
-    if t.device.type == "cpu" and not bool(((t >= 0) & (t <= 1)).all()):
+    # One time, as a sampler has, is looked at as a number: that takes a hundredth of what comparing tensors does.
+    if t.device.type == "cpu" and not (bool(((t >= 0) & (t <= 1)).all()) if t.dim() else 0 <= t.item() <= 1):
         raise ValueError(f"{name} must lie in [0, 1] (0 is data, 1 is noise), got {t.tolist()}")
     return t
 
 
-def expand_as(coefficient: Tensor, x: Tensor) -> Tensor:
-    """Shape a per-sample coefficient so that it multiplies `x`: () stays (), (batch,) becomes (batch, 1, ...)."""
+def as_log_snr(log_snr: float | Tensor) -> Tensor:
+    """Turn a log signal-to-noise ratio, infinite ones included, into a float64 tensor.
+
+    Raises: ValueError if one is NaN (on the CPU, see `as_time`).
+    """
+    log_snr = torch.as_tensor(log_snr, dtype=torch.float64)
+    if log_snr.device.type == "cpu" and bool(log_snr.isnan().any()):
+        raise ValueError(f"log_snr must be a number or infinite, got {log_snr.tolist()}")
+    return log_snr
+
+
+def noisy(sigma: Tensor, t: float | Tensor) -> Tensor:
+    """`sigma` at time t, to divide by.
+
+    Raises: ValueError if it is 0 somewhere (on the CPU, see `as_time`): pure data has no noise to divide by.
+    """
+    if sigma.device.type == "cpu" and not (bool((sigma > 0).all()) if sigma.dim() else sigma.item() > 0):
+        t = torch.as_tensor(t).tolist()
+        raise ValueError(f"t must have sigma_t > 0, pure data has no noise to divide by; got t={t}")
+    return sigma
+
+
+def expand_as(coefficient: Tensor, x: Tensor, name: str = "t") -> Tensor:
+    """Shape a per-sample coefficient so that it multiplies `x`: () stays (), (batch,) becomes (batch, 1, ...).
+
+    Raises: ValueError if the coefficient, or what it comes from, `name`, has another shape, or x is not of floats.
+    """
+    check_shape(name, coefficient, (), x.shape[:1])
+    if not x.is_floating_point():
+        raise ValueError(f"x must be floats, a coefficient would be rounded to {x.dtype}")
     if coefficient.dim() == 0:
         return coefficient
     return coefficient.to(x).reshape(-1, *[1] * (x.dim() - 1))
@@ -57,7 +90,8 @@ class Schedule(ABC):
     def time(self, log_snr: float | Tensor) -> Tensor:
         """The time at which the schedule has this log signal-to-noise ratio (inverse of `log_snr`).
 
-        A ratio that the schedule never reaches gives the nearer end, 0 or 1.
+        A ratio that the schedule never reaches, an infinite one included, gives the nearer end, 0 or 1.
+        Raises: ValueError if it is NaN.
         """
 
     def alpha(self, t: float | Tensor) -> Tensor:
@@ -89,13 +123,13 @@ class Schedule(ABC):
         """`x_t = alpha x_0 + sigma eps`.  [eq-forward-marginal]
 
         Args: x0, eps: (batch, *data);  t: () or (batch,).  Returns: (batch, *data).
-        Raises: ValueError if the shapes are not these, or t is outside [0, 1].
+        Raises: ValueError if the shapes are not these, x0 or eps is not of floats, or t is outside [0, 1].
         """
         t = as_time(t)
-        if eps.shape != x0.shape:
-            raise ValueError(f"eps must have the shape of x0, {tuple(x0.shape)}, got {tuple(eps.shape)}")
-        if t.shape not in ((), x0.shape[:1]):
-            raise ValueError(f"t must be one time or have shape (batch,) = ({len(x0)},), got {tuple(t.shape)}")
+        check_shape("eps", eps, x0.shape)
+        for name, value in (("x0", x0), ("eps", eps)):
+            if not value.is_floating_point():
+                raise ValueError(f"{name} must be floats, got {value.dtype}")
         return expand_as(self.alpha(t), x0) * x0 + expand_as(self.sigma(t), x0) * eps
 
 
@@ -118,8 +152,9 @@ class LinearSchedule(Schedule):
         return self.beta_min + as_time(t) * (self.beta_max - self.beta_min)
 
     def time(self, log_snr):
-        b = -torch.nn.functional.logsigmoid(torch.as_tensor(log_snr, dtype=torch.float64))
         slope = self.beta_max - self.beta_min
+        b = -torch.nn.functional.logsigmoid(as_log_snr(log_snr))
+        b = b.clamp_max(2 * self.beta_min + slope)  # twice B(1), of which the root below is above 1; infinity has none
         # The stable root of slope t^2 / 2 + beta_min t = b; it is also right for slope = 0.
         return (2 * b / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * b))).clamp(0, 1)
 
@@ -128,30 +163,42 @@ class CosineSchedule(Schedule):
     """Angle linear in time, cut off at two signal-to-noise ratios; make it with `cosine`."""
 
     def __init__(self, log_snr_max: float, log_snr_min: float):
-        if not (-math.inf < log_snr_min < log_snr_max < math.inf):
-            raise ValueError(f"log_snr_max must exceed log_snr_min, both finite, got {log_snr_max}, {log_snr_min}")
+        if not (-80 <= log_snr_min < log_snr_max <= 700):  # beyond, float32 has neither `exp(B)` nor float64 the angle
+            raise ValueError(
+                f"log_snr_max must exceed log_snr_min, both in [-80, 700], got {log_snr_max}, {log_snr_min}"
+            )
         self.log_snr_max, self.log_snr_min = log_snr_max, log_snr_min
         self.start = math.atan(math.exp(-log_snr_max / 2))
         self.span = math.atan(math.exp(-log_snr_min / 2)) - self.start
+        self.short = math.atan(math.exp(log_snr_min / 2))  # of a right angle, at t = 1
 
     def __repr__(self):
         return f"cosine({self.log_snr_max}, {self.log_snr_min})"
 
+    def _tan(self, t):
+        """`sigma / alpha`, the tangent of the angle."""
+        t = as_time(t)
+        angle = self.start + self.span * t
+        if self.short > 1e-7:
+            return torch.tan(angle)
+        # In float32 the angle may be rounded to a right one or beyond; then from what it is short of one.
+        return torch.where(angle < math.pi / 2, torch.tan(angle), 1 / torch.tan(self.short + self.span * (1 - t)))
+
     def integrated_beta(self, t):
         # alpha is the cosine of the angle; 1 / cos^2 = 1 + tan^2 keeps the digits that a cosine near 1 has lost.
-        return torch.log1p(torch.tan(self.start + self.span * as_time(t)) ** 2)
+        return torch.log1p(self._tan(t) ** 2)
 
     def beta(self, t):
-        return 2 * self.span * torch.tan(self.start + self.span * as_time(t))
+        return 2 * self.span * self._tan(t)
 
     def sigma(self, t):
         return torch.sin(self.start + self.span * as_time(t))
 
     def log_snr(self, t):
-        return -2 * torch.log(torch.tan(self.start + self.span * as_time(t)))
+        return -2 * torch.log(self._tan(t))
 
     def time(self, log_snr):
-        angle = torch.atan(torch.exp(-torch.as_tensor(log_snr, dtype=torch.float64) / 2))
+        angle = torch.atan(torch.exp(-as_log_snr(log_snr) / 2))
         return ((angle - self.start) / self.span).clamp(0, 1)
 
 
@@ -194,7 +241,7 @@ class TableSchedule(Schedule):
         return (table[index + 1] - table[index]) * self.steps
 
     def time(self, log_snr):
-        b = -torch.nn.functional.logsigmoid(torch.as_tensor(log_snr, dtype=torch.float64))
+        b = -torch.nn.functional.logsigmoid(as_log_snr(log_snr))
         table = self.table.to(b.device)
         index = (torch.searchsorted(table, b, right=True) - 1).clamp(0, self.steps - 1)
         low, high = table[index], table[index + 1]
@@ -213,7 +260,8 @@ def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0) -> LinearSchedule:
 def cosine(log_snr_max: float = 20.0, log_snr_min: float = -20.0) -> CosineSchedule:
     """`log_snr(t) = -2 log tan(a t + b)`, that is `alpha = cos(a t + b)`, between two cut-offs.  [eq-cosine]
 
-    Args: log_snr_max: value at t = 0;  log_snr_min: value at t = 1.  Raises: ValueError if not max > min, finite.
+    Args: log_snr_max: value at t = 0;  log_snr_min: value at t = 1.
+    Raises: ValueError unless `-80 <= log_snr_min < log_snr_max <= 700`.
     Source: Ho & Salimans 2022 (arXiv 2207.12598); the idea is Nichol & Dhariwal's (arXiv 2102.09672).
     """
     return CosineSchedule(log_snr_max, log_snr_min)

@@ -12,18 +12,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from difflesson.checks import check_shape
 from difflesson.divergence import step_nodes
 from difflesson.mixture import GaussianMixture
 from difflesson.parts import Part
-from difflesson.schedule import Schedule
+from difflesson.schedule import Schedule, noisy
 
 LogWeight = Callable[[Tensor], Tensor]
 """`log_weight(x) -> (...)` of clean points (..., d): gamma times a similarity, minus an energy, or a sum of such.
 It may be -inf, or have no gradient."""
 
 
+def asked(log_weight: LogWeight, points: Tensor) -> Tensor:
+    """The weights of points (..., d), (...).  Raises: ValueError if the answer is not one number a point."""
+    values = log_weight(points)
+    check_shape("log_weight's answer", values, points.shape[:-1])
+    return values
+
+
 def inner_product(a: Tensor, b: Tensor) -> Tensor:
-    """`a . b` over the last axis; unbounded.  Args: a: (..., k);  b: (k,) or one for each.  Returns: (...)."""
+    """`a . b` over the last axis; unbounded.  Args: a: (..., k);  b: (k,) or one for each.  Returns: (...).
+
+    Raises: ValueError if a and b are not of one length k.
+    """
+    if a.shape[-1:] != b.shape[-1:]:
+        raise ValueError(f"a and b must have one length k, got shapes {tuple(a.shape)} and {tuple(b.shape)}")
     return (a * b).sum(-1)
 
 
@@ -57,8 +70,10 @@ def curve_distance(x: Tensor, corners: Tensor) -> Tensor:
     """Distance of points from a drawn curve, a chain of straight pieces.
 
     Args: x: (..., d);  corners: (n, d), n at least 2, neighbours different.  Returns: (...).
-    Raises: ValueError if there are fewer than two corners, or a piece has no length.
+    Raises: ValueError if there are fewer than two corners, a piece has no length, or the points another dimension.
     """
+    if x.shape[-1:] != corners.shape[-1:]:
+        raise ValueError(f"x and corners must have one dimension, got {tuple(x.shape)} and {tuple(corners.shape)}")
     if len(corners) < 2 or bool((corners.diff(dim=0).abs().sum(1) == 0).any()):
         raise ValueError(f"corners must be at least two, no two neighbours equal, got {corners.tolist()}")
     start, piece = corners[:-1], corners.diff(dim=0)  # (n - 1, d)
@@ -76,8 +91,7 @@ def tilted_by_direction(mixture: GaussianMixture, direction: Tensor) -> Gaussian
 
     Args: direction: a, (d,), with gamma in it.  Raises: ValueError if it has another shape.
     """
-    if direction.shape != (mixture.dim,):
-        raise ValueError(f"direction must have shape ({mixture.dim},), got {tuple(direction.shape)}")
+    check_shape("direction", direction, (mixture.dim,))
     moved = mixture.covs @ direction  # (K, d)
     log_weights = mixture.weights.log() + mixture.means @ direction + moved @ direction / 2
     return GaussianMixture(log_weights.softmax(0), mixture.means + moved, mixture.covs, torch.tensor(mixture.labels))
@@ -91,6 +105,7 @@ class noisy_log_weight(Part):
     By Gauss-Hermite quadrature over the exact posterior of a mixture, for x (N, d) and one time t, `sigma_t > 0`.
 
     Args: log_weight: see `LogWeight`;  order: nodes per dimension and component; double it to see the error.
+    Raises: ValueError if log_weight does not answer one number a point, or where a gradient divides by sigma_t = 0.
     """
 
     mixture: GaussianMixture
@@ -100,7 +115,7 @@ class noisy_log_weight(Part):
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         points, shares = step_nodes(self.mixture.reverse(x, self.schedule, t, 0.0), self.order)  # (M, N, d), (M, N)
-        return (shares.log() + self.log_weight(points)).logsumexp(0)
+        return (shares.log() + asked(self.log_weight, points)).logsumexp(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,9 +131,9 @@ class noisy_gradient(noisy_log_weight):
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         points, shares = step_nodes(self.mixture.reverse(x, self.schedule, t, 0.0), self.order)
-        weighed = (shares.log() + self.log_weight(points)).softmax(0)
+        weighed = (shares.log() + asked(self.log_weight, points)).softmax(0)
         lead = torch.einsum("mn,mnd->nd", weighed - shares, points)
-        return self.schedule.alpha(t) / self.schedule.sigma(t) ** 2 * lead
+        return self.schedule.alpha(t) / noisy(self.schedule.sigma(t), t) ** 2 * lead
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +148,7 @@ class mean_gradient(noisy_log_weight):
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         points, shares = step_nodes(self.mixture.reverse(x, self.schedule, t, 0.0), self.order)
-        values = self.log_weight(points)
+        values = asked(self.log_weight, points)
         values = values - (shares * values).sum(0)
         lead = torch.einsum("mn,mnd->nd", shares * values, points)
-        return self.schedule.alpha(t) / self.schedule.sigma(t) ** 2 * lead
+        return self.schedule.alpha(t) / noisy(self.schedule.sigma(t), t) ** 2 * lead

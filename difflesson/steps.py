@@ -10,10 +10,24 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from difflesson.checks import check_shape
 from difflesson.chunks import one_thread
 from difflesson.noise import standard_normal
 
 LOG_TWO_PI = math.log(2 * math.pi)
+
+
+def check_density(var: Tensor, x: Tensor, mean: Tensor) -> None:
+    """Whether a step has a density at x: var, on the CPU, above 0, and x of shape (..., N, *data) for mean (N, *data).
+
+    A batch of 1 serves for all points.  Raises: ValueError otherwise.
+    """
+    if var.device.type == "cpu" and not bool((var > 0).all()):
+        raise ValueError(f"var must be above 0, a step without noise has no density; got {var.tolist()}")
+    if x.is_complex():
+        raise ValueError(f"x must be real, got {x.dtype}")
+    if x.shape[-mean.dim() :] not in (mean.shape, (1, *mean.shape[1:])):
+        raise ValueError(f"x must end in the mean's shape, {tuple(mean.shape)}, got {tuple(x.shape)}")
 
 
 class Step(Protocol):
@@ -38,19 +52,18 @@ class Gaussian:
     def tilted(self, g: Tensor) -> "Gaussian":
         """`N(mean, var I) exp(g . x)`, normalised again: `N(mean + var g, var I)`, with g (batch, *data).
 
-        [eq-complete-square]
+        [eq-complete-square]  Raises: ValueError if g has another shape.
         """
+        check_shape("g", g, self.mean.shape)
         return Gaussian(self.mean + self.var * g, self.var)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log density of each point's step: (..., batch, *data) -> (..., batch). Needs `var > 0`.
+        """Log density of each point's step: (..., batch, *data) -> (..., batch).
 
-        A batch of 1 serves for all points.  Raises: ValueError if x does not end in the shape of the mean otherwise.
+        A batch of 1 serves for all points.
+        Raises: ValueError if x does not end in the shape of the mean otherwise, or var is 0 (on the CPU).
         """
-        count, *data = self.mean.shape
-        batch, *given = x.shape[max(0, x.dim() - self.mean.dim()) :]
-        if given != data or batch not in (1, count):
-            raise ValueError(f"x must end in the mean's shape, {tuple(self.mean.shape)}, got {tuple(x.shape)}")
+        check_density(self.var, x, self.mean)
         squares = (x - self.mean).square().flatten(x.dim() - self.mean.dim() + 1).sum(-1) / self.var
         return -(squares + self.mean[0].numel() * (2 * math.pi * self.var).log()) / 2
 
@@ -74,10 +87,13 @@ class FullGaussian:
 
         With second derivatives H, (N, d, d), the exponent also has `(x - mean)^T H (x - mean) / 2`; then the
         covariance is `(cov^{-1} - H)^{-1}` throughout.  [eq-taylor-second]
-        Raises: ValueError if `cov^{-1} - H` is not positive definite somewhere: the product has no finite mass.
+        Raises: ValueError if `cov^{-1} - H` is not positive definite somewhere: the product has no finite mass; or if
+        g or H has another shape.
         """
+        check_shape("g", g, self.mean.shape)
         cov = self.cov
         if curvature is not None:
+            check_shape("curvature", curvature, cov.shape)
             precision = torch.linalg.inv(cov) - curvature
             if not bool((torch.linalg.eigvalsh(precision) > 0).all()):
                 raise ValueError("curvature must leave cov^-1 - curvature positive definite; take a shorter step")
@@ -85,7 +101,12 @@ class FullGaussian:
         return FullGaussian(self.mean + (cov @ g[:, :, None])[:, :, 0], cov)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log density: (..., N, d) -> (..., N).  Raises: torch.linalg.LinAlgError if a covariance is singular."""
+        """Log density: (..., N, d) -> (..., N).
+
+        Raises: torch.linalg.LinAlgError if a covariance is singular; ValueError if a variance in it is not above 0 (on
+        the CPU), or x does not end in the shape of the mean or of one point.
+        """
+        check_density(self.cov.diagonal(dim1=-2, dim2=-1), x, self.mean)
         root = torch.linalg.cholesky(self.cov)  # not eigh: its derivative has poles where two eigenvalues meet
         white = torch.linalg.solve_triangular(root, (x - self.mean)[..., None], upper=False)[..., 0]
         scales = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -121,7 +142,12 @@ class ReverseStep:
         return between + torch.einsum("kn,kef->nef", shares, within)
 
     def log_prob(self, y: Tensor) -> Tensor:
-        """Log density of each point's mixture at `y`: (..., N, d) -> (..., N). Needs positive variances."""
+        """Log density of each point's mixture at `y`: (..., N, d) -> (..., N).
+
+        Raises: ValueError if a variance is 0 (on the CPU), or y does not end in the shape of the mean or of
+        one point.
+        """
+        check_density(self.variances, y, self.means[0])
         z = torch.einsum("kde,...kne->...knd", self.axes.mT, y[..., None, :, :] - self.means)
         z = z / self.variances.sqrt()[:, None]
         log_constant = -(self.variances.log() + LOG_TWO_PI).sum(1) / 2  # (K,)

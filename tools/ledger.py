@@ -16,6 +16,7 @@ from pathlib import Path
 
 import typer
 
+from tools.address import repository
 from tools.cell_mutants import unmarked
 from tools.equation_labels import LABEL, MUTANTS, PLANNED, READINGS, Chapter, Equation, Ledger, Place, read
 from tools.exercise_cells import SourceError
@@ -137,13 +138,18 @@ def executes(equation: Equation, place: Place, chapter: Chapter) -> bool:
 # --- the page -----------------------------------------------------------------------------------------------
 
 
-def page(root: Path = ROOT) -> str:
-    """The ledger in MyST Markdown, to stand beside a folder with the notebooks."""
+def page(root: Path = ROOT, address: str | None = None) -> str:
+    """The ledger in MyST Markdown, to stand beside a folder with the notebooks.
+
+    Args: address: of the repository, to link to; by default what `tools.address` says, and without one no links.
+    """
     ledger = read(root)
-    repository = re.search(r"^repository-code: *[\"']?([^\"'\s]+)", (root / "CITATION.cff").read_text("utf-8"), re.M)[1]
+    address = repository(root) if address is None else address
 
     def links(places: list[Place], text) -> str:
-        return "<br>".join(f"· [{text(place)}]({repository}/blob/main/{place.path}#L{place.line})" for place in places)
+        if not address:
+            return "<br>".join(f"· {text(place)}" for place in places)
+        return "<br>".join(f"· [{text(place)}]({address}/blob/main/{place.path}#L{place.line})" for place in places)
 
     def function(place: Place) -> str:  # its module goes without saying, and the column is narrow
         if place.path.startswith("notebooks"):

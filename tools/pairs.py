@@ -1,7 +1,7 @@
 """A chapter's source and its notebook: what the source gives, and what can be wrong with the built one.
 
 The notebook is the source with two additions. Every solved exercise becomes a stub and a folded solution
-(tools/exercise_cells.py), and one cell before the first code cell installs the package on Colab.
+(tools/exercise_cells.py), and one cell before the first code cell is for where the package is missing, as on Colab.
 """
 
 import ast
@@ -16,6 +16,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from tools import package_stamp
+from tools.address import repository
 from tools.equation_labels import number_equations
 from tools.exercise_cells import SourceError, for_readers
 from tools.figures import figure_problems
@@ -24,12 +25,18 @@ from tools.python_cells import parsed
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 PNG_LIMIT = 60_000  # bytes
-ON_COLAB = """\
-# Only for Colab, which starts without this course; elsewhere this cell does nothing.
+WHERE_MISSING = """\
+# Only for where this course is not installed, such as Colab; elsewhere this cell does nothing.
 from importlib.util import find_spec
 
 if find_spec("difflesson") is None:
-    %pip install -q git+{address}"""
+    """
+INSTALL = "%pip install -q git+{address}"
+EXPLAIN = """\
+raise ModuleNotFoundError(
+        "This notebook needs the package that comes with the course: in the folder with README.md and pyproject.toml,"
+        " run  pip install -c constraints.txt -e .  Do not install a package of this name from anywhere else."
+    )"""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -45,10 +52,9 @@ def source_hash(source: Path) -> str:
     return hashlib.sha256(source.read_text(encoding="utf-8").encode()).hexdigest()
 
 
-def repository() -> str:
-    """The address of the repository, from the one place where it stands."""
-    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    return re.search(r"^repository-code:\s*[\"']?([^\"'\s]+)", citation, re.MULTILINE).group(1)
+def where_missing(address: str) -> str:
+    """The cell that installs the package from this address, or without one says where to get it."""
+    return WHERE_MISSING + (INSTALL.format(address=address) if address else EXPLAIN)
 
 
 def cells_of(source: Path) -> list[NotebookNode]:
@@ -62,7 +68,7 @@ def notebook_of(source: Path) -> NotebookNode:
     number_equations(cells, source.name[:2])
     first_code = next((index for index, cell in enumerate(cells) if cell.cell_type == "code"), len(cells))
     aside = {"tags": ["remove-cell"], "jupyter": {"source_hidden": True}}  # off the web page, folded in JupyterLab
-    cells.insert(first_code, nbformat.v4.new_code_cell(ON_COLAB.format(address=repository()), metadata=aside))
+    cells.insert(first_code, nbformat.v4.new_code_cell(where_missing(repository(ROOT)), metadata=aside))
     seen = Counter()
     for cell in cells:
         # An id depends on the text and how often that text came before: inserting a cell changes no other id.

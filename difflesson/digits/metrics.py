@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from difflesson.checks import check_shape
+from difflesson.denoiser import check_labels
 from difflesson.digits import checkpoints
 
 REFERENCE = "reference"
@@ -27,10 +29,17 @@ def judged(judge: nn.Module, images: Tensor, batch: int = 500) -> tuple[Tensor, 
     """Features (N, d) and log-probabilities (N, classes) that the judge gives to images (N, 1, H, W) in [-1, 1].
 
     Images are clamped to [-1, 1] and rounded to 256 grey levels first, as if they had been saved to a file.
-    Raises: ValueError if an image has a NaN.
+    Raises: ValueError if images are not finite floats of this shape, or none of their numbers is below 0, the middle
+    grey: then they are on another scale, 0..1 or 0..255.
     """
-    if bool(images.isnan().any()):
-        raise ValueError("images must not hold NaN: no grey level stands for it")
+    if not images.is_floating_point() or images.dim() != 4 or images.shape[1] != 1 or len(images) < 1:
+        got = f"{images.dtype} {tuple(images.shape)}"
+        raise ValueError(f"images must be floats (N, 1, H, W) in [-1, 1], black is -1; got {got}")
+    if not bool(images.isfinite().all()):
+        raise ValueError("images must be finite: no grey level stands for NaN or infinity")
+    if bool(images.min() >= 0) and bool(images.max() > 0):
+        low, high = float(images.min()), float(images.max())
+        raise ValueError(f"images must lie in [-1, 1], black is -1; these lie in [{low:.3g}, {high:.3g}]")
     device, features, log_probs = next(judge.parameters()).device, [], []
     for part in images.split(batch):
         pixels = ((part.to(device).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
@@ -64,11 +73,11 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 def digit_report(judge: nn.Module, images: Tensor, labels: Tensor, reference: Statistics) -> dict[str, float]:
     """Accuracy (share of images that the judge gives the wanted label), mean entropy of the judge's answer in nats,
     and digit-FID to the reference.  Args: images: (N, 1, H, W) in [-1, 1];  labels: (N,).
-    Raises: ValueError if there is not one label for each image, or an image has a NaN.
+    Raises: ValueError if there is not one integer label for each image, or one is not a class; or as `judged` does.
     """
-    if labels.shape != images.shape[:1]:
-        raise ValueError(f"labels must have shape (N,) = ({len(images)},), got {tuple(labels.shape)}")
+    check_shape("labels", labels, images.shape[:1])
     features, log_probs = judged(judge, images)
+    labels = check_labels(labels, log_probs.shape[1]).cpu()
     return {
         "accuracy": round(float((log_probs.argmax(1) == labels).double().mean()), 5),
         "entropy": round(float(-(log_probs.exp() * log_probs).sum(1).mean()), 5),

@@ -86,7 +86,7 @@ def start_accelerator(recipe: Recipe, device: str | None, precision: str | None)
     try:
         from accelerate import Accelerator
     except ImportError as error:
-        raise ImportError("training needs accelerate: pip install 'difflesson[train]'") from error
+        raise ImportError("training needs accelerate: pip install -e '.[train]' in the course's folder") from error
 
     precision = precision or ("bf16" if device != "cpu" and torch.cuda.is_available() else "no")
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)

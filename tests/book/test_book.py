@@ -247,7 +247,7 @@ PARTS = [
     {"title": "Part I", "chapters": [{"number": "00", "title": "Start", "about": "a"}]},
     {"title": "Part II", "chapters": [{"number": n, "title": f"T{n}", "about": "b"} for n in ("06", "07")]},
 ]
-TEMPLATE = "[code](%repository%)\n\n%chapters%\n\n%contents%"
+TEMPLATE = "%published%[code](%repository%)%end%\n\n%chapters%\n\n%contents%"
 
 
 def test_the_front_page_links_the_chapters_that_are_there_and_calls_the_others_planned():
@@ -257,6 +257,11 @@ def test_the_front_page_links_the_chapters_that_are_there_and_calls_the_others_p
     assert '<span class="planned">Start (planned)</span>' in page and "T07" not in page
     trees = re.findall(r":caption: (.*)\n\n([^`]*)\n```", page)
     assert trees == [("Part II", "notebooks/07_mean_shift"), ("At the back", "ledger\nreferences")]
+
+
+def test_without_an_address_of_our_own_the_front_page_leads_to_no_repository():
+    page = staging.front_page(TEMPLATE, PARTS, {"07_mean_shift": "The mean shift?"}, "")
+    assert "code" not in page and "%" not in page and "[The mean shift?]" in page
 
 
 def test_a_chapter_that_the_table_does_not_know_is_refused():

@@ -116,9 +116,9 @@ def test_a_step_without_length_is_refused(length):
 
 
 def test_a_classifier_that_answers_with_another_shape_is_refused():
-    with pytest.raises(ValueError, match="log_prob must return one number a point"):
+    with pytest.raises(ValueError, match="log_prob.s answer must have shape"):
         asked(lambda x0: x0, normal(3, 2))
-    with pytest.raises(ValueError, match="log_prob must return one number a point"):
+    with pytest.raises(ValueError, match="log_prob.s answer must have shape"):
         clean_guess(DENOISER, lambda x0: x0.sum())(normal(3, 2), torch.tensor(0.5))
 
 

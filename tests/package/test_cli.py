@@ -373,7 +373,7 @@ def test_training_without_accelerate_says_what_to_install(difflesson, monkeypatc
     monkeypatch.setitem(sys.modules, "accelerate", None)
     done = difflesson("train", "judge", "--data", "embedded", "--device", "cpu")
     assert done.code == 2
-    assert done.err == "error: training needs accelerate: pip install 'difflesson[train]'\n"
+    assert done.err == "error: training needs accelerate: pip install -e '.[train]' in the course's folder\n"
 
 
 def test_training_on_mnist_without_mnist_says_what_to_do(difflesson, monkeypatch, tmp_path):

@@ -71,7 +71,7 @@ def test_an_expectation_has_the_shape_of_its_function():
         ({"low": 3, "high": 3}, "low must be below high"),
         ({"high": (4, math.inf)}, "both finite"),
         ({"low": -1, "high": 1}, "must enclose the density"),
-        ({"log_density": lambda x: x}, r"must return shape \(40000,\)"),
+        ({"log_density": lambda x: x}, r"must have shape \(40000,\)"),
         ({"log_density": lambda x: x[:, 0] * math.nan}, "must be a number or -inf"),
         ({"log_density": lambda x: x[:, 0] * 0 - math.inf}, "finite somewhere"),
     ],

@@ -359,7 +359,7 @@ def test_a_scale_of_another_shape_or_kind_is_refused(gamma):
 def test_a_branch_that_answers_in_another_shape_is_refused_and_not_broadcast(shape):
     good, x = MIXTURES[2].denoiser(vp_linear()), points(2)[:5]
     pair = Pair(lambda x, t: Prediction(torch.zeros(shape).double(), x), good)
-    with pytest.raises(ValueError, match="denoiser must answer x0 shaped like x"):
+    with pytest.raises(ValueError, match="denoiser.s x0 must have shape"):
         classifier_free(pair, 3.0)(x, 0.3)
 
 

@@ -120,7 +120,7 @@ def test_a_noiseless_sampler_inverts_from_the_data_itself():
         ("t must", lambda flow: flow(POINTS, 1.1)),
         ("t and s must differ", lambda flow: solve(flow, POINTS, 0.4, 0.4)),
         ("s must", lambda flow: solve(flow, POINTS, 0.4, -0.1)),
-        ("denoiser must", lambda _: probability_flow(lambda x, t: Prediction(x[:1], x), vp_linear())(POINTS, 0.4)),
+        ("denoiser's x0 must", lambda _: probability_flow(lambda x, t: Prediction(x[:1], x), vp_linear())(POINTS, 0.4)),
     ],
 )
 def test_bad_input_is_named(name, call):

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 import typer
-import yaml
 from IPython.core.inputtransformer2 import TransformerManager
 from typer.testing import CliRunner
 
@@ -376,9 +375,16 @@ def test_two_figures_of_one_name_are_reported(drawn: Path, tmp_path: Path):
 # --- the cell for Colab ---------------------------------------------------------------------------------------
 
 
-def colab_cell(folder: Path):
+def run_colab_cell(folder: Path, monkeypatch: pytest.MonkeyPatch, address: str, installed: bool) -> list[tuple]:
+    """The commands that the cell gives where the package is or is not, built with this address of the repository."""
+    commands = []
+    shell = {"get_ipython": lambda: SimpleNamespace(run_line_magic=lambda *command: commands.append(command))}
     (folder / "00_tiny.py").write_text(TINY, encoding="utf-8")
-    return notebooks.notebook_of(folder / "00_tiny.py").cells[1]
+    monkeypatch.setattr("tools.pairs.repository", lambda root: address)
+    cell = notebooks.notebook_of(folder / "00_tiny.py").cells[1]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
+    exec(TransformerManager().transform_cell(cell.source), shell)
+    return commands
 
 
 def test_the_first_code_cell_is_for_colab_and_stays_out_of_the_way(built: Path):
@@ -393,12 +399,16 @@ def test_the_first_code_cell_is_for_colab_and_stays_out_of_the_way(built: Path):
 def test_the_colab_cell_installs_the_course_from_its_repository_only_where_it_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
 ):
-    commands = []
-    shell = {"get_ipython": lambda: SimpleNamespace(run_line_magic=lambda *command: commands.append(command))}
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
-    exec(TransformerManager().transform_cell(colab_cell(tmp_path).source), shell)
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert commands == ([] if installed else [("pip", f"install -q git+{citation['repository-code']}")])
+    commands = run_colab_cell(tmp_path, monkeypatch, "https://example.org/ours", installed)
+    assert commands == ([] if installed else [("pip", "install -q git+https://example.org/ours")])
+
+
+def test_without_an_address_of_our_own_the_colab_cell_installs_nothing_and_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert run_colab_cell(tmp_path, monkeypatch, "", installed=True) == []
+    with pytest.raises(ModuleNotFoundError, match=r"run  pip install -c constraints.txt -e \.  Do not install"):
+        run_colab_cell(tmp_path, monkeypatch, "", installed=False)
 
 
 # --- exercises ------------------------------------------------------------------------------------------------

@@ -616,7 +616,7 @@ def test_a_device_or_precision_that_is_not_there_is_refused(tmp_path, options, m
 
 def test_without_accelerate_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(ImportError, match=r"pip install 'difflesson\[train\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[train\]' in the course's folder"):
         run(tmp_path, tiny())
 
 

@@ -1,0 +1,26 @@
+"""Shapes are compared where tensors, and the answers of functions, come in from outside.
+
+Torch stretches an axis of length one, and counts axes from the last: (batch, 1) or (batch,) beside (batch, d) would be
+combined without a word, the second point with coordinate where batch is d. So every such place asks `check_shape`.
+"""
+
+import torch
+from torch import Tensor
+
+
+def check_shape(name: str, value, *allowed: tuple[int, ...]) -> None:
+    """Compare the shape of a tensor or a number, whose shape is (), with those allowed.
+
+    Raises: ValueError that names the argument, what is allowed and what was given; also for complex numbers and for a
+    tensor of truth values.
+    """
+    if isinstance(value, Tensor):
+        shape = value.shape
+        if value.dtype.is_complex or value.dtype == torch.bool:
+            raise ValueError(f"{name} must be real numbers, got {value.dtype}")
+    else:
+        shape = () if isinstance(value, int | float) else getattr(value, "shape", None)
+    if shape not in allowed:
+        wanted = " or ".join(f"have shape {tuple(one)}" if one else "be one number" for one in allowed)
+        got = f"{type(value).__name__}" if shape is None else f"{tuple(shape)}"
+        raise ValueError(f"{name} must {wanted}, got {got}")
