@@ -1,14 +1,14 @@
 """What these tests share: the command line run in this process, a training run of a second, and a disk that is full."""
 
-import resource
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
-import accelerate  # noqa: F401  a second to import, which no test should be charged with
+import accelerate.utils  # noqa: F401  seconds to import, which no test should be charged with
 import matplotlib
 import pytest
+import sklearn.datasets  # noqa: F401
 
 from difflesson import cli
 from difflesson.digits import recipes, training
@@ -55,6 +55,7 @@ def run():
 @pytest.fixture
 def full_disk():
     """No file gets larger than this many bytes: with `full_disk(1000)`, as on a disk that is full, with its error."""
+    resource = pytest.importorskip("resource", reason="there are no limits on the size of files here")
 
     @contextmanager
     def limit(size: int):
