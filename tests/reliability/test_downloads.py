@@ -2,9 +2,11 @@
 
 import gzip
 import hashlib
+import shutil
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pooch
 import pytest
@@ -84,3 +86,35 @@ def test_a_slow_mirror_that_delivers_is_not_given_up(mirror, monkeypatch):
 
 def test_the_shipped_patience_asks_for_a_kilobyte_a_second():
     assert data.CHUNK / data.PATIENCE > 1000 and data.PATIENCE <= 60
+
+
+def test_the_book_says_that_it_fetches_and_fails_soon_without_a_network(monkeypatch, tmp_path, capsys):
+    build, commands = pytest.importorskip("book.build", reason="Sphinx is not installed"), []
+
+    def run(command, **options):
+        commands.append(command)
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(build, "VENDORED", tmp_path / "static" / "mathjax")
+    monkeypatch.setattr(build.shutil, "which", lambda name: name)
+    monkeypatch.setattr(build.subprocess, "run", run)
+    with pytest.raises(build.MathJaxOutOfReach, match="could not fetch"):
+        build.vendor_mathjax()
+    assert "fetching mathjax" in capsys.readouterr().out
+    options = dict(word.removeprefix("--").split("=") for word in commands[0] if "=" in word)
+    assert (int(options["fetch-retries"]) + 1) * int(options["fetch-timeout"]) <= 40_000
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not on the path")
+def test_the_book_gives_a_registry_up_that_never_answers(monkeypatch, tmp_path):
+    """Forty seconds; npm alone waits a quarter of an hour."""
+    build, silent = pytest.importorskip("book.build"), socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setattr(build, "VENDORED", tmp_path / "static" / "mathjax")
+    monkeypatch.setenv("npm_config_registry", f"http://127.0.0.1:{silent.getsockname()[1]}/")
+    monkeypatch.setenv("npm_config_cache", str(tmp_path / "cache"))
+    start = time.monotonic()
+    with pytest.raises(build.MathJaxOutOfReach, match="could not fetch"):
+        build.vendor_mathjax()
+    assert time.monotonic() - start < 90
+    silent.close()
