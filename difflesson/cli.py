@@ -35,7 +35,7 @@ def pick_device(device: str | None) -> torch.device:
     try:
         float(torch.zeros((), device=device))  # the device "meta" has shapes and no numbers
         return torch.device(device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 

@@ -80,8 +80,8 @@ def train(
     for name, value in (("steps", steps), ("batch", batch)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
+    if not 0 < learning_rate <= 3.4e38:
+        raise ValueError(f"learning_rate must be positive and at most 3.4e38, got {learning_rate}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = PlaneNetwork(mixture.classes, width)

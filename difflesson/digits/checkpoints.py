@@ -212,7 +212,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
         raise ValueError(f"path {path} is damaged, or its training diverged: {broken} has NaN or infinity in it")
     try:
         network = Blueprint.read(metadata).build()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"path {path} is not a network that this version can use: {error}") from error
     try:
         network.load_state_dict(weights)  # half to single precision on copy

@@ -92,6 +92,8 @@ def start_accelerator(recipe: Recipe, device: str | None, precision: str | None)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
     if device not in (None, accelerator.device.type):
         raise ValueError(f"device must be one that accelerate finds here, {accelerator.device.type!r}, got {device!r}")
+    if (every := accelerator.gradient_accumulation_steps) != 1:
+        raise ValueError(f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS must be 1, no recipe knows of it, got {every}")
     if recipe.batch % accelerator.num_processes:
         raise ValueError(f"batch must be a multiple of the {accelerator.num_processes} processes, got {recipe.batch}")
     return accelerator

@@ -330,7 +330,7 @@ def wrong(*arguments, says: str):
         wrong("evaluate", "--precision", "fp8", says="precision must be .*, got 'fp8'"),
         wrong("train", "artist", says=r"task must be one of \[.*'denoiser'.*\], got 'artist'"),
         wrong("train", "judge", "--data", "imagenet", says="data must be .*embedded.*mnist.*, got 'imagenet'"),
-        wrong("train", "judge", "--learning-rate", 0, says="learning_rate must be positive, got 0.0"),
+        wrong("train", "judge", "--learning-rate", 0, says="learning_rate must be positive .*, got 0.0"),
         wrong("train", "judge", "--precision", "fp16", says="precision must be .*, got 'fp16'"),
         wrong(
             *("train", "judge", "--device", "abacus", "--precision", "no"),

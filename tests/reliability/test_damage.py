@@ -164,3 +164,24 @@ def test_a_folder_in_place_of_a_checkpoint_or_a_card_is_refused_by_its_name(save
     saved.mkdir()
     with pytest.raises(ValueError, match=f"^path {re.escape(str(saved))} is not a readable"):
         checkpoints.load(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": 8.0},
+        {"data": []},
+        {"network": {}},
+        {"arguments": {"widths": [8, 16], "classes": -5}},
+        {"arguments": {"widths": [8.0, 16]}},
+        {"arguments": "widths"},
+        {"schedule_arguments": {"log_snr_max": 10**400, "log_snr_min": -20}},
+    ],
+    ids=lambda change: f"{next(iter(change))} {str(next(iter(change.values())))[:30]}",
+)
+def test_a_blueprint_that_nothing_can_be_built_from_is_refused_by_the_files_name(saved, change):
+    """With the right checksum: somebody meant it."""
+    tensors, metadata = checkpoints.load_tensors(saved)
+    checkpoints.save_tensors(saved, tensors, metadata | change)
+    with pytest.raises(ValueError, match=f"^path {re.escape(str(saved))} is not a network that this version can use: "):
+        checkpoints.load(saved)

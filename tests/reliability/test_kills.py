@@ -1,4 +1,4 @@
-"""A training run killed a dozen times, some of them inside a save, ends in the same bytes. Two minutes: for `make soak`."""
+"""A training run killed a dozen times, some of them inside a save, ends in the same bytes. For `make soak`."""
 
 import os
 import random

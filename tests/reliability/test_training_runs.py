@@ -250,7 +250,17 @@ def test_weights_in_the_plane_that_went_astray_in_the_last_step_are_noticed_too(
         plane.train(plane.four_blobs(), cosine(), steps=1, batch=4, width=8)
 
 
-@pytest.mark.parametrize("rate", [0.0, -1.0, math.nan, math.inf])
-def test_a_learning_rate_in_the_plane_that_is_not_positive_is_refused(rate):
-    with pytest.raises(ValueError, match=f"^learning_rate must be positive and finite, got {rate}$"):
+@pytest.mark.parametrize("rate", [0.0, -1.0, math.nan, math.inf, 1e300], ids=str)
+def test_a_learning_rate_that_single_precision_has_no_positive_number_for_is_refused(tiny, rate):
+    says = rf"^learning_rate must be positive and at most 3.4e\+?38, got {re.escape(str(rate))}$"
+    with pytest.raises(ValueError, match=says):
         plane.train(plane.four_blobs(), cosine(), steps=1, learning_rate=rate)
+    with pytest.raises(ValueError, match=says):
+        tiny(learning_rate=rate)
+
+
+def test_a_variable_that_would_scale_the_loss_unsaid_is_refused(tmp_path, monkeypatch, run, tiny):
+    """accelerate reads it in silence and divides each loss by it; the card would not say so."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(ValueError, match="^ACCELERATE_GRADIENT_ACCUMULATION_STEPS must be 1, .*, got 4$"):
+        run(tmp_path, tiny())
