@@ -168,16 +168,8 @@ def test_a_folder_in_place_of_a_checkpoint_or_a_card_is_refused_by_its_name(save
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"size": 8.0},
-        {"data": []},
-        {"network": {}},
-        {"arguments": {"widths": [8, 16], "classes": -5}},
-        {"arguments": {"widths": [8.0, 16]}},
-        {"arguments": "widths"},
-        {"schedule_arguments": {"log_snr_max": 10**400, "log_snr_min": -20}},
-    ],
-    ids=lambda change: f"{next(iter(change))} {str(next(iter(change.values())))[:30]}",
+    [{"size": 8.0}, {"schedule_arguments": {"log_snr_max": 10**400, "log_snr_min": -20}}],
+    ids=lambda change: next(iter(change)),
 )
 def test_a_blueprint_that_nothing_can_be_built_from_is_refused_by_the_files_name(saved, change):
     """With the right checksum: somebody meant it."""

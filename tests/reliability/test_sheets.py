@@ -184,7 +184,6 @@ FILE = "a file stands where a folder is meant"
         (("sample", "--device", "meta"), "device 'meta' cannot be used here: .*"),
         (("sample", "--device", ""), "device '' cannot be used here: .*"),
         (("evaluate", "--device", "meta"), "device 'meta' cannot be used here: .*"),
-        (("train", "judge", "--data", "embedded", "--device", "meta"), "device must be one that accelerate .*'meta'"),
         (("evaluate", "--network", "own.safetensors", "--card"), "own.json cannot be written: it is a folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
