@@ -50,19 +50,19 @@ def writing(path: Path, keep: bool = True) -> Iterator[Path]:
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
+        for folder in path.parents:
+            if os.path.exists(folder) and not os.path.isdir(folder):
+                raise OSError(f"{folder} is not a folder")
+        if os.path.isdir(path):
             raise OSError("it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # or a loss of power could leave an empty file under the final name
         if keep:
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())  # or a loss of power could leave an empty file under the final name
             os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        if isinstance(error, FileExistsError | NotADirectoryError):
-            reason = "a file stands where a folder is meant"
-        raise OSError(f"{path} cannot be written: {reason}") from error
+        raise OSError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
     finally:
         with suppress(OSError):
             temporary.unlink()

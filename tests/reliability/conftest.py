@@ -31,7 +31,7 @@ def difflesson(monkeypatch, capsys, tmp_path):
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     """A recipe of eight steps on the embedded digits: `tiny("judge", seed=1)`."""
 
@@ -42,7 +42,7 @@ def tiny():
     return made
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run():
     """Train quietly on the CPU: `run(folder, recipe)`."""
 

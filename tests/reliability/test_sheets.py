@@ -10,7 +10,7 @@ import matplotlib.image
 import pytest
 import torch
 
-from difflesson import cli
+from difflesson import cli, plotting
 from difflesson.digits import checkpoints, metrics, sampling
 from difflesson.digits.blueprint import Blueprint
 from difflesson.digits.networks import DigitClassifier, DigitUNet
@@ -126,6 +126,7 @@ def asked(monkeypatch) -> list[list[int]]:
 @pytest.mark.parametrize("label, width", [((), 10), (("--label", 7), 8)])
 def test_more_digits_than_a_page_holds_become_several_pictures(difflesson, asked, monkeypatch, tmp_path, label, width):
     monkeypatch.setattr(cli, "PAGE", 40)
+    monkeypatch.setitem(plotting.STYLE, "savefig.dpi", 40)
     done = difflesson("sample", "--count", 90, *label, "--device", "cpu", "--out", "sheet.png")
     assert done.code == 0 and re.match(r"sheet-1-of-3\.png to sheet-3-of-3\.png: 90 digits, ", done.out)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"sheet-{page}-of-3.png" for page in (1, 2, 3)]
@@ -165,7 +166,7 @@ def places(tmp_path):
     (tmp_path / "folder.json").mkdir()
 
 
-FILE = "a file stands where a folder is meant"
+FILE = "file is not a folder"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_a_place_that_cannot_be_written_ends_in_one_line_before_the_work(
         says = says.replace("own", "folder")
     before = sorted(tmp_path.rglob("*"))
     done = difflesson(*arguments, *(() if "--device" in arguments or "reference" in arguments else ("--device", "cpu")))
-    assert (done.code, done.out) == (2, "") and re.fullmatch(f"error: {says}\n", done.err)
+    assert (done.code, done.out) == (2, "") and re.fullmatch(f"error: {says}\n", done.err.replace("\\", "/"))
     assert sorted(tmp_path.rglob("*")) == before
 
 

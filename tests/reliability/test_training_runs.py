@@ -134,6 +134,20 @@ def test_a_disk_that_fills_in_the_middle_costs_only_the_steps_since_the_last_sta
 # ---- a state that is not whole
 
 
+@pytest.fixture(scope="module")
+def whole_state(tmp_path_factory, run, tiny) -> bytes:
+    with pytest.MonkeyPatch.context() as patch:
+        return interrupt(patch, run, tmp_path_factory.mktemp("state"), tiny()).read_bytes()
+
+
+@pytest.fixture
+def state(tmp_path, whole_state):
+    """The state of an interrupted run of `tiny()`, at step 4."""
+    path = tmp_path / "denoiser-state.safetensors"
+    path.write_bytes(whole_state)
+    return path
+
+
 def change_step(tensors, metadata, step):
     metadata["step"] = step
 
@@ -154,7 +168,7 @@ def drop_field(tensors, metadata, name):
 @pytest.mark.parametrize(
     "change, value, says",
     [
-        *((change_step, step, rf"step must be in 1\.\.7, got {step}") for step in (8, 9, 10_000, 0, -1)),
+        *((change_step, step, rf"step must be in 1\.\.7, got {step}") for step in (8, 9, 0, -1)),
         (change_step, "4", ".*not supported between.*"),
         (drop_optimiser, "optimizer.", "the optimiser's tensors are not those of this network"),
         (drop_optimiser, "optimizer.3.exp_avg", "the optimiser's tensors are not those of this network"),
@@ -166,8 +180,7 @@ def drop_field(tensors, metadata, name):
     ],
     ids=lambda value: getattr(value, "__name__", str(value)[:24]),
 )
-def test_a_state_that_is_not_whole_does_not_finish(tmp_path, monkeypatch, run, tiny, change, value, says):
-    state = interrupt(monkeypatch, run, tmp_path, tiny())
+def test_a_state_that_is_not_whole_does_not_finish(tmp_path, state, run, tiny, change, value, says):
     tensors, metadata = checkpoints.load_tensors(state)
     change(tensors, metadata, value)
     checkpoints.save_tensors(state, tensors, metadata)
@@ -178,16 +191,14 @@ def test_a_state_that_is_not_whole_does_not_finish(tmp_path, monkeypatch, run, t
     assert contents(tmp_path) == before
 
 
-def test_a_state_that_does_not_say_its_setting_is_refused(tmp_path, monkeypatch, run, tiny):
-    state = interrupt(monkeypatch, run, tmp_path, tiny())
+def test_a_state_that_does_not_say_its_setting_is_refused(tmp_path, state, run, tiny):
     tensors, metadata = checkpoints.load_tensors(state)
     checkpoints.save_tensors(state, tensors, {k: v for k, v in metadata.items() if k != "setting"})
     with pytest.raises(ValueError, match="^device must be None to go on from .*, got 'cpu'"):
         run(tmp_path, tiny())
 
 
-def test_the_card_of_a_run_resumed_under_another_torch_names_both(tmp_path, monkeypatch, run, tiny):
-    state = interrupt(monkeypatch, run, tmp_path, tiny())
+def test_the_card_of_a_run_resumed_under_another_torch_names_both(tmp_path, state, run, tiny):
     tensors, metadata = checkpoints.load_tensors(state)
     assert metadata["torch"] == [torch.__version__]
     checkpoints.save_tensors(state, tensors, metadata | {"torch": ["1.0"]})
