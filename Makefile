@@ -5,7 +5,7 @@ VENV    ?= .venv
 WORKERS ?= 2
 PY      := $(VENV)/bin/python
 
-.PHONY: help setup tour test nightly notebooks chapter mutants ledger book lint clean
+.PHONY: help setup tour test nightly soak notebooks chapter mutants ledger book lint clean
 
 help:
 	@echo "make tour       install, draw a guided sheet of digits, run the opening chapter (start here)"
@@ -15,6 +15,7 @@ help:
 	@echo "make ledger     every numbered equation, its function, its tests; fails on an orphan"
 	@echo "make mutants    plant every listed wrong formula and see the tests fail, and the chapters' own cells"
 	@echo "make nightly    what is too long for every change: all of the tests, all of the wrong formulas"
+	@echo "make soak       kills, damage, memory and silent servers for five minutes: is anything lost or silently wrong?"
 	@echo "make book       the web pages, in book/_build/html (needs npm, once, for MathJax)"
 	@echo "make lint       ruff"
 	@echo "make clean      remove what the other targets made, but for $(VENV)"
@@ -46,6 +47,10 @@ nightly: setup lint
 	$(PY) -m tools.mutants --workers $(WORKERS)
 	$(PY) -m tools.cell_mutants --workers $(WORKERS)
 	$(PY) -m tools.loose_tolerances --workers $(WORKERS)
+
+# Bounded: every test in it ends by itself. tests/reliability/README.md says what is tried.
+soak: setup
+	$(PYTEST) -m nightly tests/reliability
 
 notebooks: setup
 	$(PY) -m tools.notebooks build

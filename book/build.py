@@ -23,6 +23,7 @@ ROOT = BOOK.parent
 MATHJAX = "mathjax@3.2.2"
 MATHJAX_SHA512 = "Bt+SSVU8eBG27zChVewOicYs7Xsdt40qm4+UpHyX7k0/O9NliPc+x77k1/FEsPsjKPZGJvtRZM1vO+geW0OhGw=="
 MATHJAX_PARTS = ("package/LICENSE", "package/es5/tex-mml-chtml.js", "package/es5/output/chtml/fonts/woff-v2/")
+NPM_WAITS = ("--fetch-timeout=20000", "--fetch-retries=1", "--fetch-retry-mintimeout=1000")  # ms; npm's own: minutes
 VENDORED = BOOK / "_build" / "static" / "mathjax"
 
 
@@ -45,7 +46,9 @@ def vendor_mathjax() -> None:
         )
     VENDORED.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=VENDORED.parent.parent) as folder:
-        fetched = subprocess.run([npm, "pack", MATHJAX, "--silent"], cwd=folder, stdout=subprocess.DEVNULL, check=False)
+        print(f"the book: fetching {MATHJAX} with npm, once; without a network this fails within a minute", flush=True)
+        command = [npm, "pack", MATHJAX, "--silent", *NPM_WAITS]
+        fetched = subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False)
         archives = list(Path(folder).glob("*.tgz"))
         if fetched.returncode != 0 or not archives:
             raise MathJaxOutOfReach(f"npm could not fetch {MATHJAX}; the first build of the book needs a network.")

@@ -1,5 +1,6 @@
 """The command line: `difflesson tour | sample | train | evaluate`."""
 
+import gc
 import inspect
 import json
 import subprocess
@@ -13,7 +14,7 @@ import typer
 
 from difflesson import __version__
 from difflesson.digits import checkpoints, data, metrics, recipes, sampling, training
-from difflesson.digits.networks import DigitUNet
+from difflesson.digits.networks import DigitClassifier, DigitUNet
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,15 +25,17 @@ DigitSet = Annotated[str, typer.Option("--data", help=f"One of {', '.join(data.D
 Steps = Annotated[int, typer.Option(min=2, help="Sampling steps.")]
 Sampler = Annotated[str, typer.Option(help=f"One of {', '.join(sampling.SAMPLERS)}.")]
 Network = Annotated[str, typer.Option("--network", help='"denoiser" (shipped), or a .safetensors file of your own.')]
+Precision = Annotated[str | None, typer.Option(help='"no" or "bf16"; by default bf16 on CUDA.')]
+PAGE = 640  # digits in one picture: whole rows of 8 and of 10
 
 
 def pick_device(device: str | None) -> torch.device:
     """The device asked for, else CUDA where there is one, else the CPU.  Raises: ValueError if it cannot be used."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
     try:
-        torch.zeros((), device=device)
+        float(torch.zeros((), device=device))  # the device "meta" has shapes and no numbers
         return torch.device(device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
@@ -95,29 +98,44 @@ def sample(
     network: Network = "denoiser",
     seed: Seed = 0,
     device: Device = None,
+    precision: Precision = None,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("figures/sample.png"),
 ) -> None:
-    """Draw a sheet of guided digits and write it as a picture."""
+    """Draw guided digits and write them as a picture, or as several of 640 digits: sample-01-of-32.png.
+
+    The noise of each digit comes from the seed and its place: `--count 8` draws the first 8 of `--count 64`.
+    """
     from difflesson import plotting
 
     if out.suffix != ".png":
         raise ValueError(f"out must end in .png, got {out}")
     start, place = time.perf_counter(), pick_device(device)
+    dtype = arithmetic(place, precision)
     columns = 10 if label is None else 8
-    labels = torch.arange(count) % 10 if label is None else torch.full((count,), label)
     denoiser, _, guide = load_networks(network, guidance, place)
-    images = sampling.generate(
-        denoiser, labels, gamma, seed=seed, steps=steps, sampler=sampler, guide=guide, dtype=arithmetic(place),
-        batch=64, progress=True,
-    )  # fmt: skip
-    with plotting.style():
-        height = -(-count // columns)
-        figure, axes = plotting.plt.subplots(figsize=(columns * 0.55, height * 0.55 + 0.3))
-        what = "every digit" if label is None else f"label {label}"
-        plotting.show_digits(axes, images, columns, f"{what}, gamma = {gamma:g}")
-        path = plotting.save(figure, out.stem, out.parent)
-    plotting.plt.close(figure)
-    typer.echo(f"{path}: {count} digits, {time.perf_counter() - start:.1f} s")
+    pages = -(-count // PAGE)
+    names = [f"{out.stem}-{page:0{len(str(pages))}}-of-{pages}.png" for page in range(1, pages + 1)]
+    paths = [out] if pages == 1 else [out.with_name(name) for name in names]
+    checkpoints.try_place(paths[0])
+    for page, path in enumerate(paths):  # drawn and written one by one: memory stays flat
+        index = torch.arange(page * PAGE, min(count, (page + 1) * PAGE))
+        labels = index % 10 if label is None else torch.full_like(index, label)
+        images = sampling.generate(
+            denoiser, labels, gamma, seed=seed, steps=steps, sampler=sampler, guide=guide, dtype=dtype, batch=64,
+            progress=True, index=index,
+        )  # fmt: skip
+        with plotting.style():
+            height = -(-len(index) // columns)
+            figure, axes = plotting.plt.subplots(figsize=(columns * 0.55, height * 0.55 + 0.3))
+            what = "every digit" if label is None else f"label {label}"
+            title = f"{what}, gamma = {gamma:g}" + (f" ({page + 1} of {pages})" if pages > 1 else "")
+            plotting.show_digits(axes, images, columns, title)
+            with checkpoints.writing(path) as temporary:
+                temporary.write_bytes(plotting.as_png(figure))
+        del figure, axes  # they hold each other: without a collection, some pages more are in memory
+        gc.collect()
+    where = f"{paths[0]} to {paths[-1].name}" if pages > 1 else out
+    typer.echo(f"{where}: {count} digits, {time.perf_counter() - start:.1f} s")
 
 
 @app.command()
@@ -130,9 +148,10 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="At its peak.")] = None,
     seed: Seed = 0,
     device: Device = None,
-    precision: Annotated[str | None, typer.Option(help='"no" or "bf16"; by default bf16 on CUDA.')] = None,
+    precision: Precision = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")] = False,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between two saved states.")] = 250,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a finished network in the folder.")] = False,
 ) -> None:
     """Train a network; started again after an interruption, it goes on where it stopped.
 
@@ -142,7 +161,7 @@ def train(
     changes = {"data": dataset, "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
     recipe = recipes.recipe(task, **{name: value for name, value in changes.items() if value is not None})
     path = training.train(
-        recipe, folder, device=device, precision=precision, compiled=compiled, save_every=save_every
+        recipe, folder, device=device, precision=precision, compiled=compiled, save_every=save_every, force=force
     )
     typer.echo(f"{path}: trained for {recipe.steps} steps, card in {path.with_suffix('.json')}")
 
@@ -157,16 +176,18 @@ def evaluate(
     guidance: Annotated[str, typer.Option(help='"classifier-free" or "classifier".')] = "classifier-free",
     seed: Seed = 0,
     device: Device = None,
-    precision: Annotated[str | None, typer.Option(help='"no" or "bf16"; by default bf16 on CUDA.')] = None,
+    precision: Precision = None,
     card: Annotated[bool, typer.Option("--card", help="Also write the numbers into the network's card.")] = False,
 ) -> None:
     """Measure digits: the judge's accuracy and entropy, digit-FID to the MNIST test images, seconds."""
     place = pick_device(device)
     dtype = arithmetic(place, precision)
     path = Path(network) if Path(network).suffix else checkpoints.shipped(network)
-    denoiser, written, guide = load_networks(network, guidance, place)
+    denoiser, _, guide = load_networks(network, guidance, place)
     judge, (reference, about) = checkpoints.load("judge", place).network, metrics.load_reference()
     check_size(network, denoiser, "judge", judge)
+    if card:
+        checkpoints.try_place(path.with_suffix(".json"))
     typer.echo(f"floor of digit-FID: {about['digit_fid_floor']:.4f}")
     typer.echo(f"{'gamma':>6} {'accuracy':>9} {'entropy':>8} {'digit-FID':>10} {'seconds':>8}")
     for scale in gamma:
@@ -180,15 +201,14 @@ def evaluate(
         typer.echo(
             f"{scale:6.2f} {row['accuracy']:9.4f} {row['entropy']:8.4f} {row['digit_fid']:10.4f} {seconds:8.1f}"
         )
-        setting = f"{guidance}, {sampler}, {steps} steps, {count} digits, seed {seed}"
+        number = "no" if dtype is None else "bf16"
+        setting = f"{guidance}, {sampler}, {steps} steps, {count} digits, seed {seed}, {place.type}, precision {number}"
         row["command"] = evaluation(
             network=Path(network).name, gamma=f"{scale:g}", count=count, steps=steps, sampler=sampler,
-            guidance=guidance, seed=seed, device=place.type, precision="no" if dtype is None else "bf16",
+            guidance=guidance, seed=seed, device=place.type, precision=number,
         )  # fmt: skip
-        rows = written.setdefault("metrics", {}).setdefault(setting, {}) | {f"{scale:g}": row}
-        written["metrics"][setting] = dict(sorted(rows.items(), key=lambda item: float(item[0])))
         if card:
-            checkpoints.write_card(path, written)
+            checkpoints.add_to_card(path, setting, f"{scale:g}", row)
 
 
 def evaluation(**made: str | int) -> str:
@@ -207,7 +227,16 @@ def reference(
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("runs/reference.safetensors"),
 ) -> None:
     """Make the statistics of the real digits that `evaluate` compares with (needs MNIST)."""
+    if out.suffix != ".safetensors":
+        raise ValueError(f"out must end in .safetensors, got {out}")
     network = checkpoints.load(judge).network
+    if not isinstance(network, DigitClassifier) or network.size != 28:
+        raise ValueError(
+            f"judge must be a classifier of 28x28 digits, {judge} holds a {type(network).__name__} of "
+            f"{network.size}x{network.size}"
+        )
+    for path in (out, out.with_suffix(".json")):
+        checkpoints.try_place(path)
     test, real = data.load("mnist", "test"), data.load("mnist", "train")
     _, log_probs = metrics.judged(network, data.to_unit(test.images))
     accuracy = float((log_probs.argmax(1) == test.labels).double().mean())
@@ -233,9 +262,9 @@ def tour() -> None:
 
 
 def main() -> None:
-    """Run the command line; a wrong argument, or one that diverges, ends in one clear line instead of a traceback."""
+    """Run the command line; a wrong argument or place, or one that diverges, ends in one clear line, no traceback."""
     try:
         app()
-    except (ValueError, ImportError, FloatingPointError, data.DataUnavailable) as error:
+    except (ValueError, ImportError, FloatingPointError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

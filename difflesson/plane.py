@@ -72,13 +72,16 @@ def train(
 
     Args: mixture: in the plane;  label_dropout: in [0, 1];  steps, batch, width: at least 1;  seed: decides all
     randomness; the global generator is left as it was.  Returns: the network, in float64, frozen.
-    Raises: ValueError if an argument is out of range or the mixture is not in the plane.
+    Raises: ValueError if an argument is out of range or the mixture is not in the plane;  FloatingPointError at the
+    first loss that is not finite, or if the weights after the last step are not.
     """
     if mixture.dim != 2:
         raise ValueError(f"mixture must be in the plane (2 dimensions), got {mixture.dim}")
     for name, value in (("steps", steps), ("batch", batch)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 0 < learning_rate <= 3.4e38:
+        raise ValueError(f"learning_rate must be positive and at most 3.4e38, got {learning_rate}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = PlaneNetwork(mixture.classes, width)
@@ -89,9 +92,16 @@ def train(
             group["lr"] = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
         x0, label = mixture.sample(batch, generator)
         loss = v_loss(network, schedule, x0.float(), label, label_dropout, generator, network.classes)
+        if not math.isfinite(float(loss.detach())):
+            break
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    if not all(bool(p.isfinite().all()) for p in (loss, *network.parameters())):
+        raise FloatingPointError(
+            f"training diverged in step {step + 1} of {steps}, the loss or a weight is not finite; "
+            f"take a learning_rate below {learning_rate:g}"
+        )
     return network.double().requires_grad_(False).eval()
 
 

@@ -20,6 +20,7 @@ PARTS = {  # the part of a test by how its node id begins, the first that fits; 
     "package": ("tests/package/", False),
     "peers": ("tests/peers/", False),
     "tools": ("tests/tools/", False),
+    "reliability": ("tests/reliability/", False),
     "other": ("", False),
 }
 

@@ -69,7 +69,7 @@ class Blueprint:
         make_schedule(self.schedule, self.schedule_arguments)
         if self.data not in DATASETS:
             raise ValueError(f"data must be one of {sorted(DATASETS)}, got {self.data!r}")
-        if self.size != (size := DATASETS[self.data].size):
+        if self.size != (size := DATASETS[self.data].size) or not isinstance(self.size, int):
             raise ValueError(f"size must be {size} for the data set {self.data!r}, got {self.size!r}")
 
     @classmethod

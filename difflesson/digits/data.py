@@ -19,6 +19,7 @@ import io
 import logging
 import math
 import os
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
@@ -43,6 +44,7 @@ MNIST_SHA256 = {
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 TIMEOUT = (4.0, 15.0)  # seconds to connect, and between two bytes: being offline should not feel like hanging
+CHUNK, PATIENCE = 2**16, 60.0  # bytes that must arrive in so many seconds: a byte every second never times out
 
 
 class Digits(NamedTuple):
@@ -240,11 +242,29 @@ def _unpack(content: bytes) -> bytes:
 
 
 def _download_unpacked(url: str, output_file: str, _) -> None:
-    """A downloader for pooch that writes the uncompressed file; the bar shows where stderr is a terminal."""
+    """A downloader for pooch that writes the uncompressed file; the bar shows where stderr is a terminal.
+
+    Raises: TimeoutError if a mirror keeps the line open and delivers next to nothing, or what pooch raises.
+    """
     import pooch
 
-    packed = io.BytesIO()
+    packed, failures = io.BytesIO(), []
     # total=1 until pooch knows the length: it asks whether the bar is true, which needs a total
     with tqdm(total=1, desc=Path(url).name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
-        pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=TIMEOUT)(url, packed, None)
+
+        def fetch():
+            try:
+                pooch.HTTPDownloader(progressbar=bar, chunk_size=CHUNK, timeout=TIMEOUT)(url, packed, None)
+            except Exception as error:
+                failures.append(error)
+
+        thread, arrived = threading.Thread(target=fetch, daemon=True), -1
+        thread.start()
+        while thread.is_alive() and arrived < packed.tell():
+            arrived = packed.tell()
+            thread.join(PATIENCE)
+        if thread.is_alive():
+            raise TimeoutError(f"less than {CHUNK} bytes in {PATIENCE:g} seconds")
+    if failures:
+        raise failures[0]
     Path(output_file).write_bytes(_unpack(packed.getvalue()))

@@ -1,6 +1,5 @@
 """Recipes: everything that decides the outcome of a training run, and those of the networks that ship."""
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -9,6 +8,7 @@ from difflesson.digits import data
 from difflesson.digits.blueprint import Blueprint, make_schedule, usual_arguments
 from difflesson.schedule import Schedule
 
+LARGEST = 3.4e38  # in single precision, in which optimisers work
 
 @dataclass(frozen=True)
 class Recipe:
@@ -45,9 +45,9 @@ class Recipe:
             "data": (self.data in data.DATASETS, f"one of {sorted(data.DATASETS)}"),
             "steps": (self.steps >= 1, "at least 1"),
             "batch": (self.batch >= 1, "at least 1"),
-            "learning_rate": (0 < self.learning_rate < math.inf, "positive"),
+            "learning_rate": (0 < self.learning_rate <= LARGEST, f"positive and at most {LARGEST:g}"),
             "warmup": (self.warmup >= 0, "at least 0"),
-            "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0"),
+            "weight_decay": (0 <= self.weight_decay <= LARGEST, f"in [0, {LARGEST:g}]"),
             "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
             "label_dropout": (0 <= self.label_dropout <= 1, "in [0, 1]"),
             "shift": (self.shift >= 0, "at least 0"),

@@ -1,6 +1,7 @@
 """Guided digits from a trained network, in as few words as the experiments need."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +10,11 @@ from tqdm import tqdm
 from difflesson import guidance, kernels
 from difflesson.denoiser import Denoiser, check_labels, network_denoiser, network_pair
 from difflesson.guidance import Scale
-from difflesson.kernels import Kernel
+from difflesson.kernels import NO_NOISE, Kernel
+from difflesson.parts import Part
 from difflesson.samplers import draw
 from difflesson.schedule import Schedule
+from difflesson.steps import Gaussian
 
 SAMPLERS: dict[str, Callable[[Denoiser, Schedule], Kernel]] = {
     "ddpm": kernels.ddpm,
@@ -62,6 +65,23 @@ def digit_times(steps: int, schedule: Schedule) -> Tensor:
     return torch.cat([schedule.time(log_snr), log_snr.new_zeros(1)])
 
 
+@dataclass(frozen=True, eq=False)
+class own_noise(Part):
+    """A Gaussian kernel whose noise comes from generators on the CPU, one for each digit of the batch."""
+
+    kernel: Kernel
+    generators: list[torch.Generator]
+
+    def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        step = self.kernel(x, t, s)
+        return Gaussian(step.mean + step.var.sqrt() * normal_of_each(self.generators, x), NO_NOISE)
+
+
+def normal_of_each(generators: list[torch.Generator], like: Tensor) -> Tensor:
+    """Standard normal numbers shaped like `like`, (batch, *data), each row from its own generator."""
+    return torch.stack([torch.randn(like.shape[1:], generator=generator) for generator in generators]).to(like)
+
+
 def generate(
     network: nn.Module,
     labels: Tensor,
@@ -75,31 +95,46 @@ def generate(
     batch: int = 256,
     size: int | None = None,
     progress: bool = False,
+    index: Tensor | None = None,
 ) -> Tensor:
     """Draw one digit for each label, (N, 1, size, size), roughly in [-1, 1], on the CPU.
 
-    Drawn in batches, so memory does not grow with N.  Args: labels: (N,);  gamma, guide, dtype as in
-    `guided_denoiser`;  seed: decides every random number;  steps: kernel steps, at least 2;  sampler: a name in
-    SAMPLERS;  size: side of the images, by default the one the network was trained on, `network.size`.
-    Raises: ValueError if the sampler is unknown, steps < 2, size is not a multiple of 4, labels are not (N,) with
-    N >= 1, or an argument of `guided_denoiser` is not allowed;  FloatingPointError if a digit comes out with NaN or
-    infinity in it.
+    Drawn in batches, so only the images themselves take memory that grows with N.
+
+    Args: labels: (N,);  gamma, guide, dtype as in `guided_denoiser`;  seed: decides, with the batch under "ddpm", every
+    random number: all digits share one stream of them;  steps: kernel steps, at least 2;  sampler: a name in SAMPLERS;
+    batch: digits at a time, at least 1;  size: side of the images, by default the one the network was trained on,
+    `network.size`;  index: (N,), integers from 0: then the noise of each digit comes from the seed and its own index
+    alone, whatever batch, order, device and number of processes, and the digit is the same up to rounding.
+    Raises: ValueError if the sampler is unknown, steps < 2, batch < 1, size is not a multiple of 4, labels are not (N,)
+    with N >= 1, index is not like them, or an argument of `guided_denoiser` is not allowed;  FloatingPointError if a
+    digit comes out with NaN or infinity in it.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {sorted(SAMPLERS)}, got {sampler!r}")
     schedule, size = schedule_of(network), network.size if size is None else size
     if size < 4 or size % 4:
         raise ValueError(f"size must be a multiple of 4, the network halves images twice, got {size}")
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
     if labels.dim() != 1 or len(labels) == 0:
         raise ValueError(f"labels must have shape (N,) with N >= 1, got {tuple(labels.shape)}")
     labels = check_labels(labels, network.classes)
+    if index is not None and (index.shape != labels.shape or index.is_floating_point() or int(index.min()) < 0):
+        raise ValueError(f"index must be integers from 0, one for each of {len(labels)} labels, got {index}")
     device = next(network.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     times, images = digit_times(steps, schedule), []
-    parts = labels.split(batch)
+    parts = torch.arange(len(labels)).split(batch)
     for part in tqdm(parts, desc=f"gamma {gamma}", disable=None if progress else True, leave=False):
-        kernel = SAMPLERS[sampler](guided_denoiser(network, part, gamma, guide, dtype), schedule)
-        noise = torch.randn(len(part), 1, size, size, generator=generator, device=device)
+        kernel = SAMPLERS[sampler](guided_denoiser(network, labels[part], gamma, guide, dtype), schedule)
+        if index is None:
+            noise = torch.randn(len(part), 1, size, size, generator=generator, device=device)
+        else:
+            # The product separates neighbouring seeds, since torch's generator on the CPU knows 32 bits of its seed.
+            each = [torch.Generator().manual_seed((seed * 2_654_435_761 + i) % 2**32) for i in index[part].tolist()]
+            noise = normal_of_each(each, torch.empty(len(part), 1, size, size, device=device))
+            kernel = own_noise(kernel, each)
         images.append(draw(kernel, noise, times, generator).cpu())
         if broken := int((~images[-1].isfinite()).flatten(1).any(1).sum()):
             raise FloatingPointError(

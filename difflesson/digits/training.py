@@ -3,10 +3,10 @@
 All randomness of step k is drawn from generators seeded by (seed, k), and the training state is saved atomically:
 a run killed at any moment and started again (on the same hardware, with as many processes and in the same precision)
 ends in the same weights as one that was never interrupted. A run that diverges stops, and leaves no broken network
-behind. `accelerate` spreads the work: the same command runs on one CPU or on several machines.
+behind; a finished one is not overwritten by mistake. `accelerate` spreads the work: the same command runs on one CPU or
+on several machines.
 """
 
-import json
 import math
 import sys
 import time
@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from difflesson import __version__
-from difflesson.digits import checkpoints, data
+from difflesson.digits import checkpoints, data, states
 from difflesson.digits.recipes import TASKS, Recipe
 from difflesson.losses import times_and_noise, v_loss
 
@@ -92,6 +92,8 @@ def start_accelerator(recipe: Recipe, device: str | None, precision: str | None)
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
     if device not in (None, accelerator.device.type):
         raise ValueError(f"device must be one that accelerate finds here, {accelerator.device.type!r}, got {device!r}")
+    if (every := accelerator.gradient_accumulation_steps) != 1:
+        raise ValueError(f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS must be 1, no recipe knows of it, got {every}")
     if recipe.batch % accelerator.num_processes:
         raise ValueError(f"batch must be a multiple of the {accelerator.num_processes} processes, got {recipe.batch}")
     return accelerator
@@ -107,19 +109,26 @@ def train(
     save_every: int = 500,
     data_folder: Path | None = None,
     progress: bool = True,
+    force: bool = False,
 ) -> Path:
     """Train one network, resuming where an interrupted run of the same recipe in the same folder stopped.
 
     Args: folder: receives `{task}.safetensors`, its card, and `{task}-state.safetensors` while training; several
     machines share it;  device: "cpu", "cuda", ... (None lets accelerate choose);  precision: "no" or "bf16" (None: bf16
-    on CUDA);  compiled: run the network through torch.compile;  save_every: steps between saved states.
+    on CUDA);  compiled: run the network through torch.compile;  save_every: steps between saved states;  progress: say
+    on stderr how far it is, in a bar on a terminal and in lines elsewhere;  force: overwrite a finished network.
     Returns: path of the checkpoint, which holds the averaged (EMA) weights in half precision.
-    Raises: ValueError if the folder's state belongs to another recipe, or to a run on another device, in another
-    precision, on another number of processes or compiled otherwise, the device is not there, the precision is unknown
-    or the batch cannot be shared equally by the processes;  FloatingPointError if a loss or a weight is not finite: the
-    last saved state stays, and no checkpoint is written;  ImportError without accelerate.
+    Raises: ValueError if the folder holds a finished network of this task, or a state that is damaged or belongs to
+    another recipe, or to a run on another device, in another precision, on another number of processes or compiled
+    otherwise, the device is not there, the precision is unknown or the batch cannot be shared equally by the processes;
+    OSError if the folder cannot be written, or has no room for two states: tried before the work;  FloatingPointError
+    if a loss or a weight is not finite: the last saved state stays, and no checkpoint is written;  ImportError without
+    accelerate.
     """
     accelerator = start_accelerator(recipe, device, precision)
+    state, final = folder / f"{recipe.task}-state.safetensors", folder / f"{recipe.task}.safetensors"
+    if final.is_file() and not state.exists() and not force:
+        raise ValueError(f"folder holds a finished network ({final}); choose another, or use force (--force)")
     setting = {
         "device": accelerator.device.type, "precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes, "compiled": compiled,
@@ -129,19 +138,21 @@ def train(
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
     )
-    state, final = folder / f"{recipe.task}-state.safetensors", folder / f"{recipe.task}.safetensors"
-    start, seconds, losses = _restore(state, recipe, setting, network, average, optimizer)
-
+    start, seconds, losses, versions = states.restore(state, recipe, setting, network, average, optimizer)
     digits = data.load(recipe.data, "train", data_folder)
+    if accelerator.is_main_process:
+        states.prepare(state, final, sum(p.numel() for p in network.parameters()))
     images, labels = data.to_unit(digits.images).to(accelerator.device), digits.labels.to(accelerator.device)
     wrapped, optimizer = accelerator.prepare(network, optimizer)
     model = torch.compile(wrapped) if compiled else wrapped
     share = recipe.batch // accelerator.num_processes
     mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+    shown = progress and accelerator.is_main_process
     bar = tqdm(
         range(start, recipe.steps), initial=start, total=recipe.steps, desc=recipe.task, mininterval=1,
-        disable=None if progress and accelerator.is_main_process else True, file=sys.stderr,
+        disable=None if shown else True, file=sys.stderr,
     )  # fmt: skip
+    lines = Lines(recipe, start) if shown and bar.disable else None
     clock, recent = time.monotonic() - seconds, []
     for step in bar:
         chosen = batch_indices(recipe, len(images), step)[mine].to(accelerator.device)
@@ -154,11 +165,14 @@ def train(
             losses.append([step + 1, round(float(torch.stack(recent).mean()), 5)])
             recent = []
             bar.set_postfix(loss=losses[-1][1])
+            if lines:
+                lines.say(step + 1, losses[-1][1])
         if accelerator.is_main_process and saving and not last:
             seconds = time.monotonic() - clock
-            _store(state, recipe, setting, step + 1, seconds, losses, network, average, optimizer)
+            done = {"step": step + 1, "seconds": seconds, "losses": losses, "torch": versions}
+            states.store(state, {"recipe": asdict(recipe), "setting": setting} | done, network, average, optimizer)
     if accelerator.is_main_process:
-        card = make_card(recipe, accelerator, losses, time.monotonic() - clock)
+        card = make_card(recipe, accelerator, losses, time.monotonic() - clock, versions)
         card["parameters"] = sum(p.numel() for p in network.parameters())
         checkpoints.save(final, recipe.blueprint, average.module.state_dict(), card)
         state.unlink(missing_ok=True)
@@ -201,12 +215,36 @@ def check_finite(recipe: Recipe, step: int, recent: Tensor, average: nn.Module, 
     )
 
 
-def make_card(recipe: Recipe, accelerator, losses: list, seconds: float) -> dict[str, Any]:
-    """What a reader must know to trust a checkpoint, or to train it again."""
+class Lines:
+    """Where no terminal shows a bar: a line every `every` seconds, the first after the first hundred steps."""
+
+    every = 60.0
+
+    def __init__(self, recipe: Recipe, start: int):
+        self.recipe, self.start, self.began, self.last = recipe, start, time.monotonic(), -math.inf
+
+    def say(self, step: int, loss: float) -> None:
+        """Say how far the run is, how fast, and how long it will take, unless that was said just now."""
+        now, steps = time.monotonic(), self.recipe.steps
+        if now - self.last < self.every and step < steps:
+            return
+        rate, self.last = (step - self.start) / max(now - self.began, 1e-3), now
+        left = f"{(steps - step) / rate / 60:.1f} min left" if step < steps else "done"
+        print(
+            f"{self.recipe.task}: step {step} of {steps}, loss {loss:.4f}, {rate:.3g} steps/s, {left}",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+
+
+def make_card(recipe: Recipe, accelerator, losses: list, seconds: float, versions: list[str]) -> dict[str, Any]:
+    """What a reader must know to trust a checkpoint, or to train it again.
+
+    Args: versions: of torch, one after the other, where a run was resumed under another.
+    """
     device, precision = accelerator.device.type, accelerator.mixed_precision
     return {
         "task": recipe.task, "recipe": asdict(recipe), "data_sha256": data.data_hash(recipe.data),
-        "command": command(recipe, device, precision), "difflesson": __version__, "torch": torch.__version__,
+        "command": command(recipe, device, precision), "difflesson": __version__, "torch": ", then ".join(versions),
         "device": device, "precision": precision, "seconds": round(seconds), "loss": losses, "metrics": {},
     }  # fmt: skip
 
@@ -219,39 +257,3 @@ def command(recipe: Recipe, device: str, precision: str) -> str:
         if (value := getattr(recipe, name)) != getattr(usual, name):
             words += ["--" + name.replace("_", "-"), str(value)]
     return " ".join(words)
-
-
-def _store(path, recipe, setting, step, seconds, losses, network, average, optimizer) -> None:
-    """Everything the next step depends on, as named tensors: no pickle."""
-    inner = getattr(optimizer, "optimizer", optimizer)
-    tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
-    tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
-    for index, values in inner.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
-    metadata = {"recipe": asdict(recipe), "setting": setting, "step": step, "seconds": seconds, "losses": losses}
-    checkpoints.save_tensors(path, {k: v.clone() for k, v in tensors.items()}, metadata)
-
-
-def _restore(path, recipe, setting, network, average, optimizer) -> tuple[int, float, list]:
-    """Load a state written by `_store`; answers (next step, seconds spent, losses so far)."""
-    if not path.exists():
-        return 0, 0.0, []
-    tensors, metadata = checkpoints.load_tensors(path)
-    if metadata.get("recipe") != json.loads(json.dumps(asdict(recipe))):  # JSON knows lists, but no tuples
-        raise ValueError(f"folder holds the state of another recipe ({path}); move it away or choose another folder")
-    for name, value in setting.items():
-        if (before := metadata["setting"][name]) != value:
-            raise ValueError(f"{name} must be {before!r} to go on from {path}, got {value!r}; or choose another folder")
-
-    def part(prefix):
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    network.load_state_dict(part("network."))
-    average.load_state_dict(part("average."))
-    states: dict[int, dict[str, Tensor]] = {}
-    for key, value in part("optimizer.").items():
-        index, name = key.split(".", 1)
-        states.setdefault(int(index), {})[name] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": states, "param_groups": groups})
-    return metadata["step"], metadata["seconds"], metadata["losses"]

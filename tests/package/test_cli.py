@@ -193,7 +193,7 @@ def test_evaluate_guides_as_asked_and_files_the_numbers_under_that_guidance(diff
     assert json.loads(card.read_text(encoding="utf-8"))["metrics"] == before, "without --card nothing is written"
     difflesson("evaluate", *arguments, "--card")
     after = json.loads(card.read_text(encoding="utf-8"))["metrics"]
-    assert after.keys() - before.keys() == {f"{guidance}, ddpm, 16 steps, 100 digits, seed 0"}
+    assert after.keys() - before.keys() == {f"{guidance}, ddpm, 16 steps, 100 digits, seed 0, cpu, precision bf16"}
     for options in asked:
         assert options["dtype"] == torch.bfloat16
         assert isinstance(options["guide"], networks.DigitClassifier) == (guidance == "classifier")
@@ -203,9 +203,16 @@ def test_evaluate_guides_as_asked_and_files_the_numbers_under_that_guidance(diff
 
 
 def test_sample_draws_in_the_arithmetic_of_the_device(difflesson, asked, monkeypatch):
-    monkeypatch.setattr(cli, "arithmetic", lambda place: {"cpu": torch.bfloat16}[place.type])
+    monkeypatch.setattr(cli, "arithmetic", lambda place, precision: {"cpu": torch.bfloat16}[place.type])
     difflesson("sample", "--device", "cpu", "--count", 10)
     assert [options["dtype"] for options in asked] == [torch.bfloat16]
+
+
+def test_sample_draws_in_the_precision_asked_for(difflesson, asked):
+    for precision, dtype in (("bf16", torch.bfloat16), ("no", None)):
+        assert difflesson("sample", "--device", "cpu", "--count", 10, "--precision", precision).code == 0
+        assert asked[-1]["dtype"] == dtype
+    assert difflesson("sample", "--precision", "fp8", "--device", "cpu").err.startswith("error: precision must be")
 
 
 def test_evaluate_reports_the_metrics_of_the_digits_it_draws(difflesson, tmp_path):
@@ -216,7 +223,8 @@ def test_evaluate_reports_the_metrics_of_the_digits_it_draws(difflesson, tmp_pat
     written = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert written["recipe"] == {"data": "mnist"}  # what was there stays
     ((setting, rows),) = written["metrics"].items()
-    assert setting == "classifier-free, ddim, 2 steps, 100 digits, seed 4" and list(rows) == ["1", "2.5"]
+    assert setting == "classifier-free, ddim, 2 steps, 100 digits, seed 4, cpu, precision no"
+    assert list(rows) == ["1", "2.5"]
 
     reference, about = metrics.load_reference()
     assert f"floor of digit-FID: {about['digit_fid_floor']:.4f}" in done.out
@@ -322,7 +330,7 @@ def wrong(*arguments, says: str):
         wrong("evaluate", "--precision", "fp8", says="precision must be .*, got 'fp8'"),
         wrong("train", "artist", says=r"task must be one of \[.*'denoiser'.*\], got 'artist'"),
         wrong("train", "judge", "--data", "imagenet", says="data must be .*embedded.*mnist.*, got 'imagenet'"),
-        wrong("train", "judge", "--learning-rate", 0, says="learning_rate must be positive, got 0.0"),
+        wrong("train", "judge", "--learning-rate", 0, says="learning_rate must be positive .*, got 0.0"),
         wrong("train", "judge", "--precision", "fp16", says="precision must be .*, got 'fp16'"),
         wrong(
             *("train", "judge", "--device", "abacus", "--precision", "no"),

@@ -22,7 +22,8 @@ from tools.time_table import Part, forecast, part_of, parts, table
         ("tests/book/test_book.py::test_a", "book"),
         ("tests/book/test_book_in_browser.py::test_a", "pages"),
         ("tests/peers/test_diffusers.py::test_a", "peers"),
-        ("tests/reliability/test_new.py::test_a", "other"),
+        ("tests/reliability/test_new.py::test_a", "reliability"),
+        ("tests/elsewhere/test_new.py::test_a", "other"),
     ],
 )
 def test_every_test_belongs_to_a_part(node_id, part):

@@ -295,7 +295,7 @@ def test_the_first_step_moves_every_weight_by_the_learning_rate(tmp_path):
     after = weights(run(tmp_path, made))
     moved = (after["leave.2.bias"] - before["leave.2.bias"].double()).abs()
     assert float((moved - 0.02 / 4).abs().max()) < 1e-5
-    decayed = weights(run(tmp_path, replace(made, weight_decay=5.0)))
+    decayed = weights(run(tmp_path / "decayed", replace(made, weight_decay=5.0)))
     shrunk = decayed["enter.weight"] - after["enter.weight"]
     assert float((shrunk + 5.0 * 0.02 / 4 * before["enter.weight"]).abs().max()) < 1e-3
 
@@ -474,6 +474,7 @@ def test_a_checkpoint_says_what_the_network_was_trained_for(tmp_path):
         "schedule_arguments": {"beta_min": 0.1, "beta_max": 15.0},
         "data": "embedded",
         "size": 8,
+        "recipe": json.loads(json.dumps(asdict(made))),
     }
     assert checkpoints.load(path).network.size == 8
 
