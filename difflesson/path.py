@@ -12,6 +12,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from difflesson.mixture import GaussianMixture
 
@@ -91,7 +92,8 @@ def guided_variance(class_variance: float, data_variance: float, gamma: float, r
     if rho == 0:
         return class_variance**gamma * data_variance ** (1 - gamma)
     log_q = torch.arange(-45.0, 45 / rho**2 + 45, 0.02, dtype=torch.float64)
-    kept = gamma * torch.log1p(log_q.exp() / class_variance) + (1 - gamma) * torch.log1p(log_q.exp() / data_variance)
+    narrow, wide = (softplus(log_q - math.log(variance)) for variance in (class_variance, data_variance))
+    kept = gamma * narrow + (1 - gamma) * wide  # minus the logarithm of what is kept; softplus: log(1 + q / variance)
     return float(rho**2 * 0.02 * (log_q - (1 + rho**2) * kept).exp().sum())  # the trapezium rule in log q
 
 
