@@ -1,4 +1,4 @@
-"""What chapter 17 claims about guided samples, by other means: finite differences, Jacobians, recursions, quadrature."""
+"""What chapter 17 claims about guided samples, by finite differences, Jacobians, recursions and quadrature."""
 
 import math
 
@@ -227,7 +227,7 @@ def test_bills_are_larger_at_the_near_blob_s_centre_than_at_the_far_one_s_and_sm
 
 
 def test_with_noise_the_order_over_what_comes_is_a_mean_of_the_exponential_of_the_bill():
-    """A class N(0, C) among data N(0, U), DDPM's noise: weighted by e^bill along its own path, a sample has the order's variance."""
+    """A class N(0, C) among data N(0, U), DDPM's noise: samples weighted by e^bill have the order's variance."""
     C, U, gamma, count = 0.8, 1.4, 2.0, 40_000
     qs = torch.cat([torch.logspace(3, -2.5, 500, dtype=F64), torch.zeros(1, dtype=F64)])
     x, bill, generator = qs[0].sqrt() * torch.randn(count, generator=random(6), dtype=F64), 0.0, random(7)
@@ -260,10 +260,17 @@ def test_a_move_along_a_gaussian_direction_is_exact_and_takes_the_class_further_
         assert float((guided - on.denoiser(SCHEDULE)(x, t).eps).abs().max()) < 1e-10
     unevenness = names_of("17", "eq-constant-norm")["unevenness"]
     assert unevenness(data, of_class, 3.0, 0.7) < 1e-10
-    exact = GaussianMixture([1.0], torch.tensor([[0.0, 0.0]], dtype=F64), [[[1.0, 0.0], [0.0, 0.5]]])
-    wider = GaussianMixture([1.0], torch.tensor([[0.0, 0.0]], dtype=F64), [[[0.6, 0.0], [0.0, 0.5]]])
-    q, gamma = 0.7, 2.0  # |g|^2 is (a x)^2 under N(0, V): deviation over mean is sqrt(2)
-    assert abs(unevenness(exact, wider, gamma, q) - 2**0.5) < 1e-6
+    wide, narrow, away = (
+        GaussianMixture([1.0], torch.tensor([[place, 0.0]], dtype=F64), [[[var, 0.0], [0.0, 0.5]]])
+        for place, var in ((0.0, 1.0), (0.0, 0.6), (0.9, 0.6))
+    )
+    q, gamma = 0.7, 2.0
+    assert abs(unevenness(wide, narrow, gamma, q) - 2**0.5) < 1e-6  # |g|^2 is that of a centred normal
+    precision = gamma / (0.6 + q) + (1 - gamma) / (1.0 + q)
+    slope, start = 1 / (1.0 + q) - 1 / (0.6 + q), 0.9 / (0.6 + q)  # g is slope x + start along the first axis
+    centre, var = slope * gamma * 0.9 / (0.6 + q) / precision + start, slope**2 / precision
+    known = (2 * var**2 + 4 * centre**2 * var) ** 0.5 / (centre**2 + var)
+    assert abs(unevenness(wide, away, gamma, q) - known) < 1e-6
 
 
 @each_mixture
@@ -534,7 +541,7 @@ def row_part(mixture, k):
 
 @pytest.mark.equation("eq-overshoot-power")
 def test_the_overshoot_falls_with_the_separation_to_the_power_of_minus_rho_squared():
-    """By the mean of one path with its own fluctuation averaged: paired runs at gamma and at 1, another gamma and weight."""
+    """By paired runs at gamma and at 1, with another gamma and other weights than the page."""
     power_law = names_of("17", "eq-overshoot-power")["power_law"]
     for rho in (0.0, 0.8, 1.0):
         off = []

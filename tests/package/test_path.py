@@ -1,4 +1,4 @@
-"""Guided densities and what comes instead of them: bad input, neutral elements, dimensions. The equations are chapter 17's."""
+"""Guided densities and what comes instead: bad input, neutral elements, dimensions. The equations are chapter 17's."""
 
 import math
 
@@ -50,12 +50,13 @@ def test_levels_must_increase_from_zero(levels):
         path.follow(MIXTURE, LABEL, 2.0, torch.zeros(1, 2, dtype=F64), torch.tensor(levels, dtype=F64))
 
 
-@pytest.mark.parametrize(("arguments", "name"), [((0.0, 1.0, 2.0, 1.0), "variances"), ((1.0, -1.0, 2.0, 1.0), "variances"),
-                                                 ((1.0, 2.0, 2.0, 0.01), "rho"), ((1.0, 2.0, 2.0, -1.0), "rho"),
-                                                 ((1.0, 2.0, 2.0, math.inf), "rho"), ((1.0, 2.0, 2.0, math.nan), "rho")])  # fmt: skip
-def test_a_variance_needs_variances_and_a_noise(arguments, name):
+@pytest.mark.parametrize(("C", "U", "rho", "name"), [
+    (0.0, 1.0, 1.0, "variances"), (1.0, -1.0, 1.0, "variances"), (1.0, 2.0, 0.01, "rho"), (1.0, 2.0, -1.0, "rho"),
+    (1.0, 2.0, math.inf, "rho"), (1.0, 2.0, math.nan, "rho"),
+])  # fmt: skip
+def test_a_variance_needs_variances_and_a_noise(C, U, rho, name):
     with pytest.raises(ValueError, match=name):
-        path.guided_variance(*arguments)
+        path.guided_variance(C, U, 2.0, rho)
 
 
 def test_the_corrector_needs_noise():

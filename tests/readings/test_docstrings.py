@@ -244,9 +244,9 @@ NOT_READ = {
 def docstrings() -> dict[str, str]:
     """The docstrings of the package that name an equation, by dotted name without `difflesson.`."""
     found = {}
-    for path in sorted((ROOT / "difflesson").glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for name, node in [(path.stem, tree), *definitions(tree, path.stem)]:
+    for file in sorted((ROOT / "difflesson").glob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for name, node in [(file.stem, tree), *definitions(tree, file.stem)]:
             text = ast.get_docstring(node) or ""
             if IN_DOCSTRING.search(text):
                 found[name] = text
