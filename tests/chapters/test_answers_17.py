@@ -1,33 +1,61 @@
-"""The exercises of chapter 17 computed a third way, neither as their solutions nor as their checkers do."""
+"""The exercises of chapter 17 computed a third way, in NumPy and SciPy."""
 
 import numpy as np
 import pytest
-from scipy.special import expit
+from scipy.integrate import quad, solve_ivp
 
 from tests.oracles.third_answers import disagreements
 
-# If somebody gets solution and checker wrong together, these go red. TODO one for each exercise
-
 
 @pytest.mark.answer("17.1")
-def test_the_share_of_the_signal_is_a_logistic_function():
-    assert disagreements("17.1", expit) == []
+def test_the_langevin_half_has_what_the_two_weights_of_a_step_leave():
+    """Weights of the two scores on both sides, (1 - gamma, gamma): one unknown, by least squares."""
+
+    def scale(gamma, rho, a):
+        whole, predictor = (factor / 2 * np.array([1 - g, g]) for factor, g in ((1 + rho**2, gamma), (1, a)))
+        column = rho**2 / 2 * np.array([-1.0, 1.0])
+        return np.linalg.lstsq(column[:, None], whole - predictor - rho**2 / 2 * np.array([1.0, 0.0]), rcond=None)[0][0]
+
+    assert disagreements("17.1", scale) == []
 
 
 @pytest.mark.answer("17.2")
-def test_the_share_of_the_noise_is_what_a_small_step_adds():
-    """d share / d log_snr = share (1 - share), from no signal at all, summed up."""
+def test_the_bill_is_the_integral_along_the_path_of_a_gaussian():
+    def bill(x, C, U, gamma):
+        def rate(q):
+            onward = ((C + q) / C) ** (gamma / 2) * ((U + q) / U) ** ((1 - gamma) / 2)
+            return gamma * (gamma - 1) / 2 * (onward * (1 / (U + q) - 1 / (C + q))) ** 2
 
-    def noise(log_snr):
-        share, steps = expit(-30.0), np.diff(np.linspace(-30.0, log_snr, 100_001))
-        for step in steps:
-            middle = share + step / 2 * share * (1 - share)
-            share += step * middle * (1 - middle)
-        return 1 - share
+        return x.numpy() ** 2 * quad(rate, 0, np.inf, epsabs=1e-12)[0]
 
-    assert disagreements("17.2", noise) == []
+    assert disagreements("17.2", bill) == []
 
 
 @pytest.mark.answer("17.3")
-def test_the_two_shares_are_in_the_ratio_that_the_logarithm_says():
-    assert disagreements("17.3", lambda log_snr: tuple(np.linalg.solve([[1, 1], [1, -np.exp(log_snr)]], [1, 0]))) == []
+def test_the_rate_is_minus_what_differences_leave_of_diffusion():
+    """Log densities s . x + |s|^2 q / 2 diffuse and have these scores everywhere; their combination does not."""
+
+    def made(s0, s1, s2, gamma1, gamma2):
+        scores, weights = [s.numpy() for s in (s0, s1, s2)], (1 - gamma1 - gamma2, gamma1, gamma2)
+
+        def w(x, q):
+            return sum(c * ((s * x).sum(1) + (s**2).sum(1) * q / 2) for c, s in zip(weights, scores, strict=True))
+
+        x, h = np.zeros_like(scores[0]), 1e-2
+        slope = [(w(x + h * e, 1.0) - w(x - h * e, 1.0)) / (2 * h) for e in np.eye(x.shape[1])]
+        return -((w(x, 1.0 + h) - w(x, 1.0 - h)) / (2 * h) - sum(part**2 for part in slope) / 2)
+
+    assert disagreements("17.3", made) == []
+
+
+@pytest.mark.answer("17.4")
+def test_the_mean_follows_its_own_equation_from_very_far_up():
+    def mean(m, C, U, gamma, rho, integrate):
+        def rate(log_q, value):
+            q, half = np.exp(log_q), (1 + rho**2) / 2
+            return -half * q * (gamma * (m - value) / (C + q) - (1 - gamma) * value / (U + q))
+
+        found = solve_ivp(rate, (45.0, -22.0), [3.0], method="LSODA", rtol=1e-9, atol=1e-11)
+        return found.y[0, -1]
+
+    assert disagreements("17.4", mean) == []

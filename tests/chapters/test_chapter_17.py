@@ -226,6 +226,28 @@ def test_bills_are_larger_at_the_near_blob_s_centre_than_at_the_far_one_s_and_sm
     assert abs(near - 11.2) < 0.3 and abs(far - 3.7) < 0.2 and abs(right[0] - 1.5) < 0.15 and abs(right[1] - 0.9) < 0.15
 
 
+def test_bills_grow_faster_than_gamma_times_gamma_minus_one_since_the_paths_change():
+    centres = PAGE.means[1:3]
+    bills = torch.stack([path.follow(PAGE, 1, gamma, centres, RISING)[1] for gamma in (2.0, 4.0, 8.0)])
+    assert bool((bills.diff(dim=0) > 0).all())  # each over gamma (gamma - 1) / 2
+
+
+def test_the_start_s_trace_fades_like_one_over_the_root_of_its_variance():
+    shares = []
+    for top in (1e3, 1e4, 1e7):
+        far = torch.logspace(0, math.log10(top) / 2, round(14 * math.log10(top)), dtype=F64)
+        levels = torch.cat([torch.linspace(0, 1, 25, dtype=F64)[:-1], far]) ** 2
+        came = GridDensity(lambda x, levels=levels: path.sampled_log_prob(PAGE, 1, 4.0, x, levels), -8, 10, 60)
+        shares.append(float(metrics.mode_weights(PAGE, came)[1]))
+    assert abs((shares[0] - shares[2]) / (shares[1] - shares[2]) - 10**0.5) < 0.6
+
+
+def test_for_gamma_between_0_and_1_the_bill_is_a_refund_and_outside_it_is_not():
+    x = points_of(PAGE, 0.5, 20)
+    for gamma, sign in ((-1.0, 1), (0.5, -1), (3.0, 1)):
+        assert bool((sign * path.source(PAGE, 1, gamma, x, 0.5) > 0).all())
+
+
 def test_with_noise_the_order_over_what_comes_is_a_mean_of_the_exponential_of_the_bill():
     """A class N(0, C) among data N(0, U), DDPM's noise: samples weighted by e^bill have the order's variance."""
     C, U, gamma, count = 0.8, 1.4, 2.0, 40_000
@@ -377,7 +399,7 @@ def test_a_guided_step_is_a_conditional_one_and_langevin_at_another_scale(rho):
 
 
 def walked(mixture, gamma, rho, qs, x, generator, split=False):
-    """Euler steps in q; split: a conditional step, then a Langevin step at the corrector's scale."""
+    """DDIM's step in q, rho^2 / 2 scores more, and noise; split: a conditional DDIM step, then Langevin."""
 
     def score(x, q, gamma):
         noisy = mixture.noised(1.0, q**0.5)
@@ -387,10 +409,10 @@ def walked(mixture, gamma, rho, qs, x, generator, split=False):
         h = q - lower
         noise = rho * h.sqrt() * torch.randn(x.shape, generator=generator, dtype=F64)
         if split:
-            x = x + h / 2 * score(x, q, 1.0)
+            x = x + (q - (q * lower).sqrt()) * score(x, q, 1.0)
             x = x + rho**2 / 2 * h * score(x, q, gamma + (gamma - 1) / rho**2) + noise
         else:
-            x = x + (1 + rho**2) / 2 * h * score(x, q, gamma) + noise
+            x = x + (q - (q * lower).sqrt() + rho**2 / 2 * h) * score(x, q, gamma) + noise
     return x
 
 
@@ -427,6 +449,36 @@ def test_the_film_of_far_blobs_parts_while_its_near_share_is_030():
         inside = line[first : last + 1]
         valley = 1 - float(inside.min() / min(inside[0], inside[-1], inside.max()))
         assert abs(found - share) < 0.006 and depth[0] < valley < depth[1]
+
+
+def test_in_the_package_more_noise_is_an_argument_and_a_corrector_a_function_after_each_step():
+    start, times = torch.randn(700, 2, generator=random(24), dtype=F64), time_grid(150, SCHEDULE, start=0.99, end=0.01)
+    guided, source = guidance.classifier_free(PAGE.pair(SCHEDULE, 1), 4.0), random(25)
+
+    def langevin(x, t, s):
+        for _ in range(3):
+            delta = 0.1 * SCHEDULE.sigma(s) ** 2
+            x = x + delta / 2 * guided(x, s).score(SCHEDULE.sigma(s))
+            x = x + delta.sqrt() * torch.randn(x.shape, generator=source, dtype=F64)
+        return x
+
+    noisier = draw(kernels.reverse_sde(guided, SCHEDULE, rho=2.0), start, times, source)
+    corrected = draw(kernels.ddim(guided, SCHEDULE), start, times, source, after=langevin)
+    for came in (noisier, corrected):
+        assert 0.41 < float(metrics.mode_weights(PAGE, came)[1]) < 0.58
+
+
+@pytest.mark.nightly
+def test_langevin_steps_alone_find_the_order_if_they_are_many():
+    """Sixty levels, sixty steps at each, with the guided score and nothing else."""
+    x, generator = 100 * torch.randn(1500, 2, generator=random(26), dtype=F64), random(27)
+    for q in torch.logspace(4, -2.5, 60, dtype=F64):
+        noisy = PAGE.noised(1.0, q**0.5)
+        delta = 0.3 * float(0.2 + q)
+        for _ in range(60):
+            score = noisy.score(x) + 4.0 * noisy.class_gradient(x, 1)
+            x = x + delta / 2 * score + delta**0.5 * torch.randn(x.shape, generator=generator, dtype=F64)
+    assert 0.52 < float(metrics.mode_weights(PAGE, x)[1]) < 0.65 and abs(float(x[:, 0].mean()) - 1.62) < 0.25
 
 
 @pytest.mark.nightly
