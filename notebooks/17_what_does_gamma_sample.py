@@ -773,6 +773,8 @@ print(f"log Z: by a grid {orders[4.0].log_normaliser:.3f},",
       ", ".join(f"by the {name} {float(log_normaliser(averages[name], 4.0, qs)):.3f}" for name in averages))
 above = 6 * float((class_1.weights @ class_1.means - mixture.weights @ mixture.means).square().sum() / qs[-1])
 print(f"above the last level: about {above:.2f}")
+found_z = {name: float(log_normaliser(values, 4.0, qs)) for name, values in averages.items()}
+assert abs(found_z["film"] + above - orders[4.0].log_normaliser) < 0.03 and found_z["theatre"] < found_z["film"] - 1
 
 # %% [markdown]
 # By the film it is right, but for what lies above the highest level, where $g_q$ is nearly the difference of the means of class and data over $q$. By the theatre it is wrong: *guided samples are the wrong crowd to average over.*
@@ -897,7 +899,7 @@ print(f"order at gamma 8 from order at 1: {divergence:.1e} nats; DDIM's mean off
 assert divergence < 1e-4 and moved_mean > 2.5
 
 # %% [markdown]
-# For pictures this says little: they do not come in two classes, each a Gaussian, told apart along one line. With very many classes, exponentially many in the dimension, the distortion remains ([Ventura et al. (2026)](https://arxiv.org/abs/2602.00716)). It does say that "high dimension" alone is no reason to trust $\gamma$ without noise.
+# For pictures this says little: they do not come in two classes, each a Gaussian, told apart along one line. With very many classes, exponentially many in the dimension, the distortion remains ([Ventura et al. (2026)](https://arxiv.org/abs/2602.00716)). The measurement does say that "high dimension" alone is no reason to trust $\gamma$ without noise.
 #
 # ## Deeper: a trained network
 #

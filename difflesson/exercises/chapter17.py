@@ -19,12 +19,13 @@ def splits() -> dict[str, tuple]:
         "a predictor without label, little noise": (2.5, 0.4, 0.0),
         "a predictor in between": (6.0, 2.0, 3.0),
         "away from the label": (-1.0, 0.7, 0.5),
+        "a predictor that goes away from the label": (3.0, 1.2, -0.7),
     }
 
 
 def scale_from_three_scores(gamma: float, rho: float, a: float) -> float:
-    """On the line with s_0 = 0.3 and s_1 = 1.7: what is left for the Langevin half, read back as a scale."""
-    untold, told = 0.3, 1.7
+    """For two scores that are numbers: what is left for the Langevin half, read back as a scale."""
+    untold, told = 0.3137, 1.7291
     whole = (1 + rho**2) / 2 * (untold + gamma * (told - untold))
     rest = whole - (untold + a * (told - untold)) / 2
     return (rest / (rho**2 / 2) - untold) / (told - untold)
@@ -86,15 +87,29 @@ def three_scores() -> dict[str, tuple]:
         "one label": (*draw(4, 3), 4.0, 0.0),
         "neither": (*draw(3, 2), 0.0, 0.0),
         "towards one, away from the other": (*draw(1, 4), 1.5, -0.8),
+        "away from both": (*draw(2, 2), -1.2, -0.4),
         "weights that add up to one": (*draw(6, 1), 0.3, 0.7),
     }
 
 
-def made_by_pairs(s0: Tensor, s1: Tensor, s2: Tensor, gamma1: float, gamma2: float) -> Tensor:
-    """Minus half the sum over pairs of c_i c_j |s_i - s_j|^2."""
-    c, s = (1 - gamma1 - gamma2, gamma1, gamma2), (s0, s1, s2)
-    pairs = ((0, 1), (0, 2), (1, 2))
-    return -sum(c[i] * c[j] * (s[i] - s[j]).square().sum(1) for i, j in pairs) / 2
+def made_by_differences(s0: Tensor, s1: Tensor, s2: Tensor, gamma1: float, gamma2: float) -> Tensor:
+    """Log densities s . x + |s|^2 q / 2 diffuse and have these scores. What does their combination do at x = 0?"""
+    h, (count, dim) = 1e-2, s0.shape
+    told = [(s1, gamma1), (s2, gamma2)]
+
+    def log(s: Tensor, x: Tensor, q: float) -> Tensor:
+        return torch.einsum("nd,nd->n", s, x) + q / 2 * torch.einsum("nd,nd->n", s, s)
+
+    def combined(x: Tensor, q: float) -> Tensor:
+        base = log(s0, x, q)
+        return base + sum(gamma * (log(s, x, q) - base) for s, gamma in told)
+
+    origin = s0.new_zeros(count, dim)
+    missing = (combined(origin, h) - combined(origin, -h)) / (2 * h)
+    for axis in torch.eye(dim, dtype=s0.dtype):
+        slope = (combined(origin + h * axis, 0.0) - combined(origin - h * axis, 0.0)) / (2 * h)
+        missing = missing - slope**2 / 2
+    return -missing
 
 
 def half_of_squares(s0, s1, s2, gamma1, gamma2, *, first=None, factor=0.5, mixed=True, rows=True):
@@ -240,7 +255,7 @@ EXERCISES = [
         number="17.3",
         title="every pair of scores that differ makes mass; with one label it is the page's equation",
         cases=three_scores,
-        truth=made_by_pairs,
+        truth=made_by_differences,
         mistakes=[
             Mistake(
                 "away from the data",
