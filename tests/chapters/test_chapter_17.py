@@ -262,6 +262,63 @@ def test_with_noise_the_order_over_what_comes_is_a_mean_of_the_exponential_of_th
     assert abs(float(x.var()) - came) < 0.02 and abs(float(weights @ x**2) - order) < 0.02 and order - came > 0.05
 
 
+def test_the_page_s_class_is_60_and_40_percent_and_sure_of_itself():
+    of_class = PAGE.given(1)
+    assert float((of_class.weights - torch.tensor([0.6, 0.4], dtype=F64)).abs().max()) < 1e-12 and PAGE.classes == 3
+    assert float(PAGE.class_log_prob(of_class.sample(5000, random(30))[0], 1).exp().mean()) > 0.9999
+    near, far = (torch.cdist(PAGE.means[k : k + 1], PAGE.means[[0, 3]]).min() for k in (1, 2))
+    assert near < far
+
+
+def test_the_guided_guess_is_the_gradient_of_w_at_every_level():
+    """In x_t, by autograd of the noisy log densities; w is linear in gamma, and so is the guess."""
+    x = torch.randn(20, 2, generator=random(31), dtype=F64)
+    for t, gamma in ((0.2, 4.0), (0.6, -1.0), (0.9, 8.0)):
+        t = torch.tensor(t, dtype=F64)
+        noisy = PAGE.noised(SCHEDULE.alpha(t), SCHEDULE.sigma(t))
+        slope = autograd(lambda p, n=noisy, g=gamma: (1 - g) * n.log_prob(p) + g * n.given(1).log_prob(p), x)
+        guess = guidance.classifier_free(PAGE.pair(SCHEDULE, 1), gamma)(x, t).score(SCHEDULE.sigma(t))
+        assert float((slope - guess).abs().max()) < 1e-8 * float(1 + guess.abs().max())
+
+
+def test_under_much_noise_the_film_s_mean_is_gamma_times_the_way_from_data_to_class():
+    q, means = 1e5, [mixture.weights @ mixture.means for mixture in (PAGE, PAGE.given(1))]
+    frame = GridDensity(lambda x: combined(PAGE, 4.0, x, q), -2200, 2200, 200)
+    assert float((frame.mean - (means[0] + 4 * (means[1] - means[0]))).abs().max()) < 0.05
+
+
+def test_mass_is_missing_towards_the_other_classes_and_too_much_away_from_them():
+    """Of what comes less the order, in strips of each blob; and of what is made at one level, on the outer side."""
+    came = GridDensity(lambda x: path.sampled_log_prob(PAGE, 1, 4.0, x, RISING), -8, 10, 110)
+    order = ordered(PAGE, 4.0, 110)
+    off, x = came.weights - order.weights, came.points
+    others = PAGE.weights[[0, 3]] @ PAGE.means[[0, 3]] / PAGE.weights[[0, 3]].sum()
+    owner = torch.cdist(x, PAGE.means[1:3]).argmin(1)
+    for blob in (0, 1):
+        centre = PAGE.means[1 + blob]
+        outward = (x - centre) @ (centre - others) / (centre - others).norm()
+        assert float(off[(owner == blob) & (outward < 0)].sum()) < -0.1
+        assert float(off[(owner == blob) & (outward > 0.7)].sum()) > 0.01
+    frame = GridDensity(lambda x: combined(PAGE, 4.0, x, 1.44), -10, 14, 150)
+    rate = path.source(PAGE, 1, 4.0, frame.points, 1.44)
+    made = (rate - frame.weights @ rate) * frame.weights
+    outward = (frame.points - frame.mean) @ (frame.mean - others)
+    assert float((made * outward).sum()) < 0
+
+
+def test_a_gradient_of_one_length_does_not_turn_along_its_own_lines_and_in_the_mixtures_it_has_many_lengths():
+    """|grad f| = c means H grad f = 0. The distance from a point has it, but is not smooth at that point."""
+    x = torch.randn(10, 2, generator=random(32), dtype=F64) + 3
+    hessian = torch.stack([torch.autograd.functional.hessian(lambda p: p.norm(), point) for point in x])
+    slope = autograd(lambda p: p.norm(dim=1), x)
+    assert float((hessian @ slope[:, :, None]).abs().max()) < 1e-12
+    near = torch.tensor([[1e-9, 0.0], [-1e-9, 0.0]], dtype=F64)
+    assert float((autograd(lambda p: p.norm(dim=1), near).diff(dim=0)).abs().max()) > 1.9  # not smooth
+    for mixture in MIXTURES.values():
+        lengths = mixture.noised(1.0, 1.0).class_gradient(points_of(mixture, 1.0, 200), 1).norm(dim=1)
+        assert float(lengths.max() / lengths.min()) > 3
+
+
 # ---- when it is right
 
 
@@ -341,6 +398,13 @@ def test_the_variance_for_any_noise_is_that_of_its_own_equation_and_has_the_two_
         assert abs(path.guided_variance(C, U, gamma, rho) / var - 1) < 1e-3
 
 
+def test_of_the_start_s_variance_nothing_is_left_with_noise_and_without_it_is_all_there_is():
+    C, U, gamma, Q = 0.5, 3.0, 4.0, 1e6
+    for rho, left in ((0.0, C**gamma * U ** (1 - gamma)), (1.0, 0.0)):
+        kept = ((C / (C + Q)) ** gamma * (U / (U + Q)) ** (1 - gamma)) ** (1 + rho**2)
+        assert abs(Q * kept - left) < 1e-6
+
+
 def test_ddim_s_variance_falls_by_c_over_u_for_each_gamma_and_the_order_s_precision_grows_by_a_constant():
     C, U = 0.5, 3.0
     for gamma in (2.0, 5.0):
@@ -418,6 +482,24 @@ def walked(mixture, gamma, rho, qs, x, generator, split=False):
 
 def falling(steps, top=1e4, bottom=3e-3):
     return torch.cat([torch.logspace(math.log10(top), math.log10(bottom), steps, dtype=F64), torch.zeros(1, dtype=F64)])
+
+
+def test_the_langevin_half_leaves_the_density_of_its_own_scale_alone():
+    """Its flow's divergence takes away what its noise spreads, by differences of the density."""
+    scale, q, h = path.corrector_scale(4.0, 1.0), 0.8, 1e-3
+    x = points_of(PAGE.given(1), q, 30, seed=33)
+
+    def density(p):
+        return combined(PAGE, scale, p, q).exp()
+
+    def flux(p):
+        noisy = PAGE.noised(1.0, q**0.5)
+        return density(p)[:, None] * (noisy.score(p) + scale * noisy.class_gradient(p, 1))
+
+    steps = h * torch.eye(2, dtype=F64)
+    spread = sum(density(x + s) + density(x - s) - 2 * density(x) for s in steps) / h**2
+    carried = sum((flux(x + s) - flux(x - s))[:, k] for k, s in enumerate(steps)) / (2 * h)
+    assert float(((spread - carried) / density(x)).abs().max()) < 1e-2
 
 
 def test_the_two_samplers_agree_as_steps_get_finer():
