@@ -81,7 +81,8 @@ def guided_variance(class_variance: float, data_variance: float, gamma: float, r
 
         rho^2 integral_0^inf [(C / (C + q))^gamma (U / (U + q))^{1 - gamma}]^{1 + rho^2} dq     [eq-any-noise-variance]
 
-    Its limits: `C^gamma U^{1 - gamma}` for rho = 0, `1 / (gamma / C + (1 - gamma) / U)` for rho to infinity.
+    Its limits: `C^gamma U^{1 - gamma}` for rho = 0, `1 / (gamma / C + (1 - gamma) / U)` for rho to infinity,
+    where that is positive (else there is no such density, and the variance grows without bound).
     Args: variances above 0;  rho: 0, or at least 0.05, of the noise's usual standard deviation.
     Raises: ValueError otherwise.  Source: Bradley & Nakkiran 2024 (arXiv 2408.09000) for rho = 0 and 1, in part.
     """

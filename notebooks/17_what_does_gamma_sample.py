@@ -561,13 +561,13 @@ with plotting.style():
     axes.axhline(0.6, color=plotting.COLOURS["truth"], linestyle="--", linewidth=1)
     axes.text(0.1, 0.615, "ordered")
     axes.set(xlabel="noise $\\rho$", ylabel="share of the near blob", xlim=(-0.15, 5.6), ylim=(0.05, 0.68), xticks=levels_of_noise)
-    assert all(found[3.6][k] > found[6.0][k] > found[12.0][k] for k in range(4)) and len(axes.containers) == 3
+    assert all(found[3.6][k] > found[6.0][k] > found[12.0][k] for k in range(4)) and len(axes.containers) == 3 and abs(found[12.0][1] - found[12.0][0]) < 0.026
     shown = plotting.show(figure, "17_more_noise", alt="Share of the near blob over the noise, which is 0, 1, 2 and 4 times the usual, for three places of the far blob. All three curves rise. With the far blob at 3.6 the curve comes close to the dashed line of what was ordered, with the far blob at 12 it stays below half of it.")
 shown
 
 # %% [markdown]
-# *Share of the near blob at $\gamma = 4$ over the noise of the sampler, for a far blob that lies farther and farther out. Bars: two standard errors. More noise always brings samples
-# nearer to the order here, and the farther the blobs lie apart, the less it does.*
+# *Share of the near blob at $\gamma = 4$ over the noise of the sampler, for a far blob that lies farther and farther out. Bars: two standard errors. More noise brings samples
+# nearer to the order, the less so the farther the blobs lie apart; at 12 the usual noise does nothing that these samples show.*
 #
 # With the far blob at 3.6, four times the noise brings back nearly all of the near blob. At 12 it does not. There the blobs begin to part at $q = 8$, while the film has only 30 % in the near one. At $q = 1$ nothing is left between
 # them, and the film has 57 %. The samples with much noise stay near the share that the film had at the parting. Noise mends what still mixes. In your own code more noise is one argument, and a corrector one function:
