@@ -191,6 +191,21 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
         "p -> abs(p)": "a probability is positive",
     },
     "12.4": SAME_LEVELS,
+    "17.1": {"rho -> -rho": "it is squared", "rho -> abs(rho)": "it is squared"},
+    "17.2": {
+        **{f"{name} -> abs({name})": "variances are positive" for name in "CU"},
+        "x -> -x": "it is squared",
+        "x -> abs(x)": "it is squared",
+    },
+    "17.3": {
+        "zip(c, (s0, s1, s2), strict=True) -> zip((s0, s1, s2), c, strict=True)": "a product, in either order",
+        **{f"s{k} -> {other}": "there it is squared" for k in range(3) for other in (f"-s{k}", f"abs(s{k})")},
+    },
+    "17.4": {
+        "rho -> -rho": "it is squared",
+        "rho -> abs(rho)": "it is squared",
+        "q -> abs(q)": "a variance of noise is positive",
+    },
 }
 
 

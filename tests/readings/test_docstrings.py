@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from difflesson import guidance, kernels, ode, plane, similarity
+from difflesson import guidance, kernels, ode, path, plane, similarity
 from difflesson.denoiser import Prediction
 from difflesson.schedule import cosine, from_betas, vp_linear
 from tests.oracles.mixtures import FOUR
@@ -184,6 +184,9 @@ FORMULAS = {  # where it stands; the formula; what its letters are; what else it
         "dx/dt = -beta / 2 (x + score) = beta alpha / (2 sigma) v,      v = alpha eps - sigma x0",
         {"dx/dt": ode.probability_flow(FREE, SCHEDULE)(X, T), "x": X, "score": SCORE, "eps": NOISE, "x0": CLEAN},
         {"statements": 2, "defines": ("v",)}),
+    "path.corrector_scale": (
+        "gamma' = gamma + (gamma - predictor) / rho^2",
+        {"gamma'": path.corrector_scale(4.0, 0.6, 1.3), "gamma": 4.0, "predictor": 1.3, "rho": 0.6}, {}),
     "plane.curl": ("curl f = d f_2 / d x_1 - d f_1 / d x_2", {"curl f": plane.curl(field, X)}, {"decoys": slopes()}),
     "schedule": (
         "x_t = alpha x_0 + sigma eps,     alpha = exp(-B / 2),     sigma^2 = 1 - exp(-B)",
@@ -241,9 +244,9 @@ NOT_READ = {
 def docstrings() -> dict[str, str]:
     """The docstrings of the package that name an equation, by dotted name without `difflesson.`."""
     found = {}
-    for path in sorted((ROOT / "difflesson").glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for name, node in [(path.stem, tree), *definitions(tree, path.stem)]:
+    for file in sorted((ROOT / "difflesson").glob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for name, node in [(file.stem, tree), *definitions(tree, file.stem)]:
             text = ast.get_docstring(node) or ""
             if IN_DOCSTRING.search(text):
                 found[name] = text
