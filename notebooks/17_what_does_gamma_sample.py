@@ -229,7 +229,7 @@ for gamma in (0.0, 1.0, 4.0):
 # $$ \partial_q w_q = \frac12 \big( \Delta w_q + \|\nabla w_q\|^2 \big) + \frac12 \gamma\,(1 - \gamma)\, \|g_q(x)\|^2 .
 # \label{eq-guided-residual} $$
 #
-# It is exact, for every $\gamma$ and any data. The defect by differences should come near the last term, with an error that falls like $h^2$:
+# It is exact, for every $\gamma$, any data and every $q > 0$. The defect by differences should come near the last term, with an error that falls like $h^2$:
 
 # %%
 exact, film = -path.source(mixture, 1, 4.0, points, level), partial(path.combined_log_density, mixture, 1, 4.0)
@@ -287,8 +287,8 @@ torch.testing.assert_close(grown + spreads / 2, made, atol=2e-3 * float(made.abs
 # $$ \frac{\rho_0(x)}{p(x)^{1 - \gamma}\, p(x \mid y)^\gamma} = \exp\Big( -\frac12 \gamma\,(\gamma - 1) \int_0^Q \|g_q(x_q)\|^2\, dq \Big)\;
 # \frac{\rho_Q(x_Q)}{p_Q(x_Q)^{1 - \gamma}\, p_Q(x_Q \mid y)^\gamma}, \label{eq-guided-density} $$
 #
-# where $x_q$ is the path that ends in $x$. Call what stands in the exponent, without its sign, the *bill* of $x$. The last fraction tends to one number for all $x$ as $Q$ grows, though slowly, like $1 / \sqrt Q$. So **noiseless guidance samples the order times $e^{-\text{bill}}$**. For
-# $\gamma > 1$ every point pays for each level at which its path stood where the label's odds change fast, whatever it is at the end. Favoured are points whose paths kept away from such places. (For $\gamma < 0$ as well, if there is such an order; for $0 < \gamma < 1$ the bill is a refund.)
+# where $x_q$ is the path that ends in $x$. Call what stands in the exponent, without its sign, the *bill* of $x$. The last fraction tends to one number for all $x$ as $Q$ grows, though slowly, like $1 / \sqrt Q$. So, up to a constant and from a start that is noisy enough, **noiseless guidance samples the order times $e^{-\text{bill}}$**. For
+# $\gamma > 1$ every point pays for each level at which its path stood where $\log p_q(y \mid x)$ is steep, whatever it is at the end. Favoured are points whose paths kept away from such places. (For $\gamma < 0$ as well, if there is such an order; for $0 < \gamma < 1$ the bill is a refund.)
 #
 # Here is the formula as a density, summed over a grid: its mass must be one, and its shares those of the samples.
 
@@ -370,7 +370,7 @@ for gamma in (2.0, 4.0, 8.0):
 #
 # So $\gamma$ is 0 or 1, or the classifier's gradient has one length everywhere. A smooth function whose gradient has one length everywhere is
 # linear ([chapter 08](08_gamma_normaliser.ipynb#deeper-is-either-a-diffusion-path) uses this as well). Then $p_q(x \mid y) = p_q(x)\, e^{a_q \cdot x + b_q}$ at every level. The familiar case is
-# two Gaussians of one covariance. It is not the only one: the data may be Gaussian along one direction, anything at all across it, and the class moved along it.
+# two Gaussians of one covariance. It is not the only one: the data may be Gaussian along one direction and, independently of it, anything at all across it, and the class moved along it.
 # Here is how much $\|g_q\|^2$ varies (its standard deviation over its mean, under $\pi_q$ at $\gamma = 2$) for several pairs of data and class.
 
 # %%
@@ -435,7 +435,7 @@ assert abs(table["heun", 40]) < abs(table["ddim", 40]) < 0.3 and limit > 3
 #
 # ## One class in closed form, for any noise
 #
-# How far apart are the samplers? Let the class be $\mathcal N(0, C)$ among data $\mathcal N(0, U)$, on the line, with $C < U$; here everything can be solved (exercise 10.5 asks for it).
+# How far apart are the samplers? Let the class be $\mathcal N(0, C)$ among data $\mathcal N(0, U)$, on the line, with $C < U$ and $\gamma \ge 0$; here everything can be solved (exercise 10.5 asks for it).
 # On its way from $q$ to 0 a difference shrinks by the factor $\big[ (\frac{C}{C + q})^{\gamma} (\frac{U}{U + q})^{1 - \gamma} \big]^{(1 + \rho^2)/2}$, and a
 # variance by its square. At each level $\rho^2\, dq$ of new variance comes in. Of the variance $Q$ of the start nearly nothing is left if there is noise; without noise it is all there is, and $S_0$ is what is left of it. So samples have the variance
 #
@@ -484,9 +484,9 @@ print(f"order: {order_variance:.4f}; DDIM has {path.guided_variance(0.5, 3.0, 4.
 # $$ \frac{1 + \rho^2}{2}\, s_\gamma = \frac12\, s_1 + \frac{\rho^2}{2}\, s_{\gamma'}, \qquad \gamma' = \gamma + \frac{\gamma - 1}{\rho^2} .
 # \label{eq-predictor-corrector} $$
 #
-# The first part is a noiseless *conditional* step, a predictor that is right. The second, with the noise $\rho^2\, dq$, is Langevin dynamics, which leaves the density $\pi_q$ of a *larger* scale $\gamma'$ alone and draws
+# The first part is a noiseless *conditional* step, a predictor that is right. The second, with the noise $\rho^2\, dq$, is Langevin dynamics, which leaves the density $\pi_q$ of another scale $\gamma'$, for $\gamma > 1$ a *larger* one, alone and draws
 # all others towards it; for DDPM, $\rho = 1$, it is $2 \gamma - 1$ ([Bradley & Nakkiran (2024)](https://arxiv.org/abs/2408.09000)). So guided DDPM at 4 is
-# conditional DDIM, corrected towards 7 for a short time at every level. With much noise $\gamma' \to \gamma$, and there is time enough. The fields are equal; and so, as steps get finer, are the samples, with the same noises:
+# conditional DDIM, corrected towards 7 for a short time at every level. With more and more noise $\gamma' \to \gamma$, and time grows; modes far apart need very much of it. The fields are equal; and so, as steps get finer, are the samples, with the same noises:
 
 # %%
 def field(mixture, gamma):
@@ -570,7 +570,7 @@ shown
 # nearer to the order, the less so the farther the blobs lie apart; at 12 the usual noise does nothing that these samples show.*
 #
 # With the far blob at 3.6, four times the noise brings back nearly all of the near blob. At 12 it does not. There the blobs begin to part at $q = 8$, while the film has only 30 % in the near one. At $q = 1$ nothing is left between
-# them, and the film has 57 %. The samples with much noise stay near the share that the film had at the parting. Noise mends what still mixes. In your own code more noise is one argument, and a corrector one function:
+# them, and the film has 57 %. The samples with much noise stay near the share that the film had at the parting. What still mixes, noise brings to the film; what has parted keeps about the share that the film had then, right or wrong. In your own code more noise is one argument, and a corrector one function:
 
 # %%
 guided = guidance.classifier_free(mixture.pair(schedule, label=1), 4.0)
@@ -610,9 +610,9 @@ for name, scale in (("t > 0.5", lambda t: 4.0 if t > 0.5 else 1.0), ("t < 0.5", 
 # | report what your model samples | name sampler, noise, schedule of $\gamma$ and steps, not only $\gamma$ | near share at $\gamma = 4$: 0.306 without noise, 0.600 ordered |
 # | see modes vanish at large $\gamma$ | look at $\gamma = 1$ first: if they are there, guidance dropped them | bills grow faster than $\gamma\,(\gamma - 1)$ |
 # | want the order, and its modes lie close | more reverse noise, or corrector steps at $\gamma$ | near share 0.39 at the usual noise, 0.56 at four times it |
-# | want the order, and its modes lie far apart | do not count on noise; keep $\gamma$ near 1, or weigh samples ([chapter 18](18_remedies_that_are_right.ipynb)) | blobs that have parted keep their shares |
+# | want the order, and its modes lie far apart | do not count on noise; keep $\gamma$ near 1, or weigh samples ([chapter 18](18_remedies_that_are_right.ipynb)) | with more noise, shares go towards those of the film at the parting, not of the order |
 # | have classes that are sure anyway | take $\gamma = 1$; if you guide for looks, say so | the order at 8 is that at 1 to $9 \cdot 10^{-6}$ nats; the samples are not |
-# | must guide, and want to keep the shares | try guiding late only, and see whether it still does what you guide for | at $t < 0.5$ alone the near blob kept 0.62, at $t > 0.5$ alone 0.31 |
+# | must guide, and want to keep the shares | try guiding only below the noise level at which the modes have parted, and see whether it still does what you guide for | here, on this schedule, at $t < 0.5$ alone the near blob kept 0.62, at $t > 0.5$ alone 0.31 |
 #
 # ## Exercises
 #
@@ -731,7 +731,7 @@ exercises.check("17.4", guided_mean)
 #    would have to be made at the rate $\frac12 \gamma\,(\gamma - 1)\, \big(\|\nabla \log p_q(y \mid x)\|^2 - \text{mean}\big)$, and a sampler with guided scores and noise $\rho$ only undoes noise.
 # 2. Noiseless guidance samples the order times $e^{-\text{bill}}$, the bill being $\frac12 \gamma\,(\gamma - 1)$ times the squared classifier gradient gathered along a point's path: exactly, for exact guesses, fine steps and a noisy enough start.
 # 3. The guided densities diffuse if $\gamma$ is 0 or 1, or if that gradient has one length everywhere, at every level, and only then; for a class among the data it has not, unless the label says nothing.
-# 4. Finer steps of the same sampler do not help. More reverse noise brings samples nearer to the order where the modes still mix (here with the far blob at 3.6, not at 12), and not where they have parted.
+# 4. Finer steps of the same sampler lead to its limit, which is not the order. More reverse noise draws the shares towards those of the film at the level where the modes part: nearly the order with the far blob at 3.6, far from it with the far blob at 12.
 # 5. So the order says little about the samples: here it is the same at $\gamma = 1$ and 8 to $9 \cdot 10^{-6}$ nats, and where 60 % were ordered in the near blob, 10 % came.
 #
 # **Where it comes from.** That guidance is not sampling from $p(x)\, p(y \mid x)^\gamma$, the two Gaussian variances without noise and with the usual noise, and the reading as predictor and corrector: [Bradley & Nakkiran
@@ -868,7 +868,7 @@ for gamma in (1.0, 2.0, 4.0, 8.0):
 #
 # Let two classes in $\mathbb R^d$ be $\mathcal N(\pm \mu, I)$, each coordinate telling a little, so that they are $D = 2\, \|\mu\| \propto \sqrt d$ apart. Across $\mu$ both scores are equal: guidance acts along the line through the means
 # alone, and the problem is one-dimensional with separation $D$. When $D$ is large, classes are decided at noise variances $q$ of the order $D^2$; there the picture is that of two points, scaled by $D$, so an overshoot
-# of the order $D$ comes out of it. On the rest of the way it shrinks like any difference inside a class, by $(1 + q)^{-(1 + \rho^2) / 2}$. So, in standard deviations of the class,
+# of the order $D$ comes out of it. On the rest of the way it shrinks like any difference inside a class, by $(1 + q)^{-(1 + \rho^2) / 2}$. So, for $\gamma > 1$, where every point ends in the class, in standard deviations of the class,
 #
 # $$ \text{overshoot} \approx c_{\gamma, \rho}\; D \cdot \big(D^2\big)^{-(1 + \rho^2)/2} = c_{\gamma, \rho}\, D^{-\rho^2} . \label{eq-overshoot-power} $$
 #
@@ -966,5 +966,5 @@ for gamma, (found_features, _) in looked.items():
 assert on_digits[4.0][0] > 4 * on_digits[4.0][1] and on_digits[1.0][2] > 3 * on_digits[2.0][2]
 
 # %% [markdown]
-# Both are seen, the shift and the narrowing. The digits move on, away from the mean of all, by 6 and 8 % of the way. The spread within a class falls to a third at $\gamma = 2$ already, and to less than a quarter at 4. What this does *not* say: how much of it the order
+# Both are seen, the shift and the narrowing. The digits move on, away from the mean of all, by 6 and 8 % of the way. The spread within a class, a mean square, falls to a third at $\gamma = 2$ already, and to less than a quarter at 4. What this does *not* say: how much of it the order
 # would have done, for nobody knows the order here; that the eye sees as much, for a judge's features are made to draw a class together; or that it would be so with another sampler, more steps, another network. One seed, a hundred digits.
