@@ -90,8 +90,8 @@ class Particles:
 def systematic(log_weights: Tensor, generator: torch.Generator, count: int | None = None) -> Tensor:
     """Draw indices by weight, one random number for all: each is drawn `count w` times, rounded down or up.
 
-    The points `(i + u) / count`, with one uniform u, are looked up in the cumulated weights. The least scatter of the
-    usual rules, and right on average; it depends on the order of the points.
+    The points `(i + u) / count`, with one uniform u, are looked up in the cumulated weights. Mostly less
+    scatter than `multinomial`, though not for every order of the points, and right on average.
     Args: log_weights: (N,), as in `effective_sample_size`;  count: how many, by default N.
     Returns: (count,) integers, increasing.
     Raises: ValueError on log_weights that are no weights, count < 1, or without a generator.
