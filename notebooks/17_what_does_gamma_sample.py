@@ -37,7 +37,7 @@ torch.set_num_threads(1)
 # ## What was ordered, and what came
 #
 # Three classes in the plane. Class 1 has two blobs: a *near* one, with other classes beside it, which holds 60 % of the class,
-# and a *far* one, with 40 %.
+# and a *far* one, with the rest.
 
 # %%
 mixture = GaussianMixture(
@@ -117,7 +117,7 @@ shown
 
 # %% [markdown]
 # *Class 1, exact guesses, no noise. Dashed: what is ordered, 50, 90 and 99 % of each blob; it is the same at every $\gamma$
-# to the eye. Grey: the other classes. Numbers: the share of the points in each blob, where 60 % and 40 % were ordered.*
+# to the eye. Grey: the other classes. Numbers: the share of the points in each blob, where the near one was ordered to have 60 %.*
 #
 # At $\gamma = 8$ the order differs from the plain class by a divergence of $9 \cdot 10^{-6}$ nats, which no one could see. What
 # comes is another thing: a sixth of the near blob is left, and the mean has moved by one and a half standard deviations of the class.
@@ -562,7 +562,7 @@ with plotting.style():
     axes.text(0.1, 0.615, "ordered")
     axes.set(xlabel="noise $\\rho$", ylabel="share of the near blob", xlim=(-0.15, 5.6), ylim=(0.05, 0.68), xticks=levels_of_noise)
     assert all(found[3.6][k] > found[6.0][k] > found[12.0][k] for k in range(4)) and len(axes.containers) == 3 and abs(found[12.0][1] - found[12.0][0]) < 0.026
-    shown = plotting.show(figure, "17_more_noise", alt="Share of the near blob over the noise, which is 0, 1, 2 and 4 times the usual, for three places of the far blob. All three curves rise. With the far blob at 3.6 the curve comes close to the dashed line of what was ordered, with the far blob at 12 it stays below half of it.")
+    shown = plotting.show(figure, "17_more_noise", alt="Share of the near blob over the noise, from none to four times the usual, for three places of the far blob. All three curves rise. With the far blob at 3.6 the curve comes close to the dashed line of what was ordered, with the far blob at 12 it stays below half of it.")
 shown
 
 # %% [markdown]
@@ -903,7 +903,7 @@ for gamma, noises_here in ((3.0, (0.0, 0.7, 1.0)), (8.0, (0.0, 1.0))):
             assert abs(math.log2(near / far) - math.log2(power_law(D, rho) / power_law(2 * D, rho))) < 0.2
 
 # %% [markdown]
-# The separations in a row are 4, 8, 16 and 32. Without noise the overshoot stays, 1.2 deviations of the class at a scale of 3 and 2.5 to 2.6 at 8, and so does the loss of spread; with the usual noise it halves
+# The separation doubles from number to number, from four on. Without noise the overshoot stays, 1.2 deviations of the class at a scale of 3 and 2.5 to 2.6 at 8, and so does the loss of spread; with the usual noise it halves
 # with every doubling, as $D^{-1}$ says, and with $\rho = 0.7$ it falls by $2^{0.49}$ each time. [Pavasovic et al. (2025)](https://arxiv.org/abs/2502.07849) say that the error vanishes in high dimension. Here: in units of
 # the *separation* yes, for all three; in units of the class, what one sees as lost variety, only for those with noise. And separable classes are no comfort: at $D = 8$ and $\gamma = 8$
 # the order is the class itself to $9 \cdot 10^{-5}$ nats, and DDIM moves its mean by more than two and a half of its deviations:
