@@ -102,9 +102,7 @@ def least_scale(threshold: float, C: float, U: float) -> float:
     def reached(gamma):
         return 4 * exponent_by_quadrature(C, U, gamma) * C**gamma * U ** (1 - gamma) >= threshold
 
-    low, high = 1.0, 2.0
-    while not reached(high):
-        high *= 2
+    low, high = 1.0, 64.0
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if reached(middle) else (middle, high)
