@@ -81,10 +81,12 @@ def gaussians() -> dict[str, tuple]:
     }
 
 
+NODES = np.polynomial.legendre.leggauss(200)
+
+
 def exponent_by_quadrature(C: float, U: float, gamma: float) -> float:
     """The integral over all noise levels, by Gauss-Legendre in v = q / (1 + q)."""
-    v, weights = np.polynomial.legendre.leggauss(200)
-    v, weights = (v + 1) / 2, weights / 2
+    v, weights = (NODES[0] + 1) / 2, NODES[1] / 2
     q = v / (1 - v)
     slope = 1 / (C + q) - 1 / (U + q)
     moved = ((C + q) / C) ** gamma * ((U + q) / U) ** (1 - gamma)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from difflesson import guidance, kernels, particles, plane, remedies
-from difflesson.denoiser import Pair
+from difflesson.denoiser import Pair, Prediction
 from difflesson.grid import GridDensity
 from difflesson.mixture import GaussianMixture
 from difflesson.samplers import draw, time_grid
@@ -311,7 +311,7 @@ def test_two_gaussian_steps_give_the_weight_for_any_two_guesses(gamma):
     x, new, *eps = torch.randn(4, 6, 3, generator=seeded(21), dtype=F64).unbind()
 
     def denoiser(guess):
-        return lambda x, t: remedies.Prediction.from_eps(x, guess, SCHEDULE.alpha(t), SCHEDULE.sigma(t))
+        return lambda x, t: Prediction.from_eps(x, guess, SCHEDULE.alpha(t), SCHEDULE.sigma(t))
 
     pair = Pair(denoiser(eps[0]), denoiser(eps[1]))
     logs = [kernels.ddpm(guidance.classifier_free(pair, g), SCHEDULE)(x, t, s).log_prob(new) for g in (0.0, 1.0, gamma)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from difflesson import guidance, kernels, particles, remedies
-from difflesson.denoiser import Pair
+from difflesson.denoiser import Pair, Prediction
 from difflesson.samplers import time_grid
 from difflesson.schedule import cosine, vp_linear
 from difflesson.steps import Gaussian
@@ -49,7 +49,7 @@ def test_feynman_kac_takes_images_and_a_scale_for_each_point():
 
     def guess(factor):
         def denoise(x, t):
-            return remedies.Prediction.from_eps(x, factor * x, schedule.alpha(t), schedule.sigma(t))
+            return Prediction.from_eps(x, factor * x, schedule.alpha(t), schedule.sigma(t))
 
         return denoise
 
