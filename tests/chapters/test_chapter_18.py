@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from difflesson import guidance, kernels, particles, plane, remedies
-from difflesson.denoiser import Pair, Prediction
+from difflesson.denoiser import Pair, Prediction, network_pair
+from difflesson.digits import checkpoints
 from difflesson.grid import GridDensity
 from difflesson.mixture import GaussianMixture
 from difflesson.samplers import draw, time_grid
@@ -430,3 +431,24 @@ def test_with_infinite_variance_the_effective_share_of_a_gaussian_flow_keeps_fal
         cuts = [crowd.log_weights.view(-1, n) for n in (1000, 32_000)]
         shares[gamma] = [float((particles.effective_sample_size(cut.T) / cut.shape[1]).mean()) for cut in cuts]
     assert abs(shares[2.0][0] - shares[2.0][1]) < 0.03 and shares[4.0][1] < shares[4.0][0] / 2
+
+
+# ---- digits
+
+
+@pytest.mark.nightly
+def test_on_digits_constant_weights_leave_few_families_and_thinning_keeps_nearly_all():
+    """Other noises than the page's; 64 particles of sevens, 16 steps."""
+    shipped, guide = checkpoints.load("denoiser"), checkpoints.load("guide")
+    pair = network_pair(shipped.network, shipped.schedule, 7)
+    walk = shipped.schedule.time(torch.linspace(-9, 8, 17, dtype=F64))
+    noise, families = torch.randn(64, 1, 28, 28, generator=seeded(31)), {}
+    for gamma in (1.5, 3.0):
+        once = remedies.asked_once(pair)
+        kernel = kernels.ddpm(guidance.classifier_free(once, gamma), shipped.schedule)
+        crowd = particles.draw(kernel, remedies.feynman_kac(once, gamma, shipped.schedule), noise, walk, seeded(32))
+        families[gamma] = len(crowd.ancestors.unique())
+    assert families[3.0] <= 5 < families[1.5] < 32
+    plain = draw(kernels.ddpm(pair.cond, shipped.schedule), noise, walk, seeded(32))
+    verdict = guidance.classifier_log_prob(guide.network, guide.schedule, 7)(plain, walk[-1])
+    assert float((2 * verdict).exp().mean()) > 0.95
