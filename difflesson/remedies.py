@@ -4,7 +4,7 @@ Guided samples do not have the density `p(x) p(y | x)^gamma / Z`; weighted, they
 `particles.sample` or `particles.draw`, beside the kernel that guides. The start has its weight too, `p_t(y | x)^gamma`
 at the first time.  [eq-log-z]  What the rules need: `feynman_kac` two guesses of the noise, and short steps; `ramped`
 also `log p_t(y | x)`, and lets gamma grow on the way; `twisted` the density of the unguided step, for steps of any
-length and any kernel.
+length, and any kernel that has a density.
 """
 
 from collections.abc import Callable
@@ -44,6 +44,8 @@ class feynman_kac(Part):
 
     def __call__(self, step: Step, x: Tensor, new: Tensor, t: Tensor, s: Tensor) -> Tensor:
         scale = scale_at(self.gamma, t, x[:, :1].flatten(1)[:, 0])
+        if isinstance(scale, float) and scale in (0.0, 1.0):  # no guidance, no debt: nobody is asked
+            return x.new_zeros(len(x))
         between = self.schedule.log_snr(s) - self.schedule.log_snr(t)
         return scale * (scale - 1) / 4 * (self.rate(x, t) + self.rate(new, s)) * between
 
@@ -72,13 +74,14 @@ class ramped(feynman_kac):
 
 @dataclass(frozen=True, eq=False)
 class twisted(Part):
-    """The weight that makes any kernel exact, for any number of steps.  [eq-twisted-weight]
+    """The weight that makes a kernel exact, for any number of steps.  [eq-twisted-weight]
 
         log w += log p(x_s | x_t) + log psi_s(x_s) - log k(x_s | x_t) - log psi_t(x_t)
 
     The population then has the density `p_t psi_t / Z` at each of its times: choose `psi_0`, and any psi before.
     Args: free: the kernel of the unguided model, a density: `kernels.exact`, or a network's DDPM step;  log_twist:
-    `log psi`, such as gamma times `log p_t(y | x)`.  The kernel that moves the points must have a density, too.
+    `log psi`, such as gamma times `log p_t(y | x)`.  The kernel that moves the points must have a density as well, and
+    reach wherever the unguided step does; and the start must carry `log psi` of the first time.
     Source: Wu et al. 2023 (arXiv 2306.17775), eq. 9 to 12.
     """
 

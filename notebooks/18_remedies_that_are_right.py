@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 18 · Which remedies are right, and what do they cost?
 #
-# You guide at $\gamma = 3$, and you mean $p(x)\, p(y \mid x)^3$, suitably normalised. You do not get it, whichever sampler you take. Can you have it
+# You guide at $\gamma = 3$, and you mean $p(x)\, p(y \mid x)^3$, suitably normalised. You do not get it with any of the samplers of chapter 10, whatever their noise. Can you have it
 # all the same, exactly? Yes, in several ways. The first one that comes to mind is right in theory and useless in practice, and the number that should warn you stays calm.
 #
-# The short answer: **give each guided point a weight; a formula says which. It is right for every sampler. But a weight repairs only what was drawn,
+# The short answer: **give each guided point a weight; a formula says which. It is right for short steps, whatever the noise. But a weight repairs only what was drawn,
 # and strong guidance without noise does not draw what is missing. So guide late, or not at all, and weigh.**
 #
 # **After this chapter you can**
@@ -108,7 +108,7 @@ shown
 # from the two guesses you have anyway: the weight grows where the label changes the guess.
 #
 # **Why it is not enough.** The rate is right, and in the mean over all starting noises the weighted points *are* the target. But with strong guidance, and a sampler that adds no noise, the starting noises that lead to the target's left part are so
-# improbable that you never draw them. Weights repair proportions, not absence.
+# improbable that you hardly ever draw them. Weights repair proportions, not absence.
 #
 # **What is enough.** Draw points where the target is, and weigh little. In the right panel nothing was guided: plain class 1, weighed by $p(y \mid x)^2$.
 #
@@ -285,7 +285,8 @@ for gamma in (1.5, 3.0):
         assert abs(float(off[gamma, rho][0])) < 2.6 if gamma == 1.5 else rho != 0 or float(off[gamma, rho][2]) < -3
 missed = {rho: torch.stack([summary(part) for part in in_parts(runs[3.0, rho])]).mean(0) - truth(3.0) for rho in (0.0, 1.0, 2.0)}
 in_mean, in_log_z = missed[0.0][0], -missed[0.0][2]
-print(f"gamma = 3, no noise: mean x1 off by {in_mean:.2f}, log Z by {in_log_z:.2f}")
+assert round(float(in_mean), 2) == round(float(in_log_z), 2)
+print(f"gamma = 3, no noise: mean x1 off by {in_mean:.2f}")
 assert round(-float(off[3.0, 0.0][2])) == 4
 assert 0.4 < missed[1.0][0] / missed[0.0][0] < 0.6 and 0.4 < missed[1.0][2] / missed[0.0][2] < 0.6 and abs(off[3.0, 2.0]).max() < 2
 few_left = torch.stack([part.ess for part in in_parts(runs[3.0, 0.0])]).mean()
@@ -309,6 +310,7 @@ swept = weigh(exact, 3.0, 0.0, everywhere, times[::4], below=0)
 log = first.log_prob(everywhere) + swept.log_weights + 2 * (axis[1] - axis[0]).log()
 summed = torch.cat([log.softmax(0) @ look(swept.x), log.logsumexp(0)[None]])
 print("all starts: " + "  ".join(f"{v:.3f}" for v in summed), "  target: " + "  ".join(f"{v:.3f}" for v in truth(3.0)))
+print(f"what was drawn: mean x1 off by {in_mean:.2f}, log Z by {in_log_z:.2f}")
 assert (summed - truth(3.0)).abs().max() < 0.02
 
 # %% [markdown]
@@ -334,7 +336,7 @@ with plotting.style():
         axes[0].add_patch(plotting.plt.Circle((0, 0), radius, fill=False, color="black", linewidth=0.8))
     axes[0].set(xlim=(-12, 5), ylim=(-5.5, 7.5), ylabel="$x_2$", xticks=(-10, -5, 0, 5))
     axes[1].set(xlim=(-3.2, 4.7), ylim=(-3.1, 3.1), xticks=(-2, 0, 2, 4))
-    shown = plotting.show(figure, "18_starts", alt="Left, the starting noises of points of the target under the guided flow, with circles of radius 1 to 4: the grey ones fill the circles, the orange ones form a long tail to the upper left, most of it outside the circle of radius 4. Right, the same points at the end: a cloud over both blobs of class 1, its left third orange.")
+    shown = plotting.show(figure, "18_starts", alt="Left, the starting noises of points of the target under the guided flow, with circles of radius 1 to 4: the grey ones fill the circles, the orange ones form a long tail to the upper left, most of it outside the circle of radius 4. Right, the same points at the end: a cloud over both blobs of class 1, its left quarter orange.")
 shown
 
 # %% [markdown]
@@ -356,7 +358,7 @@ assert max(settle[1.5, 2.0]) - min(settle[1.5, 2.0]) < 0.02
 assert 0.27 < needed[4] < 0.33 and round(1e4 * drawn[4]) == 3
 
 # %% [markdown]
-# Noise helps: a step that adds noise can still go left, and no single draw need be absurd. So, where no target is known, two tests: *does the effective share hold when you take many more points, and do two noises agree?*
+# Noise helps: a step that adds noise can still go left, and no single draw need be absurd. So, where no target is known, two tests, which convict and never acquit: *does the effective share hold when you take many more points, and do two noises agree?*
 #
 # ## A population
 #
@@ -375,8 +377,8 @@ assert alive[1.0][0] > 0.999 and abs(alive[0.0][0] - alive[0.0][1]) < 0.01 and a
 assert float(off["resampled", 0.0][2]) < -3
 
 # %% [markdown]
-# With noise, copies part; without it they are the same point for ever, and the answer is as wrong as before. And the warning is gone: about half of the population is always effective, since else it is resampled.
-# *Where a run resamples, its effective size at the end says nothing; on the way it speaks only when it drops far in one step.*
+# With noise, copies part; without it they are the same point for ever, and the answer is as wrong as before. And the warning is gone: with short steps about half of the population is nearly always effective, since else it is resampled.
+# *Where a run resamples, a good effective size says nothing; a bad one, after one step, still does.*
 #
 # ### Pitfall: three ways to lose the weight
 #
@@ -412,7 +414,7 @@ assert abs(wrong["right"][2]) < 0.06
 #
 # $$ \frac{w_s}{w_t} = \frac{p(x_s \mid x_t)\; \psi_s(x_s)}{k(x_s \mid x_t)\; \psi_t(x_t)} . \label{eq-twisted-weight} $$
 #
-# If weight was distributed like $p_t \psi_t$, it is now like $\int p_t(x_t)\, \psi_t(x_t)\, k\, \frac{p\, \psi_s}{k\, \psi_t}\, dx_t = \psi_s(x_s) \int p_t(x_t)\, p(x_s \mid x_t)\, dx_t = p_s \psi_s$: right in *one step of any length, for any $k$ and $\psi$*, as long as $k$ reaches everywhere.
+# If weight was distributed like $p_t \psi_t$, it is now like $\int p_t(x_t)\, \psi_t(x_t)\, k\, \frac{p\, \psi_s}{k\, \psi_t}\, dx_t = \psi_s(x_s) \int p_t(x_t)\, p(x_s \mid x_t)\, dx_t = p_s \psi_s$: right in *one step of any length, for any $k$ and $\psi$*, as long as $k$ is a density and reaches wherever $p$ does.
 # With $\psi_t = p_t(y \mid x)^\gamma$ the end is the target ([Wu et al. (2023)](https://arxiv.org/abs/2306.17775), the *twisted diffusion sampler*).
 
 # %%
@@ -467,7 +469,7 @@ assert all(off["fifteen", name].abs().max() < 2 for name in ("guided", "class 1"
 #
 # $$ w = p(y \mid x_0)^{\gamma - 1}, \qquad x_0 \sim p(x \mid y), \qquad \mathbb E_{p(x \mid y)}\big[ w \big] = \frac{Z}{p(y)} . \label{eq-thinning} $$
 #
-# It is Bayes' rule once more: $p(x)\, p(y \mid x)^\gamma = p(y)\, p(x \mid y)\, p(y \mid x)^{\gamma - 1}$. **Draw plain samples of the class, and keep each with the probability $p(y \mid x_0)^{\gamma - 1}$** ($\gamma \ge 1$). What you keep are independent draws of the target, as exact as the plain ones; you need a classifier of *clean* points only. The price is what you throw away.
+# It is Bayes' rule once more: $p(x)\, p(y \mid x)^\gamma = p(y)\, p(x \mid y)\, p(y \mid x)^{\gamma - 1}$. **Draw plain samples of the class, and keep each with the probability $p(y \mid x_0)^{\gamma - 1}$** ($\gamma \ge 1$). What you keep are independent draws of the target, exact if the plain ones and the classifier are (an error of the plain ones may grow, by about $p(y) / Z$ at most); the classifier is asked at *clean* points only. The price is what you throw away.
 
 # %%
 # [eq-thinning]
@@ -560,12 +562,12 @@ for k in sizes:
 
 # %% tags=["remove-cell"]
 assert x[0].numel() == 128 and len(x) == 300
-assert [round(float(in_copies[64, name][k])) for name, k in (("late", 2), ("at the end", 2), ("always", 3))] == [86, 6, 2]
+assert [round(float(in_copies[64, name][k])) for name, k in (("late", 2), ("at the end", 2), ("always", 3), ("late", 3))] == [86, 6, 2, 105]
 assert 0.6 < 64 * float(truth(3.0)[2] - in_copies[64, "late"][1]) < 0.8
 assert round(1e4 * (float(truth(3.0)[2].exp()) / float(mixture.class_weights()[label])) ** 64) == 4
 
 # %% [markdown]
-# (300 points; three runs; $\log Z$ over the number of copies.) With 64 copies, 128 dimensions, guiding always leaves two families of 300, off by many standard errors. Weighing at the end alone leaves 6 effective points. Late guidance has 86 when it has fewest, because it resamples again and again while the exponent grows; its mean is right within errors, its $Z$ still too low by a factor of two. **Raise $\gamma$ where the label is nearly decided: little weight is lost before.**
+# (300 points; three runs; $\log Z$ over the number of copies.) With 64 copies, 128 dimensions, guiding always leaves two families of 300, off by many standard errors. Weighing at the end alone leaves 6 effective points. Late guidance has about 86 when it has fewest, because it resamples a few times while the exponent grows, and 105 of its starts have descendants; its mean is right within errors, its $Z$ still too low by a factor of two. **Raise $\gamma$ where the label is nearly decided: little weight is lost before.**
 #
 # ## What each costs
 #
@@ -584,7 +586,7 @@ far_blob = GaussianMixture(hard.weights, hard.means, hard.covs)
 top = noised(hard, schedule, times[0])
 
 # %% [markdown]
-# As many network answers a sample for everyone: `walk` has 100 steps of two, `shorter` has half as many and a Langevin step after each, and thinning takes twice as many of one, and pays for what it throws away besides. Four runs of 384 points. Points of a population depend on one another, so the errors are those of runs; populations of 64 stand side by side.
+# Nearly as many network answers a sample, 200, for guided and Feynman-Kac: `walk` has 100 steps of two, `shorter` half as many and a Langevin step after each. The two below pay otherwise: late guidance one answer a step before it guides, but a classifier's after; thinning 200 for each plain sample, and throws more than half away. Four runs of 384 points. Points of a population depend on one another, so the errors are those of runs; populations of 64 stand side by side.
 
 # %% tags=["hide-input"]
 def langevin(denoiser, length, generator):
@@ -667,11 +669,13 @@ right = torch.stack([asked.mean[0], asked.expectation(lambda x: far_blob.class_l
 print(" " * 27 + "mean x1         far blob        W2\n" + " " * 17 + "target    {:5.3f}           {:5.3f}".format(*right))
 for name, (mean, error) in board.items():
     print(f"{name:>25}  " + "   ".join(f"{m:5.3f} ± {e:.3f}" for m, e in zip(mean, error, strict=True)))
+unguided = sum(slow(time) == 1 for time in walk[:-1])
+print(f"late guidance: {unguided + 2 * (100 - unguided) + 2} answers, and {sum(slow(b) != slow(a) for a, b in zip(walk[:-1], walk[1:], strict=True))} of a classifier")
 plain_mean = float(hard.given(label).weights @ hard.given(label).means[:, 0])
 kept_here = math.exp(asked.log_normaliser) / float(hard.class_weights()[label])
 lottery = min(float(board[f"Feynman-Kac, {count}"][1][0]) * 2 for count in (64, 384))
 print(f"Feynman-Kac: means of x1 scatter by {lottery:.1f} or more over runs")
-print(f"mean x1 of the class {plain_mean:.2f}; kept {kept_here:.2f}, so {1 / kept_here:.1f} plain samples for one")
+print(f"mean x1 of the class {plain_mean:.2f}; kept {kept_here:.2f}, so {200 / kept_here:.0f} answers for one")
 
 # %% tags=["remove-cell"]
 far_off = {name: float(mean[2]) for name, (mean, _) in board.items()}
@@ -680,15 +684,15 @@ assert (tuned[best][0][0] - right[0]) / tuned[best][1][0] > 5 and far_off["Feynm
 assert all(((board[name][0][:2] - right) / board[name][1][:2]).abs().max() < 2 for name in ("guided late, 64", "guided late, 384", "not guided, thinned"))
 
 # %% [markdown]
-# The target's mean is 2.87; the class has 1.51, and thinning keeps 0.42. *Noise and the corrector* help, and do not cure. *Tuned*, plain guidance comes near, with 3.5 where 8 was meant: found because the target was known, and its mean is still off by many standard errors. *Feynman-Kac* at this $\gamma$ is a lottery: means of its runs scatter by 0.3 and more, and the larger population is no better.
+# (Late guidance took 151 answers and 50 of a classifier, thinning 471 for a sample that it keeps.) The target's mean is 2.87; the class has 1.51, and thinning keeps 0.42. *Noise and the corrector* help, and do not cure. *Tuned*, plain guidance comes near, with 3.5 where 8 was meant: found because the target was known, and its mean is still off by many standard errors. *Feynman-Kac* at this $\gamma$ is a lottery: means of its runs scatter by 0.3 and more, and the larger population is no better.
 # *Late guidance* has the right mean and blob within errors, in populations of 64 already, and so has *thinning*. (Two draws of the target are 0.17 apart.)
 #
 # ## In practice
 #
 # | if you | do | because |
 # |---|---|---|
-# | want $p(x)\, p(y \mid x)^\gamma / Z$, and have a classifier of clean data | draw at $\gamma = 1$, keep with probability $p(y \mid x)^{\gamma - 1}$ | exact and independent, no population; it costs $p(y) / Z$ plain samples |
-# | find that too few are kept, and have a classifier of noisy data | raise $\gamma$ late, weigh, resample | in 128 dimensions at least 86 points of 300 stayed effective; weighed at the end alone, 6 |
+# | want $p(x)\, p(y \mid x)^\gamma / Z$ with $\gamma > 1$, and have a classifier of clean data | draw at $\gamma = 1$, keep with probability $p(y \mid x)^{\gamma - 1}$ | as exact as both are, and independent; it costs $p(y) / Z$ plain samples |
+# | find that too few are kept, and have a classifier of noisy data | raise $\gamma$ late, weigh, resample | in 128 dimensions 86 points of 300 were effective at the worst moment (mean of three runs), 105 had descendants; weighed at the end alone, 6 were effective |
 # | have nothing but two guesses | Feynman-Kac weights, a noisy sampler, and a $\gamma$ near 1 | at $\gamma = 1.5$ three noises agreed; at 3 the mean without noise was off by 0.27 |
 # | can take few steps only, and know the step's density | twist | right with 15 steps |
 # | see a good effective size | do not believe it yet: take many more points, and another noise | it knows nothing of points that are not there |
@@ -768,7 +772,7 @@ exercises.check("18.3", weight_exponent)
 # %% [markdown]
 # ### Exercise 18.4 (research): from which scale on is the effective size an illusion?
 #
-# In the last exercise, the mean of $w$ is finite, but the mean of $w^2$ need not be; then the effective *share* of $N$ draws falls to zero as $N$ grows, though it looks fine for any $N$. Return the least $\gamma > 1$ at which $\mathbb E[w^2]$ is infinite, as a number right to six digits (it is below 64 in the cases). (Is it large? Try $C = 0.5$, $U = 1$.)
+# In the last exercise, the mean of $w$ is finite, but the mean of $w^2$ need not be; then the effective *share* of $N$ draws falls to zero as $N$ grows, though for the one $N$ that you run it may look fine. Return the least $\gamma > 1$ at which $\mathbb E[w^2]$ is infinite, as a number right to six digits (it is below 64 in the cases). (Is it large? Try $C = 0.5$, $U = 1$.)
 #
 # <details><summary>Hint</summary>
 #
@@ -799,9 +803,9 @@ exercises.check("18.4", scale_of_no_variance)
 #
 # 1. Guided points need a weight that grows by $\frac12 \gamma (\gamma - 1) \|\hat\varepsilon_u - \hat\varepsilon_c\|^2$ per unit of log-SNR, from $p_T(y \mid x_T)^\gamma$ on: for best guesses and short steps the same for every reverse noise, the ODE included.
 # 2. Weights repair proportions, not absence. At $\gamma = 3$ nearly a third of our target came from noises that the ODE draws three times in ten thousand.
-# 3. The effective sample size knows only the points that are there. Believe it if the share holds when you take more points, and another noise agrees; after a resampling it says nothing.
-# 4. Twisted weights are right for any number of steps, any kernel and any twist, if the density of the unguided step is known.
-# 5. $p(x)\, p(y \mid x)^\gamma / Z$ is the class, thinned: keep plain samples with probability $p(y \mid x)^{\gamma - 1}$. Where that keeps too few, raise $\gamma$ late.
+# 3. The effective sample size knows only the points that are there. Doubt it if the share falls when you take more points, or another noise disagrees; if neither happens, a part that no run visits may still be missing. Just after a resampling it says nothing.
+# 4. Twisted weights are right for any number of steps, any kernel with a density that covers the unguided step, and any positive twist that ends as $p(y \mid x)^\gamma$, if the unguided step's density is known.
+# 5. For $\gamma \ge 1$, $p(x)\, p(y \mid x)^\gamma / Z$ is the class, thinned: keep plain samples with probability $p(y \mid x)^{\gamma - 1}$. Where that keeps too few, raise $\gamma$ late.
 #
 # **Where it comes from.** Feynman-Kac correctors: [Skreta et al. (2025)](https://arxiv.org/abs/2503.02819). Twisted sampling: [Wu et al. (2023)](https://arxiv.org/abs/2306.17775). The effective sample size: [Kong et al. (1994)](https://doi.org/10.1080/01621459.1994.10476469). Populations and resampling: [Del Moral (2004)](https://doi.org/10.1007/978-1-4684-9393-1).
 # Guidance as predictor and corrector: [Bradley & Nakkiran (2024)](https://arxiv.org/abs/2408.09000). The starting noises, the comparison, and the exercises' variance: derived here.
@@ -837,7 +841,7 @@ torch.testing.assert_close(step_square(told.eps, untold.eps, 3.0, *both_ends), n
 # %% [markdown]
 # No word here about best guesses. **For any two networks, the population has the path density of the unguided chain, times the $\gamma$-th power of the ratio of the two chains.** If the guesses are exact and steps short, that ratio is $p(y \mid x_0) / p_T(y \mid x_T)$, by Bayes' rule at every step. If not, it is what these networks *mean* by a classifier, for a whole path and not for a picture.
 #
-# The same ratio thins without any classifier: sample plainly, by $k_c$, add up $\log k_c - \log k_u$ along the path, and you have an estimate of the gain in $\log p(y \mid x)$, from nothing but the two guesses.
+# The same ratio weighs without any classifier: sample plainly, by $k_c$, add up $\log k_c - \log k_u$ along the path, and you have an estimate of the gain in $\log p(y \mid x)$, from nothing but the two guesses.
 
 # %%
 class ratio(Part):
@@ -852,10 +856,11 @@ for steps in (50, 200):
     walk_ = time_grid(steps, schedule, 0.99, 0.01)
     crowd = particles.draw(kernels.ddpm(exact.cond, schedule), ratio(), start[:1000], walk_, seeded(2), below=0)
     gain = log_odds(crowd.x, walk_[-1]) - log_odds(start[:1000], walk_[0])
+    assert 0.4 < (crowd.log_weights + log_odds(start[:1000], walk_[0]) > 0).double().mean() < 0.6
     print(f"{steps:3d} steps: off by {float((crowd.log_weights - gain).abs().median()):.3f} in the median, correlation {float(torch.corrcoef(torch.stack([crowd.log_weights, gain]))[0, 1]):.3f}")
 
 # %% [markdown]
-# The sum is the gain up to the length of the steps. So a plain sampler and its two guesses can thin by themselves; but a small error of each step adds up, and $w$ is its exponential.
+# The sum is the gain up to the length of the steps. So a plain sampler and its two guesses can weigh by themselves, roughly. They cannot thin: for about half of the points here the estimate of $p(y \mid x)$ exceeds one. The errors of the steps add up, and $w$ is their exponential.
 #
 # ## Deeper: when is the variance infinite?
 #
@@ -941,6 +946,9 @@ with plotting.style():
     figure, axes = plotting.plt.subplots(1, 2, figsize=(6.4, 3.2), sharey=True)
     used = 3.0 * noisy.class_gradient(grid, label)
     needed_push = right_one(grid, level).score(schedule.sigma(level)) - noisy.score(grid)
+    ratio_of = used.norm(dim=1) / needed_push.norm(dim=1)
+    assert 2 < ratio_of.min() and ratio_of.max() < 3 and torch.cosine_similarity(used, needed_push).min() > 0.98
+    assert 0.2 < left.double().mean() < 0.3
     for panel, arrows, colour, title in ((axes[0], used, "guided", "used: power outside"), (axes[1], needed_push, "truth", "right: power inside")):
         panel.quiver(*grid.T, *arrows.T, color=plotting.COLOURS[colour], angles="xy", scale_units="xy", scale=4, width=0.006)
         plotting.density(panel, noisy.log_prob, (-4, 4, -4, 4), colors=plotting.COLOURS["unconditional"], linewidths=0.7)
@@ -950,7 +958,7 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *What is added to the score at $t = 0.7$, $\gamma = 3$, on the same scale. Contours: 50, 90 and 99 % of the noisy data. Guidance pushes in about the right direction, several times too hard.*
+# *What is added to the score at $t = 0.7$, $\gamma = 3$, on the same scale. Contours: 50, 90 and 99 % of the noisy data. Guidance pushes in about the right direction, two to three times too hard.*
 #
 # In the plane the right field meets the target without any weight. In a picture's space every evaluation would be an expectation over all clean pictures behind a noisy one, in which rare ones with a large weight count: as hard as the problem it solves. Twisted sampling lives from *guesses* of it, since any $\psi_t$ is right.
 #
@@ -1009,13 +1017,13 @@ families = len(crowd_7.ancestors.unique())
 print(f"gamma = 3: least effective size {min(sizes_7):.0f} of {len(blank)}, ancestors left: {families}")
 
 # %%
-plain_7 = draw(kernels.ddpm(pair_of_7.cond, shipped.schedule), blank, sixteen, seeded(2))
+plain_7 = draw(kernels.ddpm(pair_of_7.cond, shipped.schedule), blank[:32], sixteen, seeded(2))
 guide = checkpoints.load("guide")
 verdict = guidance.classifier_log_prob(guide.network, guide.schedule, 7)(plain_7, sixteen[-1])
 print(f"thinning keeps {(2 * verdict).exp().mean():.2f} of plain sevens")
 
 # %% tags=["remove-cell"]
-assert families <= 3 and min(sizes_7) < 10 and (2 * verdict).exp().mean() > 0.95
+assert families <= 3 and min(sizes_7) < 10 and (2 * verdict).exp().mean() > 0.9
 
 # %% [markdown]
 # Constant $\gamma = 3$ degenerates: of 64 starting noises one family is left. (At half that scale fewer than half of them have descendants: in the tests.) And it would be for little. The shipped noise-aware classifier, asked about plain sevens, lets thinning keep nearly all: by its verdict $p(x)\, p(7 \mid x)^3 / Z$ is hardly another density than plain sevens, and what guidance does to digits is not in this target.

@@ -372,7 +372,7 @@ def test_the_guiding_push_is_several_times_the_right_one_in_much_noise_and_point
     ) - noisy.score(x)
     used = 3.0 * noisy.class_gradient(x, LABEL)
     assert float(torch.cosine_similarity(used, right).median()) > 0.95
-    assert 1.5 < float(used.norm() / right.norm()) < 4
+    assert 2 < float(used.norm() / right.norm()) < 3
 
 
 def test_the_trapezoid_is_worth_nothing_and_heun_a_lot():
@@ -414,6 +414,8 @@ def test_the_sum_of_the_log_ratios_along_a_plain_path_is_the_gain_in_log_probabi
             x, LABEL
         )
         off.append(float((crowd.log_weights - gain).abs().median()))
+        above = crowd.log_weights + noised(MIXTURE, walk[0]).class_log_prob(x, LABEL) > 0
+        assert float(above.double().mean()) > 0.2  # "probabilities" above one
     assert off[1] < 0.5 * off[0]
 
 

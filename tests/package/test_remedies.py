@@ -158,3 +158,13 @@ def test_kernel_and_rule_share_one_answer_a_step():
 def test_asked_once_has_no_memory_outside_a_run():
     with pytest.raises(ValueError, match="memory"):
         remedies.asked_once(FOUR.mixture().pair(cosine(), 1))(torch.zeros(2, 2, dtype=F64), T)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+def test_without_guidance_there_is_no_weight_and_nobody_is_asked(gamma):
+    def never(x, t):
+        raise AssertionError("asked")
+
+    x = torch.randn(5, 2, generator=seeded(0), dtype=F64)
+    got = remedies.feynman_kac(never, gamma, cosine())(Gaussian(x, torch.zeros(())), x, x, T, S)
+    torch.testing.assert_close(got, torch.zeros(5, dtype=F64))
