@@ -155,7 +155,7 @@ torch.testing.assert_close(missing, rate(mixture, label, 3.0, spots, 1.0) * F(sp
 # ## The weight, for every noise
 #
 # A sampler moves each point, from $q$ to $q - dq$ ($dq > 0$ is what $q$ falls by), by $c\, dq$ times the guided score, and adds noise of variance $\rho^2 dq$, with $c = (1 + \rho^2) / 2$: $\rho = 0$ is DDIM, 1 is DDPM, 2
-# has twice the usual noise ([chapter 11](11_classifier_free_guidance.ipynb#what-does-gamma-1-sample)). Now give each point a weight $w$, and let $d \log w = V_q\, dq$. Let $f_q(z)$ be the density of *weight*. Three things change it:
+# has noise of twice the usual standard deviation ([chapter 11](11_classifier_free_guidance.ipynb#what-does-gamma-1-sample)). Now give each point a weight $w$, and let $d \log w = V_q\, dq$. Let $f_q(z)$ be the density of *weight*. Three things change it:
 #
 # $$ -\partial_q f_q = -c\, \nabla \cdot (f_q\, \nabla \log F_q) + \frac12 \rho^2\, \Delta f_q + V_q\, f_q . \label{eq-weighted-change} $$
 #
@@ -294,7 +294,7 @@ assert round(float(few_left), -1) == 100
 assert round(float(few_left) / 1000 * 100) == 10
 
 # %% [markdown]
-# At $\gamma = 1.5$ the formula keeps its word: three samplers, one target. (What is left in $\log Z$ at $\rho = 2$ shrinks with the steps: in the tests.) The last column is the *effective sample size*, $(\sum w)^2 / \sum w^2$: how many points of equal
+# At $\gamma = 1.5$ three samplers meet one target, their means within 2.6 standard errors. (The rest in $\log Z$ at $\rho = 2$ shrinks with the steps: in the tests.) The last column is the *effective sample size*, $(\sum w)^2 / \sum w^2$: how many points of equal
 # weight would be worth as much, as a share of all.
 #
 # ## At $\gamma = 3$ they disagree
@@ -314,7 +314,7 @@ print(f"what was drawn: mean x1 off by {in_mean:.2f}, log Z by {in_log_z:.2f}")
 assert (summed - truth(3.0)).abs().max() < 0.02
 
 # %% [markdown]
-# The weight is right. It is the draw that fails: where are the starting points that count?
+# The weight is right, up to the grid and the steps. It is the draw that fails: where are the starting points that count?
 
 # %% tags=["hide-input"]
 reach = everywhere.norm(dim=1)
@@ -460,7 +460,7 @@ assert float(off["fifteen", "Feynman-Kac"][0]) > 6
 assert all(off["fifteen", name].abs().max() < 2 for name in ("guided", "class 1"))
 
 # %% [markdown]
-# With 15 steps the Feynman-Kac weight no longer helps: its kernel's own errors are not in it. The two twisted rows are right within their errors. (Without bias is the mean of $w$ itself; its logarithm is too low on average, the more so the more the weights scatter: in the tests, on many small populations.)
+# With 15 steps the Feynman-Kac weight helps little: the errors of its long steps are not in it. The two twisted rows are right within their errors. (Without bias is the mean of $w$ itself; its logarithm is too low on average, the more so the more the weights scatter: in the tests, on many small populations.)
 #
 # ## Do not guide
 #
@@ -498,7 +498,7 @@ for gamma in (3.0, 8.0, 30.0):
 #
 # $$ d \log w = \frac12\, \gamma_t\, (\gamma_t - 1)\, \|\hat\varepsilon_u - \hat\varepsilon_c\|^2\, d\lambda + \log p_t(y \mid x_t)\, d\gamma_t . \label{eq-ramped-weight} $$
 #
-# While $\gamma_t = 1$, nothing is weighed and nothing is lost. A jump at the very end is thinning, $\gamma$ throughout is Feynman-Kac. The rule needs the *value* $\log p_t(y \mid x)$, from a classifier that knows noise.
+# While $\gamma_t = 1$, nothing is weighed but the start, by nearly one number. A jump at the very end gives thinning's weights, $\gamma$ throughout is Feynman-Kac. The rule needs the *value* $\log p_t(y \mid x)$, from a classifier that knows noise.
 
 # %%
 def ramp(gamma, begin):
@@ -685,7 +685,7 @@ assert all(((board[name][0][:2] - right) / board[name][1][:2]).abs().max() < 2 f
 
 # %% [markdown]
 # (Late guidance took 151 answers and 50 of a classifier, thinning 471 for a sample that it keeps.) The target's mean is 2.87; the class has 1.51, and thinning keeps 0.42. *Noise and the corrector* help, and do not cure. *Tuned*, plain guidance comes near, with 3.5 where 8 was meant: found because the target was known, and its mean is still off by many standard errors. *Feynman-Kac* at this $\gamma$ is a lottery: means of its runs scatter by 0.3 and more, and the larger population is no better.
-# *Late guidance* has the right mean and blob within errors, in populations of 64 already, and so has *thinning*. (Two draws of the target are 0.17 apart.)
+# *Late guidance* has the right mean and blob within errors, in populations of 64 already, and so has *thinning*. (Two draws of the target are 0.17 apart; by that distance alone tuned guidance and late guidance in 64 are alike. Both winners ask a perfect classifier.)
 #
 # ## In practice
 #
@@ -693,7 +693,7 @@ assert all(((board[name][0][:2] - right) / board[name][1][:2]).abs().max() < 2 f
 # |---|---|---|
 # | want $p(x)\, p(y \mid x)^\gamma / Z$ with $\gamma > 1$, and have a classifier of clean data | draw at $\gamma = 1$, keep with probability $p(y \mid x)^{\gamma - 1}$ | as exact as both are, and independent; it costs $p(y) / Z$ plain samples |
 # | find that too few are kept, and have a classifier of noisy data | raise $\gamma$ late, weigh, resample | in 128 dimensions 86 points of 300 were effective at the worst moment (mean of three runs), 105 had descendants; weighed at the end alone, 6 were effective |
-# | have nothing but two guesses | Feynman-Kac weights, a noisy sampler, and a $\gamma$ near 1 | at $\gamma = 1.5$ three noises agreed; at 3 the mean without noise was off by 0.27 |
+# | have nothing but two guesses | Feynman-Kac weights, a noisy sampler, and a $\gamma$ near 1, from the noisiest end, where the start's weight is nearly one number | at $\gamma = 1.5$ three noises agreed; at 3 the mean without noise was off by 0.27 |
 # | can take few steps only, and know the step's density | twist | right with 15 steps |
 # | see a good effective size | do not believe it yet: take many more points, and another noise | it knows nothing of points that are not there |
 # | only want good pictures | tune $\gamma$ with a fixed sampler | nothing here says that the target looks better |
@@ -776,7 +776,7 @@ exercises.check("18.3", weight_exponent)
 #
 # <details><summary>Hint</summary>
 #
-# $e^{2 k z^2}$ under $\mathcal N(0, G)$ has a finite mean if and only if $2 k < 1 / (2 G)$. Both sides grow with $\gamma$; bisect.
+# $e^{2 k z^2}$ under $\mathcal N(0, G)$ has a finite mean if and only if $2 k < 1 / (2 G)$. The difference of the two sides is below zero at $\gamma = 1$ and turns once; bisect.
 #
 # </details>
 
@@ -814,7 +814,7 @@ exercises.check("18.4", scale_of_no_variance)
 #
 # *For you if you have a network and not the exact guesses. It adds the same weight from two Gaussians, exactly, and says what the population then has.*
 #
-# A DDPM step is a Gaussian of variance $v$. Its mean is linear in the guess, so the unguided, the conditional and the guided step, $k_u$, $k_c$ and $k_\gamma$, have means $\mu_u$, $\mu_u + \delta$ and $\mu_u + \gamma \delta$. Ask for the path density $\prod k_u\, (k_c / k_u)^\gamma$ and propose from $k_\gamma$. In the log-weight of a step everything that depends on where the step went cancels, $(1 - \gamma) \|d\|^2 + \gamma \|d - \delta\|^2 - \|d - \gamma \delta\|^2 = -\gamma (\gamma - 1) \|\delta\|^2$, and with DDPM's numbers
+# A DDPM step (with the small variance) is a Gaussian of variance $v$. Its mean is linear in the guess, so the unguided, the conditional and the guided step, $k_u$, $k_c$ and $k_\gamma$, have means $\mu_u$, $\mu_u + \delta$ and $\mu_u + \gamma \delta$. Ask for the path density $\prod k_u\, (k_c / k_u)^\gamma$ and propose from $k_\gamma$. In the log-weight of a step everything that depends on where the step went cancels, $(1 - \gamma) \|d\|^2 + \gamma \|d - \delta\|^2 - \|d - \gamma \delta\|^2 = -\gamma (\gamma - 1) \|\delta\|^2$, and with DDPM's numbers
 #
 # $$ \log k_u + \gamma\, (\log k_c - \log k_u) - \log k_\gamma = \frac12\, \gamma\, (\gamma - 1)\, \big(e^{\lambda_s - \lambda_t} - 1\big)\, \|\hat\varepsilon_u - \hat\varepsilon_c\|^2 : \label{eq-step-square} $$
 #

@@ -1,4 +1,4 @@
-"""The rules of weights, each against something independent: densities by hand, quadrature, the sampler's own algebra."""
+"""The rules of weights, each against something independent: densities by hand, quadrature, a sampler's algebra."""
 
 import math
 
@@ -93,7 +93,7 @@ def test_ramped_does_not_ask_the_classifier_where_gamma_stays():
 
 @pytest.mark.equation("eq-twisted-weight")
 def test_twisted_weights_make_the_next_population_exact_for_any_kernel_and_any_twist():
-    """Means under p_s psi_s / Z by quadrature, from one long step of a poor kernel and a twist that is no classifier."""
+    """Means under p_s psi_s / Z by quadrature, after one long step of a poor kernel; the twist is no classifier."""
     schedule, mixture = cosine(), FOUR.mixture()
     t, s = torch.tensor(0.7, dtype=F64), torch.tensor(0.3, dtype=F64)
 

@@ -145,8 +145,8 @@ def twisted_weight() -> Reading:
     twist = {t: chance(x, t) ** GAMMA for x, t in ((POINTS, T), (NEW, S))}
     rule = remedies.twisted(kernels.exact(MIXTURE, SCHEDULE), lambda x, t: GAMMA * chance(x, t).log())
     return Reading(
-        {r"\frac{w_s}{w_t}": rule(step, POINTS, NEW, T, S).exp(), "p(x_s | x_t)": free.exp(), "k(x_s | x_t)": moved.exp(),
-         r"\psi_s(x_s)": twist[S], r"\psi_t(x_t)": twist[T]}
+        {r"\frac{w_s}{w_t}": rule(step, POINTS, NEW, T, S).exp(), "p(x_s | x_t)": free.exp(),
+         "k(x_s | x_t)": moved.exp(), r"\psi_s(x_s)": twist[S], r"\psi_t(x_t)": twist[T]}
     )  # fmt: skip
 
 
@@ -167,7 +167,9 @@ def thinning() -> Reading:
 def ramped_weight() -> Reading:
     """A step so short that nothing moves, in which gamma grows by a tenth."""
     near, jump = torch.tensor(0.55 - 1e-7, dtype=F64), 0.1
-    rule = remedies.ramped(PAIR, lambda t: GAMMA if t > near else GAMMA + jump, SCHEDULE, lambda x, t: chance(x, t).log())
+    rule = remedies.ramped(
+        PAIR, lambda t: GAMMA if t > near else GAMMA + jump, SCHEDULE, lambda x, t: chance(x, t).log()
+    )
     step = Gaussian(POINTS, torch.zeros(()))
     cond, uncond = PAIR(POINTS, T)
     d_lambda = SCHEDULE.log_snr(near) - SCHEDULE.log_snr(T)
