@@ -294,7 +294,7 @@ assert round(float(few_left), -1) == 100
 assert round(float(few_left) / 1000 * 100) == 10
 
 # %% [markdown]
-# At $\gamma = 1.5$ three samplers meet one target, their means within 2.6 standard errors. (The rest in $\log Z$ at $\rho = 2$ shrinks with the steps: in the tests.) The last column is the *effective sample size*, $(\sum w)^2 / \sum w^2$: how many points of equal
+# At $\gamma = 1.5$ three samplers meet one target, their means within three standard errors. (The rest in $\log Z$ at $\rho = 2$ shrinks with the steps: in the tests.) The last column is the *effective sample size*, $(\sum w)^2 / \sum w^2$: how many points of equal
 # weight would be worth as much, as a share of all.
 #
 # ## At $\gamma = 3$ they disagree
