@@ -156,8 +156,10 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
         "power.sum(1) -> power.mean(1)": "weights count up to a factor",
     },
     "8.4": {
-        **{f"20.0 -> {other}": "the exercise says between -20 and 20, a wider search finds it too"
-           for other in ("21.0", "19.0", "40.0")},
+        **{
+            f"20.0 -> {other}": "the exercise says between -20 and 20, a wider search finds it too"
+            for other in ("21.0", "19.0", "40.0")
+        },
         **{f"100 -> {other}": "halved often enough" for other in (101, 99, 200)},
         "a -> abs(a)": "the exercise says a > 0",
         "gamma -> abs(gamma)": "the exercise says gamma >= 0",
@@ -186,7 +188,8 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
     "11.4": {"v -> abs(v)": "v is between 0 and 1"},
     "12.1": SAME_LEVELS,
     "12.2": SAME_LEVELS | {"s2 -> abs(s2)": "a variance is positive"},
-    "12.3": SAME_LEVELS | {
+    "12.3": SAME_LEVELS
+    | {
         "x - alpha * x0 -> alpha * x0 - x": "it is squared",
         "p -> abs(p)": "a probability is positive",
     },
@@ -205,6 +208,21 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
         "rho -> -rho": "it is squared",
         "rho -> abs(rho)": "it is squared",
         "q -> abs(q)": "a variance of noise is positive",
+    },
+    "18.1": {"eps_u - eps_c -> eps_c - eps_u": "it is squared"},
+    "18.2": {
+        "gamma -> abs(gamma)": "one thins with gamma >= 1 only",
+        "p_y -> abs(p_y)": "a probability is positive",
+    },
+    "18.3": {f"{name} -> abs({name})": "variances and a scale" for name in ("C", "U", "gamma")},
+    "18.4": {
+        **{f"1.0 -> {other}": "a search from below 1 finds it too" for other in (0.0, 0.5, -1.0)},
+        **{
+            f"64.0 -> {other}": "the exercise says below 64, a wider search finds it too"
+            for other in (65.0, 63.0, 128.0, 32.0)
+        },
+        **{f"60 -> {other}": "halved often enough" for other in (61, 59, 120)},
+        "gamma -> abs(gamma)": "the search looks at positive ones",
     },
 }
 

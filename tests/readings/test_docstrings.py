@@ -219,6 +219,7 @@ FORMULAS |= {
         {name: WORTH_LETTERS[name] for name in ("grad log h_t(x)", "tilted", "mean")}, {"tolerance": 1e-5}),
 }  # fmt: skip
 NOT_READ = {
+    "remedies.feynman_kac": "a rate, in differentials; it is read in chapter 18",
     "clean_classifier.gaussian_cloud": "an expectation over draws; read in chapter 12",
     "clean_classifier.logistic_cloud": "nearly true, to no order; read in chapter 12",
     "divergence.path_kl": "a sum over steps, in words; chapter 07 has it in symbols, and that is read",
