@@ -31,7 +31,8 @@ class feynman_kac(Part):
         d log w = gamma (gamma - 1) / 2 |eps_u - eps_c|^2 d lambda,     lambda the log-SNR, growing
 
     In `q = sigma^2 / alpha^2` and `z = x / alpha` it is `gamma (gamma - 1) / 2 |grad log p_q(y | z)|^2 dq`.
-    [eq-feynman-kac]  Over one step by the trapezoidal rule.
+    [eq-feynman-kac]  Over one step by the trapezoidal rule; over the last one, to the data, where there is no noise to
+    guess, by the square at its start times all that is left of q.
 
     Args: pair: both denoisers; `asked_once(pair)`, here and in the kernel, saves the second evaluation;  gamma: the
     scale by which the kernel guides, see `guidance`; one that depends on time is taken where the step starts.
@@ -46,6 +47,8 @@ class feynman_kac(Part):
         scale = scale_at(self.gamma, t, x[:, :1].flatten(1)[:, 0])
         if isinstance(scale, float) and scale in (0.0, 1.0):  # no guidance, no debt: nobody is asked
             return x.new_zeros(len(x))
+        if s == 0:  # in q: the square is |eps_u - eps_c|^2 / q, and q falls by q
+            return scale * (scale - 1) / 2 * self.rate(x, t)
         between = self.schedule.log_snr(s) - self.schedule.log_snr(t)
         return scale * (scale - 1) / 4 * (self.rate(x, t) + self.rate(new, s)) * between
 

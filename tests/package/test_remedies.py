@@ -168,3 +168,23 @@ def test_without_guidance_there_is_no_weight_and_nobody_is_asked(gamma):
     x = torch.randn(5, 2, generator=seeded(0), dtype=F64)
     got = remedies.feynman_kac(never, gamma, cosine())(Gaussian(x, torch.zeros(())), x, x, T, S)
     torch.testing.assert_close(got, torch.zeros(5, dtype=F64))
+
+
+@pytest.mark.equation("eq-weight-in-guesses")
+@pytest.mark.parametrize("schedule", [cosine(), vp_linear()], ids=["cosine", "vp_linear"])
+def test_the_step_to_the_data_adds_the_square_at_its_start_times_what_is_left_of_q(schedule):
+    mixture, label, t = random_mixture(3, [0, 1, 1, 2]), 1, torch.tensor(0.02, dtype=F64)
+    x = torch.randn(7, 3, generator=seeded(0), dtype=F64)
+    step, zero = Gaussian(x, torch.zeros(())), torch.zeros((), dtype=F64)
+    got = remedies.feynman_kac(mixture.pair(schedule, label), 3.0, schedule)(step, x, x, t, zero)
+    q = float((schedule.sigma(t) / schedule.alpha(t)) ** 2)
+    torch.testing.assert_close(got, 3 * slope(mixture, schedule, x, t, label).square().sum(1) * q)
+
+
+@pytest.mark.parametrize("schedule", [cosine(), vp_linear()], ids=["cosine", "vp_linear"])
+def test_a_run_to_the_data_themselves_has_the_weights_of_one_that_stops_just_before(schedule):
+    pair, x = THREE.mixture().pair(schedule, 0), torch.randn(200, 2, generator=seeded(3), dtype=F64)
+    kernel = kernels.ddim(guidance.classifier_free(pair, 1.5), schedule)
+    rule = remedies.feynman_kac(pair, 1.5, schedule)
+    ends = [particles.draw(kernel, rule, x, time_grid(100, end=end), seeded(0), below=0) for end in (0.0, 0.01)]
+    assert float((ends[0].log_weights - ends[1].log_weights).abs().max()) < 1e-2
