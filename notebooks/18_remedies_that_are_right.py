@@ -684,7 +684,7 @@ assert (tuned[best][0][0] - right[0]) / tuned[best][1][0] > 5 and far_off["Feynm
 assert all(((board[name][0][:2] - right) / board[name][1][:2]).abs().max() < 2 for name in ("guided late, 64", "guided late, 384", "not guided, thinned"))
 
 # %% [markdown]
-# (Late guidance took 151 answers and 50 of a classifier, thinning 471 for a sample that it keeps.) The target's mean is 2.87; the class has 1.51, and thinning keeps 0.42. *Noise and the corrector* help, and do not cure. *Tuned*, plain guidance comes near, with 3.5 where 8 was meant: found because the target was known, and its mean is still off by many standard errors. *Feynman-Kac* at this $\gamma$ is a lottery: means of its runs scatter by 0.3 and more, and the larger population is no better.
+# (Late guidance took 151 answers and 50 of a classifier, thinning 471 for a sample that it keeps.) The target's mean is 2.87; the class has 1.51, and thinning keeps 0.42. *Noise and the corrector* help, and do not cure. *Tuned*, plain guidance comes near, with 3.5 where 8 was meant: found because the target was known, and its mean is still off by many standard errors. *Feynman-Kac* at this $\gamma$ is a lottery: means of its runs scatter by 0.3 and more, the larger population is no better, nor in the tests is one of 1,024 points.
 # *Late guidance* has the right mean and blob within errors, in populations of 64 already, and so has *thinning*. (Two draws of the target are 0.17 apart; by that distance alone tuned guidance and late guidance in 64 are alike. Both winners ask a perfect classifier.)
 #
 # ## In practice
