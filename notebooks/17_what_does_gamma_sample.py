@@ -124,7 +124,7 @@ shown
 #
 # **Why?** At every noise level the guided guess is the score of a density: the noisy class, its odds sharpened *at that
 # level*. Think of these densities as a film of a crowd, one frame for each noise level, from pure noise to the data; and of the sampler as a
-# theatre that plays the film with living people. They take their places in the first frame. From then on the guesses tell
+# theatre that plays the film with living people. They take their places in the first frame, nearly: there all is noise. From then on the guesses tell
 # everybody where to walk, and this walk is made for one purpose: to undo a little noise. At $\gamma = 1$ it works: all frames show one crowd with less and less noise. At $\gamma = 4$ every
 # frame has been changed by itself. From one to the next people disappear here and appear there, besides the noise that is undone. The walk knows nothing of this. (Other arrows could
 # carry people there, but a score is all that the sampler has.) So they follow their arrows, and end in the wrong places.
@@ -176,8 +176,7 @@ shown
 
 # %% [markdown]
 # *Mean and share of the near blob at $\gamma = 4$: of the guided densities (film, dashed) and of the points that follow
-# their scores (theatre). The film returns to what was ordered, and the points stay behind. Blue: the same at $\gamma = 1$, where
-# the theatre, which starts from plain noise, finds the film.*
+# their scores (theatre). The film returns to what was ordered, and the points stay behind. Both theatres start from plain noise, around 0, and so beside their films; against the width of the crowd there, $\sqrt q$, this is little, and at $\gamma = 1$ (blue) the theatre finds the film.*
 #
 # The film's crowd begins far to the right: under much noise its mean is that of all data, moved $\gamma$ times the way to the class's. It is back in the end, for with little noise the points of class 1 are
 # sure of their class, and sharpening does nothing. Walking brings the points only part of the way. The rest is people who appear on the left and disappear on the
@@ -341,7 +340,7 @@ with plotting.style():
         axes[0].text(x, y, sign, fontsize=15, ha="center")
     for x, y, sign in ((-0.9, -0.2, "−"), (5.3, 0.2, "+")):
         axes[1].text(x, y, sign, fontsize=15, ha="center")
-    shown = plotting.show(figure, "17_made_and_missing", alt="Three maps of the plane at gamma 4. Left: at noise variance 1.44 mass is made on the left side of the guided density and taken on its right side. Middle: what came less what was ordered is negative over the left parts of both blobs and positive at the right edge of each. Right: the contours of the formula enclose the sampled points.")
+    shown = plotting.show(figure, "17_made_and_missing", alt="Three maps of the plane at gamma 4. Left: at noise variance 1.44 mass is made along the upper left edge of the guided density and taken inside, most of all at the near blob. Middle: what came less what was ordered is negative over the left parts of both blobs and positive at the right edge of each. Right: the contours of the formula enclose the sampled points.")
 shown
 
 # %% [markdown]
@@ -364,7 +363,7 @@ for gamma in (2.0, 4.0, 8.0):
 #
 # ## When is it right?
 #
-# With fine steps and a noisy start every sampler arrives, if nothing is made or taken. (For the noiseless one alone it would do that all bills are equal.) By $\eqref{eq-guided-mass}$ this is so if and only if, at every level $q$,
+# With fine steps and a noisy start every sampler arrives, if nothing is made or taken. (For the noiseless one alone it would be enough if all bills were equal.) By $\eqref{eq-guided-mass}$ this is so if and only if, at every level $q$,
 #
 # $$ \gamma\,(\gamma - 1)\, \big( \|g_q(x)\|^2 - \mathbb E_{\pi_q} \|g_q\|^2 \big) = 0 \quad \text{for all } x. \label{eq-constant-norm} $$
 #
@@ -545,8 +544,8 @@ assert found[3.6][-1] > 0.54 and found[12.0][-1] < 0.35
 apart = moved_out(12.0)
 for q in (8.0, 1.0):
     frame_q = GridDensity(lambda x, q=q: path.combined_log_density(apart, 1, 4.0, x, q), -38, 46, 200)
-    along_x1 = frame_q.weights.view(200, 200).sum(1)[91:120]
-    valley = float(along_x1.min() / min(along_x1[0], along_x1[-1]))
+    along_x1 = frame_q.weights.view(200, 200).sum(1)
+    valley = float(along_x1[92:119].min() / min(along_x1[:104].max(), along_x1[104:].max()))
     share = float(metrics.mode_weights(apart.given(1).noised(1.0, q**0.5), frame_q)[0])
     print(f"far blob at 12, q = {q:g}: the film has {share:.2f} in the near blob, and a valley of depth {1 - valley:.2f} between the blobs")
 
@@ -567,10 +566,10 @@ shown
 
 # %% [markdown]
 # *Share of the near blob at $\gamma = 4$ over the noise of the sampler, for a far blob that lies farther and farther out. Bars: two standard errors. More noise brings samples
-# nearer to the order, the less so the farther the blobs lie apart; at 12 the usual noise does nothing that these samples show.*
+# nearer to the order, and closes a smaller part of the gap the farther the blobs lie apart; at 12 the usual noise does nothing that these samples show.*
 #
-# With the far blob at 3.6, four times the noise brings back nearly all of the near blob. At 12 it does not. There the blobs begin to part at $q = 8$, while the film has only 30 % in the near one. At $q = 1$ nothing is left between
-# them, and the film has 57 %. The samples with much noise stay near the share that the film had at the parting. What still mixes, noise brings to the film; what has parted keeps about the share that the film had then, right or wrong. In your own code more noise is one argument, and a corrector one function:
+# With the far blob at 3.6, four times the noise brings back nearly all of the near blob. At 12 it does not. There the blobs are half parted at $q = 8$, while the film has only 30 % in the near one. At $q = 1$ nothing is left between
+# them, and the film has 57 %. What still mixes, noise brings to the film; what has parted, so that nobody crosses any more, keeps about the share that the film had then, right or wrong. More noise lowers that level, and slowly. In your own code more noise is one argument, and a corrector one function:
 
 # %%
 guided = guidance.classifier_free(mixture.pair(schedule, label=1), 4.0)
@@ -610,7 +609,7 @@ for name, scale in (("t > 0.5", lambda t: 4.0 if t > 0.5 else 1.0), ("t < 0.5", 
 # | report what your model samples | name sampler, noise, schedule of $\gamma$ and steps, not only $\gamma$ | near share at $\gamma = 4$: 0.306 without noise, 0.600 ordered |
 # | see modes vanish at large $\gamma$ | look at $\gamma = 1$ first: if they are there, guidance dropped them | bills grow faster than $\gamma\,(\gamma - 1)$ |
 # | want the order, and its modes lie close | more reverse noise, or corrector steps at $\gamma$ | near share 0.39 at the usual noise, 0.56 at four times it |
-# | want the order, and its modes lie far apart | do not count on noise; keep $\gamma$ near 1, or weigh samples ([chapter 18](18_remedies_that_are_right.ipynb)) | with more noise, shares go towards those of the film at the parting, not of the order |
+# | want the order, and its modes lie far apart | do not count on noise; keep $\gamma$ near 1, or weigh samples ([chapter 18](18_remedies_that_are_right.ipynb)) | shares are those of the film where the last points cross; more noise lowers that level slowly |
 # | have classes that are sure anyway | take $\gamma = 1$; if you guide for looks, say so | the order at 8 is that at 1 to $9 \cdot 10^{-6}$ nats; the samples are not |
 # | must guide, and want to keep the shares | try guiding only below the noise level at which the modes have parted, and see whether it still does what you guide for | here, on this schedule, at $t < 0.5$ alone the near blob kept 0.62, at $t > 0.5$ alone 0.31 |
 #
@@ -731,7 +730,7 @@ exercises.check("17.4", guided_mean)
 #    would have to be made at the rate $\frac12 \gamma\,(\gamma - 1)\, \big(\|\nabla \log p_q(y \mid x)\|^2 - \text{mean}\big)$, and a sampler with guided scores and noise $\rho$ only undoes noise.
 # 2. Noiseless guidance samples the order times $e^{-\text{bill}}$, the bill being $\frac12 \gamma\,(\gamma - 1)$ times the squared classifier gradient gathered along a point's path: exactly, for exact guesses, fine steps and a noisy enough start.
 # 3. The guided densities diffuse if $\gamma$ is 0 or 1, or if that gradient has one length everywhere, at every level, and only then; for a class among the data it has not, unless the label says nothing.
-# 4. Finer steps of the same sampler lead to its limit, which is not the order. More reverse noise draws the shares towards those of the film at the level where the modes part: nearly the order with the far blob at 3.6, far from it with the far blob at 12.
+# 4. Finer steps of the same sampler lead to its limit, which is not the order. More reverse noise draws the shares towards those of the film at the lowest level where points still cross between the modes, and lowers that level slowly: at four times the noise nearly the order with the far blob at 3.6, far from it with the far blob at 12.
 # 5. So the order says little about the samples: here it is the same at $\gamma = 1$ and 8 to $9 \cdot 10^{-6}$ nats, and where 60 % were ordered in the near blob, 10 % came.
 #
 # **Where it comes from.** That guidance is not sampling from $p(x)\, p(y \mid x)^\gamma$, the two Gaussian variances without noise and with the usual noise, and the reading as predictor and corrector: [Bradley & Nakkiran
@@ -813,7 +812,7 @@ print("log density at the centres, near and far: ordered {:.1f} and {:.1f},".for
 #
 # *For you if you want to see the package's own steps meet $\eqref{eq-any-noise-variance}$, in variance-preserving variables and without sampling.*
 #
-# For these Gaussians every step multiplies $x_t$ by a number and adds noise, so variances can be carried along exactly, and all that is left is the error of the steps. (Both variances are divided by $\alpha^2$ of the last time.)
+# For these Gaussians every step multiplies $x_t$ by a number and adds noise, so variances can be carried along exactly, and all that is left is the error of the steps. (What is carried is divided by $\alpha^2$ of the last time, since the formula is for $\bar x$.)
 
 # %%
 def one_gaussian(variance):
@@ -925,7 +924,7 @@ assert divergence < 1e-4 and moved_mean > 2.5
 # *For you if you ask whether any of this is seen on pictures. It measures the shipped digits, and says what that leaves open.*
 #
 # A hundred digits, ten of each, at $\gamma$ = 1, 2 and 4 from the same starting noises, in 8 steps without noise. In the features of the judge, a network that classifies digits: how far does a digit move from where it was at $\gamma = 1$,
-# along the way from the mean of all real digits to the mean of its class, in units of this way? And how large is the spread within a class? (The mean of a digit's class is taken over the nine others of its class, or its own noise would count.)
+# along the way from the mean of all real digits to the mean of the digits of its class drawn at $\gamma = 1$, in units of this way? And how large is the spread within a class? (The mean of a digit's class is taken over the nine others of its class, or its own noise would count.)
 
 # %%
 network, judge = (checkpoints.load(name).network for name in ("denoiser", "judge"))
