@@ -176,7 +176,7 @@ shown
 
 # %% [markdown]
 # *Mean and share of the near blob at $\gamma = 4$: of the guided densities (film, dashed) and of the points that follow
-# their scores (theatre). The film returns to what was ordered, and the points stay behind. Both theatres start from plain noise, around 0, and so beside their films; against the width of the crowd there, $\sqrt q$, this is little, and at $\gamma = 1$ (blue) the theatre finds the film.*
+# their scores (theatre). The film returns to what was ordered, and the points stay behind. Both theatres start from plain noise, beside their films; at $\gamma = 1$ (blue) the theatre finds the film all the same.*
 #
 # The film's crowd begins far to the right: under much noise its mean is that of all data, moved $\gamma$ times the way to the class's. It is back in the end, for with little noise the points of class 1 are
 # sure of their class, and sharpening does nothing. Walking brings the points only part of the way. The rest is people who appear on the left and disappear on the
@@ -485,7 +485,7 @@ print(f"order: {order_variance:.4f}; DDIM has {path.guided_variance(0.5, 3.0, 4.
 #
 # The first part is a noiseless *conditional* step, a predictor that is right. The second, with the noise $\rho^2\, dq$, is Langevin dynamics, which leaves the density $\pi_q$ of another scale $\gamma'$, for $\gamma > 1$ a *larger* one, alone and draws
 # all others towards it; for DDPM, $\rho = 1$, it is $2 \gamma - 1$ ([Bradley & Nakkiran (2024)](https://arxiv.org/abs/2408.09000)). So guided DDPM at 4 is
-# conditional DDIM, corrected towards 7 for a short time at every level. With more and more noise $\gamma' \to \gamma$, and time grows; modes far apart need very much of it. The fields are equal; and so, as steps get finer, are the samples, with the same noises:
+# conditional DDIM, corrected towards 7 for a short time at every level. With more and more noise $\gamma' \to \gamma$, and there is more time. The fields are equal; and so, as steps get finer, are the samples, with the same noises:
 
 # %%
 def field(mixture, gamma):
@@ -569,7 +569,7 @@ shown
 # nearer to the order, and closes a smaller part of the gap the farther the blobs lie apart; at 12 the usual noise does nothing that these samples show.*
 #
 # With the far blob at 3.6, four times the noise brings back nearly all of the near blob. At 12 it does not. There the blobs are half parted at $q = 8$, while the film has only 30 % in the near one. At $q = 1$ nothing is left between
-# them, and the film has 57 %. What still mixes, noise brings to the film; what has parted, so that nobody crosses any more, keeps about the share that the film had then, right or wrong. More noise lowers that level, and slowly. In your own code more noise is one argument, and a corrector one function:
+# them, and the film has 57 %. What still mixes, noise brings to the film; what has parted, so that nobody crosses any more, keeps about the share that the film had then, right or wrong. More noise lowers that level slowly. In your own code more noise is one argument, and a corrector one function:
 
 # %%
 guided = guidance.classifier_free(mixture.pair(schedule, label=1), 4.0)

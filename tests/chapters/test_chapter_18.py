@@ -8,6 +8,7 @@ import torch
 from difflesson import guidance, kernels, metrics, particles, plane, remedies
 from difflesson.denoiser import Pair, Prediction, network_pair
 from difflesson.digits import checkpoints
+from difflesson.digits import metrics as digit_metrics
 from difflesson.grid import GridDensity
 from difflesson.mixture import GaussianMixture
 from difflesson.samplers import draw, time_grid
@@ -479,3 +480,22 @@ def test_at_gamma_8_populations_of_1024_are_a_lottery_as_well():
     assert torch.stack(means).std() > 0.3 and sum(distances) / 8 > 2 * 0.23
 
 
+@pytest.mark.nightly
+def test_on_digits_weights_give_back_spread_that_half_the_scale_took():
+    """64 eights, mean square distance from their mean in the judge's features: plain, guided at 1.5, and weighed."""
+    shipped, judge = checkpoints.load("denoiser"), checkpoints.load("judge").network
+    pair = network_pair(shipped.network, shipped.schedule, 8)
+    walk = shipped.schedule.time(torch.linspace(-9, 8, 17, dtype=F64))
+    noise = torch.randn(64, 1, 28, 28, generator=seeded(41))
+    kernel = kernels.ddpm(guidance.classifier_free(pair, 1.5), shipped.schedule)
+    crowd = particles.draw(kernel, remedies.feynman_kac(pair, 1.5, shipped.schedule), noise, walk, seeded(42))
+    clouds = {
+        "plain": draw(kernels.ddpm(pair.cond, shipped.schedule), noise, walk, seeded(42)),
+        "guided": draw(kernel, noise, walk, seeded(42)),
+        "weighed": crowd.chosen(particles.systematic(crowd.log_weights, seeded(43))).x,
+    }
+    spread = {}
+    for name, cloud in clouds.items():
+        features = digit_metrics.judged(judge, cloud)[0]
+        spread[name] = float((features - features.mean(0)).square().sum(1).mean())
+    assert 2 * spread["guided"] < 1.1 * spread["plain"] and 1.3 * spread["guided"] < spread["weighed"]
