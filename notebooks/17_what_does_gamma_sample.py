@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 17 · What does $\gamma$ sample?
+# # 17 · What does γ sample?
 #
 # You ask for a class with $\gamma = 4$. The usual line on the slide says what you get: the class with its odds
 # sharpened, $p(x)\, p(y \mid x)^\gamma / Z$. [Chapter 11](11_classifier_free_guidance.ipynb#what-does-gamma-1-sample) sampled with exact guesses and got something else.
