@@ -266,5 +266,5 @@ def _download_unpacked(url: str, output_file: str, _) -> None:
         if thread.is_alive():
             raise TimeoutError(f"less than {CHUNK} bytes in {PATIENCE:g} seconds")
     if failures:
-        raise failures[0]
+        raise failures.pop()  # kept in the list, it would keep its own frame, and the open socket in it
     Path(output_file).write_bytes(_unpack(packed.getvalue()))
