@@ -126,18 +126,12 @@ def train(
     accelerate.
     """
     accelerator = start_accelerator(recipe, device, precision)
-    state, final = folder / f"{recipe.task}-state.safetensors", folder / f"{recipe.task}.safetensors"
-    if final.is_file() and not state.exists() and not force:
-        raise ValueError(f"folder holds a finished network ({final}); choose another, or use force (--force)")
+    state, final = _places(recipe, folder, force)
     setting = {
         "device": accelerator.device.type, "precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes, "compiled": compiled,
     }  # fmt: skip
-    network = build(recipe).to(accelerator.device)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
-    )
+    network, average, optimizer = _beginning(recipe, accelerator.device)
     start, seconds, losses, versions = states.restore(state, recipe, setting, network, average, optimizer)
     digits = data.load(recipe.data, "train", data_folder)
     if accelerator.is_main_process:
@@ -147,12 +141,7 @@ def train(
     model = torch.compile(wrapped) if compiled else wrapped
     share = recipe.batch // accelerator.num_processes
     mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-    shown = progress and accelerator.is_main_process
-    bar = tqdm(
-        range(start, recipe.steps), initial=start, total=recipe.steps, desc=recipe.task, mininterval=1,
-        disable=None if shown else True, file=sys.stderr,
-    )  # fmt: skip
-    lines = Lines(recipe, start) if shown and bar.disable else None
+    bar, lines = _shown(recipe, start, progress and accelerator.is_main_process)
     clock, recent = time.monotonic() - seconds, []
     for step in bar:
         chosen = batch_indices(recipe, len(images), step)[mine].to(accelerator.device)
@@ -178,6 +167,33 @@ def train(
         state.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return final
+
+
+def _places(recipe: Recipe, folder: Path, force: bool) -> tuple[Path, Path]:
+    """Of the state and of the checkpoint.  Raises: ValueError if there is a finished network, unless by force."""
+    state, final = folder / f"{recipe.task}-state.safetensors", folder / f"{recipe.task}.safetensors"
+    if final.is_file() and not state.exists() and not force:
+        raise ValueError(f"folder holds a finished network ({final}); choose another, or use force (--force)")
+    return state, final
+
+
+def _beginning(recipe: Recipe, device: torch.device) -> tuple[torch.nn.Module, AveragedModel, torch.optim.AdamW]:
+    """Network, average and optimiser before the first step."""
+    network = build(recipe).to(device)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
+    )
+    return network, average, optimizer
+
+
+def _shown(recipe: Recipe, start: int, shown: bool) -> tuple[tqdm, "Lines | None"]:
+    """The steps to come, as a bar on a terminal, and what says lines elsewhere."""
+    bar = tqdm(
+        range(start, recipe.steps), initial=start, total=recipe.steps, desc=recipe.task, mininterval=1,
+        disable=None if shown else True, file=sys.stderr,
+    )  # fmt: skip
+    return bar, Lines(recipe, start) if shown and bar.disable else None
 
 
 def _take_step(recipe, step, accelerator, model, network, optimizer, images, labels) -> Tensor:
