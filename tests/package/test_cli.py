@@ -25,21 +25,6 @@ SMALL = {"widths": (8, 16), "embedding": 16}
 
 
 @pytest.fixture
-def difflesson(monkeypatch, capsys, tmp_path):
-    """Run the command line in this process, in an empty folder: `difflesson("sample", "--label", 7)`."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["difflesson", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=stop.value.code or 0, out=out, err=err)
-
-    return run
-
-
-@pytest.fixture
 def offline(monkeypatch):
     """No connection leaves this process."""
 

@@ -1,34 +1,16 @@
-"""What these tests share: the command line run in this process, a training run of a second, and a disk that is full."""
+"""What these tests share: a training run of a second, and a disk that is full."""
 
-import sys
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import accelerate.utils  # noqa: F401  seconds to import, which no test should be charged with
 import matplotlib
 import pytest
 import sklearn.datasets  # noqa: F401
 
-from difflesson import cli
 from difflesson.digits import recipes, training
 
 matplotlib.use("Agg")
-
-
-@pytest.fixture
-def difflesson(monkeypatch, capsys, tmp_path):
-    """Run the command line in an empty folder, on the CPU: `difflesson("sample", "--label", 7)`."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["difflesson", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=stop.value.code or 0, out=out, err=err)
-
-    return run
 
 
 @pytest.fixture(scope="session")
