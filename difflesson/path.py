@@ -72,8 +72,9 @@ def sampled_log_prob(mixture: GaussianMixture, label: int, gamma: float, x: Tens
     begun, energy = follow(mixture, label, gamma, x, levels)
     top = levels[-1]
     start = -(begun.square().sum(1) / top + begun.shape[1] * torch.log(2 * math.pi * top)) / 2
-    ends = (combined_log_density(mixture, label, gamma, *end) for end in ((x, levels[0]), (begun, top)))
-    return next(ends) - gamma * (gamma - 1) / 2 * energy + start - next(ends)
+    w_0 = combined_log_density(mixture, label, gamma, x, levels[0])
+    w_top = combined_log_density(mixture, label, gamma, begun, top)
+    return w_0 - gamma * (gamma - 1) / 2 * energy + start - w_top
 
 
 def guided_variance(class_variance: float, data_variance: float, gamma: float, rho: float) -> float:
