@@ -2,10 +2,18 @@
 
 Torch stretches an axis of length one, and counts axes from the last: (batch, 1) or (batch,) beside (batch, d) would be
 combined without a word, the second point with coordinate where batch is d. So every such place asks `check_shape`.
+
+Values are looked at on the CPU alone. On an accelerator a look makes the host wait until the device has come so far, in
+every step of a sampling loop; there NaN or a label too large is not an error but shows in what comes out.
 """
 
 import torch
 from torch import Tensor
+
+
+def holds(condition: Tensor) -> bool:
+    """Whether truth values are all true; those on an accelerator are not looked at, and count as true."""
+    return condition.device.type != "cpu" or bool(condition.all())
 
 
 def check_shape(name: str, value, *allowed: tuple[int, ...]) -> None:

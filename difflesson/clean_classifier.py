@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difflesson.checks import check_shape
+from difflesson.checks import check_shape, holds
 from difflesson.denoiser import Denoiser, predict
 from difflesson.divergence import hermite, step_nodes
 from difflesson.mixture import GaussianMixture
@@ -117,7 +117,7 @@ class gaussian_cloud(Part):
 
     Exact where the clean points that x may come from are Gaussian. By Gauss-Hermite quadrature, `order^d` questions to
     the classifier a point, so for a few dimensions; in many, draw z.  Args: order: nodes per dimension.
-    Raises: ValueError where the covariance is not positive definite, as a learned denoiser's may be.
+    Raises: ValueError where the covariance is not positive definite, as a learned denoiser's may be; NaN on a GPU.
     Source: Song et al. 2023 (proceedings.mlr.press/v202/song23k.html) with one variance for all directions.
     """
 
@@ -129,8 +129,9 @@ class gaussian_cloud(Part):
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         z, weights = (part.to(x) for part in hermite(self.order, x.shape[1]))  # (M, d), (M,)
         root, failed = torch.linalg.cholesky_ex(clean_cov(self.denoiser, self.schedule, x, t))
-        if bool(failed.any()):
+        if not holds(failed == 0):
             raise ValueError(f"the covariance must be positive definite, at {int((failed > 0).sum())} points it is not")
+        root = root.masked_fill((failed != 0)[:, None, None], math.nan)  # where nobody looked
         points = predict(self.denoiser, x, t).x0 + torch.einsum("nij,mj->mni", root, z)  # (M, N, d)
         return (asked(self.log_prob, points) + weights.log()[:, None]).logsumexp(0)
 
@@ -143,6 +144,6 @@ def logistic_cloud(logit: Tensor, variance: Tensor) -> Tensor:
     Args: logit: at the centre, (N,);  variance: of the logit over the cloud, k^T Cov k for its slope k, (N,), at least
     0.  Raises: ValueError if a variance is negative.  Source: MacKay 1992 (doi 10.1162/neco.1992.4.5.720).
     """
-    if not bool((variance >= 0).all()):
+    if not holds(variance >= 0):
         raise ValueError(f"variance must be at least 0, the smallest is {float(variance.min())}")
     return torch.nn.functional.logsigmoid(logit / (1 + math.pi * variance / 8).sqrt())

@@ -6,12 +6,14 @@ How strong is my guidance: GUIDANCE, `guidance_scale`. How noisy is my image: NO
 over one step: STEPS, `between`, `reverse_std`, `vp_sde`. What does my network output: OUTPUTS, `convert`.
 `card` lists it all, and how a row was checked: "code" (that file was read in that repository), "copy" (it was
 read in a copy), "blog" (read in a copy), "paper" (as the paper states it; not compared with any code).
+Values are checked on the CPU alone, see `checks`.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from difflesson.checks import holds
 from difflesson.denoiser import Prediction
 
 # name: (offset, their symbol, checked in, source), and gamma = their scale + offset: only their zeros differ
@@ -112,7 +114,7 @@ def _pick(table: dict, argument: str, name: str):
 
 def _tensor(argument: str, value) -> Tensor:
     value = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-    if not value.isfinite().all():
+    if not holds(value.isfinite()):
         raise ValueError(f"{argument} must be finite, got {value}")
     return value if value.is_floating_point() else value.double()
 
@@ -122,7 +124,7 @@ def _alpha_sigma(pair, given: str = "(alpha, sigma)") -> tuple[Tensor, Tensor]:
         raise ValueError(f"{given} must be a pair")
     alpha, sigma = (v if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64) for v in pair)
     close = (alpha**2 + sigma**2 - 1).abs() <= 1e-6  # schedules come in float32
-    if not (close & (alpha >= 0) & (sigma >= 0)).all():  # nan is not close to anything
+    if not holds(close & (alpha >= 0) & (sigma >= 0)):  # nan is not close to anything
         raise ValueError(f"{given}: need alpha, sigma >= 0, alpha^2 + sigma^2 = 1, got {alpha}, {sigma}")
     return alpha, sigma
 
@@ -147,7 +149,7 @@ def guidance_scale(value, source: str, target: str = "gamma"):
     """
     result = value + _pick(GUIDANCE, "source", source)[0] - _pick(GUIDANCE, "target", target)[0]
     for argument, name, scale in (("value", source, value), ("result", target, result)):
-        if (_tensor(argument, scale) < LOWEST.get(name, -torch.inf)).any():
+        if not holds(_tensor(argument, scale) >= LOWEST.get(name, -torch.inf)):
             raise ValueError(f"{argument} = {scale}: {name!r} has no guidance below {LOWEST[name]}")
     return result
 
@@ -193,7 +195,7 @@ def between(alpha_s, sigma_s, alpha_t, sigma_t) -> tuple[Tensor, Tensor]:
     """
     alpha_s, sigma_s = _alpha_sigma((alpha_s, sigma_s), "(alpha_s, sigma_s)")
     alpha_t, sigma_t = _alpha_sigma((alpha_t, sigma_t), "(alpha_t, sigma_t)")
-    if (alpha_s == 0).any() or (alpha_t > alpha_s).any():
+    if not holds((alpha_s > 0) & (alpha_t <= alpha_s)):
         raise ValueError(f"need alpha_s > 0 and alpha_s >= alpha_t, got {alpha_s} and {alpha_t}")
     ratio = alpha_t / alpha_s
     return ratio, (sigma_t**2 - ratio**2 * sigma_s**2).clamp(min=0).sqrt()
@@ -233,8 +235,8 @@ def convert(value: Tensor, source: str, target: str, x: Tensor, alpha, sigma) ->
     if source == target:
         return value
     result = answer(predict(x, value, alpha, sigma), alpha, sigma)
-    lost = source == "score" and target != "eps" and bool((sigma == 0).any())  # -sigma score is 0, whatever eps was
-    if lost or not result.isfinite().all():
+    lost = source == "score" and target != "eps" and not holds(sigma > 0)  # -sigma score is 0, whatever eps was
+    if lost or not holds(result.isfinite()):
         raise ValueError(f"{source} -> {target} is singular at alpha = {alpha}, sigma = {sigma}")
     return result
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from difflesson.checks import check_shape
+from difflesson.checks import check_shape, holds
 from difflesson.parts import Part
 from difflesson.schedule import Schedule, as_time, expand_as
 
@@ -111,13 +111,16 @@ class Pair(Part):
 
 
 def check_labels(label: int | Tensor, classes: int) -> Tensor:
-    """Labels as an int64 tensor, () or (batch,).  Raises: ValueError if out of 0..classes-1 or of the wrong shape."""
+    """Labels as an int64 tensor, () or (batch,).
+
+    Raises: ValueError if one is out of 0..classes-1 (on the CPU), or they are of another shape or type.
+    """
     label = torch.as_tensor(label)
     if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
         raise ValueError(f"label must be an integer or a tensor of integers, got dtype {label.dtype}")
     if label.dim() > 1:
         raise ValueError(f"label must be one integer or have shape (batch,), got {tuple(label.shape)}")
-    if label.numel() and not (0 <= int(label.min()) and int(label.max()) < classes):
+    if not holds((label >= 0) & (label < classes)):
         raise ValueError(f"label must lie in 0..{classes - 1}, got {label.unique().tolist()}")
     return label.long()
 

@@ -46,7 +46,7 @@ def check_scale(gamma: float | Tensor) -> float | Tensor:
     if value.dim() > 1 or value.is_complex() or known and not bool(value.isfinite().all()):
         raise ValueError(f"gamma must be one finite number (or one a point, of shape (batch,)), got {gamma}")
     if value.numel() == 1:
-        return value.reshape(()) if value.requires_grad else float(value)
+        return float(value) if known and not value.requires_grad else value.reshape(())
     return value
 
 
@@ -168,7 +168,7 @@ def linearise(log_prob: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: float 
     Returns: a function of x_s (..., batch, d) and s with values (..., batch); ValueError if x_s has another d.
     """
     with torch.enable_grad():
-        time = as_time(t).detach().requires_grad_()
+        time = as_time(t).detach().to(x.device).requires_grad_()
         value = log_prob(x.detach(), time)
         # One time, many values: differentiate a weighted sum in time, then the result in the weights.
         weights = torch.ones_like(value).requires_grad_()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difflesson.checks import check_shape
+from difflesson.checks import check_shape, holds
 from difflesson.chunks import chunked
 from difflesson.denoiser import Pair, Prediction, check_labels, expand_label
 from difflesson.noise import standard_normal
@@ -120,7 +120,7 @@ class GaussianMixture:
         """
         index = self._of(label)
         total = self.weights[index].sum()
-        if not bool(total > 0):
+        if not holds(total > 0):
             raise ValueError(f"label must have positive weight, {label} has none; labels: {sorted(set(self.labels))}")
         parts = (a[index] for a in (self.means, self.variances, self.axes))
         return self._like(self.weights[index] / total, *parts, tuple(self.labels[i] for i in index))
@@ -152,7 +152,7 @@ class GaussianMixture:
         return x
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """`log p(x)`, (N,).  [eq-mixture]  Raises: ValueError on a wrong shape, dtype or NaN (so do all below)."""
+        """`log p(x)`, (N,).  [eq-mixture]  Raises: ValueError on a wrong shape, dtype or (on the CPU) NaN; so below."""
         return chunked(lambda part: self._whitened(part)[1].logsumexp(0), self._checked(x))
 
     def score(self, x: Tensor) -> Tensor:
@@ -293,4 +293,4 @@ def _among(mixture: GaussianMixture, log: Tensor, label: Tensor | None = None) -
 
 
 def _finite(x: Tensor) -> bool:
-    return bool(torch.isfinite(x).all())
+    return holds(torch.isfinite(x))

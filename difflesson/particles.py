@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from difflesson.checks import holds
 from difflesson.kernels import Kernel
 from difflesson.parts import Part
 from difflesson.samplers import checked_run, checked_state
@@ -36,14 +37,14 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     Only the ratios of the weights matter, so a constant may be added to all logarithms.
     Args: log_weights: (N, ...), at least one finite in each column; minus infinity is a weight of zero.
     Returns: one number a column, shape (...).
-    Raises: ValueError if there is no weight, a NaN or plus infinity, or a column has no finite one.
+    Raises: ValueError if there is no weight, a NaN or plus infinity, or a column has no finite one (on the CPU).
     Source: Kong, Liu & Wong 1994 (doi 10.1080/01621459.1994.10476469).
     """
     if log_weights.dim() < 1 or not log_weights.is_floating_point() or len(log_weights) < 1:
         raise ValueError(f"log_weights must be floats (N, ...), got {log_weights.dtype} {tuple(log_weights.shape)}")
-    if bool((log_weights.isnan() | (log_weights == torch.inf)).any()):
+    if not holds(log_weights < torch.inf):
         raise ValueError("log_weights must be below infinity, they contain NaN or plus infinity")
-    if not bool(log_weights.isfinite().any(0).all()):
+    if not holds(log_weights.isfinite().any(0)):
         raise ValueError("log_weights must have a finite one in every column, a column has none")
     return torch.exp(2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0))
 
@@ -158,7 +159,10 @@ def _walk(kernel, rule, now, times, generator, after, resample, below):
     yield now
     for t, s in zip(times[:-1], times[1:], strict=True):
         with torch.no_grad():
-            if now.ess < below * len(now.x) * (1 - 1e-9):
+            ess = float(now.ess)  # on an accelerator the one look at values in a step
+            if math.isnan(ess):
+                raise ValueError("rule must give numbers below infinity, and leave a particle with a weight above zero")
+            if ess < below * len(now.x) * (1 - 1e-9):
                 now = _resampled(now, resample(now.log_weights, generator), (kernel, rule))
             step = kernel(now.x, t, s)
             new = checked_state("kernel", step.sample(generator), now.x)
@@ -183,7 +187,8 @@ def _looked_up(log_weights: Tensor, places: Tensor) -> Tensor:
     """For each place in [0, 1) the index in whose part of the cumulated weights it lies, (count,)."""
     weights = log_weights.double().softmax(0)
     upto = weights.cumsum(0)
-    last = weights.nonzero()[-1, 0]  # rounding must not lead past the last point with a weight
+    # Rounding must not lead past the last point with a weight.
+    last = (torch.arange(len(weights), device=weights.device) * (weights > 0)).max()
     return torch.searchsorted(upto / upto[-1], places, right=True).clamp(max=last)
 
 
@@ -204,9 +209,9 @@ def _checked(name: str, added: Tensor, x: Tensor, before: Tensor | float) -> Ten
     if not isinstance(added, Tensor) or added.shape != x.shape[:1] or not added.is_floating_point():
         got = f"{added.dtype} {tuple(added.shape)}" if isinstance(added, Tensor) else repr(added)
         raise ValueError(f"{name} must give one float for each particle, shape ({len(x)},), got {got}")
-    if bool((added.isnan() | (added == torch.inf)).any()):
+    if not holds(added < torch.inf):
         raise ValueError(f"{name} must give numbers below infinity, it gave NaN or plus infinity")
     after = before + added.detach().double()
-    if not bool(after.isfinite().any()):
+    if not holds(after.isfinite().any()):
         raise ValueError(f"{name} left no particle with a weight above zero")
     return after

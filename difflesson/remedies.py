@@ -107,9 +107,11 @@ class asked_once(Remembering):
 
     def __call__(self, x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
         kept, time = self.recall(), torch.as_tensor(t)
-        if not (kept and kept["x"].shape == x.shape and torch.equal(kept["t"], time) and torch.equal(kept["x"], x)):
+        known = kept and kept["x"].shape == x.shape and torch.equal(kept["t"], time)
+        if not (known and (kept["x"] is x or torch.equal(kept["x"], x))):  # a look at values: once after resampling
             (c0, ce), (u0, ue) = self.pair(x, t)
-            kept |= {"x": x, "t": time, "c0": c0, "ce": ce, "u0": u0, "ue": ue}
+            kept |= {"t": time, "c0": c0, "ce": ce, "u0": u0, "ue": ue}
+        kept["x"] = x
         return Prediction(kept["c0"], kept["ce"]), Prediction(kept["u0"], kept["ue"])
 
     @property

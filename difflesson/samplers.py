@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from difflesson.checks import holds
 from difflesson.kernels import Kernel
 from difflesson.parts import Part
 from difflesson.schedule import Schedule, as_time
@@ -46,8 +47,8 @@ def sample(
     only kernels without noise do without;  after: `after(x, t, s) -> x`, called with the new x after each step from t
     to s: a corrector, a projection, a record of what happens. What it returns goes on.
     Gradients are off inside a step (guidance switches them on for itself). Every run begins with an empty memory.
-    Raises: ValueError if times are out of order or range, x has NaN or infinity, a generator is missing, or the
-    kernel or `after` returns another shape or dtype.
+    Raises: ValueError if times are out of order or range, x has NaN or infinity (on the CPU), a generator is missing,
+    or the kernel or `after` returns another shape or dtype.
     """
     times = checked_run(x, times)
     states = _walk(kernel.start() if isinstance(kernel, Part) else kernel, x.clone(), times, generator, after)
@@ -62,7 +63,7 @@ def checked_run(x: Tensor, times: Tensor) -> Tensor:
         raise ValueError(f"times must be at least two, all decreasing or all increasing, got {times.tolist()}")
     if not bool(((times >= 0) & (times <= 1)).all()):
         raise ValueError(f"times must lie in [0, 1], got {times.tolist()}")
-    if not x.is_floating_point() or x.dim() < 2 or not bool(torch.isfinite(x).all()):
+    if not x.is_floating_point() or x.dim() < 2 or not holds(torch.isfinite(x)):
         raise ValueError(f"x must be finite floats of shape (batch, *data), got {x.dtype} {tuple(x.shape)}")
     return times
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from difflesson.checks import check_shape
+from difflesson.checks import check_shape, holds
 from difflesson.chunks import one_thread
 from difflesson.noise import standard_normal
 
@@ -95,7 +95,7 @@ class FullGaussian:
         if curvature is not None:
             check_shape("curvature", curvature, cov.shape)
             precision = torch.linalg.inv(cov) - curvature
-            if not bool((torch.linalg.eigvalsh(precision) > 0).all()):
+            if not holds(torch.linalg.eigvalsh(precision) > 0):
                 raise ValueError("curvature must leave cov^-1 - curvature positive definite; take a shorter step")
             cov = torch.linalg.inv(precision)
         return FullGaussian(self.mean + (cov @ g[:, :, None])[:, :, 0], cov)
