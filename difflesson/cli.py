@@ -1,8 +1,8 @@
 """The command line: `difflesson tour | sample | train | evaluate`."""
 
-import gc
 import inspect
 import json
+import os
 import subprocess
 import sys
 import time
@@ -13,7 +13,7 @@ import torch
 import typer
 
 from difflesson import __version__
-from difflesson.digits import checkpoints, data, metrics, recipes, sampling, training
+from difflesson.digits import checkpoints, data, metrics, recipes, sampling, sheets, streaming, training
 from difflesson.digits.networks import DigitClassifier, DigitUNet
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -26,12 +26,13 @@ Steps = Annotated[int, typer.Option(min=2, help="Sampling steps.")]
 Sampler = Annotated[str, typer.Option(help=f"One of {', '.join(sampling.SAMPLERS)}.")]
 Network = Annotated[str, typer.Option("--network", help='"denoiser" (shipped), or a .safetensors file of your own.')]
 Precision = Annotated[str | None, typer.Option(help='"no" or "bf16"; by default bf16 on CUDA.')]
-PAGE = 640  # digits in one picture: whole rows of 8 and of 10
 
 
 def pick_device(device: str | None) -> torch.device:
     """The device asked for, else CUDA where there is one, else the CPU.  Raises: ValueError if it cannot be used."""
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
+    if device == "cuda" and "LOCAL_RANK" in os.environ:  # one of several processes: each has its own GPU
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         float(torch.zeros((), device=device))  # the device "meta" has shapes and no numbers
         return torch.device(device)
@@ -62,6 +63,16 @@ def load_networks(
     return denoiser, card, guide
 
 
+def path_of(network: str) -> Path:
+    """The file of a network that is given as one, or as the name of a shipped one."""
+    return Path(network) if Path(network).suffix else checkpoints.shipped(network)
+
+
+def fingerprint(network: str) -> str:
+    """The checksum of a network's weights and blueprint."""
+    return checkpoints.checksum(*checkpoints.load_tensors(path_of(network)))
+
+
 def check_size(name: str, denoiser: torch.nn.Module, other_name: str, other: torch.nn.Module) -> None:
     """Raises: ValueError if two networks are made for images of different sizes."""
     here, there = denoiser.size, other.size
@@ -89,7 +100,7 @@ def options(
 
 @app.command()
 def sample(
-    label: Annotated[int | None, typer.Option(help="Digit to draw, 0-9; by default all ten, a column each.")] = None,
+    label: Annotated[int | None, typer.Option(help="Digit to draw, 0-9; by default all ten in turn.")] = None,
     gamma: Annotated[float, typer.Option(help="Guidance scale: 0 ignores the label, 1 is plain conditional.")] = 2.0,
     count: Annotated[int, typer.Option(min=1, help="How many digits.")] = 64,
     steps: Steps = 16,
@@ -99,43 +110,45 @@ def sample(
     seed: Seed = 0,
     device: Device = None,
     precision: Precision = None,
-    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("figures/sample.png"),
+    batch: Annotated[int, typer.Option(min=1, help="Digits at a time; it changes no more than rounding.")] = 64,
+    out: Annotated[Path, typer.Option(help="The .png or .safetensors to write.")] = Path("figures/sample.png"),
 ) -> None:
     """Draw guided digits and write them as a picture, or as several of 640 digits: sample-01-of-32.png.
 
     The noise of each digit comes from the seed and its place: `--count 8` draws the first 8 of `--count 64`.
-    """
-    from difflesson import plotting
 
-    if out.suffix != ".png":
-        raise ValueError(f"out must end in .png, got {out}")
+    With `--out digits.safetensors` they go into a file of grey levels and labels. Started again after an interruption,
+    it goes on where it stopped. `torchrun --nproc_per_node 2 -m difflesson sample ...`, or `accelerate launch`, shares
+    the digits out: digits-1-of-2.safetensors holds the first half.
+    """
+    if out.suffix not in (".png", ".safetensors"):
+        raise ValueError(f"out must end in .png or .safetensors, got {out}")
     start, place = time.perf_counter(), pick_device(device)
     dtype = arithmetic(place, precision)
-    columns = 10 if label is None else 8
     denoiser, _, guide = load_networks(network, guidance, place)
-    pages = -(-count // PAGE)
-    names = [f"{out.stem}-{page:0{len(str(pages))}}-of-{pages}.png" for page in range(1, pages + 1)]
-    paths = [out] if pages == 1 else [out.with_name(name) for name in names]
-    checkpoints.try_place(paths[0])
-    for page, path in enumerate(paths):  # drawn and written one by one: memory stays flat
-        index = torch.arange(page * PAGE, min(count, (page + 1) * PAGE))
-        labels = index % 10 if label is None else torch.full_like(index, label)
-        images = sampling.generate(
-            denoiser, labels, gamma, seed=seed, steps=steps, sampler=sampler, guide=guide, dtype=dtype, batch=64,
-            progress=True, index=index,
+
+    def labels_of(index: torch.Tensor) -> torch.Tensor:
+        return index % 10 if label is None else torch.full_like(index, label)
+
+    def draw(index: torch.Tensor, progress: bool = False) -> torch.Tensor:
+        return sampling.generate(
+            denoiser, labels_of(index), gamma, seed=seed, steps=steps, sampler=sampler, guide=guide, dtype=dtype,
+            batch=batch, progress=progress, index=index,
         )  # fmt: skip
-        with plotting.style():
-            height = -(-len(index) // columns)
-            figure, axes = plotting.plt.subplots(figsize=(columns * 0.55, height * 0.55 + 0.3))
-            what = "every digit" if label is None else f"label {label}"
-            title = f"{what}, gamma = {gamma:g}" + (f" ({page + 1} of {pages})" if pages > 1 else "")
-            plotting.show_digits(axes, images, columns, title)
-            with checkpoints.writing(path) as temporary:
-                temporary.write_bytes(plotting.as_png(figure))
-        del figure, axes  # they hold each other: without a collection, some pages more are in memory
-        gc.collect()
-    where = f"{paths[0]} to {paths[-1].name}" if pages > 1 else out
-    typer.echo(f"{where}: {count} digits, {time.perf_counter() - start:.1f} s")
+
+    if out.suffix == ".png":
+        where = sheets.write(out, draw, count, label, gamma)
+        typer.echo(f"{where}: {count} digits, {time.perf_counter() - start:.1f} s")
+        return
+    path, indices = streaming.share(out, count, *streaming.processes())
+    about = {
+        "network": fingerprint(network), "guide": None if guide is None else fingerprint("guide"), "gamma": gamma,
+        "label": label, "seed": seed, "steps": steps, "sampler": sampler, "device": place.type, "batch": batch,
+        "precision": "no" if dtype is None else "bf16",
+    }  # fmt: skip
+    labels, chunk = labels_of(torch.tensor(indices)), -(-sheets.PAGE // batch) * batch
+    drawn = streaming.store(path, draw, labels, indices.start, denoiser.size, chunk, about)
+    typer.echo(f"{path}: {len(indices)} digits, {drawn} of them drawn now, {time.perf_counter() - start:.1f} s")
 
 
 @app.command()
@@ -182,7 +195,7 @@ def evaluate(
     """Measure digits: the judge's accuracy and entropy, digit-FID to the MNIST test images, seconds."""
     place = pick_device(device)
     dtype = arithmetic(place, precision)
-    path = Path(network) if Path(network).suffix else checkpoints.shipped(network)
+    path = path_of(network)
     denoiser, _, guide = load_networks(network, guidance, place)
     judge, (reference, about) = checkpoints.load("judge", place).network, metrics.load_reference()
     check_size(network, denoiser, "judge", judge)

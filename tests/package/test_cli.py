@@ -296,7 +296,7 @@ def wrong(*arguments, says: str):
         wrong("sample", "--network", "mine/denoiser", says="name must be one of .*, got '.*denoiser'"),
         wrong("sample", "--network", "torn.safetensors", says="path torn.safetensors is not a readable .*"),
         wrong("sample", "--network", "judge", says="network must be a denoiser, judge holds a Digit.*"),
-        wrong("sample", "--out", "sheet.jpg", says="out must end in .png, got sheet.jpg"),
+        wrong("sample", "--out", "sheet.jpg", says="out must end in .png or .safetensors, got sheet.jpg"),
         wrong(
             *("sample", "--network", "small.safetensors", "--guidance", "classifier"),
             says="network must draw 28x28 digits, .*; small.safetensors draws 8x8",

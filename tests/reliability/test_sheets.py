@@ -11,24 +11,12 @@ import pytest
 import torch
 
 from difflesson import cli, plotting
-from difflesson.digits import checkpoints, metrics, sampling
+from difflesson.digits import checkpoints, metrics, sampling, sheets
 from difflesson.digits.blueprint import Blueprint
 from difflesson.digits.networks import DigitClassifier, DigitUNet
+from tests.oracles.small_digits import SMALL, save_small, small
 
 LABELS = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3])
-SMALL = {"widths": (8, 16), "embedding": 16}
-
-
-def small() -> DigitUNet:
-    """A network of 8x8 digits with random weights, as a loaded one."""
-    network, generator = DigitUNet(**SMALL), torch.Generator().manual_seed(0)
-    for p in network.parameters():
-        p.data = torch.randn(p.shape, generator=generator) / 8
-    about = {"log_snr_max": 20.0, "log_snr_min": -20.0}
-    blueprint = Blueprint("DigitUNet", SMALL, "v", "cosine", about, "embedded", 8)
-    fresh = blueprint.build()
-    fresh.load_state_dict(network.state_dict())
-    return fresh.requires_grad_(False)
 
 
 def draw(labels: torch.Tensor = LABELS, **options) -> torch.Tensor:
@@ -125,7 +113,7 @@ def asked(monkeypatch) -> list[list[int]]:
 
 @pytest.mark.parametrize("label, width", [((), 10), (("--label", 7), 8)])
 def test_more_digits_than_a_page_holds_become_several_pictures(difflesson, asked, monkeypatch, tmp_path, label, width):
-    monkeypatch.setattr(cli, "PAGE", 40)
+    monkeypatch.setattr(sheets, "PAGE", 40)
     monkeypatch.setitem(plotting.STYLE, "savefig.dpi", 40)
     done = difflesson("sample", "--count", 90, *label, "--device", "cpu", "--out", "sheet.png")
     assert done.code == 0 and re.match(r"sheet-1-of-3\.png to sheet-3-of-3\.png: 90 digits, ", done.out)
@@ -136,7 +124,7 @@ def test_more_digits_than_a_page_holds_become_several_pictures(difflesson, asked
 
 
 def test_a_page_holds_whole_rows_and_is_smaller_than_5000_pixels():
-    assert cli.PAGE % 8 == cli.PAGE % 10 == 0 and cli.PAGE / 8 * 0.55 * 120 < 5500
+    assert sheets.PAGE % 8 == sheets.PAGE % 10 == 0 and sheets.PAGE / 8 * 0.55 * 120 < 5500
 
 
 def test_few_digits_are_the_first_of_many(difflesson, monkeypatch, tmp_path):
@@ -240,10 +228,7 @@ finally:
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is another elsewhere")
 def test_twenty_thousand_digits_take_no_more_memory_than_one_page(tmp_path):
     """It was 8.2 GB. Two minutes; the network is a small one, since what grew was the picture."""
-    about = {"log_snr_max": 20.0, "log_snr_min": -20.0}
-    path = tmp_path / "mine.safetensors"
-    blueprint = Blueprint("DigitUNet", SMALL, "v", "cosine", about, "mnist", 28)
-    checkpoints.save(path, blueprint, small().state_dict(), {})
+    path = save_small(tmp_path / "mine.safetensors", "mnist")
     peaks = []
     for count in ("640", "20000"):
         command = [sys.executable, "-c", MEMORY, "--count", count, "--network", path]
