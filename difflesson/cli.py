@@ -123,6 +123,9 @@ def sample(
     """
     if out.suffix not in (".png", ".safetensors"):
         raise ValueError(f"out must end in .png or .safetensors, got {out}")
+    rank, world = streaming.processes()
+    if world > 1 and out.suffix == ".png":
+        raise ValueError(f"out must end in .safetensors, which {world} processes can share, got {out}")
     start, place = time.perf_counter(), pick_device(device)
     dtype = arithmetic(place, precision)
     denoiser, _, guide = load_networks(network, guidance, place)
@@ -140,7 +143,7 @@ def sample(
         where = sheets.write(out, draw, count, label, gamma)
         typer.echo(f"{where}: {count} digits, {time.perf_counter() - start:.1f} s")
         return
-    path, indices = streaming.share(out, count, *streaming.processes())
+    path, indices = streaming.share(out, count, rank, world)
     about = {
         "network": fingerprint(network), "guide": None if guide is None else fingerprint("guide"), "gamma": gamma,
         "label": label, "seed": seed, "steps": steps, "sampler": sampler, "device": place.type, "batch": batch,

@@ -68,7 +68,7 @@ def store(
             index = torch.arange(first + done, first + min(done + chunk, len(labels)))
             pixels = data.to_pixels(draw(index)).numpy().tobytes()
             head = _head(metadata, len(labels), size)
-            if not part.exists():  # only now: what cannot be drawn leaves nothing
+            if not (done or part.exists()):  # only now: what cannot be drawn leaves nothing
                 with checkpoints.writing(part) as temporary:
                     temporary.write_bytes(head + labels.to(torch.int64).numpy().tobytes())
             with part.open("rb+", buffering=0) as file:
@@ -172,6 +172,8 @@ class Told:
     def say(self, done: int) -> None:
         """So many of the digits are written."""
         self.bar.update(done - self.bar.n)
+        if done == self.count:
+            self.bar.close()
         seconds = max(time.monotonic() - self.start, 1e-3)
         if not self.bar.disable or (seconds < self.last + self.every and done < self.count):
             return

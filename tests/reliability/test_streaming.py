@@ -154,6 +154,19 @@ def test_a_file_that_is_none_of_ours_is_refused_and_left_alone(tmp_path, content
         (tmp_path / name).unlink()
 
 
+def test_a_part_that_vanishes_while_more_is_drawn_is_an_error_and_no_file_with_a_hole(tmp_path):
+    """As where two runs of one command share a file, and the other one finishes first."""
+
+    def draw(index):
+        if index[0] == FIRST + 2 * CHUNK:
+            (tmp_path / "digits.safetensors.part").unlink()
+        return drawn(index)
+
+    with pytest.raises(OSError, match="digits.safetensors cannot be written: No such file or directory$"):
+        store(tmp_path / "digits.safetensors", draw)
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_digits_that_cannot_be_drawn_leave_no_file(tmp_path):
     def diverges(index):
         raise FloatingPointError("NaN")
@@ -220,9 +233,10 @@ def test_the_shares_of_two_processes_are_the_digits_of_one_whatever_the_batch(di
     for number, batch in enumerate((64, 7)):
         assert sample(difflesson, "--count", 45, "--batch", batch, out=f"{number}.safetensors").code == 0
     parts = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert sample(difflesson, out="sheet.png").err.startswith("error: out must end in .safetensors, which 2 processes")
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", "2")
         done = sample(difflesson, "--count", 45, "--batch", 4)
         assert done.code == 0 and done.out.startswith(f"digits-{rank + 1}-of-2.safetensors: {22 + rank} digits, ")
         parts.append(checkpoints.load_tensors(tmp_path / f"digits-{rank + 1}-of-2.safetensors")[0])

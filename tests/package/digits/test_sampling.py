@@ -115,6 +115,25 @@ def test_the_seed_decides_every_random_number():
     assert worst(images(seed=6), one) > 0.01
 
 
+def test_threads_batches_and_bfloat16_change_rounding_and_not_the_digit():
+    network, labels = shipped("denoiser"), torch.tensor([4, 2, 9])
+
+    def images(**options):
+        return sampling.generate(network, labels, 2.0, steps=4, index=torch.arange(3), **options)
+
+    first, threads = images(), torch.get_num_threads()
+    assert torch.equal(images(), first)
+    torch.set_num_threads(2 if threads == 1 else 1)
+    try:
+        others = images()
+    finally:
+        torch.set_num_threads(threads)
+    assert worst(others, first) < 1e-4 and worst(images(batch=2), first) < 1e-4
+    half = images(dtype=torch.bfloat16)
+    assert 1e-4 < worst(half, first) and float((half - first).abs().quantile(0.98)) < 0.1
+    assert worst(images(seed=1), first) > 1
+
+
 def test_a_guide_shifts_normal_data_by_gamma_times_its_gradient():
     """Where truth is known: data N(0, 1), for which v = 0 is exact, and `p(y | x_0) = c exp(a x_0)`.
 
