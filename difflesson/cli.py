@@ -13,7 +13,9 @@ import torch
 import typer
 
 from difflesson import __version__
-from difflesson.digits import checkpoints, data, metrics, recipes, sampling, sheets, streaming, training
+from difflesson.digits import (
+    checkpoints, data, diversity, metrics, recipes, sampling, sheets, streaming, training,
+)  # fmt: skip
 from difflesson.digits.networks import DigitClassifier, DigitUNet
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -242,7 +244,7 @@ def reference(
     judge: Annotated[Path, typer.Option(help="The judge whose features are meant.")],
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("runs/reference.safetensors"),
 ) -> None:
-    """Make the statistics of the real digits that `evaluate` compares with (needs MNIST)."""
+    """Make what samples are compared with: statistics of the real digits, and features.safetensors (needs MNIST)."""
     if out.suffix != ".safetensors":
         raise ValueError(f"out must end in .safetensors, got {out}")
     network = checkpoints.load(judge).network
@@ -251,12 +253,14 @@ def reference(
             f"judge must be a classifier of 28x28 digits, {judge} holds a {type(network).__name__} of "
             f"{network.size}x{network.size}"
         )
-    for path in (out, out.with_suffix(".json")):
+    features = out.with_name(f"{diversity.FEATURES}.safetensors")
+    for path in (out, out.with_suffix(".json"), features, features.with_suffix(".json")):
         checkpoints.try_place(path)
     test, real = data.load("mnist", "test"), data.load("mnist", "train")
     _, log_probs = metrics.judged(network, data.to_unit(test.images))
     accuracy = float((log_probs.argmax(1) == test.labels).double().mean())
     card = {"data_sha256": data.data_hash("mnist"), "command": " ".join(["difflesson", *sys.argv[1:]])}
+    diversity.save_features(features, network, test, card)
     card["judge_accuracy_on_test"] = round(accuracy, 5)
     picked = real.images[: len(test.images)]
     card = metrics.save_reference(out, network, data.to_unit(test.images), data.to_unit(picked), card)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from difflesson import __version__, cli
-from difflesson.digits import checkpoints, data, metrics, networks, sampling
+from difflesson.digits import checkpoints, data, diversity, metrics, networks, sampling
 from difflesson.digits.blueprint import Blueprint
 
 matplotlib.use("Agg")
@@ -252,6 +252,8 @@ def test_reference_writes_the_statistics_and_the_floor(difflesson, monkeypatch, 
     assert float((cov - features.T.cov()).abs().max()) < 1e-6
     assert abs(card["judge_accuracy_on_test"] - accuracy) < 1e-5 and card["digit_fid_floor"] > 0
     assert card["data_sha256"] == data.data_hash("mnist") and "reference --judge" in card["command"]
+    real, about = diversity.load_features(tmp_path / "new" / "features.safetensors")
+    assert len(real.labels) == 20 and about["command"] == card["command"] and 0 <= about["others"]["recall"] <= 1
 
 
 # ---- what diverges

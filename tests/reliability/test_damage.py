@@ -63,7 +63,7 @@ def test_one_flipped_bit_anywhere_is_noticed(saved, count):
         assert refused or content[place : place + 1].isspace()
 
 
-@pytest.mark.parametrize("name", ["denoiser", "guide", "judge", "reference"])
+@pytest.mark.parametrize("name", ["denoiser", "features", "guide", "judge", "reference"])
 def test_one_flipped_bit_in_a_shipped_weight_is_noticed(tmp_path, name):
     """It moved pixels by 0.8 to 3.2, in silence."""
     path, content = tmp_path / f"{name}.safetensors", checkpoints.shipped(name).read_bytes()
