@@ -19,7 +19,7 @@ NUMBER = re.compile(r"\\tag\{(?P<tag>[^}]*)\}\s*\\label\{(?P<label>[^}]*)\}")
 HEADING = re.compile(r"^#{1,6} +(?:Deeper: )?(.+)$", re.MULTILINE)
 REMEMBER = re.compile(r"^## Remember\n(.*?)(?=^\*\*Where it comes from|^#|\Z)", re.MULTILINE | re.DOTALL)
 FEW_WORDS = 5  # "So", "Hence", "and the variance is": the sentence before belongs to it
-CAPITALS = {name.lower(): name for name in ("CFG", "DDIM", "DDPM", "ESS", "KL", "SDE")}
+CAPITALS = {name.lower(): name for name in ("CFG", "DDIM", "DDPM", "ESS", "KL", "SDE", "Jacobian", "Jensen", "Tweedie")}
 
 
 class Entry(NamedTuple):
@@ -51,25 +51,29 @@ def entries(notebook: dict) -> list[Entry]:
             number = NUMBER.search(shown["latex"])
             if number:
                 latex = NUMBER.sub("", shown["latex"]).strip()
-                before = leading_words(between) or f"{heading}:"
+                before = leading_words(between) or f"{heading[:1].upper()}{heading[1:]}:"
                 found.append(Entry(number["tag"], number["label"], latex, before, trailing_words(text[end:])))
         heading = (HEADING.findall(text[end:]) or [heading])[-1].strip()
     return found
 
 
 def leading_words(text: str) -> str:
-    """The last sentence of a text, with the one before if it has few words; "" if it ends with a heading or so."""
+    """The last sentence of a text, with the one before if it has few words; "" if it ends with a heading or so.
+
+    A sentence in brackets is an aside, and leads to nothing.
+    """
     paragraph = one_line(re.split(r"\n\s*\n", text.strip())[-1])
     if not paragraph or paragraph.startswith("#") or re.fullmatch(r"\*[^*]+\*", paragraph):
         return ""
-    sentences = split(paragraph)
+    sentences = [sentence for sentence in split(paragraph) if not re.fullmatch(r"\([^()]*\)", sentence)]
     return " ".join(sentences[-2:] if len(sentences[-1].split()) < FEW_WORDS else sentences[-1:])
 
 
 def trailing_words(text: str) -> str:
-    """The end of the sentence that an equation stands in; "" where it ends with the equation."""
-    paragraph = one_line(re.split(r"\n\s*\n", text.strip())[0])
-    return split(paragraph)[0] if re.match(r"[a-z]", paragraph) else ""
+    """The end of the sentence that an equation stands in; "" where it ends with it, or leads on to the next one."""
+    first, *others = re.split(r"\n\s*\n", text.strip())
+    leads_on = bool(others) and others[0].startswith("$$")
+    return split(one_line(first))[0] if re.match(r"[a-z]", first) and not leads_on else ""
 
 
 def remembered(notebook: dict) -> list[str]:
@@ -92,15 +96,14 @@ def chapter_block(chapter: str, title: str, notebook: dict, ledger: Ledger) -> s
     for entry in shown:
         words = [f'{to_equation(chapter, entry.label, entry.tag)} <b class="name">{html.escape(entry.name)}</b>']
         words.append(elsewhere(" … ".join(filter(None, (entry.before, entry.after))), chapter, tags))
-        words.append(f'<span class="code">{functions(entry.label, ledger)}</span>')
+        words += [f"<code>{html.escape(name)}</code>" for name in functions(entry.label, ledger)]
         blocks += ['<div class="entry">\n<div class="words">', " ".join(words), "</div>"]
         blocks += [f"$$\n{entry.latex}\n$$", "</div>"]
     lines = "\n".join(f"* {elsewhere(line, chapter, tags)}" for line in remembered(notebook))
     return "\n\n".join([*blocks, '<div class="remember">', lines, "</div>"])
 
 
-def functions(label: str, ledger: Ledger) -> str:
-    """The functions of the package that compute an equation; "in the chapter" where a cell of the chapter does."""
-    places = [place.name.removeprefix("difflesson.") for place in ledger.implemented.get(label, [])
-              if place.path.startswith("difflesson")]
-    return ", ".join(f"<code>{html.escape(name)}</code>" for name in places) or "in the chapter"
+def functions(label: str, ledger: Ledger) -> list[str]:
+    """The functions of the package that compute an equation; none where only a cell of the chapter does."""
+    places = [place.name for place in ledger.implemented.get(label, [])]
+    return [name.removeprefix("difflesson.") for name in places if name.startswith("difflesson.")]
