@@ -12,11 +12,14 @@ import tomllib
 from itertools import pairwise
 from pathlib import Path
 
-from tools import ledger
+from book import cheat_sheet, conventions, gallery
+from tools import equation_labels, ledger
 from tools.address import repository
 from tools.citations import Paper, bibliography, cite, with_letters
 from tools.equation_labels import NOT_PROSE, unique_slug
 from tools.reading_time import STATED
+
+SHEET = "Part II."  # whose equations are on the cheat sheet
 
 
 def caption(markdown: str) -> tuple[str, str]:
@@ -32,12 +35,12 @@ def caption(markdown: str) -> tuple[str, str]:
     return inner, rest.strip()
 
 
-def alt_text(cell: dict) -> str | None:
-    """What a cell's picture shows, "" where it has one and does not say; None for a cell without a picture."""
+def picture(cell: dict) -> dict[str, str] | None:
+    """What `plotting.show` says of a cell's picture: its `alt`, its name `figure`. None for a cell without one."""
     for output in cell.get("outputs", []):
         for kind in output.get("data", {}):
             if kind.startswith("image/"):
-                return output["metadata"].get(kind, {}).get("alt", "")
+                return output["metadata"].get(kind, {})
     return None
 
 
@@ -64,9 +67,10 @@ def stage_chapter(notebook: dict, papers: dict[str, Paper], where: str) -> dict:
     if deeper and opening:
         opening["source"] = STATED.sub(lambda times: f"{times[0]}\n\n{deeper}", opening["source"], count=1)
     for cell, following in pairwise([*cells, {"cell_type": "end of the chapter", "source": ""}]):
-        alt = alt_text(cell)
-        if alt is None:
+        shown = picture(cell)
+        if shown is None:
             continue
+        alt = shown.get("alt")
         if not alt:
             raise ValueError(f"{where} has a figure without alt text: end its cell with plotting.show")
         try:
@@ -76,7 +80,8 @@ def stage_chapter(notebook: dict, papers: dict[str, Paper], where: str) -> dict:
                 f"{where}: the figure {alt[:40]!r}... has no caption. Begin the Markdown cell after it with a "
                 "paragraph that is wholly in italics: *What to conclude from the figure.*"
             ) from None
-        cell["metadata"]["mystnb"] = {"image": {"alt": alt}, "figure": {"caption": text}}
+        name = {"name": gallery.anchor(shown["figure"])} if "figure" in shown else {}
+        cell["metadata"]["mystnb"] = {"image": {"alt": alt}, "figure": {"caption": text} | name}
     notebook["cells"] = [cell for cell in cells if cell["cell_type"] != "markdown" or cell["source"].strip()]
     return notebook
 
@@ -112,11 +117,18 @@ def front_page(template: str, parts: list[dict], ready: dict[str, str], address:
         tables.append("\n".join([f"### {part['title']}\n", "| | chapter | in one line |", "|---|---|---|", *rows]))
         if pages:
             contents.append((part["title"], pages))
-    contents.append(("At the back", ["ledger", "references"]))
+    contents.append(("At the back", ["conventions", "cheat_sheet", "figures", "ledger", "references"]))
     trees = ("\n".join(["```{toctree}", ":hidden:", f":caption: {name}\n", *pages, "```"]) for name, pages in contents)
     page = re.sub("%published%(.*?)%end%", r"\1" if address else "", template, flags=re.DOTALL)
     page = page.replace("%repository%", address).replace("%chapters%", "\n\n".join(tables))
     return page.replace("%contents%", "\n\n".join(trees))
+
+
+def of_part(beginning: str, parts: list[dict], chapters: dict[str, dict]) -> dict[str, dict]:
+    """Those of the chapters that belong to the part whose title begins so."""
+    part = next((part["chapters"] for part in parts if part["title"].startswith(beginning)), [])
+    numbers = [chapter["number"] for chapter in part]
+    return {name: chapter for name, chapter in chapters.items() if name[:2] in numbers}
 
 
 def stage(source: Path, root: Path) -> None:
@@ -128,13 +140,21 @@ def stage(source: Path, root: Path) -> None:
     papers = bibliography(root / "book" / "references.bib")
     entries = (root / "book" / "references.bib").read_text(encoding="utf-8")
     (source / "references.bib").write_text(with_letters(entries, papers), encoding="utf-8")
-    ready = {}
+    chapters, titles = {}, {}
     for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        ready[path.stem] = title(notebook)
-        staged = stage_chapter(notebook, papers, f"notebooks/{path.name}")
-        (source / "notebooks" / path.name).write_text(json.dumps(staged), encoding="utf-8")
+        titles[path.stem] = title(notebook)
+        chapters[path.stem] = stage_chapter(notebook, papers, f"notebooks/{path.name}")
+        (source / "notebooks" / path.name).write_text(json.dumps(chapters[path.stem]), encoding="utf-8")
     parts = tomllib.loads((root / "book" / "chapters.toml").read_text(encoding="utf-8"))["parts"]
     template = (root / "book" / "index.md").read_text(encoding="utf-8")
-    (source / "index.md").write_text(front_page(template, parts, ready, repository(root)), encoding="utf-8")
-    (source / "ledger.md").write_text(f"(ledger)=\n{ledger.page(root)}", encoding="utf-8")
+    known = equation_labels.read(root)
+    pages = {
+        "index": front_page(template, parts, titles, repository(root)),
+        "conventions": conventions.page(),
+        "cheat_sheet": cheat_sheet.page(of_part(SHEET, parts, chapters), titles, known),
+        "figures": gallery.page(chapters, titles),
+        "ledger": f"(ledger)=\n{ledger.page(root, ledger=known)}",
+    }
+    for name, text in pages.items():
+        (source / f"{name}.md").write_text(text, encoding="utf-8")

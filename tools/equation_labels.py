@@ -106,14 +106,14 @@ def read_chapter(source: Path) -> Chapter:
     # Readers do not see how an exercise is solved: that is no use of a function in the chapter.
     is_code = [cell.cell_type == "code" and "exercise" not in cell.metadata.get("tags", []) for cell in cells]
     code = [cell.source if shown_code else "" for cell, shown_code in zip(cells, is_code, strict=True)]
-    own = [own_labels(cell) for cell in code]
+    own, used_after = [own_labels(cell) for cell in code], names_used(code)
     titles, slugs, equations, references = [], [], [], []
     for index, cell in enumerate(cells):
         prose = NOT_PROSE.sub("", cell.source) if cell.cell_type == "markdown" else ""
         references += re.findall(r"\\eqref\{([^}]*)\}", prose)
         for found in HEADING_OR_TAG.finditer(prose):
             if found["title"] is None:
-                used = names_used(code, index).union(*own[index + 1 :])
+                used = used_after[index].union(*own[index + 1 :])
                 equations.append(Equation(found["tag"], found["label"], slugs[-1] if slugs else "", used))
             elif len(found["level"]) <= 3:  # as deep as the book has anchors
                 titles.append(found["title"].strip())

@@ -138,12 +138,13 @@ def executes(equation: Equation, place: Place, chapter: Chapter) -> bool:
 # --- the page -----------------------------------------------------------------------------------------------
 
 
-def page(root: Path = ROOT, address: str | None = None) -> str:
+def page(root: Path = ROOT, address: str | None = None, ledger: Ledger | None = None) -> str:
     """The ledger in MyST Markdown, to stand beside a folder with the notebooks.
 
-    Args: address: of the repository, to link to; by default what `tools.address` says, and without one no links.
+    Args: address: of the repository, to link to; by default what `tools.address` says, and without one no links;
+    ledger: of `root`, where it is read already.
     """
-    ledger = read(root)
+    ledger = ledger or read(root)
     address = repository(root) if address is None else address
 
     def links(places: list[Place], text) -> str:

@@ -30,18 +30,13 @@ def imports(tree: ast.AST) -> list[tuple[str, str]]:
     return found
 
 
-def names_used(code: list[str], index: int) -> frozenset[str]:
-    """What the cells after `index` use of the package: `difflesson.kernels.ddpm` for what is imported, `.noised` for an
-    attribute of a value; directly, or in the value of a variable such as `truth = kernels.exact(mixture, schedule)`.
+def names_used(code: list[str]) -> list[frozenset[str]]:
+    """For each cell, what the cells after it use of the package: `difflesson.kernels.ddpm` for what is imported,
+    `.noised` for an attribute of a value; directly, or in the value of a variable such as
+    `truth = kernels.exact(mixture, schedule)`, wherever that stands.
     """
     cells = [parsed(cell) for cell in code]
-    everything, after = ast.Module(cells, []), ast.Module(cells[index + 1 :], [])
-    imported = {"difflesson": "difflesson"} | dict(imports(everything))
-    values = {}
-    for node in ast.walk(everything):
-        if isinstance(node, ast.Assign):
-            for target in (part for whole in node.targets for part in ast.walk(whole) if isinstance(part, ast.Name)):
-                values.setdefault(target.id, []).append(node.value)
+    imported = {"difflesson": "difflesson"} | dict(pair for cell in cells for pair in imports(cell))
 
     def dotted(node: ast.expr) -> str | None:
         """`difflesson.kernels.ddpm` for `kernels.ddpm`; None for what does not begin with an import."""
@@ -50,12 +45,21 @@ def names_used(code: list[str], index: int) -> frozenset[str]:
         base = dotted(node.value) if isinstance(node, ast.Attribute) else None
         return base and f"{base}.{node.attr}"
 
-    loaded = {node.id for node in ast.walk(after) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    found = set()
-    for whole in [after, *(value for name in loaded for value in values.get(name, []))]:
-        for node in ast.walk(whole):
-            if isinstance(node, ast.Attribute):
-                found.add(dotted(node) or f".{node.attr}")
-            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-                found.add(dotted(node))
-    return frozenset(found - {None})
+    def used(tree: ast.AST) -> set[str | None]:
+        attributes = {dotted(node) or f".{node.attr}" for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        return attributes | {imported.get(name) for name in loaded(tree)}
+
+    values = {}  # variable -> what any value that it is given uses
+    for node in (node for cell in cells for node in ast.walk(cell) if isinstance(node, ast.Assign)):
+        uses = used(node.value)
+        for target in (part for whole in node.targets for part in ast.walk(whole) if isinstance(part, ast.Name)):
+            values.setdefault(target.id, set()).update(uses)
+    found, after = [], set()
+    for cell in reversed(cells):
+        found.append(frozenset(after - {None}))
+        after = after.union(used(cell), *(values.get(name, ()) for name in loaded(cell)))
+    return found[::-1]
+
+
+def loaded(tree: ast.AST) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
