@@ -1,0 +1,96 @@
+// The truth where there is no closed form: a density in the plane, known up to a constant, summed over a grid, as in
+// difflesson/grid.py. What guidance is said to sample is of this kind, p(x) p(y | x)^gamma / Z.
+
+import { uniform } from "./kernels.mjs";
+
+export class GridDensity {
+  // log_density: 2 N numbers -> N numbers, the logarithm up to a constant;  low, high: corners of the box, pairs;
+  // cells: how many along each axis. The midpoint rule: accurate once the cells are smaller than the details.
+  constructor(log_density, low, high, cells = 120) {
+    this.lay(low, high, cells);
+    const log = log_density(this.points);
+    let top = -Infinity;
+    for (const value of log) if (value > top) top = value;
+    this.weights = this.normalised(log.map(value => Math.exp(value - top)));
+  }
+
+  // Midpoints of the cells, (2 cells^2): x_1 runs fastest.
+  lay(low, high, cells) {
+    const cell = [0, 1].map(i => (high[i] - low[i]) / cells), points = new Float64Array(2 * cells * cells);
+    for (let j = 0; j < cells; j++) {
+      for (let i = 0; i < cells; i++) {
+        points[2 * (j * cells + i)] = low[0] + (i + 0.5) * cell[0];
+        points[2 * (j * cells + i) + 1] = low[1] + (j + 0.5) * cell[1];
+      }
+    }
+    Object.assign(this, {low, high, cells, cell, points});
+  }
+
+  normalised(weights) {
+    const sum = weights.reduce((total, weight) => total + weight, 0);
+    return weights.map(weight => weight / sum);
+  }
+
+  // The density of alpha x + sigma eps for x of this density: its shares spread by a bell along one axis, then the other.
+  noised(alpha, sigma) {
+    const {cells, points, low, high, cell} = this, noised = Object.create(GridDensity.prototype);
+    noised.lay(low, high, cells);
+    const bells = [0, 1].map(axis => { // bells[axis][to * cells + from]
+      const bell = new Float64Array(cells * cells), place = i => low[axis] + (i + 0.5) * cell[axis];
+      for (let to = 0; to < cells; to++) {
+        for (let from = 0; from < cells; from++) {
+          bell[to * cells + from] = Math.exp(-(((place(to) - alpha * place(from)) / sigma) ** 2) / 2);
+        }
+      }
+      return bell;
+    });
+    const along = (weights, bell) => { // spreads the fast axis and turns the page
+      const found = new Float64Array(cells * cells);
+      for (let row = 0; row < cells; row++) {
+        for (let to = 0; to < cells; to++) {
+          let sum = 0;
+          for (let from = 0; from < cells; from++) sum += weights[row * cells + from] * bell[to * cells + from];
+          found[to * cells + row] = sum;
+        }
+      }
+      return found;
+    };
+    noised.weights = noised.normalised(along(along(this.weights, bells[0]), bells[1]));
+    return noised;
+  }
+
+  // E[f(x)] for f: 2 N numbers -> N numbers.
+  expectation(f) { return f(this.points).reduce((sum, value, i) => sum + this.weights[i] * value, 0); }
+
+  // Mean, a pair.
+  get mean() { return [0, 1].map(axis => this.expectation(x => x.filter((_, i) => i % 2 === axis))); }
+
+  // Standard deviation of each coordinate, a pair.
+  get spread() {
+    const mean = this.mean;
+    const square = axis => this.expectation(x => x.filter((_, i) => i % 2 === axis).map(v => (v - mean[axis]) ** 2));
+    return [0, 1].map(axis => Math.sqrt(square(axis)));
+  }
+
+  // Draw count points, 2 count numbers, ordered by cell: a cell by its share, a place in it at random.
+  sample(count, seed) {
+    const draw = uniform(seed), found = new Float64Array(2 * count);
+    const wanted = Float64Array.from({length: count}, draw).sort();
+    for (let n = 0, i = 0, below = 0; n < count; n++) {
+      while (i + 1 < this.weights.length && below + this.weights[i] < wanted[n]) below += this.weights[i++];
+      for (const axis of [0, 1]) found[2 * n + axis] = this.points[2 * i + axis] + (draw() - 0.5) * this.cell[axis];
+    }
+    return found;
+  }
+
+  // The densities whose contours hold these shares of the mass, for example [0.5, 0.9, 0.99].
+  levels(shares) {
+    const ranked = this.weights.slice().sort().reverse(), found = [];
+    let mass = 0, i = 0;
+    for (const share of shares) {
+      while (mass + ranked[i] < share && i + 1 < ranked.length) mass += ranked[i++];
+      found.push(ranked[i]);
+    }
+    return found;
+  }
+}
