@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sphinx.cmd.build import main as sphinx_build
 
-from book import staging
+from book import joining, staging
 
 BOOK = Path(__file__).resolve().parent
 ROOT = BOOK.parent
@@ -65,9 +65,21 @@ def vendor_mathjax() -> None:
         (package / "es5").rename(VENDORED)  # at once: a build that is interrupted leaves no half of it
 
 
+def join_interactive() -> None:
+    """Put script and style of the interactive parts where the pages find them."""
+    for name, text in {
+        "interactive.js": joining.join(BOOK / "interactive" / "start.mjs"),
+        "interactive.css": (BOOK / "interactive" / "interactive.css").read_text(encoding="utf-8"),
+    }.items():
+        path = VENDORED.with_name(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
 def build(folder: Path, root: Path = ROOT) -> int:
     """Build the book of the repository at `root` into `folder`/html. Warnings are errors. Returns the exit status."""
     staging.stage(folder / "source", root)
+    join_interactive()
     options = ["-b", "html", "-c", str(BOOK), "-d", str(folder / "doctrees"), "-q", "--fail-on-warning"]
     status = sphinx_build([*options, str(folder / "source"), str(folder / "html")])
     for notebook in (root / "notebooks").glob("*.ipynb"):  # readers download the notebook, not what was staged

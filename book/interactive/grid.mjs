@@ -93,4 +93,42 @@ export class GridDensity {
     }
     return found;
   }
+
+  // The lines on which the density is `level`, each a list of pairs; a closed one ends where it begins. Between the
+  // midpoints of neighbouring cells the density is taken to be straight.
+  contour(level) {
+    const {cells, weights, points} = this, ends = new Map(); // crossed edge -> the one or two edges it is joined with
+    const join = (one, other) => {
+      ends.set(one, [...ends.get(one) ?? [], other]);
+      ends.set(other, [...ends.get(other) ?? [], one]);
+    };
+    for (let j = 0; j + 1 < cells; j++) {
+      for (let i = 0; i + 1 < cells; i++) {
+        const a = j * cells + i, corners = [weights[a], weights[a + 1], weights[a + cells + 1], weights[a + cells]];
+        if (Math.min(...corners) >= level || Math.max(...corners) < level) continue;
+        const edges = [2 * a, 2 * (a + 1) + 1, 2 * (a + cells), 2 * a + 1];
+        const crossed = edges.filter((_, side) => (corners[side] >= level) !== (corners[(side + 1) % 4] >= level));
+        join(crossed[0], crossed[1]);
+        if (crossed.length === 4) join(crossed[2], crossed[3]);
+      }
+    }
+    const place = edge => { // where the level is reached on an edge, along x_1 (even) or x_2 (odd)
+      const from = edge >> 1, to = from + (edge & 1 ? cells : 1);
+      const share = (level - weights[from]) / (weights[to] - weights[from]);
+      return [0, 1].map(axis => points[2 * from + axis] + share * (points[2 * to + axis] - points[2 * from + axis]));
+    };
+    const lines = [], left = new Set(ends.keys());
+    const open = [...ends.keys()].filter(edge => ends.get(edge).length === 1);
+    for (const start of [...open, ...ends.keys()]) {
+      if (!left.has(start)) continue;
+      const line = [];
+      for (let edge = start; edge !== undefined; edge = ends.get(edge).find(next => left.has(next))) {
+        left.delete(edge);
+        line.push(place(edge));
+      }
+      if (ends.get(start).length === 2) line.push(line[0]);
+      lines.push(line);
+    }
+    return lines;
+  }
 }
