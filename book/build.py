@@ -31,34 +31,39 @@ class MathJaxOutOfReach(Exception):
     """The equations' program is not here yet, and cannot be fetched; the message says why."""
 
 
-def vendor_mathjax() -> None:
-    """Put the parts of MathJax that the pages use into VENDORED, from the package that npm delivers.
+def unpack(package: str, sha512: str, wanted: tuple[str, ...], folder: Path) -> None:
+    """Fetch a package with npm, and put its files whose names begin as one of `wanted` into `folder`/package.
 
     Raises: MathJaxOutOfReach without npm or network; ValueError if npm delivers something else.
     """
-    if VENDORED.exists():
-        return
     npm = shutil.which("npm")
     if npm is None:
         raise MathJaxOutOfReach(
             "npm is not on the path. It comes with Node.js, and fetches MathJax for the equations of the web book; "
             "the notebooks show their equations without it."
         )
+    print(f"the book: fetching {package} with npm, once; without a network this fails within a minute", flush=True)
+    command = [npm, "pack", package, "--silent", *NPM_WAITS]
+    fetched = subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False)
+    archives = list(folder.glob("*.tgz"))
+    if fetched.returncode != 0 or not archives:
+        raise MathJaxOutOfReach(f"npm could not fetch {package}; the first build of the book needs a network.")
+    digest = base64.b64encode(hashlib.sha512(archives[0].read_bytes()).digest()).decode()
+    if digest != sha512:
+        raise ValueError(f"what npm fetched is not {package}: SHA-512 {digest}, expected {sha512}")
+    with tarfile.open(archives[0]) as archive:
+        for member in archive.getmembers():
+            if member.isfile() and member.name.startswith(wanted):
+                archive.extract(member, folder, filter="data")
+
+
+def vendor_mathjax() -> None:
+    """Put the parts of MathJax that the pages use into VENDORED.  Raises: as `unpack`."""
+    if VENDORED.exists():
+        return
     VENDORED.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=VENDORED.parent.parent) as folder:
-        print(f"the book: fetching {MATHJAX} with npm, once; without a network this fails within a minute", flush=True)
-        command = [npm, "pack", MATHJAX, "--silent", *NPM_WAITS]
-        fetched = subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False)
-        archives = list(Path(folder).glob("*.tgz"))
-        if fetched.returncode != 0 or not archives:
-            raise MathJaxOutOfReach(f"npm could not fetch {MATHJAX}; the first build of the book needs a network.")
-        digest = base64.b64encode(hashlib.sha512(archives[0].read_bytes()).digest()).decode()
-        if digest != MATHJAX_SHA512:
-            raise ValueError(f"what npm fetched is not {MATHJAX}: SHA-512 {digest}, expected {MATHJAX_SHA512}")
-        with tarfile.open(archives[0]) as archive:
-            for member in archive.getmembers():
-                if member.isfile() and member.name.startswith(MATHJAX_PARTS):
-                    archive.extract(member, folder, filter="data")
+        unpack(MATHJAX, MATHJAX_SHA512, MATHJAX_PARTS, Path(folder))
         # The pages expect the script at the top and the fonts at output/chtml/fonts beside it.
         package = Path(folder) / "package"
         shutil.move(package / "LICENSE", package / "es5")

@@ -1,8 +1,8 @@
 """Turn the committed notebooks into what Sphinx reads. The notebooks stay ordinary ones, that JupyterLab shows as well.
 
 A link to a paper becomes a citation, the paragraph in italics after a picture becomes its caption, the times of a
-chapter are followed by links to its Deeper sections, a figure that one can play with by what it is played with, and the
-front page lists the chapters. What cannot be turned is a ValueError that names the chapter and says what to write instead.
+chapter are followed by links to its Deeper sections, some figures by a part in which one plays with them, and the front
+page lists the chapters. What cannot be turned is a ValueError that names the chapter and says what to write instead.
 """
 
 import json
@@ -114,7 +114,8 @@ def front_page(template: str, parts: list[dict], ready: dict[str, str], address:
     """The front page with its table of chapters and its table of contents.
 
     Args: parts: of chapters.toml;  ready: name -> title of the notebooks that are there;  address: of the repository;
-    without one, what the template has between `%published%` and `%end%` is left out. `%play name%` is an interactive part.
+    without one, what the template has between `%published%` and `%end%` is left out. `%play name%` stands for an
+    interactive part.
     """
     unlisted = {name[:2] for name in ready} - {chapter["number"] for part in parts for chapter in part["chapters"]}
     if unlisted:

@@ -36,13 +36,17 @@ export function choice({name, options, chosen}) {
 
 // Any of several. options: value -> [text, colour or ""]. `show(set)` ticks those in the set.
 export function ticks({name, options, ticked}) {
-  const box = element("fieldset", {className: "choice"}, element("legend", {}, name)), inputs = {};
-  for (const [value, [text, colour]] of Object.entries(options)) {
-    inputs[value] = element("input", {type: "checkbox", value});
-    inputs[value].addEventListener("change", () => ticked(value, inputs[value].checked));
-    box.append(element("label", {}, inputs[value], " ", swatch(colour), text));
-  }
-  box.show = set => { for (const [value, input] of Object.entries(inputs)) input.checked = set.has(value); };
+  const boxes = Object.entries(options).map(([value, [text, colour]]) => tick({text, colour, ticked: on => ticked(value, on)}));
+  const box = element("fieldset", {className: "choice"}, element("legend", {}, name), ...boxes), values = Object.keys(options);
+  box.show = set => boxes.forEach((one, i) => one.show(set.has(values[i])));
+  return box;
+}
+
+// One box to tick, with the colour of what it shows.
+export function tick({text, colour, ticked}) {
+  const input = element("input", {type: "checkbox"}), box = element("label", {}, input, swatch(colour), text);
+  input.addEventListener("change", () => ticked(input.checked));
+  box.show = on => { input.checked = on; };
   return box;
 }
 
@@ -125,6 +129,13 @@ export function address(name) {
       }, 300);
     },
   };
+}
+
+// A number from the address.  Throws: RangeError if it is none, or outside its range.
+export function within(name, value, least, most) {
+  const number = Number(value);
+  if (value === "" || !(number >= least && number <= most)) throw new RangeError(`${name} must lie in [${least}, ${most}]`);
+  return number;
 }
 
 // Calls draw(now) before the browser's next picture, once for any number of calls. draw says whether another must follow.

@@ -23,9 +23,10 @@ export function kl(step, other) {
       for (const [z_2, w_2] of NODES) {
         const x_1 = m_1 + u[0] * z_1 + v[0] * z_2, x_2 = m_2 + u[1] * z_1 + v[1] * z_2;
         const log_ratio = other.visit(x_1, x_2) - step.visit(x_1, x_2), weight = share * w_1 * w_2;
+        const excess = Math.expm1(log_ratio); // r - 1
         direct -= weight * log_ratio;
-        unseen += weight * Math.expm1(log_ratio);
-        small += weight * (Math.expm1(log_ratio) - log_ratio);
+        unseen += weight * excess;
+        small += weight * (excess - log_ratio);
       }
     }
   });
@@ -42,7 +43,7 @@ export function eigen([[a, b], [, c]]) {
 
 // The distance of two clouds of equally many points (2 N numbers each): how far apart their sorted shadows are on average,
 // averaged over directions around the circle ("sliced Wasserstein distance", in the units of the plane).
-export function sliced_distance(x, y, directions = 16) {
+export function sliced_distance(x, y, directions = 8) {
   let sum = 0;
   for (let d = 0; d < directions; d++) {
     const cos = Math.cos(Math.PI * d / directions), sin = Math.sin(Math.PI * d / directions);

@@ -33,7 +33,7 @@ export class GridDensity {
 
   // The density of alpha x + sigma eps for x of this density: its shares spread by a bell along one axis, then the other.
   noised(alpha, sigma) {
-    const {cells, points, low, high, cell} = this, noised = Object.create(GridDensity.prototype);
+    const {cells, low, high, cell} = this, noised = Object.create(GridDensity.prototype);
     noised.lay(low, high, cells);
     const bells = [0, 1].map(axis => { // bells[axis][to * cells + from]
       const bell = new Float64Array(cells * cells), place = i => low[axis] + (i + 0.5) * cell[axis];
@@ -63,13 +63,12 @@ export class GridDensity {
   expectation(f) { return f(this.points).reduce((sum, value, i) => sum + this.weights[i] * value, 0); }
 
   // Mean, a pair.
-  get mean() { return [0, 1].map(axis => this.expectation(x => x.filter((_, i) => i % 2 === axis))); }
+  get mean() { return [0, 1].map(axis => this.weights.reduce((sum, weight, i) => sum + weight * this.points[2 * i + axis], 0)); }
 
   // Standard deviation of each coordinate, a pair.
   get spread() {
-    const mean = this.mean;
-    const square = axis => this.expectation(x => x.filter((_, i) => i % 2 === axis).map(v => (v - mean[axis]) ** 2));
-    return [0, 1].map(axis => Math.sqrt(square(axis)));
+    const mean = this.mean, away = (i, axis) => this.points[2 * i + axis] - mean[axis];
+    return [0, 1].map(axis => Math.sqrt(this.weights.reduce((sum, weight, i) => sum + weight * away(i, axis) ** 2, 0)));
   }
 
   // Draw count points, 2 count numbers, ordered by cell: a cell by its share, a place in it at random.
@@ -85,7 +84,7 @@ export class GridDensity {
 
   // The densities whose contours hold these shares of the mass, for example [0.5, 0.9, 0.99].
   levels(shares) {
-    const ranked = this.weights.slice().sort().reverse(), found = [];
+    const ranked = this.weights.filter(weight => weight > 1e-9).sort().reverse(), found = [];
     let mass = 0, i = 0;
     for (const share of shares) {
       while (mass + ranked[i] < share && i + 1 < ranked.length) mass += ranked[i++];
@@ -104,8 +103,10 @@ export class GridDensity {
     };
     for (let j = 0; j + 1 < cells; j++) {
       for (let i = 0; i + 1 < cells; i++) {
-        const a = j * cells + i, corners = [weights[a], weights[a + 1], weights[a + cells + 1], weights[a + cells]];
-        if (Math.min(...corners) >= level || Math.max(...corners) < level) continue;
+        const a = j * cells + i, inside = weights[a] >= level; // most cells are not crossed, and are left at once
+        if ((weights[a + 1] >= level) === inside && (weights[a + cells] >= level) === inside
+          && (weights[a + cells + 1] >= level) === inside) continue;
+        const corners = [weights[a], weights[a + 1], weights[a + cells + 1], weights[a + cells]];
         const edges = [2 * a, 2 * (a + 1) + 1, 2 * (a + cells), 2 * a + 1];
         const crossed = edges.filter((_, side) => (corners[side] >= level) !== (corners[(side + 1) % 4] >= level));
         join(crossed[0], crossed[1]);

@@ -3,6 +3,7 @@
 import { eigen } from "./divergence.mjs";
 import { four_blobs, GaussianMixture } from "./mixture.mjs";
 import { SAMPLERS } from "./cloud.mjs";
+import { within } from "./controls.mjs";
 
 export const STEPS = [25, 50, 100, 200];
 export const MOST = 8; // the largest gamma
@@ -63,12 +64,6 @@ function blob_of(text) {
   return {
     weight: within("weight", weight, 0.02, 1), mean: [x, y], cov: [[a, b], [b, c]], label: Number(within("label", label, 0, 1) > 0),
   };
-}
-
-function within(name, value, least, most) {
-  const number = Number(value);
-  if (value === "" || !(number >= least && number <= most)) throw new RangeError(`${name} must lie in [${least}, ${most}]`);
-  return number;
 }
 
 // A covariance of which one axis ends at a place; the other keeps its length, and turns with it.

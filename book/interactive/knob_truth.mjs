@@ -6,7 +6,8 @@ import { standard_normal } from "./kernels.mjs";
 import { Cloud } from "./cloud.mjs";
 import { mixture_of } from "./knob_state.mjs";
 
-const CELLS = 96;
+const CELLS = 80;
+const noises = {}; // standard normal numbers by seed
 
 export class Truth {
   // Of a mixture, a class and a scale. The intended density is p(x) p(y | x)^gamma / Z.
@@ -39,9 +40,9 @@ export class Truth {
   // p(label | x) at points.
   sure(x) { return this.all.class_log_prob(x, this.label).map(Math.exp); }
 
-  // As many draws from the intended density as there are numbers for.
+  // Draws from the intended density, the same number at each call.
   draws(count, seed) {
-    const noise = standard_normal(2 * count, seed + 100);
+    const noise = noises[seed] ??= standard_normal(2 * count, seed + 100);
     return this.drawn[seed] ??= this.clean.sample(count, seed).map((value, i) => this.alpha * value + this.sigma * noise[i]);
   }
 

@@ -104,11 +104,13 @@ export class GaussianMixture {
 
   // log p(label | x), N numbers.
   class_log_prob(x, label) {
-    const kept = this.of(label), found = new Float64Array(x.length / 2);
+    const kept = this.of(label), found = new Float64Array(x.length / 2), {logs} = this;
     for (let i = 0; i < found.length; i++) {
       const all = this.visit(x[2 * i], x[2 * i + 1]);
-      const top = Math.max(...kept.map(k => this.logs[k]));
-      found[i] = top - all + Math.log(kept.reduce((sum, k) => sum + Math.exp(this.logs[k] - top), 0));
+      let top = -Infinity, sum = 0;
+      for (const k of kept) if (logs[k] > top) top = logs[k];
+      for (const k of kept) sum += Math.exp(logs[k] - top);
+      found[i] = top - all + Math.log(sum);
     }
     return found;
   }

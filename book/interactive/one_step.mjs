@@ -3,13 +3,17 @@
 import { GridDensity } from "./grid.mjs";
 import { Plot } from "./plot.mjs";
 import { beta, exact, KERNELS, nats, noised, orders, predicted, step_of } from "./step_kernels.mjs";
-import { address, announcer, button, choice, element, handle, painter, slider, swatch, ticks } from "./controls.mjs";
+import { address, announcer, button, choice, element, handle, painter, slider, swatch, tick, within } from "./controls.mjs";
 
-const BOX = [-4, 4, -3, 3], CELLS = 64, SHORTEST = 0.002, EARLIEST = 0.01; // of t - s, and of s
+const BOX = [-4, 4, -3, 3], CELLS = 64, SHORTEST = 0.0002, EARLIEST = 0.01; // of t - s, and of s
 const chapter = () => ({x: [-0.9, 0.2], t: 0.3, length: 0.09, label: 1, drawn: new Set(["small"]), zoom: false});
 const start_of = ({t, length}) => Math.max(EARLIEST, t - length);
-const in_nats = value => (value >= 0.001 ? value.toPrecision(3) : value.toExponential(1).replace("e", " × 10^").replace("^-", "⁻"))
-  .replace(/ × 10⁻(\d+)/, (_, digits) => ` × 10⁻${[...digits].map(digit => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("")}`);
+
+function in_nats(value) {
+  if (value >= 0.001) return value.toPrecision(3);
+  const [digits, power] = value.toExponential(1).split("e-");
+  return `${digits} × 10⁻${[...power].map(digit => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("")}`;
+}
 
 class Step {
   constructor(place) {
@@ -35,15 +39,19 @@ class Step {
       t: slider({name: "from time t", min: 0.05, max: 1, step: 0.01, text: t => t.toFixed(2), moved: t => set({t})}),
       length: slider({
         name: "length of the step", min: powers[0], max: powers[1], step: 0.02, moved: power => set({length: 10 ** power}),
-        text: () => `to s = ${start_of(this.state).toFixed(3)}, β = ${beta(this.state.t, start_of(this.state)).toPrecision(2)}`,
+        text: () => `to s = ${start_of(this.state).toFixed(4)}, β = ${beta(this.state.t, start_of(this.state)).toPrecision(2)}`,
       }),
       label: choice({name: "ask for", options: {0: "class 0", 1: "class 1"}, chosen: label => set({label: Number(label)})}),
-      drawn: ticks({name: "drawn on the map", options: KERNELS, ticked: (name, on) => {
+      zoom: tick({text: "the map follows the step", colour: "", ticked: zoom => set({zoom})}),
+    };
+    this.rows = Object.entries(KERNELS).map(([name, [text, colour]]) => {
+      const box = tick({text, colour, ticked: on => {
         this.state.drawn[on ? "add" : "delete"](name);
         set({});
-      }}),
-      zoom: ticks({name: "map", options: {zoom: ["follow the step", ""]}, ticked: (_, zoom) => set({zoom})}),
-    };
+      }});
+      const cells = [element("td"), element("td")];
+      return {name, box, cells, row: element("tr", {}, element("th", {scope: "row"}, box), ...cells)};
+    });
     this.reset = button("The step of the chapter", () => set(chapter()));
     this.handle = handle({
       plot: this.plot, stage: this.stage, name: "the point x t", className: "centre", get: () => this.state.x,
@@ -52,17 +60,17 @@ class Step {
   }
 
   lay_out() {
-    const {t, length, label, drawn, zoom} = this.controls, column = name => element("th", {scope: "col"}, name);
-    this.rows = element("tbody");
+    const {t, length, label, zoom} = this.controls, column = name => element("th", {scope: "col"}, name);
     this.aloud = announcer();
-    const head = element("tr", {}, column("step"), column("nats"), column("falls like"));
+    const body = element("tbody", {}, ...this.rows.map(({row}) => row));
+    const head = element("tr", {}, column("variance"), column("nats"), column("falls like"));
     const legend = element("p", {className: "note"}, swatch("truth"), "exact, given the class  ", swatch("unconditional"),
       "exact, without it  ", swatch("guided"), "gradient");
     this.place.append(
       element("div", {className: "board"}, element("div", {className: "map"}, length, this.stage, legend),
-        element("div", {className: "beside"}, element("table", {}, element("thead", {}, head), this.rows), this.chart,
-          element("p", {className: "note"}, "nats over β, both logarithmic; dashed: predicted for short steps"))),
-      element("div", {className: "more"}, t, label, drawn, zoom, element("p", {className: "line"}, this.reset)),
+        element("div", {className: "beside"}, element("table", {}, element("thead", {}, head), body), this.chart,
+          element("p", {className: "note"}, "nats over β, in powers of ten; dashed: predicted for short steps"))),
+      element("div", {className: "more"}, t, element("div", {className: "line"}, label, zoom, this.reset)),
       this.aloud,
     );
   }
@@ -85,7 +93,7 @@ class Step {
     this.draw_orders(s);
     this.handle.show();
     for (const [name, control] of Object.entries(this.controls)) {
-      control.show(name === "length" ? Math.log10(t - s) : name === "zoom" ? new Set(this.state.zoom ? ["zoom"] : []) : this.state[name]);
+      control.show(name === "length" ? Math.log10(t - s) : this.state[name]);
     }
     this.tell(s);
     this.cost = performance.now() - begun;
@@ -101,32 +109,32 @@ class Step {
     plot.line("guided", [], 1);
     plot.path([free.mean, free.mean.map((value, i) => value + far * slope[i])]);
     for (const [step, colour, dash] of [[free, "unconditional", []], [truth, "truth", [5, 3]]]) {
-      const {mean, cov} = step, reach = [0, 1].map(i => 4.5 * Math.sqrt(cov[i][i])), ends = sign => mean.map((m, i) => m + sign * reach[i]);
+      const {mean, cov} = step, ends = sign => mean.map((m, i) => m + sign * 4.5 * Math.sqrt(cov[i][i]));
       plot.line(colour, dash, 1.8);
       plot.contours(new GridDensity(points => step.log_prob(points), ends(-1), ends(1), CELLS));
     }
-    const steps = [...drawn].map(name => [KERNELS[name][1], step_of(name, label, x, t, s)]);
-    for (const [colour, {mean, cov}] of steps) {
-      plot.line(colour, [], 1.5);
+    plot.disc(free.mean, "unconditional", 5);
+    plot.disc(truth.mean, "truth", 7);
+    for (const name of drawn) {
+      const [, colour, dash] = KERNELS[name], {means: [mean], covs: [cov]} = step_of(name, label, x, t, s);
+      plot.line(colour, dash, 1.5);
       plot.ellipses(mean, cov);
-    }
-    for (const [colour, {mean}, radius] of [["unconditional", free, 5], ["truth", truth, 7], ...steps.map(step => [...step, 4])]) {
-      plot.disc(mean, colour, radius);
+      plot.disc(mean, colour, 4);
     }
   }
 
   // Divergences of all kernels over the length of the step, at this point; a line where the step is now.
   draw_orders(s) {
     const {x, t, label} = this.state, {orders: plot} = this, longest = Math.log10(t - EARLIEST), least = Math.log10(SHORTEST);
-    const places = Array.from({length: 11}, (_, i) => t - 10 ** (least + i / 10 * (longest - least)));
+    const places = Array.from({length: 9}, (_, i) => t - 10 ** (least + i / 8 * (longest - least)));
     const log_beta = places.map(s => Math.log10(beta(t, s))), values = places.map(s => nats(label, x, t, s));
-    plot.box = [log_beta[0] - 0.6, Math.max(0.1, log_beta.at(-1)), -10, 2];
+    plot.box = [log_beta[0] - 0.6, Math.max(0.1, log_beta.at(-1)), -13, 2];
     plot.begin();
-    const log = value => Math.max(Math.log10(value), -12);
+    const log = value => Math.max(Math.log10(value), -16);
     plot.line("axis", [], 1);
-    plot.path([[Math.log10(beta(t, s)), -10], [Math.log10(beta(t, s)), 2]]);
-    for (const [name, [, colour]] of Object.entries(KERNELS)) {
-      plot.line(colour, name === "mended_small" ? [2, 2] : [], this.state.drawn.has(name) ? 2.5 : 1.2);
+    plot.path([[Math.log10(beta(t, s)), -14], [Math.log10(beta(t, s)), 2]]);
+    for (const [name, [, colour, dash]] of Object.entries(KERNELS)) {
+      plot.line(colour, dash, this.state.drawn.has(name) ? 2.5 : 1.2);
       plot.path(values.map((row, i) => [log_beta[i], log(row[name])]));
     }
     plot.line("truth", [5, 3], 1);
@@ -136,30 +144,43 @@ class Step {
 
   tell(s) {
     const {x, t, label} = this.state, describe = name => `${KERNELS[name][0]} ${in_nats(this.nats[name])} nats`;
-    this.rows.replaceChildren(...Object.entries(KERNELS).map(([name, [text, colour]]) => element("tr", {},
-      element("th", {scope: "row"}, swatch(colour), text), element("td", {}, in_nats(this.nats[name])),
-      element("td", {}, `β^${this.falls[name].toFixed(2)}`))));
+    for (const {name, box, cells: [nats, falls]} of this.rows) {
+      box.show(this.state.drawn.has(name));
+      nats.textContent = in_nats(this.nats[name]);
+      falls.replaceChildren("β", element("sup", {}, this.falls[name].toFixed(2)));
+    }
     const [least] = Object.keys(KERNELS).sort((one, other) => this.nats[one] - this.nats[other]);
     const text = `One step from (${x.map(value => value.toFixed(2)).join(", ")}), t ${t.toFixed(2)} to s ${s.toFixed(3)}, class ${label}`;
     this.canvas.setAttribute("aria-label", `Map. ${text}: contours of the exact step, and of ${[...this.state.drawn].map(describe).join(", ")}.`);
     this.chart.setAttribute("aria-label", "Divergences over the length of the step: without a shift they fall like beta, with one like beta squared, with exact mean and covariance like beta cubed.");
-    this.aloud.say(`${text}. ${[...this.state.drawn, least].map(describe).join(", ")}, the least.`);
+    this.aloud.say(`${text}. ${[...this.state.drawn].map(describe).join(", ")}; least: ${describe(least)}.`);
   }
 
   // Take the state from the address. Returns whether there was one.
   from_address() {
-    const fields = this.link.read();
-    if (!fields) { this.paint(); return false; }
-    const number = (name, least, most) => Math.min(Math.max(Number(fields.get(name)) || 0, least), most);
-    const [x_1, x_2] = (fields.get("x") ?? "").split(",").map(Number);
-    const t = number("t", 0.05, 1);
-    this.state = {
-      x: [x_1 || 0, x_2 || 0], t, length: t - number("s", 0, t - SHORTEST), label: Number(number("class", 0, 1) > 0),
-      drawn: new Set((fields.get("show") ?? "").split(",").filter(name => Object.hasOwn(KERNELS, name))), zoom: fields.get("zoom") === "1",
-    };
     this.paint();
+    const fields = this.link.read();
+    if (!fields) return false;
+    try {
+      this.state = from_fields(fields);
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      this.aloud.say(`The address has a setting that cannot be read: ${error.message}.`);
+      return false;
+    }
     return true;
   }
+}
+
+// The state that an address names.  Throws: RangeError where it names none.
+function from_fields(fields) {
+  const read = (name, least, most) => within(name, fields.get(name) ?? "", least, most);
+  const t = read("t", 0.05, 1), s = read("s", EARLIEST, t - SHORTEST), [x_1, x_2] = (fields.get("x") ?? "").split(",");
+  const drawn = (fields.get("show") ?? "").split(",").filter(name => Object.hasOwn(KERNELS, name));
+  return {
+    x: [within("x", x_1, BOX[0], BOX[1]), within("x", x_2, BOX[2], BOX[3])], t, length: t - s,
+    label: Number(read("class", 0, 1) > 0), drawn: new Set(drawn), zoom: fields.get("zoom") === "1",
+  };
 }
 
 export function one_step(place) {

@@ -38,7 +38,7 @@ export class Plot {
   }
 
   axes() {
-    const {pen, box, width, height} = this, ticks = step_of(box[1] - box[0], width / 70);
+    const {pen, box, width, height} = this, ticks = step_of(box[1] - box[0], width / 60);
     pen.fillStyle = pen.strokeStyle = this.colour("axis");
     pen.font = "12px sans-serif";
     pen.lineWidth = 1;

@@ -7,13 +7,13 @@ import { ddpm_table } from "./schedule.mjs";
 
 export const mixture = four_blobs();
 export const schedule = ddpm_table();
-export const KERNELS = { // text, and name of its colour
-  none: ["no shift, large variance", "plain"],
-  small: ["shift, small variance", "guided"],
-  large: ["shift, large variance", "conditional"],
-  mended_small: ["exact coefficient, small", "mended"],
-  mended_large: ["exact coefficient, large", "mended"],
-  moments: ["exact mean and covariance", "other"],
+export const KERNELS = { // variance and shift, name of its colour, dashes of its line
+  none: ["large, no shift", "plain", []],
+  small: ["small, shifted", "guided", []],
+  large: ["large, shifted", "conditional", []],
+  mended_small: ["small, exact coefficient", "mended", [2, 2]],
+  mended_large: ["large, exact coefficient", "mended", []],
+  moments: ["exact mean, covariance", "other", []],
 };
 
 export const noised = t => mixture.noised(schedule.alpha(t), schedule.sigma(t));

@@ -202,9 +202,11 @@ class Knob {
   // The numbers beside the map.
   tell(points, more) {
     this.readings = this.truth.read_off(points);
-    const rows = Object.entries(this.readings).map(([name, [got, intended]]) => element("tr", {},
-      element("th", {scope: "row"}, name), element("td", {}, got.map(value => value.toFixed(2)).join(" ± ")),
-      element("td", {}, name === "distance" ? `chance ${intended.toFixed(2)}` : intended.toFixed(2))));
+    const rows = Object.entries(this.readings).map(([name, [got, intended]]) => {
+      const round = value => value.toFixed(got[1] < 0.005 ? 3 : 2), wanted = round(intended);
+      return element("tr", {}, element("th", {scope: "row"}, name), element("td", {}, got.map(round).join(" ± ")),
+        element("td", {}, name === "distance" ? `chance ${wanted}` : wanted));
+    });
     this.rows.replaceChildren(...rows);
     const {"mean of x₁": [[mean], intended], distance: [[far], chance]} = this.readings;
     const verdict = far > 3 * chance ? "The dots are not where they were meant to be" : "The dots are where they were meant to be";

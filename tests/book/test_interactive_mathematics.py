@@ -80,7 +80,7 @@ def case(mixture: GaussianMixture, seed: int) -> tuple[dict, dict]:
 
 
 def rays() -> list[np.ndarray]:
-    return [np.array([math.cos(math.pi * d / 16), math.sin(math.pi * d / 16)]) for d in range(16)]
+    return [np.array([math.cos(math.pi * d / 8), math.sin(math.pi * d / 8)]) for d in range(8)]
 
 
 def of_the_mixture(mixture, schedule, x, t, s, label) -> dict:
