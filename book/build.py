@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sphinx.cmd.build import main as sphinx_build
 
-from book import staging
+from book import joining, staging
 
 BOOK = Path(__file__).resolve().parent
 ROOT = BOOK.parent
@@ -31,43 +31,60 @@ class MathJaxOutOfReach(Exception):
     """The equations' program is not here yet, and cannot be fetched; the message says why."""
 
 
-def vendor_mathjax() -> None:
-    """Put the parts of MathJax that the pages use into VENDORED, from the package that npm delivers.
+def unpack(package: str, sha512: str, wanted: tuple[str, ...], folder: Path) -> None:
+    """Fetch a package with npm, and put its files whose names begin as one of `wanted` into `folder`/package.
 
     Raises: MathJaxOutOfReach without npm or network; ValueError if npm delivers something else.
     """
-    if VENDORED.exists():
-        return
     npm = shutil.which("npm")
     if npm is None:
         raise MathJaxOutOfReach(
             "npm is not on the path. It comes with Node.js, and fetches MathJax for the equations of the web book; "
             "the notebooks show their equations without it."
         )
+    print(f"the book: fetching {package} with npm, once; without a network this fails within a minute", flush=True)
+    command = [npm, "pack", package, "--silent", *NPM_WAITS]
+    fetched = subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False)
+    archives = list(folder.glob("*.tgz"))
+    if fetched.returncode != 0 or not archives:
+        raise MathJaxOutOfReach(f"npm could not fetch {package}; the first build of the book needs a network.")
+    digest = base64.b64encode(hashlib.sha512(archives[0].read_bytes()).digest()).decode()
+    if digest != sha512:
+        raise ValueError(f"what npm fetched is not {package}: SHA-512 {digest}, expected {sha512}")
+    with tarfile.open(archives[0]) as archive:
+        for member in archive.getmembers():
+            if member.isfile() and member.name.startswith(wanted):
+                archive.extract(member, folder, filter="data")
+
+
+def vendor_mathjax() -> None:
+    """Put the parts of MathJax that the pages use into VENDORED.  Raises: as `unpack`."""
+    if VENDORED.exists():
+        return
     VENDORED.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=VENDORED.parent.parent) as folder:
-        print(f"the book: fetching {MATHJAX} with npm, once; without a network this fails within a minute", flush=True)
-        command = [npm, "pack", MATHJAX, "--silent", *NPM_WAITS]
-        fetched = subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=False)
-        archives = list(Path(folder).glob("*.tgz"))
-        if fetched.returncode != 0 or not archives:
-            raise MathJaxOutOfReach(f"npm could not fetch {MATHJAX}; the first build of the book needs a network.")
-        digest = base64.b64encode(hashlib.sha512(archives[0].read_bytes()).digest()).decode()
-        if digest != MATHJAX_SHA512:
-            raise ValueError(f"what npm fetched is not {MATHJAX}: SHA-512 {digest}, expected {MATHJAX_SHA512}")
-        with tarfile.open(archives[0]) as archive:
-            for member in archive.getmembers():
-                if member.isfile() and member.name.startswith(MATHJAX_PARTS):
-                    archive.extract(member, folder, filter="data")
+        unpack(MATHJAX, MATHJAX_SHA512, MATHJAX_PARTS, Path(folder))
         # The pages expect the script at the top and the fonts at output/chtml/fonts beside it.
         package = Path(folder) / "package"
         shutil.move(package / "LICENSE", package / "es5")
         (package / "es5").rename(VENDORED)  # at once: a build that is interrupted leaves no half of it
 
 
+def join_interactive() -> None:
+    """Put script and style of the interactive parts where the pages find them."""
+    for name, text in {
+        "interactive.js": joining.join(BOOK / "interactive" / "start.mjs"),
+        "interactive.css": (BOOK / "interactive" / "interactive.css").read_text(encoding="utf-8"),
+    }.items():
+        path = VENDORED.with_name(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
 def build(folder: Path, root: Path = ROOT) -> int:
     """Build the book of the repository at `root` into `folder`/html. Warnings are errors. Returns the exit status."""
     staging.stage(folder / "source", root)
+    join_interactive()
     options = ["-b", "html", "-c", str(BOOK), "-d", str(folder / "doctrees"), "-q", "--fail-on-warning"]
     status = sphinx_build([*options, str(folder / "source"), str(folder / "html")])
     for notebook in (root / "notebooks").glob("*.ipynb"):  # readers download the notebook, not what was staged

@@ -1,8 +1,8 @@
 """Turn the committed notebooks into what Sphinx reads. The notebooks stay ordinary ones, that JupyterLab shows as well.
 
 A link to a paper becomes a citation, the paragraph in italics after a picture becomes its caption, the times of a
-chapter are followed by links to its Deeper sections, and the front page lists the chapters. What cannot be turned is a
-ValueError that names the chapter and says what to write instead.
+chapter are followed by links to its Deeper sections, some figures by a part in which one plays with them, and the front
+page lists the chapters. What cannot be turned is a ValueError that names the chapter and says what to write instead.
 """
 
 import json
@@ -20,6 +20,25 @@ from tools.equation_labels import NOT_PROSE, unique_slug
 from tools.reading_time import STATED
 
 SHEET = "Part II."  # whose equations are on the cheat sheet
+INTERACTIVE = Path(__file__).resolve().parent / "interactive"
+PLAYED_WITH = {"00_story_and_truth": "turn-the-knob", "07_one_step": "one-step"}  # figure: part in book/interactive
+
+
+def interactive(name: str, to_static: str) -> str:
+    """A part that answers the hand, as MyST: its HTML, style and script, from the folder at the address `to_static`."""
+    text = (INTERACTIVE / f"{name}.html").read_text(encoding="utf-8")
+    return f"""```{{raw}} html
+<link rel="stylesheet" href="{to_static}/interactive.css">
+<section class="interactive" id="{name}" data-interactive="{name}" aria-labelledby="{name}-title">
+{text}</section>
+<script defer src="{to_static}/interactive.js"></script>
+```"""
+
+
+def played_with(cell: dict) -> str | None:
+    """The name of the interactive part of a cell's figure, if it has one."""
+    kinds = (kind for output in cell.get("outputs", []) for kind in output.get("metadata", {}).values())
+    return next((PLAYED_WITH[kind["figure"]] for kind in kinds if kind.get("figure") in PLAYED_WITH), None)
 
 
 def caption(markdown: str) -> tuple[str, str]:
@@ -81,6 +100,9 @@ def stage_chapter(notebook: dict, papers: dict[str, Paper], where: str) -> dict:
                 "paragraph that is wholly in italics: *What to conclude from the figure.*"
             ) from None
         name = {"name": gallery.anchor(shown["figure"])} if "figure" in shown else {}
+        if part := played_with(cell):
+            text += f' <a href="#{part}">Play with it, just below.</a>'
+            following["source"] = f"{interactive(part, '../_static')}\n\n{following['source']}"
         cell["metadata"]["mystnb"] = {"image": {"alt": alt}, "figure": {"caption": text} | name}
     notebook["cells"] = [cell for cell in cells if cell["cell_type"] != "markdown" or cell["source"].strip()]
     return notebook
@@ -96,7 +118,8 @@ def front_page(template: str, parts: list[dict], ready: dict[str, str], address:
     """The front page with its table of chapters and its table of contents.
 
     Args: parts: of chapters.toml;  ready: name -> title of the notebooks that are there;  address: of the repository;
-    without one, what the template has between `%published%` and `%end%` is left out.
+    without one, what the template has between `%published%` and `%end%` is left out. `%play name%` stands for an
+    interactive part.
     """
     unlisted = {name[:2] for name in ready} - {chapter["number"] for part in parts for chapter in part["chapters"]}
     if unlisted:
@@ -121,6 +144,7 @@ def front_page(template: str, parts: list[dict], ready: dict[str, str], address:
     trees = ("\n".join(["```{toctree}", ":hidden:", f":caption: {name}\n", *pages, "```"]) for name, pages in contents)
     page = re.sub("%published%(.*?)%end%", r"\1" if address else "", template, flags=re.DOTALL)
     page = page.replace("%repository%", address).replace("%chapters%", "\n\n".join(tables))
+    page = re.sub("%play (.+)%", lambda part: interactive(part[1], "_static"), page)
     return page.replace("%contents%", "\n\n".join(trees))
 
 

@@ -14,7 +14,15 @@ import typer
 
 from difflesson import __version__
 from difflesson.digits import (
-    checkpoints, data, diversity, metrics, recipes, sampling, sheets, streaming, training,
+    checkpoints,
+    data,
+    diversity,
+    metrics,
+    recipes,
+    sampling,
+    sheets,
+    streaming,
+    training,
 )  # fmt: skip
 from difflesson.digits.networks import DigitClassifier, DigitUNet
 

@@ -23,8 +23,22 @@ function openWhatTheAddressNames() {
   target.scrollIntoView();
 }
 
+// What the theme and MathJax say to a screen reader: a name other than the text on a button, a list that has other things
+// than items, and a link, to an equation, inside what is hidden from it. The link gets a name and is shown.
+function mendNames() {
+  for (const list of document.querySelectorAll(".citation-list")) list.removeAttribute("role");
+  for (const named of document.querySelectorAll(".search-button-field, summary[aria-label]")) named.removeAttribute("aria-label");
+  for (const link of document.querySelectorAll("mjx-container a[href]")) {
+    const formula = link.closest("mjx-container"), said = formula.querySelector("mjx-assistive-mml");
+    link.setAttribute("aria-label", `equation ${said?.textContent.trim() ?? ""}`);
+    link.closest("[aria-hidden]")?.removeAttribute("aria-hidden");
+    said?.setAttribute("aria-hidden", "true");
+  }
+}
+
 document.addEventListener("DOMContentLoaded", async () => {
   await window.MathJax?.startup?.promise; // it measures what it sets, and its equations are targets of links
+  mendNames();
   foldDeeper();
   openWhatTheAddressNames();
   // Sphinx marks what a search was for only on pages without a search field; the theme's pages all have one.

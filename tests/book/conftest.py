@@ -1,15 +1,47 @@
 """A real browser for the tests of the book; without one they say so and skip."""
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
+
+from book import build
 
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
 NO_BROWSER = "no browser: `python -m playwright install chromium`, or on Debian `apt-get install chromium`"
+
+AXE = "axe-core@4.14.1"
+AXE_SHA512 = "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ=="
+
+# Runs in the page: what keeps readers out, by axe-core's own judgement, with the place where it was found.
+AUDIT = """async () => (await axe.run(document, {resultTypes: ["violations"]})).violations
+    .filter(found => ["serious", "critical"].includes(found.impact))
+    .flatMap(found => found.nodes.map(node => `${found.id}: ${node.html.slice(0, 150)} ${node.failureSummary}`))"""
+
+
+@pytest.fixture(scope="session")
+def audit():
+    """`audit(page)` lists what axe-core calls serious or critical on a page. npm fetches it, once."""
+    kept = build.BOOK / "_build" / "axe.min.js"
+    if not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+            try:
+                build.unpack(AXE, AXE_SHA512, ("package/axe.min.js",), Path(folder))
+            except build.MathJaxOutOfReach as reason:
+                pytest.skip(str(reason))
+            (Path(folder) / "package" / "axe.min.js").rename(kept)
+    source = kept.read_text(encoding="utf-8")
+
+    def run(page) -> list[str]:
+        page.evaluate(source)
+        return page.evaluate(AUDIT)
+
+    return run
 
 
 @pytest.fixture(scope="session")
