@@ -23,7 +23,7 @@ from difflesson.digits import (
     sheets,
     streaming,
     training,
-)  # fmt: skip
+)
 from difflesson.digits.networks import DigitClassifier, DigitUNet
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
