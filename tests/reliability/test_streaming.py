@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -298,17 +299,17 @@ def test_two_processes_of_torchrun_draw_the_digits_of_one(tmp_path):
 
 @pytest.mark.nightly
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is of POSIX")
-def test_eight_kills_at_random_moments_change_no_byte(tmp_path):
+def test_six_kills_at_random_moments_change_no_byte(tmp_path):
     save_small(tmp_path / "mine.safetensors")
     draw, part, seen = random.Random(0), tmp_path / "killed.safetensors.part", []
     line = [sys.executable, *command(tmp_path, 12_000, "--out")]
-    while len(seen) < 8:
+    while len(seen) < 6:
         child = subprocess.Popen([*line, "killed.safetensors"], cwd=tmp_path, env=variables())
         before = part.stat().st_mtime_ns if part.exists() else None
         while child.poll() is None and (not part.exists() or part.stat().st_mtime_ns == before):
-            pass  # until it has written something of its own
+            time.sleep(0.002)  # until it has written something of its own
         try:
-            child.wait(draw.uniform(0.0, 0.3))
+            child.wait(draw.uniform(0.0, 0.2))
         except subprocess.TimeoutExpired:
             child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL, "it should have been killed before its end"

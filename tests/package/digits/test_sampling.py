@@ -130,7 +130,7 @@ def test_threads_batches_and_bfloat16_change_rounding_and_not_the_digit():
         torch.set_num_threads(threads)
     assert worst(others, first) < 1e-4 and worst(images(batch=2), first) < 1e-4
     half = images(dtype=torch.bfloat16)
-    assert 1e-4 < worst(half, first) and float((half - first).abs().quantile(0.98)) < 0.1
+    assert 1e-4 < worst(half, first) and float((half - first).abs().quantile(0.98)) < 0.05
     assert worst(images(seed=1), first) > 1
 
 
