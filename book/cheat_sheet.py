@@ -96,8 +96,8 @@ def chapter_block(chapter: str, title: str, notebook: dict, ledger: Ledger) -> s
     for entry in shown:
         words = [f'{to_equation(chapter, entry.label, entry.tag)} <b class="name">{html.escape(entry.name)}</b>']
         words.append(elsewhere(" … ".join(filter(None, (entry.before, entry.after))), chapter, tags))
-        words += [f"<code>{html.escape(name)}</code>" for name in functions(entry.label, ledger)]
-        blocks += ['<div class="entry">\n<div class="words">', " ".join(words), "</div>"]
+        words.append(", ".join(f"<code>{html.escape(name)}</code>" for name in functions(entry.label, ledger)))
+        blocks += ['<div class="entry">\n<div class="words">', " ".join(filter(None, words)), "</div>"]
         blocks += [f"$$\n{entry.latex}\n$$", "</div>"]
     lines = "\n".join(f"* {elsewhere(line, chapter, tags)}" for line in remembered(notebook))
     return "\n\n".join([*blocks, '<div class="remember">', lines, "</div>"])

@@ -41,16 +41,22 @@ def changed(old: dict[str, str], new: dict[str, str]) -> list[str]:
 
 def modules(code: list[str], root: Path) -> list[str]:
     """The package's modules that the cells import, and all that these import in turn, by name."""
-    found, todo = set(), [parsed(cell) for cell in code]
+    found, todo = set(), list(code)
     while todo:
-        for _, name in imports(todo.pop()):
+        for name in imported(todo.pop()):
             parts = name.split(".")
             for depth in range(2, len(parts) + 1):  # its packages run, too; the last part may be an object
                 module = ".".join(parts[:depth])
                 if module not in found and (file := file_of(module, root)):
                     found.add(module)
-                    todo.append(ast.parse(file.read_text(encoding="utf-8")))
+                    todo.append(file.read_text(encoding="utf-8"))
     return sorted(found)
+
+
+@cache
+def imported(text: str) -> list[str]:
+    """What a cell or a module imports of the package. Every chapter asks this of the same modules."""
+    return [name for _, name in imports(parsed(text))]
 
 
 def file_of(module: str, root: Path) -> Path | None:

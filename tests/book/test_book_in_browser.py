@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from book import build
+from book.gallery import anchor
+from difflesson import conventions
 from tools.address import repository
 
 ROOT = build.ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 CHAPTERS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in NOTEBOOKS}
-PAGES = ["index", "ledger", "references", *(f"notebooks/{name}" for name in CHAPTERS)]
+DESK = ["conventions", "cheat_sheet", "figures"]
+PAGES = ["index", *DESK, "ledger", "references", *(f"notebooks/{name}" for name in CHAPTERS)]
 PHONE, LAPTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
 # Runs in the page: what a reader would miss on it.
@@ -247,3 +251,112 @@ def test_a_chapter_can_be_opened_elsewhere_and_downloaded_as_it_is_committed(boo
         assert (book.html / "_sources" / "notebooks" / f"{name}.ipynb").as_uri() in links
         downloaded = (book.html / "_sources" / "notebooks" / f"{name}.ipynb").read_bytes()
         assert downloaded == (ROOT / "notebooks" / f"{name}.ipynb").read_bytes()
+
+
+# --- the pages for the desk ---------------------------------------------------------------------------------
+
+
+def numbers(page, question: str) -> dict[str, list[float]]:
+    """What the converter shows for each convention, with all its digits; what it refuses is not there."""
+    rows = page.evaluate(
+        "id => [...document.querySelectorAll(`#${id} tr[data-convention]`)]"
+        ".map(row => [row.dataset.convention, row.querySelector('data')?.value])",
+        question,
+    )
+    return {name: [float(part) for part in value.split(",")] for name, value in rows if value is not None}
+
+
+def agree(got: dict[str, list[float]], want: dict) -> None:
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        value = value if isinstance(value, tuple) else (value,)
+        assert got[name] == pytest.approx([float(part) for part in value], rel=1e-12, abs=1e-12), name
+
+
+def test_the_converter_shows_everybodys_number_as_one_types_and_chooses_by_keyboard(book: Book, page, visit: Visit):
+    page.goto(book.page("conventions"))
+    agree(numbers(page, "guidance"), {n: conventions.guidance_scale(7.5, "diffusers", n) for n in conventions.GUIDANCE})
+    page.locator("#scale").focus()
+    page.keyboard.press("ControlOrMeta+A")
+    page.keyboard.type("-0.25")
+    assert "'diffusers' has no guidance below 1" in page.locator("#guidance output").inner_text()
+    page.keyboard.press("Tab")
+    page.keyboard.type("ho-s")
+    assert page.locator("#guidance output").inner_text() == "gamma = 0.75"
+    acting = conventions.GUIDANCE.keys() - conventions.LOWEST.keys()
+    agree(numbers(page, "guidance"), {n: conventions.guidance_scale(-0.25, "ho-salimans", n) for n in acting})
+    page.locator("#scale-of").select_option("w")
+    assert conventions.NO_SINGLE_GAMMA["w"][0] in page.locator("#guidance output").inner_text()
+
+
+def test_the_converters_network_output_stands_at_its_noise_level(book: Book, page, visit: Visit):
+    page.goto(book.page("conventions"))
+    page.locator("#level").fill("3")
+    page.locator("#level-of").select_option("edm")
+    agree(numbers(page, "noise"), {name: conventions.noise_level(3.0, "edm", name) for name in conventions.NOISE})
+    level = conventions.noise_level(3.0, "edm")
+    value, x = (torch.tensor(v, dtype=torch.float64) for v in (-0.5, 0.2))
+    agree(numbers(page, "output"), {n: conventions.convert(value, "eps", n, x, *level) for n in conventions.OUTPUTS})
+    page.locator("#level").fill("-1")
+    said = page.locator("#noise output").inner_text()
+    assert "need alpha, sigma >= 0" in said and "edm runs from 0 to infinity" in said
+    assert numbers(page, "noise") == numbers(page, "output") == {}
+
+
+def test_without_a_script_the_page_of_conventions_has_its_tables_and_says_what_is_missing(book: Book, browser):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(book.page("conventions"))
+    assert page.locator("form#guidance").count() == 0 and page.locator("table.table").count() == 4
+    assert page.locator("article noscript").is_visible()
+    context.close()
+
+
+def test_the_gallery_has_every_figure_and_each_leads_to_its_place(book: Book, page, visit: Visit):
+    page.goto(book.page("figures"))
+    page.evaluate("document.querySelectorAll('.gallery img').forEach(image => image.loading = 'eager')")
+    page.wait_for_function("[...document.querySelectorAll('.gallery img')].every(image => image.naturalWidth > 0)")
+    links = page.evaluate("[...document.querySelectorAll('.gallery figure > a')].map(a => a.getAttribute('href'))")
+    outputs = {
+        name: [output for cell in chapter["cells"] for output in cell.get("outputs", [])]
+        for name, chapter in CHAPTERS.items()
+    }
+    names = {
+        name: [found["figure"] for o in outputs if "figure" in (found := o.get("metadata", {}).get("image/png", {}))]
+        for name, outputs in outputs.items()
+    }
+    assert links == [f"notebooks/{name}.html#{anchor(figure)}" for name, found in names.items() for figure in found]
+    for link in links:
+        file, _, target = link.partition("#")
+        assert f'id="{target}"' in (book.html / file).read_text(encoding="utf-8"), link
+
+
+def test_the_cheat_sheet_leads_to_every_equation_of_part_two(book: Book, page, visit: Visit):
+    page.goto(book.page("cheat_sheet"))
+    first = "[...document.querySelectorAll('.words p > a:first-child')]"
+    links = page.evaluate(f"{first}.map(link => link.getAttribute('href'))")
+    part = [name for name in CHAPTERS if "06" <= name[:2] <= "12"]
+    targets = {f"notebooks/{name}.html{t}" for name in part for t in visit.laptop[f"notebooks/{name}"]["targets"]}
+    assert set(links) == targets and len(links) == len(targets)
+
+
+def test_the_cheat_sheet_prints_on_a4_alone_black_on_white_and_nothing_is_cut(book: Book, page, visit: Visit):
+    page.goto(book.page("cheat_sheet"))
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.evaluate("() => MathJax.startup.promise")
+    sheet = page.pdf(prefer_css_page_size=True)
+    assert set(re.findall(rb"/MediaBox \[0 0 (\d+)\.?\d* (\d+)", sheet)) == {(b"594", b"841")}
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 703, "height": 1000})  # A4 less its margins
+    seen = page.evaluate("""() => {
+        const sheet = document.getElementById("cheat-sheet"), edge = sheet.getBoundingClientRect().right + 1;
+        const all = selector => [...document.querySelectorAll(selector)];
+        return {
+            beside: all("nav, header, footer, .sidebar, .headerlink").filter(e => e.checkVisibility()).length,
+            cut: all(".entry mjx-math").filter(e => e.getBoundingClientRect().right > edge).map(e => e.textContent),
+            colours: [...new Set(all("#cheat-sheet :is(p, a, mjx-c, code)").map(e => getComputedStyle(e).color))],
+        };
+    }""")
+    page.emulate_media(media="screen")
+    page.set_viewport_size(LAPTOP)
+    assert seen == {"beside": 0, "cut": [], "colours": ["rgb(0, 0, 0)"]}

@@ -105,8 +105,14 @@ def edit(root, path, old, new):
     (root / path).write_text(text.replace(old, new), encoding="utf-8")
 
 
-def test_the_ledger_of_this_repository_is_in_order():
-    assert problems(read(ROOT)) == []
+@pytest.fixture(scope="module")
+def known():
+    """What is known of this repository's labels; reading all of it takes seconds."""
+    return read(ROOT)
+
+
+def test_the_ledger_of_this_repository_is_in_order(known):
+    assert problems(known) == []
 
 
 def test_the_ledger_of_the_small_repository_is_in_order(root):
@@ -395,8 +401,8 @@ def test_without_an_address_of_our_own_the_page_names_functions_and_tests_and_li
     assert "· `slope` | · lines | 1 | evaluated |" in page(root) and "http" not in page(root)
 
 
-def test_every_link_to_a_file_of_this_repository_finds_it_and_the_line():
-    links = re.findall(r"https://example\.org/blob/main/([^)#]+)#L(\d+)\)", page(ROOT, "https://example.org"))
+def test_every_link_to_a_file_of_this_repository_finds_it_and_the_line(known):
+    links = re.findall(r"https://example\.org/blob/main/([^)#]+)#L(\d+)\)", page(ROOT, "https://example.org", known))
     assert len(links) > 100
     for path, line in links:
         first = (ROOT / path).read_text(encoding="utf-8").splitlines()[int(line) - 1]
