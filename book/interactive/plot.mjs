@@ -38,12 +38,12 @@ export class Plot {
   }
 
   axes() {
-    const {pen, box, width, height} = this, ticks = step_of(box[1] - box[0], width / 60);
+    const {pen, box, width, height} = this;
     pen.fillStyle = pen.strokeStyle = this.colour("axis");
     pen.font = "12px sans-serif";
     pen.lineWidth = 1;
-    const digits = Math.max(0, -Math.floor(Math.log10(ticks) + 1e-9));
-    for (const [axis, low, high] of [[0, box[0], box[1]], [1, box[2], box[3]]]) {
+    for (const [axis, low, high, room] of [[0, box[0], box[1], width], [1, box[2], box[3], height]]) {
+      const ticks = step_of(high - low, room / 55), digits = Math.max(0, -Math.floor(Math.log10(ticks) + 1e-9));
       for (let v = Math.ceil(low / ticks) * ticks; v < high; v += ticks) {
         const [left, top] = this.at(axis ? [box[0], v] : [v, box[2]]), text = (Math.abs(v) < ticks / 2 ? 0 : v).toFixed(digits);
         if (axis ? top < 16 || top > height - 18 : left < 14 || left > width - 22) continue;

@@ -191,6 +191,7 @@ class Knob {
 
   show_controls() {
     for (const one of this.handles) one.show();
+    this.state.blobs.forEach(({label}, k) => this.handles[k].classList.toggle("other", label !== this.state.label));
     for (const [name, control] of Object.entries(this.controls)) control.show(this.state[name]);
     this.panel.hidden = !this.blob;
     if (!this.blob) return;
@@ -203,9 +204,9 @@ class Knob {
   tell(points, more) {
     this.readings = this.truth.read_off(points);
     const rows = Object.entries(this.readings).map(([name, [got, intended]]) => {
-      const round = value => value.toFixed(got[1] < 0.005 ? 3 : 2), wanted = round(intended);
-      return element("tr", {}, element("th", {scope: "row"}, name), element("td", {}, got.map(round).join(" ± ")),
-        element("td", {}, name === "distance" ? `chance ${wanted}` : wanted));
+      const [value, error] = got.map((number, i) => number.toFixed(i && number < 0.005 ? 3 : 2));
+      const cells = [error ? `${value} ± ${error}` : value, (name === "distance" ? "chance " : "") + intended.toFixed(2)];
+      return element("tr", {}, element("th", {scope: "row"}, name), ...cells.map(text => element("td", {}, text)));
     });
     this.rows.replaceChildren(...rows);
     const {"mean of x₁": [[mean], intended], distance: [[far], chance]} = this.readings;

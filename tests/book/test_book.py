@@ -226,6 +226,29 @@ def test_a_picture_without_alt_text_is_refused():
         staged(silent, markdown("*What to see.*"))
 
 
+@pytest.mark.parametrize("part", ["turn-the-knob", "one-step"])
+def test_a_figure_that_one_can_play_with_is_followed_by_its_part_and_says_so(part: str):
+    figure = next(name for name, of in staging.PLAYED_WITH.items() if of == part)
+    played = json.loads(json.dumps(PICTURE))
+    played["outputs"][0]["metadata"]["image/png"]["figure"] = figure
+    picture, after = staged(played, markdown("*What to see.*\n\nText."))
+    caption = picture["metadata"]["mystnb"]["figure"]["caption"]
+    assert caption == f'What to see. <a href="#{part}">Play with it, just below.</a>'
+    assert after["source"].startswith("```{raw} html\n") and after["source"].endswith("```\n\nText.")
+    assert f'<section class="interactive" id="{part}" data-interactive="{part}"' in after["source"]
+    assert '<script defer src="../_static/interactive.js"></script>' in after["source"]
+
+
+def test_every_figure_that_one_can_play_with_is_in_a_chapter():
+    shown = "".join(path.read_text(encoding="utf-8") for path in CHAPTERS)
+    assert all(f'"figure": "{name}"' in shown for name in staging.PLAYED_WITH)
+
+
+def test_the_front_page_has_a_part_to_play_with_beside_its_own_script():
+    page = staging.front_page("Before.\n\n%play turn-the-knob%\n\n%chapters%%contents%", PARTS, {}, "")
+    assert 'id="turn-the-knob"' in page and 'src="_static/interactive.js"' in page and "%" not in page
+
+
 # --- equations ----------------------------------------------------------------------------------------------
 
 

@@ -108,6 +108,7 @@ class Visit(NamedTuple):
     complaints: list[str]
     outside: list[str]
     found: list[str]
+    locked: dict[str, list[str]]
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +125,10 @@ def book(tmp_path_factory) -> Book:
 
 
 @pytest.fixture(scope="module")
-def visit(book: Book, page) -> Visit:
+def visit(book: Book, page, audit) -> Visit:
     if book.status != 0:
         pytest.skip("the book did not build")
-    seen = Visit({}, {}, [], [], [])
+    seen = Visit({}, {}, [], [], [], {})
     page.on("console", lambda said: seen.complaints.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: seen.complaints.append(str(error)))
     page.on("requestfailed", lambda request: seen.complaints.append(f"not found: {request.url}"))
@@ -137,6 +138,7 @@ def visit(book: Book, page) -> Visit:
         page.goto(book.page(name))
         seen.laptop[name] = page.evaluate(LOOK)
         page.evaluate(UNFOLD)
+        seen.locked[name] = audit(page)
         page.set_viewport_size(PHONE)
         seen.phone[name] = page.evaluate(SQUEEZE)
         page.set_viewport_size(LAPTOP)
@@ -196,6 +198,30 @@ def test_a_reference_jumps_to_its_equation(book: Book, page, visit: Visit):
 def test_nothing_is_wrong_in_the_console_and_no_request_leaves_the_machine(visit: Visit):
     assert visit.complaints == []
     assert visit.outside == []
+
+
+def test_nothing_on_any_page_keeps_readers_out(visit: Visit):
+    assert visit.locked == {name: [] for name in PAGES}
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("index", "turn-the-knob"), ("notebooks/00_start_here", "turn-the-knob"), ("notebooks/07_mean_shift", "one-step")],
+)
+def test_a_part_to_play_with_stands_where_its_figure_sends_to_it_and_is_drawn(book: Book, page, visit, name, part):
+    page.goto(book.page(name))
+    link = page.locator(f"figcaption a[href='#{part}']")
+    if name != "index":  # there it comes first
+        assert link.inner_text() == "Play with it, just below."
+        link.click()
+    page.wait_for_function(f"document.querySelector('#{part} table tbody td:nth-child(2)')?.textContent")
+    assert page.locator(f"#{part} canvas").first.bounding_box()["width"] > 400
+    assert page.locator("[data-interactive]").count() == page.locator(f"#{part}").count() == 1
+
+
+def test_the_parts_to_play_with_add_less_than_100_kilobytes(book: Book, visit):
+    files = list((book.html / "_static").glob("interactive.*"))
+    assert len(files) == 2 and sum(path.stat().st_size for path in files) < 100_000
 
 
 def test_search_finds_the_pages_that_have_a_word(book: Book, visit: Visit):

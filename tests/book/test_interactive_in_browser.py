@@ -1,4 +1,4 @@
-"""The interactive parts in a real browser, opened from the disk, moved by mouse, finger and keys: the package's numbers.
+"""The interactive parts in a real browser, from the disk, moved by mouse, finger and keys: the package's numbers.
 
 On a bare page; test_book_in_browser.py looks at them inside the book. Times of a frame and of a cloud are printed.
 """
@@ -46,7 +46,7 @@ def html(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def visit(html: Path, browser):
-    """Opens the page at an address, in a window of its own. At the end, nothing was wrong and nothing left the machine."""
+    """Opens the page at an address, in a window of its own. At the end, nothing went wrong or left the machine."""
     complaints, contexts, usual = [], [], {"viewport": {"width": 1280, "height": 1400}, "color_scheme": "light"}
 
     def go(hash: str = "", **options):
@@ -404,13 +404,18 @@ def test_the_times_of_a_frame_and_of_a_cloud_are_printed(visit, capsys):
     page.evaluate(f"""() => {{
         const {{frame}} = {KNOB};
         window.times = [];
-        {KNOB}.frame = now => {{ const more = frame.call({KNOB}, now); times.push({KNOB}.costs.frame); return more; }};
+        {KNOB}.frame = now => {{
+            const more = frame.call({KNOB}, now);
+            times.push({KNOB}.costs.frame);
+            return more;
+        }};
     }}""")
     session = page.context.new_cdp_session(page)
     session.send("Performance.enable", {"timeDomain": "threadTicks"})
 
     def spent() -> float:
-        return next(m["value"] for m in session.send("Performance.getMetrics")["metrics"] if m["name"] == "TaskDuration")
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
 
     before = spent()
     for _ in range(3):
@@ -420,6 +425,7 @@ def test_the_times_of_a_frame_and_of_a_cloud_are_printed(visit, capsys):
     costs = page.evaluate(f"{KNOB}.costs")
     processor = 1000 * (spent() - before) / len(frames)
     with capsys.disabled():
-        print(f"\n{len(frames)} frames of a drag: median {np.median(frames):.1f} ms by the clock; {processor:.1f} ms of the")
-        print(f"processor, the browser's own included. 2,000 points x 50 steps: {costs['sampling']:.0f} ms by the clock")
+        print(f"\n{len(frames)} frames of a drag: median {np.median(frames):.1f} ms by the clock;")
+        print(f"{processor:.1f} ms of the processor, the browser's own work included;")
+        print(f"2,000 points x 50 steps, while frames are drawn: {costs['sampling']:.0f} ms by the clock")
     assert len(frames) > 5 and all(math.isfinite(cost) for cost in frames)
