@@ -47,7 +47,8 @@ def drop_labels(label: Tensor, probability: float, null: int, generator: torch.G
 
 
 def v_loss(
-    network, schedule: Schedule, x0: Tensor, label: Tensor, label_dropout: float, generator: torch.Generator, null: int
+    network, schedule: Schedule, x0: Tensor, label: Tensor, label_dropout: float, generator: torch.Generator, null: int,
+    teacher=None, everything: bool = True,
 ) -> Tensor:
     """Mean square error of `v = alpha eps - sigma x0` at random times, with label dropout.  [eq-v-loss]
 
@@ -67,6 +68,11 @@ def v_loss(
     t, eps = times_and_noise(x0, generator)
     seen = drop_labels(label, label_dropout, null, generator)
     alpha, sigma = (expand_as(c, x0) for c in (schedule.alpha(t), schedule.sigma(t)))
-    v = network(alpha * x0 + sigma * eps, schedule.log_snr(t), seen)
+    x_t, log_snr, target = alpha * x0 + sigma * eps, schedule.log_snr(t), alpha * eps - sigma * x0
+    if teacher is not None:
+        taught = torch.ones_like(seen, dtype=torch.bool) if everything else seen == null
+        with torch.no_grad():
+            target[taught] = teacher(x_t[taught], log_snr[taught], label[taught]).to(x0.dtype)
+    v = network(x_t, log_snr, seen)
     check_shape("network's answer v", v, x0.shape)
-    return functional.mse_loss(v.to(x0.dtype), alpha * eps - sigma * x0)
+    return functional.mse_loss(v.to(x0.dtype), target)

@@ -38,6 +38,8 @@ class Recipe:
     schedule: str = "cosine"
     schedule_arguments: tuple[tuple[str, float], ...] = ()
     prediction: str = "v"
+    start: str = ""
+    teacher: str = ""
 
     def __post_init__(self):
         allowed = {

@@ -61,14 +61,15 @@ def build(recipe: Recipe) -> nn.Module:
 
 
 def denoiser_loss(
-    network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int
+    network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int, teacher=None
 ) -> Tensor:
-    """`losses.v_loss` under the schedule and the label dropout of the recipe."""
-    return v_loss(network, recipe.noise, x0, label, recipe.label_dropout, generator, null)
+    """`losses.v_loss` under the schedule, the label dropout and the teacher of the recipe."""
+    everything = recipe.teacher != "itself"
+    return v_loss(network, recipe.noise, x0, label, recipe.label_dropout, generator, null, teacher, everything)
 
 
 def classifier_loss(
-    network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int
+    network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int, teacher=None
 ) -> Tensor:
     """Cross-entropy: on shifted clean images for the judge, at stratified noise levels for the guide."""
     if recipe.task == "judge":
@@ -131,11 +132,12 @@ def train(
         "device": accelerator.device.type, "precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes, "compiled": compiled,
     }  # fmt: skip
-    network, average, optimizer = _beginning(recipe, accelerator.device)
+    network, average, optimizer = _beginning(recipe, accelerator.device, folder)
     start, seconds, losses, versions = states.restore(state, recipe, setting, network, average, optimizer)
     digits = data.load(recipe.data, "train", data_folder)
     if accelerator.is_main_process:
         states.prepare(state, final, sum(p.numel() for p in network.parameters()))
+    teacher = teacher_of(recipe, average, folder, accelerator.device)
     images, labels = data.to_unit(digits.images).to(accelerator.device), digits.labels.to(accelerator.device)
     wrapped, optimizer = accelerator.prepare(network, optimizer)
     model = torch.compile(wrapped) if compiled else wrapped
@@ -145,7 +147,8 @@ def train(
     clock, recent = time.monotonic() - seconds, []
     for step in bar:
         chosen = batch_indices(recipe, len(images), step)[mine].to(accelerator.device)
-        recent.append(_take_step(recipe, step, accelerator, model, network, optimizer, images[chosen], labels[chosen]))
+        batch = images[chosen], labels[chosen]
+        recent.append(_take_step(recipe, step, accelerator, model, network, optimizer, *batch, teacher))
         average.update_parameters(network)
         saving, last = (step + 1) % save_every == 0, step + 1 == recipe.steps
         if (step + 1) % 100 == 0 or saving or last:
@@ -177,9 +180,12 @@ def _places(recipe: Recipe, folder: Path, force: bool) -> tuple[Path, Path]:
     return state, final
 
 
-def _beginning(recipe: Recipe, device: torch.device) -> tuple[torch.nn.Module, AveragedModel, torch.optim.AdamW]:
+def _beginning(recipe: Recipe, device: torch.device, folder: Path) -> tuple[torch.nn.Module, AveragedModel, torch.optim.AdamW]:
     """Network, average and optimiser before the first step."""
-    network = build(recipe).to(device)
+    network = build(recipe)
+    if recipe.start:
+        network.load_state_dict(found(recipe.start, folder).network.state_dict())
+    network = network.to(device)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
@@ -196,7 +202,19 @@ def _shown(recipe: Recipe, start: int, shown: bool) -> tuple[tqdm, "Lines | None
     return bar, Lines(recipe, start) if shown and bar.disable else None
 
 
-def _take_step(recipe, step, accelerator, model, network, optimizer, images, labels) -> Tensor:
+def found(name: str, folder: Path) -> checkpoints.Checkpoint:
+    """The checkpoint of this name in the folder of the runs, or else the shipped one."""
+    here = folder / f"{name}.safetensors"
+    return checkpoints.load(here if here.exists() else name)
+
+
+def teacher_of(recipe: Recipe, average: nn.Module, folder: Path, device) -> nn.Module | None:
+    if recipe.teacher in ("", "itself"):
+        return average if recipe.teacher else None
+    return found(recipe.teacher, folder).network.to(device)
+
+
+def _take_step(recipe, step, accelerator, model, network, optimizer, images, labels, teacher) -> Tensor:
     """One step of AdamW at this step's learning rate, with gradients of length at most 1.  Returns: the loss, 0-dim.
 
     Args: model: `network`, as accelerate and torch.compile have wrapped it.
@@ -206,7 +224,7 @@ def _take_step(recipe, step, accelerator, model, network, optimizer, images, lab
         group["lr"] = learning_rate(recipe, step)
     generator = step_generator(recipe.seed, step, 2 + accelerator.process_index, accelerator.device)
     with accelerator.autocast():
-        loss = loss_of(model, images, labels, recipe, generator, network.classes)
+        loss = loss_of(model, images, labels, recipe, generator, network.classes, teacher)
     optimizer.zero_grad()
     accelerator.backward(loss)
     accelerator.clip_grad_norm_(network.parameters(), 1.0)
