@@ -47,8 +47,7 @@ def drop_labels(label: Tensor, probability: float, null: int, generator: torch.G
 
 
 def v_loss(
-    network, schedule: Schedule, x0: Tensor, label: Tensor, label_dropout: float, generator: torch.Generator, null: int,
-    teacher=None, everything: bool = True,
+    network, schedule: Schedule, x0: Tensor, label: Tensor, label_dropout: float, generator: torch.Generator, null: int
 ) -> Tensor:
     """Mean square error of `v = alpha eps - sigma x0` at random times, with label dropout.  [eq-v-loss]
 
@@ -64,15 +63,53 @@ def v_loss(
     0..null, or the network answers in another shape than x0.
     Source: Salimans & Ho 2022 (arXiv 2202.00512), for v; Ho & Salimans 2022 (arXiv 2207.12598), for the dropout.
     """
+    return denoising_loss(network, schedule, x0, label, label_dropout, generator, null)
+
+
+def denoising_loss(
+    network,
+    schedule: Schedule,
+    x0: Tensor,
+    label: Tensor,
+    label_dropout: float,
+    generator: torch.Generator,
+    null: int,
+    *,
+    teacher=None,
+    only_hidden: bool = False,
+) -> Tensor:
+    """`v_loss`, or with a teacher the same mean square distance to its answers at the true label.  [eq-null-teacher]
+
+        E |network(x_t, log_snr, label or null) - teacher(x_t, log_snr, label)|^2 / numbers in x0
+
+    Given x_t, the label of an example is a draw from p_t(y | x_t). So under the null label this is smallest at the
+    teacher's answers averaged over the labels, `sum_y p_t(y | x_t) teacher(x_t, log_snr, y)`; and where the teacher is
+    right, that is right as well, `E[v | x_t] = sum_y p_t(y | x_t) E[v | x_t, y]` [eq-label-average], learned from a
+    target without the noise of eps in it. Where the teacher errs, both answers inherit its error.
+
+    Args: teacher: a network of the same kind, asked without gradients, or None;  only_hidden: ask it only where the
+    label is hidden, and let the others learn the v that was drawn: then the teacher may be the network's own running
+    average.  The others, what is returned and what is raised: as in `v_loss`.
+    """
     check_shape("label", label, x0.shape[:1])
     t, eps = times_and_noise(x0, generator)
     seen = drop_labels(label, label_dropout, null, generator)
     alpha, sigma = (expand_as(c, x0) for c in (schedule.alpha(t), schedule.sigma(t)))
     x_t, log_snr, target = alpha * x0 + sigma * eps, schedule.log_snr(t), alpha * eps - sigma * x0
     if teacher is not None:
-        taught = torch.ones_like(seen, dtype=torch.bool) if everything else seen == null
-        with torch.no_grad():
-            target[taught] = teacher(x_t[taught], log_snr[taught], label[taught]).to(x0.dtype)
+        taught = seen == null if only_hidden else torch.ones_like(seen, dtype=torch.bool)
+        target = taught_target(teacher, target, taught, x_t, log_snr, label)
     v = network(x_t, log_snr, seen)
     check_shape("network's answer v", v, x0.shape)
     return functional.mse_loss(v.to(x0.dtype), target)
+
+
+@torch.no_grad()
+def taught_target(teacher, target: Tensor, taught: Tensor, x_t: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
+    """`target`, and in the rows that are `taught`, booleans (batch,), the teacher's answer.
+
+    Raises: ValueError if the teacher answers in another shape than it was asked.
+    """
+    answer = teacher(x_t[taught], log_snr[taught], label[taught])
+    check_shape("teacher's answer", answer, x_t[taught].shape)
+    return target.index_put((taught,), answer.to(target.dtype))

@@ -1,5 +1,6 @@
 """Recipes: everything that decides the outcome of a training run, and those of the networks that ship."""
 
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -9,6 +10,8 @@ from difflesson.digits.blueprint import Blueprint, make_schedule, usual_argument
 from difflesson.schedule import Schedule
 
 LARGEST = 3.4e38  # in single precision, in which optimisers work
+CHECKPOINT = re.compile("[a-z0-9_]*")  # what a checkpoint may be called: on every system the name of a file
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -20,6 +23,10 @@ class Recipe:
     shift: augmentation of the judge, whole pixels.  arguments: of the network's constructor.
     schedule: a name in `blueprint.SCHEDULES`, for all but the judge, which sees no noise;  schedule_arguments: those
     that differ from the ones listed there.  prediction: what the denoiser outputs.
+    start: the checkpoint whose weights the run begins with, "" for fresh ones.  teacher: whose answers a denoiser
+    learns (see `losses.denoising_loss`): "" nobody's, the target is what was drawn;  "itself", where the label is
+    hidden, those that its own running average gives when it is told the label;  a checkpoint's name, those of this
+    one, in every row.  Both are looked for in the folder of the run, and then among the shipped ones.
     Raises: ValueError that names the field and what is allowed.
     """
 
@@ -53,10 +60,14 @@ class Recipe:
             "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
             "label_dropout": (0 <= self.label_dropout <= 1, "in [0, 1]"),
             "shift": (self.shift >= 0, "at least 0"),
+            "start": (CHECKPOINT.fullmatch(str(self.start)), "the name of a checkpoint, or empty"),
+            "teacher": (CHECKPOINT.fullmatch(str(self.teacher)), '"itself", a checkpoint, or empty'),
         }
         for name, (fine, what) in allowed.items():
             if not fine:
                 raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r}")
+        if self.teacher and self.task != "denoiser":
+            raise ValueError(f"teacher must be empty for a {self.task}, only a denoiser has one, got {self.teacher!r}")
         _ = self.blueprint  # raises as well
 
     @cached_property

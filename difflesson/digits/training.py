@@ -22,9 +22,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from difflesson import __version__
-from difflesson.digits import checkpoints, data, states
+from difflesson.digits import ancestors, checkpoints, data, states
 from difflesson.digits.recipes import TASKS, Recipe
-from difflesson.losses import times_and_noise, v_loss
+from difflesson.losses import denoising_loss, times_and_noise
 
 
 def step_generator(seed: int, step: int, stream: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -63,13 +63,15 @@ def build(recipe: Recipe) -> nn.Module:
 def denoiser_loss(
     network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int, teacher=None
 ) -> Tensor:
-    """`losses.v_loss` under the schedule, the label dropout and the teacher of the recipe."""
-    everything = recipe.teacher != "itself"
-    return v_loss(network, recipe.noise, x0, label, recipe.label_dropout, generator, null, teacher, everything)
+    """`losses.denoising_loss` under the schedule, the label dropout and the kind of teacher of the recipe."""
+    return denoising_loss(
+        network, recipe.noise, x0, label, recipe.label_dropout, generator, null,
+        teacher=teacher, only_hidden=recipe.teacher == "itself",
+    )  # fmt: skip
 
 
 def classifier_loss(
-    network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int, teacher=None
+    network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int
 ) -> Tensor:
     """Cross-entropy: on shifted clean images for the judge, at stratified noise levels for the guide."""
     if recipe.task == "judge":
@@ -120,24 +122,29 @@ def train(
     on stderr how far it is, in a bar on a terminal and in lines elsewhere;  force: overwrite a finished network.
     Returns: path of the checkpoint, which holds the averaged (EMA) weights in half precision.
     Raises: ValueError if the folder holds a finished network of this task, or a state that is damaged or belongs to
-    another recipe, or to a run on another device, in another precision, on another number of processes or compiled
-    otherwise, the device is not there, the precision is unknown or the batch cannot be shared equally by the processes;
+    another recipe, or to a run on another device, in another precision, on another number of processes, compiled
+    otherwise or with another start or teacher, these are not to be had (see `ancestors.find`), the device is not there,
+    the precision is unknown or the batch cannot be shared equally by the processes;
     OSError if the folder cannot be written, or has no room for two states: tried before the work;  FloatingPointError
     if a loss or a weight is not finite: the last saved state stays, and no checkpoint is written;  ImportError without
     accelerate.
     """
     accelerator = start_accelerator(recipe, device, precision)
     state, final = _places(recipe, folder, force)
+    before = ancestors.find(recipe, folder)
+    origin = {f"{role}_sha256": network.sha256 for role, network in before.items()}
     setting = {
         "device": accelerator.device.type, "precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes, "compiled": compiled,
-    }  # fmt: skip
-    network, average, optimizer = _beginning(recipe, accelerator.device, folder)
+    } | origin  # fmt: skip
+    network, average, optimizer = _beginning(recipe, accelerator.device, before.get("start"))
     start, seconds, losses, versions = states.restore(state, recipe, setting, network, average, optimizer)
     digits = data.load(recipe.data, "train", data_folder)
     if accelerator.is_main_process:
         states.prepare(state, final, sum(p.numel() for p in network.parameters()))
-    teacher = teacher_of(recipe, average, folder, accelerator.device)
+    teacher = average if recipe.teacher == "itself" else None
+    if "teacher" in before:
+        teacher = before["teacher"].network.to(accelerator.device)
     images, labels = data.to_unit(digits.images).to(accelerator.device), digits.labels.to(accelerator.device)
     wrapped, optimizer = accelerator.prepare(network, optimizer)
     model = torch.compile(wrapped) if compiled else wrapped
@@ -164,7 +171,7 @@ def train(
             done = {"step": step + 1, "seconds": seconds, "losses": losses, "torch": versions}
             states.store(state, {"recipe": asdict(recipe), "setting": setting} | done, network, average, optimizer)
     if accelerator.is_main_process:
-        card = make_card(recipe, accelerator, losses, time.monotonic() - clock, versions)
+        card = make_card(recipe, accelerator, losses, time.monotonic() - clock, versions) | origin
         card["parameters"] = sum(p.numel() for p in network.parameters())
         checkpoints.save(final, recipe.blueprint, average.module.state_dict(), card)
         state.unlink(missing_ok=True)
@@ -180,11 +187,11 @@ def _places(recipe: Recipe, folder: Path, force: bool) -> tuple[Path, Path]:
     return state, final
 
 
-def _beginning(recipe: Recipe, device: torch.device, folder: Path) -> tuple[torch.nn.Module, AveragedModel, torch.optim.AdamW]:
+def _beginning(recipe: Recipe, device: torch.device, start: ancestors.Ancestor | None):
     """Network, average and optimiser before the first step."""
     network = build(recipe)
-    if recipe.start:
-        network.load_state_dict(found(recipe.start, folder).network.state_dict())
+    if start:
+        network.load_state_dict(start.network.state_dict())
     network = network.to(device)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
     optimizer = torch.optim.AdamW(
@@ -202,29 +209,17 @@ def _shown(recipe: Recipe, start: int, shown: bool) -> tuple[tqdm, "Lines | None
     return bar, Lines(recipe, start) if shown and bar.disable else None
 
 
-def found(name: str, folder: Path) -> checkpoints.Checkpoint:
-    """The checkpoint of this name in the folder of the runs, or else the shipped one."""
-    here = folder / f"{name}.safetensors"
-    return checkpoints.load(here if here.exists() else name)
-
-
-def teacher_of(recipe: Recipe, average: nn.Module, folder: Path, device) -> nn.Module | None:
-    if recipe.teacher in ("", "itself"):
-        return average if recipe.teacher else None
-    return found(recipe.teacher, folder).network.to(device)
-
-
 def _take_step(recipe, step, accelerator, model, network, optimizer, images, labels, teacher) -> Tensor:
     """One step of AdamW at this step's learning rate, with gradients of length at most 1.  Returns: the loss, 0-dim.
 
-    Args: model: `network`, as accelerate and torch.compile have wrapped it.
+    Args: model: `network`, as accelerate and torch.compile have wrapped it;  teacher: a denoiser's, or None.
     """
-    loss_of = denoiser_loss if recipe.task == "denoiser" else classifier_loss
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(recipe, step)
     generator = step_generator(recipe.seed, step, 2 + accelerator.process_index, accelerator.device)
+    given = model, images, labels, recipe, generator, network.classes
     with accelerator.autocast():
-        loss = loss_of(model, images, labels, recipe, generator, network.classes, teacher)
+        loss = denoiser_loss(*given, teacher) if recipe.task == "denoiser" else classifier_loss(*given)
     optimizer.zero_grad()
     accelerator.backward(loss)
     accelerator.clip_grad_norm_(network.parameters(), 1.0)

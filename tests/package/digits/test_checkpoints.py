@@ -361,9 +361,10 @@ def test_a_shipped_network_is_what_its_card_says(name):
 
 @every_network
 def test_the_recipe_of_a_shipped_network_is_the_default_recipe(name):
-    """So that `difflesson train NAME` without options makes it again."""
+    """So that `difflesson train NAME` without options makes it again. A field that it does not say is a younger one."""
     card = json.loads(checkpoints.shipped(name).with_suffix(".json").read_text(encoding="utf-8"))
-    assert card["recipe"] == json.loads(json.dumps(asdict(recipes.recipe(name))))
+    written = asdict(recipes.Recipe("denoiser")) | card["recipe"]
+    assert written == json.loads(json.dumps(asdict(recipes.recipe(name))))
 
 
 @every_network

@@ -661,9 +661,9 @@ try:
 except ValueError as error:
     (folder / f"error-{rank}").write_text(str(error))
 
-def watched(network, x0, label, made, generator, null, original=training.denoiser_loss):
+def watched(network, x0, label, made, generator, *rest, original=training.denoiser_loss):
     seeds.append([len(x0), generator.initial_seed()])
-    return original(network, x0, label, made, generator, null)
+    return original(network, x0, label, made, generator, *rest)
 
 training.denoiser_loss = watched
 run("denoiser", replace(made, task="denoiser", steps=4))
