@@ -48,16 +48,17 @@ def _check_start(path: Path, network: nn.Module, new: nn.Module) -> None:
     there, here = (
         {name: tuple(weight.shape) for name, weight in one.state_dict().items()} for one in (network, new)
     )  # fmt: skip
-    if type(network) is not type(new) or there != here:
-        raise ValueError(f"start must have the weights of the {_kind(new)} to be trained, {path} is a {_kind(network)}")
+    if type(network) is not type(new) or there != here or network.prediction != new.prediction:
+        raise ValueError(f"start must fit the {_kind(new)} to be trained, {path} is a {_kind(network)}")
 
 
 def _check_teacher(path: Path, network: nn.Module, new: nn.Module) -> None:
-    there, here = ((type(one), one.size, one.classes) for one in (network, new))
+    there, here = ((type(one), one.size, one.classes, one.prediction) for one in (network, new))
     if there != here:
         raise ValueError(f"teacher must be like the {_kind(new)} to be trained, {path} is a {_kind(network)}")
 
 
 def _kind(network: nn.Module) -> str:
     count = sum(weight.numel() for weight in network.parameters())
-    return f"{type(network).__name__} of {count:,} weights for {network.size}x{network.size} images"
+    images = f"{network.size}x{network.size} images"
+    return f"{type(network).__name__} of {count:,} weights that predicts {network.prediction} for {images}"

@@ -8,6 +8,7 @@ on several machines.
 """
 
 import math
+import shlex
 import sys
 import time
 from dataclasses import asdict
@@ -22,8 +23,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from difflesson import __version__
-from difflesson.digits import ancestors, checkpoints, data, states
-from difflesson.digits.recipes import TASKS, Recipe
+from difflesson.digits import ancestors, checkpoints, data, recipes, states
+from difflesson.digits.recipes import Recipe
 from difflesson.losses import denoising_loss, times_and_noise
 
 
@@ -63,10 +64,10 @@ def build(recipe: Recipe) -> nn.Module:
 def denoiser_loss(
     network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int, teacher=None
 ) -> Tensor:
-    """`losses.denoising_loss` under the schedule, the label dropout and the kind of teacher of the recipe."""
+    """`losses.denoising_loss`, as the recipe has it."""
     return denoising_loss(
-        network, recipe.noise, x0, label, recipe.label_dropout, generator, null,
-        teacher=teacher, only_hidden=recipe.teacher == "itself",
+        network, recipe.noise, x0, label, recipe.label_dropout, generator, null, prediction=recipe.prediction,
+        weighting=recipe.weighting, teacher=teacher, only_hidden=recipe.teacher == "itself",
     )  # fmt: skip
 
 
@@ -116,12 +117,12 @@ def train(
 ) -> Path:
     """Train one network, resuming where an interrupted run of the same recipe in the same folder stopped.
 
-    Args: folder: receives `{task}.safetensors`, its card, and `{task}-state.safetensors` while training; several
+    Args: folder: receives `{name}.safetensors`, its card, and `{name}-state.safetensors` while training; several
     machines share it;  device: "cpu", "cuda", ... (None lets accelerate choose);  precision: "no" or "bf16" (None: bf16
     on CUDA);  compiled: run the network through torch.compile;  save_every: steps between saved states;  progress: say
     on stderr how far it is, in a bar on a terminal and in lines elsewhere;  force: overwrite a finished network.
     Returns: path of the checkpoint, which holds the averaged (EMA) weights in half precision.
-    Raises: ValueError if the folder holds a finished network of this task, or a state that is damaged or belongs to
+    Raises: ValueError if the folder holds a finished network of this name, or a state that is damaged or belongs to
     another recipe, or to a run on another device, in another precision, on another number of processes, compiled
     otherwise or with another start or teacher, these are not to be had (see `ancestors.find`), the device is not there,
     the precision is unknown or the batch cannot be shared equally by the processes;
@@ -181,7 +182,7 @@ def train(
 
 def _places(recipe: Recipe, folder: Path, force: bool) -> tuple[Path, Path]:
     """Of the state and of the checkpoint.  Raises: ValueError if there is a finished network, unless by force."""
-    state, final = folder / f"{recipe.task}-state.safetensors", folder / f"{recipe.task}.safetensors"
+    state, final = folder / f"{recipe.name}-state.safetensors", folder / f"{recipe.name}.safetensors"
     if final.is_file() and not state.exists() and not force:
         raise ValueError(f"folder holds a finished network ({final}); choose another, or use force (--force)")
     return state, final
@@ -203,7 +204,7 @@ def _beginning(recipe: Recipe, device: torch.device, start: ancestors.Ancestor |
 def _shown(recipe: Recipe, start: int, shown: bool) -> tuple[tqdm, "Lines | None"]:
     """The steps to come, as a bar on a terminal, and what says lines elsewhere."""
     bar = tqdm(
-        range(start, recipe.steps), initial=start, total=recipe.steps, desc=recipe.task, mininterval=1,
+        range(start, recipe.steps), initial=start, total=recipe.steps, desc=recipe.name, mininterval=1,
         disable=None if shown else True, file=sys.stderr,
     )  # fmt: skip
     return bar, Lines(recipe, start) if shown and bar.disable else None
@@ -260,7 +261,7 @@ class Lines:
         rate, self.last = (step - self.start) / max(now - self.began, 1e-3), now
         left = f"{(steps - step) / rate / 60:.1f} min left" if step < steps else "done"
         print(
-            f"{self.recipe.task}: step {step} of {steps}, loss {loss:.4f}, {rate:.3g} steps/s, {left}",
+            f"{self.recipe.name}: step {step} of {steps}, loss {loss:.4f}, {rate:.3g} steps/s, {left}",
             file=sys.stderr, flush=True,
         )  # fmt: skip
 
@@ -279,10 +280,10 @@ def make_card(recipe: Recipe, accelerator, losses: list, seconds: float, version
 
 
 def command(recipe: Recipe, device: str, precision: str) -> str:
-    """The shell command that trains this recipe; what it leaves out is the task's default."""
-    usual = Recipe(recipe.task, **TASKS[recipe.task])
-    words = ["difflesson", "train", recipe.task, "--device", device, "--precision", precision]
-    for name in ("data", "steps", "batch", "learning_rate", "seed"):
-        if (value := getattr(recipe, name)) != getattr(usual, name):
-            words += ["--" + name.replace("_", "-"), str(value)]
-    return " ".join(words)
+    """The shell command that trains this recipe; what it leaves out is the default of the recipe of this name."""
+    name = recipe.name if recipe.name in recipes.RECIPES else recipe.task
+    words, usual = ["difflesson", "train", name, "--device", device, "--precision", precision], recipes.recipe(name)
+    for field in recipes.OPTIONS:
+        if (value := getattr(recipe, field)) != getattr(usual, field):
+            words += ["--" + {"prediction": "objective"}.get(field, field).replace("_", "-"), str(value)]
+    return shlex.join(words)

@@ -187,7 +187,7 @@ def test_a_checkpoint_in_the_folder_comes_before_the_shipped_one_of_the_same_nam
     (folder / "denoiser.safetensors").write_bytes((folder / "old.safetensors").read_bytes())
     found = ancestors.find(tiny(start="denoiser"), folder)["start"]
     assert found.sha256 == hashlib.sha256((folder / "denoiser.safetensors").read_bytes()).hexdigest()
-    made = recipe("denoiser", start="", teacher="denoiser")
+    made = recipe("denoiser", teacher="denoiser")
     shipped = ancestors.find(made, folder / "empty")["teacher"]
     assert shipped.sha256 == hashlib.sha256(checkpoints.shipped("denoiser").read_bytes()).hexdigest()
 
@@ -210,12 +210,15 @@ def test_a_damaged_teacher_is_refused(folder):
 
 def test_a_start_of_another_size_or_kind_and_a_teacher_for_other_images_are_refused(folder):
     for made in (tiny(start="old", arguments=SMALLER), tiny("judge", start="old")):
-        with pytest.raises(ValueError, match=r"^start must have the weights of the Digit\w+ of [\d,]+ weights for 8x8"):
+        with pytest.raises(ValueError, match=r"^start must fit the Digit\w+ of .* for 8x8 images to be trained, "):
             run(folder, made)
     with pytest.raises(ValueError, match=r"^teacher must be like the DigitUNet .* is a DigitUNet .* for 28x28 images$"):
         run(folder, tiny(teacher="denoiser"))
     with pytest.raises(ValueError, match=r"^teacher must be like the DigitUNet .* is a DigitClassifier "):
         run(folder, tiny(teacher="judge"))
+    for role in ("start", "teacher"):
+        with pytest.raises(ValueError, match=rf"^{role} must .* predicts eps .* is a DigitUNet .* predicts v "):
+            run(folder, tiny(**{role: "old"}, prediction="eps"))
 
 
 @pytest.mark.parametrize("name", ["../old", "old.safetensors", "Old", "a b", None], ids=str)
