@@ -13,18 +13,11 @@ import torch
 import typer
 
 from difflesson import __version__
-from difflesson.digits import (
-    checkpoints,
-    data,
-    diversity,
-    metrics,
-    recipes,
-    sampling,
-    sheets,
-    streaming,
-    training,
-)
+from difflesson.denoiser import PREDICTIONS
+from difflesson.digits import checkpoints, data, diversity, metrics, recipes, sampling, sheets, streaming, training
+from difflesson.digits.blueprint import SCHEDULES
 from difflesson.digits.networks import DigitClassifier, DigitUNet
+from difflesson.losses import WEIGHTINGS
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +27,7 @@ Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Decides every ran
 DigitSet = Annotated[str, typer.Option("--data", help=f"One of {', '.join(data.DATASETS)} (8x8, no download).")]
 Steps = Annotated[int, typer.Option(min=2, help="Sampling steps.")]
 Sampler = Annotated[str, typer.Option(help=f"One of {', '.join(sampling.SAMPLERS)}.")]
-Network = Annotated[str, typer.Option("--network", help='"denoiser" (shipped), or a .safetensors file of your own.')]
+Network = Annotated[str, typer.Option("--network", help="The name of a shipped one, or a .safetensors file of yours.")]
 Precision = Annotated[str | None, typer.Option(help='"no" or "bf16"; by default bf16 on CUDA.')]
 
 
@@ -73,14 +66,9 @@ def load_networks(
     return denoiser, card, guide
 
 
-def path_of(network: str) -> Path:
-    """The file of a network that is given as one, or as the name of a shipped one."""
-    return Path(network) if Path(network).suffix else checkpoints.shipped(network)
-
-
 def fingerprint(network: str) -> str:
     """The checksum of a network's weights and blueprint."""
-    return checkpoints.checksum(*checkpoints.load_tensors(path_of(network)))
+    return checkpoints.checksum(*checkpoints.load_tensors(checkpoints.located(network)))
 
 
 def check_size(name: str, denoiser: torch.nn.Module, other_name: str, other: torch.nn.Module) -> None:
@@ -166,26 +154,37 @@ def sample(
 
 @app.command()
 def train(
-    task: Annotated[str, typer.Argument(help=f"One of {', '.join(recipes.TASKS)}.")],
+    name: Annotated[str, typer.Argument(help=f"The recipe: one of {', '.join(recipes.RECIPES)}.")],
     dataset: DigitSet = "mnist",
     folder: Annotated[Path, typer.Option(help="For checkpoint, card, and the state to resume from.")] = Path("runs"),
-    steps: Annotated[int | None, typer.Option(min=1, help="By default the shipped recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="This and what follows: by default the recipe's.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Examples a step, all processes together.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At its peak.")] = None,
-    seed: Seed = 0,
+    label_dropout: Annotated[float | None, typer.Option(help="Share of hidden labels.")] = None,
+    ema_decay: Annotated[float | None, typer.Option(help="Of the average of the weights, which is kept.")] = None,
+    schedule: Annotated[str | None, typer.Option(help=f"One of {', '.join(SCHEDULES)}.")] = None,
+    objective: Annotated[str | None, typer.Option(help=f"What the network predicts: {', '.join(PREDICTIONS)}.")] = None,
+    weighting: Annotated[str | None, typer.Option(help=f"Of the loss: {', '.join(WEIGHTINGS)}.")] = None,
+    start: Annotated[str | None, typer.Option(help="A checkpoint in the folder, or shipped; '' for none.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Likewise; or 'itself', to learn what has no label.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Decides every random number.")] = None,
     device: Device = None,
     precision: Precision = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the network with torch.compile.")] = False,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between two saved states.")] = 250,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a finished network in the folder.")] = False,
 ) -> None:
-    """Train a network; started again after an interruption, it goes on where it stopped.
+    """Train a network by its recipe; started again after an interruption, it goes on where it stopped.
 
     Several GPUs or machines: `accelerate launch -m difflesson train ...`; several processes on CPUs, which accelerate
     does not launch by itself: `torchrun --nproc_per_node 2 -m difflesson train ... --device cpu`.
     """
-    changes = {"data": dataset, "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
-    recipe = recipes.recipe(task, **{name: value for name, value in changes.items() if value is not None})
+    changes = {
+        "data": dataset, "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed,
+        "label_dropout": label_dropout, "ema_decay": ema_decay, "schedule": schedule, "prediction": objective,
+        "weighting": weighting, "start": start, "teacher": teacher,
+    }  # fmt: skip
+    recipe = recipes.recipe(name, **{field: value for field, value in changes.items() if value is not None})
     path = training.train(
         recipe, folder, device=device, precision=precision, compiled=compiled, save_every=save_every, force=force
     )
@@ -208,7 +207,7 @@ def evaluate(
     """Measure digits: the judge's accuracy and entropy, digit-FID to the MNIST test images, seconds."""
     place = pick_device(device)
     dtype = arithmetic(place, precision)
-    path = path_of(network)
+    path = checkpoints.located(network)
     denoiser, _, guide = load_networks(network, guidance, place)
     judge, (reference, about) = checkpoints.load("judge", place).network, metrics.load_reference()
     check_size(network, denoiser, "judge", judge)

@@ -62,6 +62,10 @@ class Prediction(NamedTuple):
         return -self.eps / sigma
 
 
+PREDICTIONS = {"v": Prediction.from_v, "eps": Prediction.from_eps, "x0": Prediction.from_x0}
+"""What a network's output may mean, and what makes a prediction of it."""
+
+
 def _check_fit(x: Tensor, name: str, half: Tensor, alpha: float | Tensor = 1.0, sigma: float | Tensor = 1.0) -> None:
     check_shape(name, half, x.shape)
     if not (x.is_floating_point() and half.is_floating_point()):
@@ -132,14 +136,26 @@ def expand_label(label: Tensor, x: Tensor) -> Tensor:
     return label.to(x.device).expand(len(x))
 
 
+def prediction_of(network: torch.nn.Module) -> str:
+    """What a network's output means: its `prediction`, "v" if it says nothing.  Raises: ValueError if it is no such."""
+    prediction = getattr(network, "prediction", "v")
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"network must predict one of {list(PREDICTIONS)}, got one that predicts {prediction!r}")
+    return prediction
+
+
 @dataclass(frozen=True, eq=False)
 class network_denoiser(Part):
-    """A denoiser from a v-predicting network `network(x, log_snr, label) -> v` with `network.classes` labels.
+    """A denoiser from a network `network(x, log_snr, label)` with `network.classes` labels.
+
+    It answers v, or what its attribute `prediction` says, "v", "eps" or "x0". Only v is well conditioned everywhere: an
+    error of eps is one of x0 times `sigma / alpha`, which near t = 1 is thousands, and an error of x0 is one of eps
+    times `alpha / sigma`, as large near t = 0.
 
     Args: label: an integer, a tensor (batch,), or None for the null label (unconditional);  dtype: if given, the
     network runs under autocast in it (bfloat16 on a GPU) while its answer is combined in the precision of `x`.
-    Raises: ValueError if a label is outside 0..network.classes-1, there is not one for each point, or the network
-    answers in another shape than x.
+    Raises: ValueError if a label is outside 0..network.classes-1, there is not one for each point, the network answers
+    in another shape than x, or it predicts something else.
     """
 
     network: torch.nn.Module = field(repr=False)
@@ -150,6 +166,7 @@ class network_denoiser(Part):
     def __post_init__(self):
         if self.label is not None:
             check_labels(self.label, self.network.classes)
+        prediction_of(self.network)
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         null = self.network.classes
@@ -162,10 +179,11 @@ class network_denoiser(Part):
         check_shape("t", t, (), x.shape[:1])
         log_snr = self.schedule.log_snr(t).to(x.device, torch.float32).expand(len(x))
         with torch.autocast(x.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            v = self.network(x, log_snr, label)
-        check_shape("network's answer v", v, x.shape)
+            answer = self.network(x, log_snr, label)
+        prediction = prediction_of(self.network)
+        check_shape(f"network's answer {prediction}", answer, x.shape)
         alpha, sigma = (expand_as(level, x) for level in (self.schedule.alpha(t), self.schedule.sigma(t)))
-        return Prediction.from_v(x, v.to(x.dtype), alpha, sigma)
+        return PREDICTIONS[prediction](x, answer.to(x.dtype), alpha, sigma)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +200,7 @@ class network_pair(Part):
 
     def __post_init__(self):
         check_labels(self.label, self.network.classes)
+        prediction_of(self.network)
 
     @property
     def cond(self) -> network_denoiser:

@@ -1,7 +1,7 @@
 """What a denoiser is trained on: noise, a label that is sometimes hidden, and the error of its guess.
 
-The networks are called `network(x, log_snr, label) -> v`; one label more than there are classes, the null label, stands
-for "not told". Hiding labels at random is all that classifier-free guidance asks of training.
+The networks are called `network(x, log_snr, label)` and answer v, eps or x0; one label more than there are classes, the
+null label, stands for "not told". Hiding labels at random is all that classifier-free guidance asks of training.
 """
 
 import torch
@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from difflesson.checks import check_shape
-from difflesson.denoiser import check_labels
+from difflesson.denoiser import PREDICTIONS, check_labels
 from difflesson.schedule import Schedule, expand_as
+
+WEIGHTINGS = ("plain", "min_snr")
 
 
 def times_and_noise(x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -62,10 +64,80 @@ def v_loss(
     0..null, or the network answers in another shape than x0.
     Source: Salimans & Ho 2022 (arXiv 2202.00512), for v; Ho & Salimans 2022 (arXiv 2207.12598), for the dropout.
     """
+    return denoising_loss(network, schedule, x0, label, label_dropout, generator, null)
+
+
+def denoising_loss(
+    network,
+    schedule: Schedule,
+    x0: Tensor,
+    label: Tensor,
+    label_dropout: float,
+    generator: torch.Generator,
+    null: int,
+    *,
+    prediction: str = "v",
+    weighting: str = "plain",
+    teacher=None,
+    only_hidden: bool = False,
+) -> Tensor:
+    """`v_loss` for a network that may predict v, eps or x0, in its own terms, and may have a teacher.
+
+    What it is compared with was drawn, or is the answer of a teacher at the true label:  [eq-null-teacher]
+
+        E |network(x_t, log_snr, label or null) - teacher(x_t, log_snr, label)|^2 / numbers in x0
+
+    Given x_t, the label of an example is a draw from p_t(y | x_t). So under the null label this is smallest at the
+    teacher's answers averaged over the labels, `sum_y p_t(y | x_t) teacher(x_t, log_snr, y)`; and where the teacher is
+    right, that is right as well, `E[v | x_t] = sum_y p_t(y | x_t) E[v | x_t, y]` [eq-label-average], learned from a
+    target without the noise of eps in it. Where the teacher errs, both answers inherit its error.
+
+    Args: prediction: "v", "eps" or "x0", of network and teacher;  weighting: "plain", or "min_snr" for the factor of
+    `min_snr_weight`;  teacher: a network of the same kind, asked without gradients, or None;  only_hidden: ask it only
+    where the label is hidden, and let the others learn what was drawn: then the teacher may be the network's own
+    running average.  The others, what is returned and what is raised: as in `v_loss`; and ValueError on another
+    prediction or weighting.
+    """
+    for name, value, allowed in (("prediction", prediction, PREDICTIONS), ("weighting", weighting, WEIGHTINGS)):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}")
     check_shape("label", label, x0.shape[:1])
     t, eps = times_and_noise(x0, generator)
     seen = drop_labels(label, label_dropout, null, generator)
     alpha, sigma = (expand_as(c, x0) for c in (schedule.alpha(t), schedule.sigma(t)))
-    v = network(alpha * x0 + sigma * eps, schedule.log_snr(t), seen)
-    check_shape("network's answer v", v, x0.shape)
-    return functional.mse_loss(v.to(x0.dtype), alpha * eps - sigma * x0)
+    x_t, log_snr = alpha * x0 + sigma * eps, schedule.log_snr(t)
+    target = {"v": alpha * eps - sigma * x0, "eps": eps, "x0": x0}[prediction]
+    if teacher is not None:
+        taught = seen == null if only_hidden else torch.ones_like(seen, dtype=torch.bool)
+        target = taught_target(teacher, target, taught, x_t, log_snr, label)
+    answer = network(x_t, log_snr, seen)
+    check_shape(f"network's answer {prediction}", answer, x0.shape)
+    if weighting == "min_snr":
+        root = expand_as(min_snr_weight(log_snr, prediction).sqrt(), x0)
+        answer, target = root * answer, root * target
+    return functional.mse_loss(answer.to(x0.dtype), target)
+
+
+@torch.no_grad()
+def taught_target(teacher, target: Tensor, taught: Tensor, x_t: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
+    """`target`, and in the rows that are `taught`, booleans (batch,), the teacher's answer.
+
+    Raises: ValueError if the teacher answers in another shape than it was asked.
+    """
+    answer = teacher(x_t[taught], log_snr[taught], label[taught])
+    check_shape("teacher's answer", answer, x_t[taught].shape)
+    return target.index_put((taught,), answer.to(target.dtype))
+
+
+def min_snr_weight(log_snr: Tensor, prediction: str, cap: float = 5.0) -> Tensor:
+    """The factor of a square error that makes its weight min(SNR, cap) when it is seen as one of x0.
+
+        min(SNR, cap) times 1 for x0, 1 / (1 + SNR) for v, 1 / SNR for eps
+
+    since an error of x0 is one of v times sigma, and one of eps times sigma / alpha; SNR = alpha^2 / sigma^2.
+
+    Args: log_snr: of any shape;  prediction: "v", "eps" or "x0";  cap: positive.
+    Source: Hang et al. 2023 (arXiv 2303.09556).
+    """
+    seen_as_x0 = {"v": torch.sigmoid(-log_snr), "eps": torch.exp(-log_snr), "x0": torch.ones_like(log_snr)}[prediction]
+    return log_snr.exp().clamp(max=cap) * seen_as_x0

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from difflesson.denoiser import PREDICTIONS
 from difflesson.digits.data import DATASETS
 from difflesson.digits.networks import DigitClassifier, DigitUNet
 from difflesson.schedule import Schedule, cosine, vp_linear
@@ -20,7 +21,7 @@ SCHEDULES = {
 }
 # name: (its class, what its output may mean)
 NETWORKS = {
-    "DigitUNet": (DigitUNet, ("v",)),  # v = alpha eps - sigma x0
+    "DigitUNet": (DigitUNet, tuple(PREDICTIONS)),
     "DigitClassifier": (DigitClassifier, ("logits",)),  # of the labels
 }
 
@@ -48,9 +49,9 @@ def make_schedule(name: str, arguments: dict[str, float]) -> Schedule:
 class Blueprint:
     """A network and its meaning, in words and numbers that JSON can hold.
 
-    network: a class's name in NETWORKS;  arguments: of its constructor;  prediction: what it outputs, "v" or "logits";
-    schedule: a name in SCHEDULES;  schedule_arguments: all of its arguments;  data: a name in `data.DATASETS`;
-    size: side of the images, in pixels.  Raises: ValueError that names the field and what is allowed.
+    network: a class's name in NETWORKS;  arguments: of its constructor;  prediction: what it outputs, "v", "eps",
+    "x0" or "logits";  schedule: a name in SCHEDULES;  schedule_arguments: all of its arguments;  data: a name in
+    `data.DATASETS`;  size: side of the images, in pixels.  Raises: ValueError that names the field and what is allowed.
     """
 
     network: str
@@ -82,7 +83,7 @@ class Blueprint:
         return asdict(self)
 
     def build(self) -> nn.Module:
-        """The network, with fresh weights; it carries its `schedule` and the `size` of its images.
+        """The network, with fresh weights; it carries its `schedule`, the `size` of its images and its `prediction`.
 
         Raises: ValueError if its class does not take these arguments.
         """
@@ -91,4 +92,5 @@ class Blueprint:
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"arguments must be those of {self.network}, got {self.arguments!r}: {error}") from error
         network.schedule, network.size = make_schedule(self.schedule, self.schedule_arguments), self.size
+        network.prediction = self.prediction
         return network

@@ -28,8 +28,8 @@ STALE = 10.0  # seconds after which a lock that is held for milliseconds belongs
 class Checkpoint(NamedTuple):
     """A loaded network, in `eval()` mode without gradients for its weights, and its card.
 
-    What it takes to use the network stands in the checkpoint and is carried by the network itself: `network.schedule`
-    and `network.size`. The card is for people.
+    What it takes to use the network stands in the checkpoint and is carried by the network itself: `network.schedule`,
+    `network.size` and `network.prediction`. The card is for people.
     """
 
     network: nn.Module
@@ -197,14 +197,12 @@ def save(path: Path, blueprint: Blueprint, weights: dict[str, Tensor], card: dic
 def load(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
     """Load a checkpoint written by `save`.
 
-    Args: path: a file, or the name of a shipped one ("denoiser", "judge", "guide").
+    Args: path: a file, or the name of a shipped one ("denoiser", "pocket", "judge", "guide", ...).
     Raises: ValueError if there is no such file, or it is damaged, or the weights do not fit its network or are not
     finite, or it does not say, or says something unknown, of network, prediction, schedule, data set or image size, or
     its card is damaged.
     """
-    path = Path(path)
-    if not path.suffix:
-        path = shipped(str(path))
+    path = located(path)
     if not path.exists():
         raise ValueError(f"path {path} does not exist; `difflesson train` makes checkpoints")
     weights, metadata = load_tensors(path)
@@ -224,6 +222,11 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
 def not_finite(weights: dict[str, Tensor]) -> str:
     """The name of the first tensor with NaN or infinity in it, empty if there is none."""
     return next((name for name, weight in weights.items() if not bool(weight.isfinite().all())), "")
+
+
+def located(path: Path | str) -> Path:
+    """The file of a checkpoint that is given as one, or as the name of a shipped one.  Raises: ValueError as there."""
+    return Path(path) if Path(path).suffix else shipped(str(path))
 
 
 def shipped(name: str) -> Path:

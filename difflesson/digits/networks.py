@@ -72,9 +72,9 @@ class Attention(nn.Module):
 class DigitUNet(nn.Module):
     """A class-conditional denoiser with a null label.
 
-    `network(x, log_snr, label) -> v`, the prediction of `v = alpha eps - sigma x0`. Label `classes` is the null label:
-    it asks for the unconditional prediction. Pixels are first folded 2x2 into channels, which costs nothing on digits
-    and makes every later convolution four times cheaper.
+    `network(x, log_snr, label) -> v`, the prediction of `v = alpha eps - sigma x0`, or of eps or x0 if it was trained
+    for that. Label `classes` is the null label: it asks for the unconditional prediction. Pixels are first folded 2x2
+    into channels, which costs nothing on digits and makes every later convolution four times cheaper.
 
     Args: widths: channels at the folded resolution and at half of it (multiples of 8);  classes: number of labels;
     embedding: width of the conditioning vector.  Images: (batch, 1, H, W) with H and W multiples of 4.

@@ -1,25 +1,39 @@
 """Recipes: everything that decides the outcome of a training run, and those of the networks that ship."""
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from difflesson.digits import data
 from difflesson.digits.blueprint import Blueprint, make_schedule, usual_arguments
+from difflesson.losses import WEIGHTINGS
 from difflesson.schedule import Schedule
 
 LARGEST = 3.4e38  # in single precision, in which optimisers work
+OPTIONS = (  # the fields that `difflesson train` has options for
+    "data", "steps", "batch", "learning_rate", "seed", "label_dropout", "ema_decay", "schedule", "prediction",
+    "weighting", "start", "teacher",
+)  # fmt: skip
+CHECKPOINT = re.compile("[a-z0-9_]*")  # what a checkpoint may be called: on every system the name of a file
+
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides the outcome of a training run.
 
-    task: "denoiser" (v-prediction at all noise levels, with label dropout), "judge" (classifier of clean digits) or
-    "guide" (classifier at all noise levels).  data: a name in `data.DATASETS`.  batch: over all processes together.
+    task: "denoiser" (at all noise levels, with label dropout), "judge" (classifier of clean digits) or "guide"
+    (classifier at all noise levels).  name: of its checkpoint, by default the task.  data: a name in `data.DATASETS`.
+    batch: over all processes together.
     label_dropout: probability of the null label in [0, 1], denoiser only.  ema_decay in [0, 1).
     shift: augmentation of the judge, whole pixels.  arguments: of the network's constructor.
     schedule: a name in `blueprint.SCHEDULES`, for all but the judge, which sees no noise;  schedule_arguments: those
-    that differ from the ones listed there.  prediction: what the denoiser outputs.
+    that differ from the ones listed there.  prediction: what the denoiser outputs, "v", "eps" or "x0", and
+    is trained in;  weighting: "plain" or "min_snr", see `losses.denoising_loss`.
+    start: the checkpoint whose weights the run begins with, "" for fresh ones.  teacher: whose answers a denoiser
+    learns (see there as well): "" nobody's, the target is what was drawn;  "itself", where the label is
+    hidden, those that its own running average gives when it is told the label;  a checkpoint's name, those of this
+    one, in every row.  Both are looked for in the folder of the run, and then among the shipped ones.
     Raises: ValueError that names the field and what is allowed.
     """
 
@@ -38,8 +52,14 @@ class Recipe:
     schedule: str = "cosine"
     schedule_arguments: tuple[tuple[str, float], ...] = ()
     prediction: str = "v"
+    start: str = ""
+    teacher: str = ""
+    weighting: str = "plain"
+    name: str = ""
 
     def __post_init__(self):
+        if not self.name:
+            object.__setattr__(self, "name", self.task)
         allowed = {
             "task": (self.task in TASKS, f"one of {sorted(TASKS)}"),
             "data": (self.data in data.DATASETS, f"one of {sorted(data.DATASETS)}"),
@@ -51,10 +71,16 @@ class Recipe:
             "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
             "label_dropout": (0 <= self.label_dropout <= 1, "in [0, 1]"),
             "shift": (self.shift >= 0, "at least 0"),
+            "name": (CHECKPOINT.fullmatch(str(self.name)), "small letters, digits and underscores"),
+            "weighting": (self.weighting in WEIGHTINGS, f"one of {list(WEIGHTINGS)}"),
+            "start": (CHECKPOINT.fullmatch(str(self.start)), "the name of a checkpoint, or empty"),
+            "teacher": (CHECKPOINT.fullmatch(str(self.teacher)), '"itself", a checkpoint, or empty'),
         }
         for name, (fine, what) in allowed.items():
             if not fine:
                 raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r}")
+        if self.teacher and self.task != "denoiser":
+            raise ValueError(f"teacher must be empty for a {self.task}, only a denoiser has one, got {self.teacher!r}")
         _ = self.blueprint  # raises as well
 
     @cached_property
@@ -77,13 +103,21 @@ class Recipe:
         return make_schedule(self.blueprint.schedule, self.blueprint.schedule_arguments)
 
 
-TASKS = {
-    "denoiser": dict(),
-    "judge": dict(steps=4_700, ema_decay=0.998, shift=2, weight_decay=0.05),
-    "guide": dict(steps=4_000, ema_decay=0.998, weight_decay=0.05),
+TASKS = ("denoiser", "judge", "guide")
+POCKET = {"task": "denoiser", "arguments": (("widths", (16, 48)),), "batch": 64}
+RECIPES = {  # of the networks that ship
+    "denoiser": {"task": "denoiser"},
+    "pocket": POCKET | {"teacher": "denoiser", "label_dropout": 0.2, "steps": 8_000},
+    "pocket_p02": POCKET | {"label_dropout": 0.02, "steps": 4_000},
+    "pocket_p10": POCKET | {"label_dropout": 0.1, "steps": 4_000},
+    "pocket_p50": POCKET | {"label_dropout": 0.5, "steps": 4_000},
+    "judge": {"task": "judge", "steps": 4_700, "ema_decay": 0.998, "shift": 2, "weight_decay": 0.05},
+    "guide": {"task": "guide", "steps": 4_000, "ema_decay": 0.998, "weight_decay": 0.05},
 }
 
 
-def recipe(task: str, **changes) -> Recipe:
-    """The recipe of a shipped network, with changes.  Raises: ValueError if `task` or a value is not allowed."""
-    return replace(Recipe(task, **TASKS.get(task, {})), **changes)
+def recipe(name: str, /, **changes) -> Recipe:
+    """The recipe of this name, with changes.  Raises: ValueError if there is none, or a value is not allowed."""
+    if name not in RECIPES:
+        raise ValueError(f"name must be one of {sorted(RECIPES)}, got {name!r}")
+    return Recipe(**{"name": name} | RECIPES[name] | changes)

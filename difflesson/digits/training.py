@@ -8,6 +8,7 @@ on several machines.
 """
 
 import math
+import shlex
 import sys
 import time
 from dataclasses import asdict
@@ -22,9 +23,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from difflesson import __version__
-from difflesson.digits import checkpoints, data, states
-from difflesson.digits.recipes import TASKS, Recipe
-from difflesson.losses import times_and_noise, v_loss
+from difflesson.digits import ancestors, checkpoints, data, recipes, states
+from difflesson.digits.recipes import Recipe
+from difflesson.losses import denoising_loss, times_and_noise
 
 
 def step_generator(seed: int, step: int, stream: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -61,10 +62,13 @@ def build(recipe: Recipe) -> nn.Module:
 
 
 def denoiser_loss(
-    network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int
+    network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int, teacher=None
 ) -> Tensor:
-    """`losses.v_loss` under the schedule and the label dropout of the recipe."""
-    return v_loss(network, recipe.noise, x0, label, recipe.label_dropout, generator, null)
+    """`losses.denoising_loss`, as the recipe has it."""
+    return denoising_loss(
+        network, recipe.noise, x0, label, recipe.label_dropout, generator, null, prediction=recipe.prediction,
+        weighting=recipe.weighting, teacher=teacher, only_hidden=recipe.teacher == "itself",
+    )  # fmt: skip
 
 
 def classifier_loss(
@@ -113,29 +117,35 @@ def train(
 ) -> Path:
     """Train one network, resuming where an interrupted run of the same recipe in the same folder stopped.
 
-    Args: folder: receives `{task}.safetensors`, its card, and `{task}-state.safetensors` while training; several
+    Args: folder: receives `{name}.safetensors`, its card, and `{name}-state.safetensors` while training; several
     machines share it;  device: "cpu", "cuda", ... (None lets accelerate choose);  precision: "no" or "bf16" (None: bf16
     on CUDA);  compiled: run the network through torch.compile;  save_every: steps between saved states;  progress: say
     on stderr how far it is, in a bar on a terminal and in lines elsewhere;  force: overwrite a finished network.
     Returns: path of the checkpoint, which holds the averaged (EMA) weights in half precision.
-    Raises: ValueError if the folder holds a finished network of this task, or a state that is damaged or belongs to
-    another recipe, or to a run on another device, in another precision, on another number of processes or compiled
-    otherwise, the device is not there, the precision is unknown or the batch cannot be shared equally by the processes;
+    Raises: ValueError if the folder holds a finished network of this name, or a state that is damaged or belongs to
+    another recipe, or to a run on another device, in another precision, on another number of processes, compiled
+    otherwise or with another start or teacher, these are not to be had (see `ancestors.find`), the device is not there,
+    the precision is unknown or the batch cannot be shared equally by the processes;
     OSError if the folder cannot be written, or has no room for two states: tried before the work;  FloatingPointError
     if a loss or a weight is not finite: the last saved state stays, and no checkpoint is written;  ImportError without
     accelerate.
     """
     accelerator = start_accelerator(recipe, device, precision)
     state, final = _places(recipe, folder, force)
+    before = ancestors.find(recipe, folder)
+    origin = {f"{role}_sha256": network.sha256 for role, network in before.items()}
     setting = {
         "device": accelerator.device.type, "precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes, "compiled": compiled,
-    }  # fmt: skip
-    network, average, optimizer = _beginning(recipe, accelerator.device)
+    } | origin  # fmt: skip
+    network, average, optimizer = _beginning(recipe, accelerator.device, before.get("start"))
     start, seconds, losses, versions = states.restore(state, recipe, setting, network, average, optimizer)
     digits = data.load(recipe.data, "train", data_folder)
     if accelerator.is_main_process:
         states.prepare(state, final, sum(p.numel() for p in network.parameters()))
+    teacher = average if recipe.teacher == "itself" else None
+    if "teacher" in before:
+        teacher = before["teacher"].network.to(accelerator.device)
     images, labels = data.to_unit(digits.images).to(accelerator.device), digits.labels.to(accelerator.device)
     wrapped, optimizer = accelerator.prepare(network, optimizer)
     model = torch.compile(wrapped) if compiled else wrapped
@@ -145,7 +155,8 @@ def train(
     clock, recent = time.monotonic() - seconds, []
     for step in bar:
         chosen = batch_indices(recipe, len(images), step)[mine].to(accelerator.device)
-        recent.append(_take_step(recipe, step, accelerator, model, network, optimizer, images[chosen], labels[chosen]))
+        batch = images[chosen], labels[chosen]
+        recent.append(_take_step(recipe, step, accelerator, model, network, optimizer, *batch, teacher))
         average.update_parameters(network)
         saving, last = (step + 1) % save_every == 0, step + 1 == recipe.steps
         if (step + 1) % 100 == 0 or saving or last:
@@ -161,7 +172,7 @@ def train(
             done = {"step": step + 1, "seconds": seconds, "losses": losses, "torch": versions}
             states.store(state, {"recipe": asdict(recipe), "setting": setting} | done, network, average, optimizer)
     if accelerator.is_main_process:
-        card = make_card(recipe, accelerator, losses, time.monotonic() - clock, versions)
+        card = make_card(recipe, accelerator, losses, time.monotonic() - clock, versions) | origin
         card["parameters"] = sum(p.numel() for p in network.parameters())
         checkpoints.save(final, recipe.blueprint, average.module.state_dict(), card)
         state.unlink(missing_ok=True)
@@ -171,15 +182,18 @@ def train(
 
 def _places(recipe: Recipe, folder: Path, force: bool) -> tuple[Path, Path]:
     """Of the state and of the checkpoint.  Raises: ValueError if there is a finished network, unless by force."""
-    state, final = folder / f"{recipe.task}-state.safetensors", folder / f"{recipe.task}.safetensors"
+    state, final = folder / f"{recipe.name}-state.safetensors", folder / f"{recipe.name}.safetensors"
     if final.is_file() and not state.exists() and not force:
         raise ValueError(f"folder holds a finished network ({final}); choose another, or use force (--force)")
     return state, final
 
 
-def _beginning(recipe: Recipe, device: torch.device) -> tuple[torch.nn.Module, AveragedModel, torch.optim.AdamW]:
+def _beginning(recipe: Recipe, device: torch.device, start: ancestors.Ancestor | None):
     """Network, average and optimiser before the first step."""
-    network = build(recipe).to(device)
+    network = build(recipe)
+    if start:
+        network.load_state_dict(start.network.state_dict())
+    network = network.to(device)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
@@ -190,23 +204,23 @@ def _beginning(recipe: Recipe, device: torch.device) -> tuple[torch.nn.Module, A
 def _shown(recipe: Recipe, start: int, shown: bool) -> tuple[tqdm, "Lines | None"]:
     """The steps to come, as a bar on a terminal, and what says lines elsewhere."""
     bar = tqdm(
-        range(start, recipe.steps), initial=start, total=recipe.steps, desc=recipe.task, mininterval=1,
+        range(start, recipe.steps), initial=start, total=recipe.steps, desc=recipe.name, mininterval=1,
         disable=None if shown else True, file=sys.stderr,
     )  # fmt: skip
     return bar, Lines(recipe, start) if shown and bar.disable else None
 
 
-def _take_step(recipe, step, accelerator, model, network, optimizer, images, labels) -> Tensor:
+def _take_step(recipe, step, accelerator, model, network, optimizer, images, labels, teacher) -> Tensor:
     """One step of AdamW at this step's learning rate, with gradients of length at most 1.  Returns: the loss, 0-dim.
 
-    Args: model: `network`, as accelerate and torch.compile have wrapped it.
+    Args: model: `network`, as accelerate and torch.compile have wrapped it;  teacher: a denoiser's, or None.
     """
-    loss_of = denoiser_loss if recipe.task == "denoiser" else classifier_loss
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(recipe, step)
     generator = step_generator(recipe.seed, step, 2 + accelerator.process_index, accelerator.device)
+    given = model, images, labels, recipe, generator, network.classes
     with accelerator.autocast():
-        loss = loss_of(model, images, labels, recipe, generator, network.classes)
+        loss = denoiser_loss(*given, teacher) if recipe.task == "denoiser" else classifier_loss(*given)
     optimizer.zero_grad()
     accelerator.backward(loss)
     accelerator.clip_grad_norm_(network.parameters(), 1.0)
@@ -247,7 +261,7 @@ class Lines:
         rate, self.last = (step - self.start) / max(now - self.began, 1e-3), now
         left = f"{(steps - step) / rate / 60:.1f} min left" if step < steps else "done"
         print(
-            f"{self.recipe.task}: step {step} of {steps}, loss {loss:.4f}, {rate:.3g} steps/s, {left}",
+            f"{self.recipe.name}: step {step} of {steps}, loss {loss:.4f}, {rate:.3g} steps/s, {left}",
             file=sys.stderr, flush=True,
         )  # fmt: skip
 
@@ -266,10 +280,10 @@ def make_card(recipe: Recipe, accelerator, losses: list, seconds: float, version
 
 
 def command(recipe: Recipe, device: str, precision: str) -> str:
-    """The shell command that trains this recipe; what it leaves out is the task's default."""
-    usual = Recipe(recipe.task, **TASKS[recipe.task])
-    words = ["difflesson", "train", recipe.task, "--device", device, "--precision", precision]
-    for name in ("data", "steps", "batch", "learning_rate", "seed"):
-        if (value := getattr(recipe, name)) != getattr(usual, name):
-            words += ["--" + name.replace("_", "-"), str(value)]
-    return " ".join(words)
+    """The shell command that trains this recipe; what it leaves out is the default of the recipe of this name."""
+    name = recipe.name if recipe.name in recipes.RECIPES else recipe.task
+    words, usual = ["difflesson", "train", name, "--device", device, "--precision", precision], recipes.recipe(name)
+    for field in recipes.OPTIONS:
+        if (value := getattr(recipe, field)) != getattr(usual, field):
+            words += ["--" + {"prediction": "objective"}.get(field, field).replace("_", "-"), str(value)]
+    return shlex.join(words)

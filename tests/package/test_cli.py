@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from difflesson import __version__, cli
-from difflesson.digits import checkpoints, data, diversity, metrics, networks, sampling
+from difflesson.digits import checkpoints, data, diversity, metrics, networks, recipes, sampling
 from difflesson.digits.blueprint import Blueprint
 
 matplotlib.use("Agg")
@@ -115,7 +116,7 @@ def test_training_runs_end_to_end_without_a_network_and_its_result_draws(diffles
     assert sorted(p.name for p in path.parent.iterdir()) == ["denoiser.json", "denoiser.safetensors"]
     card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     asked = {"task": "denoiser", "data": "embedded", "steps": 6, "batch": 8, "seed": 3, "learning_rate": 1e-3}
-    assert card["recipe"] | asked == card["recipe"]
+    assert card["recipe"] | asked | {"name": "denoiser"} == card["recipe"]
     assert card["command"].startswith("difflesson train denoiser --device cpu --precision no --data embedded --steps 6")
 
     arguments = ("--network", path, "--label", 3, "--count", 4, "--steps", 3, "--device", "cpu")
@@ -123,6 +124,29 @@ def test_training_runs_end_to_end_without_a_network_and_its_result_draws(diffles
     assert (tmp_path / "three.png").read_bytes().startswith(PNG)
     images = sampling.generate(checkpoints.load(path).network, torch.full((4,), 3), 2.0, steps=3)
     assert images.shape == (4, 1, 8, 8) and bool(images.isfinite().all())
+
+
+def test_every_option_of_training_reaches_the_recipe_and_its_command_says_it(difflesson, monkeypatch):
+    """The command of the card, given back to the command line, makes the same recipe."""
+    made = []
+
+    def keep(recipe, folder, **options):
+        made.append(recipe)
+        return folder / "x.safetensors"
+
+    monkeypatch.setattr(cli.training, "train", keep)
+    options = {
+        "--data": "embedded", "--steps": 7, "--batch": 5, "--learning-rate": 0.5, "--seed": 4, "--label-dropout": 0.25,
+        "--ema-decay": 0.75, "--schedule": "vp_linear", "--objective": "eps", "--weighting": "min_snr",
+        "--start": "denoiser", "--teacher": "itself",
+    }  # fmt: skip
+    assert difflesson("train", "denoiser", *(word for option in options.items() for word in option)).code == 0
+    fields = [{"objective": "prediction"}.get(name, name) for name in (o[2:].replace("-", "_") for o in options)]
+    assert [getattr(made[0], field) for field in fields] == list(options.values())
+    words = shlex.split(cli.training.command(made[0], "cpu", "no"))
+    assert words[:2] == ["difflesson", "train"] and difflesson(*words[1:]).code == 0
+    assert made[1] == made[0] and made[0] != recipes.recipe("denoiser")
+    assert difflesson("train", "pocket").code == 0 and made[2] == recipes.recipe("pocket")
 
 
 @pytest.mark.parametrize("card", ["a card", "no card"])
@@ -315,7 +339,9 @@ def wrong(*arguments, says: str):
         wrong("evaluate", "--network", "judge", says="network must be a denoiser, judge holds a Digit.*"),
         wrong("evaluate", "--guidance", "faith", says="guidance must be .*, got 'faith'"),
         wrong("evaluate", "--precision", "fp8", says="precision must be .*, got 'fp8'"),
-        wrong("train", "artist", says=r"task must be one of \[.*'denoiser'.*\], got 'artist'"),
+        wrong("train", "artist", says=r"name must be one of \[.*'denoiser'.*'pocket'.*\], got 'artist'"),
+        wrong("train", "denoiser", "--objective", "u", says=r"prediction of a DigitUNet must be one of .*, got 'u'"),
+        wrong("train", "denoiser", "--teacher", "nobody", says=r"teacher must be a .* got 'nobody': .*"),
         wrong("train", "judge", "--data", "imagenet", says="data must be .*embedded.*mnist.*, got 'imagenet'"),
         wrong("train", "judge", "--learning-rate", 0, says="learning_rate must be positive .*, got 0.0"),
         wrong("train", "judge", "--precision", "fp16", says="precision must be .*, got 'fp16'"),
@@ -353,7 +379,7 @@ def test_a_device_that_is_missing_here_is_not_replaced_by_another(difflesson, co
         (("sample", "--seed", -1), "--seed"),
         (("sample", "--seed", 2**63), "--seed"),
         (("evaluate", "--count", 99), "--count"),
-        (("train",), "task"),
+        (("train",), "name"),
         (("train", "judge", "--save-every", 0), "--save-every"),
         (("paint",), "paint"),
     ],

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from difflesson.losses import drop_labels, times_and_noise, v_loss
+from difflesson.denoiser import PREDICTIONS
+from difflesson.losses import denoising_loss, drop_labels, min_snr_weight, times_and_noise, v_loss
 from difflesson.schedule import cosine, expand_as, vp_linear
 from tests.oracles.mixtures import THREE
 
@@ -19,10 +20,11 @@ def random(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def posterior_mean(x: Tensor, alpha: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
-    """E[x0 | x_t, label] for every point by itself, each at its own noise level, by conditioning Gaussians.
+def posterior(x: Tensor, alpha: Tensor, sigma: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """E[x0 | x_t, label] and p_t(component | x_t, label) for every point by itself, by conditioning Gaussians.
 
-    x: (N, 2), alpha, sigma: (N, 1), label: (N,) in 0..2, 2 meaning any.  Independent of difflesson's denoisers.
+    x: (N, 2), alpha, sigma: (N, 1), each point at its own noise level, label: (N,) in 0..2, 2 meaning any.  Returns:
+    (N, 2) and (K, N).  Independent of difflesson's denoisers.
     """
     log_shares, means = [], []
     for weight, mean, cov, y in zip(MIXTURE.weights, MIXTURE.means, MIXTURE.covs, MIXTURE.labels, strict=True):
@@ -32,7 +34,7 @@ def posterior_mean(x: Tensor, alpha: Tensor, sigma: Tensor, label: Tensor) -> Te
         log_shares.append((density + weight.log()).masked_fill((label != NULL) & (label != y), -math.inf))
         means.append(mean + alpha * (cov @ torch.linalg.solve(marginal, rest)[:, :, None])[:, :, 0])
     shares = torch.stack(log_shares).softmax(0)  # (K, N)
-    return (shares[:, :, None] * torch.stack(means)).sum(0)
+    return (shares[:, :, None] * torch.stack(means)).sum(0), shares
 
 
 class Probe:
@@ -44,7 +46,7 @@ class Probe:
     def __call__(self, x: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
         alpha, sigma = (level.sqrt()[:, None] for level in (torch.sigmoid(log_snr), torch.sigmoid(-log_snr)))
         known = label if self.null_as is None else label.masked_fill(label == NULL, self.null_as)
-        x0 = posterior_mean(x, alpha, sigma, known)
+        x0, _ = posterior(x, alpha, sigma, known)
         v = alpha * (x - alpha * x0) / sigma - sigma * x0
         features = torch.cat([torch.ones(len(x), 1, dtype=F64), x], dim=1)  # (N, 3)
         return v + (self.theta[label] * features).sum(1, keepdim=True) * torch.tensor([0.6, -0.8], dtype=F64)
@@ -84,6 +86,129 @@ def test_without_dropout_nothing_trains_the_null_label_and_with_all_of_it_nothin
         mean, error = slopes(dropout, batches=4)
         assert float(mean[untouched].abs().max()) == 0 == float(error[untouched].max())
         assert float(error[touched].min()) > 0
+
+
+# ---- a teacher
+
+OFF = torch.tensor([[0.7, -0.2], [-0.4, 0.9]], dtype=F64)  # by which the teacher of each class is wrong
+
+
+def exact_v(x: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
+    return Probe()(x, log_snr, label).detach()
+
+
+def wrong_teacher(x: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
+    """Right but for a constant of each class; it knows no null label."""
+    return exact_v(x, log_snr, label) + OFF[label]
+
+
+class Pupil(Probe):
+    """At theta = 0 what a pupil of `wrong_teacher` should answer, taught under every label or only under the null."""
+
+    def __init__(self, only_hidden: bool):
+        super().__init__()
+        self.only_hidden = only_hidden
+
+    def __call__(self, x: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
+        alpha, sigma = (level.sqrt()[:, None] for level in (torch.sigmoid(log_snr), torch.sigmoid(-log_snr)))
+        _, shares = posterior(x, alpha, sigma, label)  # (K, N)
+        off = torch.einsum("kn,kd->nd", shares, OFF[list(MIXTURE.labels)])
+        taught = (label == NULL) | (not self.only_hidden)
+        return super().__call__(x, log_snr, label) + taught[:, None] * off
+
+
+def taught_slopes(network: Probe, batches: int = 40, **options) -> tuple[Tensor, Tensor]:
+    """As `slopes`, with a teacher or in other terms."""
+    generator, found = random(11), []
+    for _ in range(batches):
+        x0, label = MIXTURE.sample(1024, generator)
+        loss = denoising_loss(network, cosine(8.0, -8.0), x0, label, 0.4, generator, NULL, **options)
+        found.append(torch.autograd.grad(loss, network.theta)[0])
+    found = torch.stack(found)
+    return found.mean(0), found.std(0) / math.sqrt(batches)
+
+
+@pytest.mark.equation("eq-null-teacher")
+@pytest.mark.parametrize("only_hidden", [True, False])
+def test_the_null_label_learns_the_teachers_answers_averaged_over_the_labels_by_their_posterior(only_hidden):
+    """Also where the teacher is wrong; 4 standard errors, 9 components, level 6e-4."""
+    mean, error = taught_slopes(Pupil(only_hidden), teacher=wrong_teacher, only_hidden=only_hidden)
+    noisy = error > 1e-12  # under a label that is taught, the optimum is reached without any noise
+    assert noisy.tolist() == [[only_hidden] * 3] * 2 + [[True] * 3]
+    assert float(mean[~noisy].abs().sum()) < 1e-12
+    assert float((mean[noisy] / error[noisy]).abs().max()) < 4 and float(error.max()) < 0.02
+    mean, error = taught_slopes(Probe(), teacher=wrong_teacher, only_hidden=only_hidden)  # the truth is not the optimum
+    assert float((mean[NULL] / error[NULL]).abs().max()) > 20
+
+
+@pytest.mark.equation("eq-label-average")
+def test_the_exact_answer_without_a_label_is_the_mean_of_those_with_one_by_their_posterior():
+    """With the package's fields: E[v | x_t] is the sum over y of p_t(y | x_t) E[v | x_t, y]."""
+    schedule, x = cosine(), 2 * torch.randn(40, 2, generator=random(8), dtype=F64)
+    for t in (0.05, 0.4, 0.8, 1.0):
+        alpha, sigma, t = schedule.alpha(t), schedule.sigma(t), torch.tensor(t, dtype=F64)
+        noisy, average = MIXTURE.noised(alpha, sigma), torch.zeros_like(x)
+        for y in (0, 1):
+            told = MIXTURE.denoiser(schedule, y)(x, t)
+            average += noisy.class_log_prob(x, y).exp()[:, None] * (alpha * told.eps - sigma * told.x0)
+        free = MIXTURE.denoiser(schedule)(x, t)
+        assert float((average - (alpha * free.eps - sigma * free.x0)).abs().max()) < 1e-10
+
+
+@pytest.mark.equation("eq-null-teacher", "eq-label-average")
+def test_a_right_teacher_has_the_optimum_of_the_data_and_less_noise():
+    alone, taught = (taught_slopes(Probe(), teacher=teacher, only_hidden=True) for teacher in (None, exact_v))
+    for mean, error in (alone, taught):
+        assert float((mean / error).abs().max()) < 4
+    assert float((taught[1][NULL] / alone[1][NULL]).max()) < 0.85
+    assert torch.equal(taught[1][:NULL], alone[1][:NULL])  # where the label is seen, nothing is taught
+
+
+@pytest.mark.equation("eq-null-teacher")
+@pytest.mark.parametrize("only_hidden", [True, False])
+def test_a_teacher_is_asked_at_the_same_points_with_the_true_labels(only_hidden):
+    """Recomputed from what both saw; the noise is that of the loss without a teacher, and x0 stays as it was."""
+    asked, saw, x0, label = [], [], torch.randn(64, 2, generator=random(5), dtype=F64), torch.arange(64) % 2
+
+    def teacher(*given):
+        asked.append(given)
+        return given[0].cos().float()  # in another precision, as under autocast
+
+    def network(*given):
+        saw[:] = given
+        return 0.3 * given[0]
+
+    kept = x0.clone()
+    plain = v_loss(network, cosine(), x0, label, 0.5, random(6), NULL)
+    x, log_snr, seen = saw
+    options = {"teacher": teacher, "only_hidden": only_hidden}
+    loss = denoising_loss(network, cosine(), x0, label, 0.5, random(6), NULL, **options)
+    assert all(torch.equal(a, b) for a, b in zip(saw, (x, log_snr, seen), strict=True)) and loss != plain
+    rows = seen == NULL if only_hidden else seen >= 0
+    assert len(asked) == 1 and 0 < int((seen == NULL).sum()) < 64
+    for got, meant in zip(asked[0], (x, log_snr, label), strict=True):
+        assert torch.equal(got, meant[rows])
+    alpha, sigma = (torch.sigmoid(sign * log_snr).sqrt()[:, None] for sign in (1, -1))
+    drawn = alpha * (x - alpha * x0) / sigma - sigma * x0
+    expected = (0.3 * x - torch.where(rows[:, None], x.cos(), drawn)).square().mean()
+    assert abs(float(loss - expected)) < 1e-6 and torch.equal(x0, kept)
+
+
+def test_no_gradient_reaches_a_teacher():
+    weight = torch.ones((), dtype=F64, requires_grad=True)
+    x0, label = torch.randn(8, 2, generator=random(5), dtype=F64), torch.zeros(8, dtype=torch.long)
+    loss = denoising_loss(
+        lambda x, *_: weight * x, cosine(), x0, label, 1.0, random(), NULL, teacher=lambda x, *_: 3 * weight * x
+    )
+    (slope,) = torch.autograd.grad(loss, weight)
+    assert abs(slope + loss.detach()) < 1e-12  # (w - 3)^2 has at w = 1 the slope -4, and is 4
+
+
+@pytest.mark.parametrize("misfit", [lambda x: x[:, :1], lambda x: x[0], lambda x: x[:2]], ids=["(N, 1)", "(2,)", "two"])
+def test_a_teacher_that_answers_in_another_shape_is_refused(misfit):
+    x0, label = torch.randn(8, 2, generator=random(5), dtype=F64), torch.zeros(8, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"^teacher's answer must have shape \(8, 2\)"):
+        denoising_loss(lambda x, *_: x, cosine(), x0, label, 0.5, random(), NULL, teacher=lambda x, *_: misfit(x))
 
 
 @pytest.mark.equation("eq-label-dropout")
@@ -151,3 +276,70 @@ def test_times_are_stratified_and_follow_the_dtype():
         t, eps = times_and_noise(torch.zeros(16, 3, dtype=dtype), random())
         assert t.dtype == eps.dtype == dtype and eps.shape == (16, 3)
         assert float((t.sort().values.diff() - 1 / 16).abs().max()) < 1e-6 and 0 <= float(t.min()) < 1 / 16
+
+
+# ---- what is predicted, and how it is weighted
+
+
+class InOtherTerms(Probe):
+    """The exact v in other words, by `x = alpha x0 + sigma eps`, plus the term in theta."""
+
+    def __init__(self, prediction: str):
+        super().__init__()
+        self.prediction = prediction
+
+    def __call__(self, x: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
+        alpha, sigma = (level.sqrt()[:, None] for level in (torch.sigmoid(log_snr), torch.sigmoid(-log_snr)))
+        v = exact_v(x, log_snr, label)
+        said = {"v": v, "eps": sigma * x + alpha * v, "x0": alpha * x - sigma * v}[self.prediction]
+        return said - v + super().__call__(x, log_snr, label)
+
+
+@pytest.mark.parametrize("weighting", ["plain", "min_snr"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_in_the_terms_of_each_prediction_and_weighting_the_loss_is_smallest_at_the_exact_answer(prediction, weighting):
+    """9 components within 4 standard errors of 20 batches, level 7e-3."""
+    mean, error = taught_slopes(InOtherTerms(prediction), 20, prediction=prediction, weighting=weighting)
+    assert float((mean / error).abs().max()) < 4 and float(error.max()) < 0.05
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_each_prediction_is_compared_with_what_was_drawn_in_its_own_terms(prediction):
+    """Recomputed from what the network saw; x0 by itself, eps from x_t and x0."""
+    saw, x0, label = [], torch.randn(64, 1, 3, 4, generator=random(5), dtype=F64), torch.arange(64) % 2
+
+    def network(*given):
+        saw[:] = given
+        return 0.3 * given[0] + 0.1
+
+    losses = {
+        weighting: denoising_loss(
+            network, cosine(), x0, label, 0.5, random(6), NULL, prediction=prediction, weighting=weighting
+        )
+        for weighting in ("plain", "min_snr")
+    }
+    x, log_snr, _ = saw
+    alpha, sigma = (expand_as(torch.sigmoid(sign * log_snr).sqrt(), x0) for sign in (1, -1))
+    eps = (x - alpha * x0) / sigma
+    square = (0.3 * x + 0.1 - {"v": alpha * eps - sigma * x0, "eps": eps, "x0": x0}[prediction]).square()
+    of_x0 = {"v": sigma, "eps": sigma / alpha, "x0": 1}[prediction]  # an error of x0 is this times the error
+    weight = (alpha / sigma).square().clamp(max=5) * of_x0**2
+    for weighting, expected in (("plain", square.mean()), ("min_snr", (weight * square).mean())):
+        assert abs(float(losses[weighting] - expected)) < 1e-8 * float(expected)
+
+
+def test_the_min_snr_weight_is_finite_at_both_ends_and_largest_where_it_should_be():
+    log_snr = torch.tensor([-20.0, -1.0, math.log(5.0), 3.0, 20.0], dtype=F64)
+    by_hand = {"x0": log_snr.exp().clamp(max=5), "eps": (5 * (-log_snr).exp()).clamp(max=1)}
+    by_hand["v"] = by_hand["x0"] / (1 + log_snr.exp())
+    for prediction, expected in by_hand.items():
+        assert float((min_snr_weight(log_snr, prediction) / expected - 1).abs().max()) < 1e-12
+    for prediction in ("v", "eps"):
+        assert min_snr_weight(torch.tensor([math.inf]), prediction).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("wrong", [{"prediction": "u"}, {"weighting": "heavy"}], ids=str)
+def test_a_prediction_or_weighting_nobody_knows_is_refused(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=rf"^{name} must be one of \[.*\], got '{value}'$"):
+        denoising_loss(lambda x, *_: x, cosine(), torch.zeros(2, 2), torch.zeros(2).long(), 0.1, random(), 2, **wrong)

@@ -228,6 +228,7 @@ NOT_READ = {
     "guidance.linearise": "a map; chapter 07 has it as an equation, and that is read",
     "kernels.reverse_sde": "a stochastic differential equation",
     "losses.v_loss": "in the words of the code; read in chapter 11",
+    "losses.denoising_loss": "in the words of the code, with a sum over the labels",
     "losses.drop_labels": "in words; read in chapter 11",
     "mixture.GaussianMixture": "with the indices of the code",
     "mixture.GaussianMixture.score": "a sum over components with an index on each letter",

@@ -20,7 +20,9 @@ from difflesson.schedule import CosineSchedule, LinearSchedule, vp_linear
 
 PACKAGE = Path(difflesson.__file__).parent
 WEIGHTS = PACKAGE / "digits" / "weights"
-NETWORKS = {"denoiser": DigitUNet, "judge": DigitClassifier, "guide": DigitClassifier}
+CLASSES = {"denoiser": DigitUNet, "judge": DigitClassifier, "guide": DigitClassifier}
+SHIPPED = sorted(path.stem for path in (Path(checkpoints.__file__).parent / "weights").glob("*.safetensors"))
+NETWORKS = {name: CLASSES[recipes.recipe(name).task] for name in SHIPPED if name != "reference"}
 every_network = pytest.mark.parametrize("name", NETWORKS)
 SMALL = {"widths": (8, 16), "classes": 3, "embedding": 16}
 
@@ -207,9 +209,9 @@ REFUSED = {  # a change of the metadata, None to leave the field out: what is sa
     "one argument missing": ({"schedule_arguments": {"beta_min": 0.2}}, "schedule_arguments .*, got .*0.2"),
     "an argument in words": ({"schedule_arguments": {"beta_min": 0.2, "beta_max": "15"}}, "schedule_arguments .*'15'"),
     "an impossible argument": ({"schedule_arguments": {"beta_min": -1, "beta_max": 2}}, "beta_min, beta_max must .*"),
-    "no prediction": ({"prediction": None}, r"prediction of a DigitUNet must be one of \['v'\], got None"),
-    "unknown prediction": ({"prediction": "x1"}, r"prediction of a DigitUNet must be one of \['v'\], got 'x1'"),
-    "a classifier's prediction": ({"prediction": "logits"}, r"prediction of a DigitUNet .*\['v'\], got 'logits'"),
+    "no prediction": ({"prediction": None}, r"prediction of a DigitUNet must be .* got None"),
+    "unknown prediction": ({"prediction": "x1"}, r"prediction of a DigitUNet .*\['v', 'eps', 'x0'\], got 'x1'"),
+    "a classifier's prediction": ({"prediction": "logits"}, r"prediction of a DigitUNet .*'x0'\], got 'logits'"),
     "no data set": ({"data": None}, r"data must be one of \['embedded', 'mnist'\], got None"),
     "unknown data set": ({"data": "imagenet"}, r"data must be one of \['embedded', 'mnist'\], got 'imagenet'"),
     "no size": ({"size": None}, "size must be 8 for the data set 'embedded', got None"),
@@ -316,8 +318,8 @@ def test_a_missing_file_is_refused_by_its_name(tmp_path):
 @pytest.mark.parametrize("name", ["nobody", "runs/denoiser"])
 def test_an_unknown_shipped_name_lists_those_there_are(name):
     """Also a path whose suffix was forgotten: never the shipped network of the same name in its place."""
-    listed = "'denoiser', 'guide', 'judge', 'reference'"
-    with pytest.raises(ValueError, match=rf"^name must be one of \[{listed}\], got '.*(nobody|denoiser)'$"):
+    listed = re.escape(str(SHIPPED))
+    with pytest.raises(ValueError, match=rf"^name must be one of {listed}, got '.*(nobody|denoiser)'$"):
         checkpoints.load(name)
 
 
@@ -330,7 +332,8 @@ def test_nothing_in_the_package_can_unpickle():
 # ---- what ships
 
 
-def test_the_shipped_files_are_these_and_under_8_mb():
+def test_the_shipped_files_are_those_of_named_recipes_and_under_8_mb():
+    assert CLASSES.keys() <= NETWORKS.keys() <= recipes.RECIPES.keys()
     files = sorted(WEIGHTS.iterdir())
     names = sorted([*NETWORKS, "reference"])
     expected = [f"{name}.{suffix}" for name in names for suffix in ("json", "safetensors")]
@@ -350,7 +353,7 @@ def test_a_shipped_network_is_what_its_card_says(name):
     assert network.size == data.DATASETS[card["recipe"]["data"]].size == 28
     assert isinstance(network.schedule, CosineSchedule)
     assert (network.schedule.log_snr_max, network.schedule.log_snr_min) == (20, -20)
-    assert card["task"] == card["recipe"]["task"] == name
+    assert card["task"] == card["recipe"]["task"] == recipes.recipe(name).task
     assert card["parameters"] == sum(p.numel() for p in network.parameters())
     assert card["data_sha256"] == data.data_hash("mnist") and card["recipe"]["data"] == "mnist"
     assert card["command"].startswith(f"difflesson train {name}")
@@ -361,9 +364,10 @@ def test_a_shipped_network_is_what_its_card_says(name):
 
 @every_network
 def test_the_recipe_of_a_shipped_network_is_the_default_recipe(name):
-    """So that `difflesson train NAME` without options makes it again."""
+    """So that `difflesson train NAME` without options makes it again. A field that it does not say is a younger one."""
     card = json.loads(checkpoints.shipped(name).with_suffix(".json").read_text(encoding="utf-8"))
-    assert card["recipe"] == json.loads(json.dumps(asdict(recipes.recipe(name))))
+    written = asdict(recipes.Recipe(card["task"])) | {"name": name} | card["recipe"]
+    assert written == json.loads(json.dumps(asdict(recipes.recipe(name))))
 
 
 @every_network

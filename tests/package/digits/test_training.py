@@ -580,13 +580,15 @@ def test_a_card_says_what_was_done(tmp_path):
         {"shift": -1},
         {"data": "imagenet"},
         {"schedule": "sigmoid"},
+        {"weighting": "heavy"},
+        {"name": "../mine"},
     ],
     ids=str,
 )
 def test_a_wrong_recipe_is_a_value_error_that_names_the_argument(change):
     name, value = next(iter(change.items()))
     with pytest.raises(ValueError, match=f"^{name} must be .*, got {value!r}$"):
-        recipe(**{"task": "denoiser"} | change)
+        recipe("denoiser", **change)
 
 
 def test_wrong_arguments_of_a_schedule_and_a_prediction_nobody_samples_are_refused():
@@ -594,8 +596,8 @@ def test_wrong_arguments_of_a_schedule_and_a_prediction_nobody_samples_are_refus
         recipe("denoiser", schedule_arguments=(("beta_max", 15.0),))
     with pytest.raises(ValueError, match=r"^log_snr_max must exceed log_snr_min"):
         recipe("guide", schedule_arguments=(("log_snr_max", -30.0),))
-    with pytest.raises(ValueError, match=r"^prediction of a DigitUNet must be one of \['v'\], got 'eps'$"):
-        recipe("denoiser", prediction="eps")
+    with pytest.raises(ValueError, match=r"^prediction of a DigitUNet must be one of \['v', 'eps', 'x0'\], got 'u'$"):
+        recipe("denoiser", prediction="u")
 
 
 @pytest.mark.parametrize(
@@ -661,12 +663,12 @@ try:
 except ValueError as error:
     (folder / f"error-{rank}").write_text(str(error))
 
-def watched(network, x0, label, made, generator, null, original=training.denoiser_loss):
+def watched(network, x0, label, made, generator, *rest, original=training.denoiser_loss):
     seeds.append([len(x0), generator.initial_seed()])
-    return original(network, x0, label, made, generator, null)
+    return original(network, x0, label, made, generator, *rest)
 
 training.denoiser_loss = watched
-run("denoiser", replace(made, task="denoiser", steps=4))
+run("denoiser", replace(made, task="denoiser", name="denoiser", steps=4, teacher="itself", label_dropout=0.5))
 (folder / f"seeds-{rank}").write_text(json.dumps(seeds))
 """
 
