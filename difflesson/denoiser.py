@@ -124,9 +124,10 @@ def check_labels(label: int | Tensor, classes: int) -> Tensor:
         raise ValueError(f"label must be an integer or a tensor of integers, got dtype {label.dtype}")
     if label.dim() > 1:
         raise ValueError(f"label must be one integer or have shape (batch,), got {tuple(label.shape)}")
+    label = label.long()
     if not holds((label >= 0) & (label < classes)):
         raise ValueError(f"label must lie in 0..{classes - 1}, got {label.unique().tolist()}")
-    return label.long()
+    return label
 
 
 def expand_label(label: Tensor, x: Tensor) -> Tensor:
