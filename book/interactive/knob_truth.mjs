@@ -55,10 +55,10 @@ export class Truth {
     const intended = this.draws(count, 1);
     this.drawn.chance ??= sliced_distance(this.draws(count, 2), intended);
     return {
-      "mean of x₁": [one.mean, mean[0]],
-      "mean of x₂": [two.mean, mean[1]],
-      "spread of x₁": [one.spread, spread[0]],
-      "spread of x₂": [two.spread, spread[1]],
+      "mean x₁": [one.mean, mean[0]],
+      "mean x₂": [two.mean, mean[1]],
+      "spread x₁": [one.spread, spread[0]],
+      "spread x₂": [two.spread, spread[1]],
       "class mass": [[mass, error], this.told.expectation(x => this.sure(x))],
       "distance": [[sliced_distance(points, intended)], this.drawn.chance],
     };
