@@ -52,13 +52,15 @@ export class Truth {
     const count = points.length / 2, [one, two] = Cloud.moments(points), {mean, spread} = this.told, sure = this.sure(points);
     const average = list => list.reduce((sum, value) => sum + value, 0) / list.length;
     const mass = average(sure), error = Math.sqrt(average(sure.map(p => (p - mass) ** 2)) / count);
+    const intended = this.draws(count, 1);
+    this.drawn.chance ??= sliced_distance(this.draws(count, 2), intended);
     return {
-      "mean of x₁": [one.mean, mean[0]],
-      "mean of x₂": [two.mean, mean[1]],
-      "spread of x₁": [one.spread, spread[0]],
-      "spread of x₂": [two.spread, spread[1]],
+      "mean x₁": [one.mean, mean[0]],
+      "mean x₂": [two.mean, mean[1]],
+      "spread x₁": [one.spread, spread[0]],
+      "spread x₂": [two.spread, spread[1]],
       "class mass": [[mass, error], this.told.expectation(x => this.sure(x))],
-      "distance": [[sliced_distance(points, this.draws(count, 1))], sliced_distance(this.draws(count, 2), this.draws(count, 1))],
+      "distance": [[sliced_distance(points, intended)], this.drawn.chance],
     };
   }
 }

@@ -37,6 +37,12 @@ export class Plot {
     return [a + left / this.width * (b - a), d - top / this.height * (d - c)];
   }
 
+  // The same without a pair for each point: [least x_1, pixels a unit to the right, largest x_2, pixels a unit down].
+  get scale() {
+    const [a, b, c, d] = this.box;
+    return [a, this.width / (b - a), d, this.height / (d - c)];
+  }
+
   axes() {
     const {pen, box, width, height} = this;
     pen.fillStyle = pen.strokeStyle = this.colour("axis");
@@ -58,12 +64,11 @@ export class Plot {
   }
 
   dots(points, colour) {
-    const {pen} = this;
+    const {pen, scale: [least, right, largest, down]} = this;
     pen.fillStyle = this.colour(colour);
     pen.globalAlpha = 0.5;
     for (let i = 0; i < points.length; i += 2) {
-      const [left, top] = this.at([points[i], points[i + 1]]);
-      pen.fillRect(left - 1, top - 1, 2, 2);
+      pen.fillRect((points[i] - least) * right - 1, (largest - points[i + 1]) * down - 1, 2, 2);
     }
     pen.globalAlpha = 1;
   }
@@ -100,19 +105,18 @@ export class Plot {
 
   // An arrow at each point. A long vector is shortened: `most`, in the plane's units, is never reached.
   arrows(points, vectors, colour, most) {
-    const {pen} = this;
+    const {pen, scale: [least, right, largest, down]} = this;
     this.line(colour, [], 1);
     pen.beginPath();
     for (let i = 0; i < points.length; i += 2) {
-      const size = Math.hypot(vectors[i], vectors[i + 1]), factor = most / (size + 2);
-      const [left, top] = this.at([points[i], points[i + 1]]);
-      const [right, bottom] = this.at([points[i] + factor * vectors[i], points[i + 1] + factor * vectors[i + 1]]);
-      const along = [(right - left) * 0.35, (bottom - top) * 0.35]; // of the head
-      pen.moveTo(left, top);
-      pen.lineTo(right, bottom);
-      pen.lineTo(right - along[0] - along[1] * 0.6, bottom - along[1] + along[0] * 0.6);
-      pen.moveTo(right, bottom);
-      pen.lineTo(right - along[0] + along[1] * 0.6, bottom - along[1] - along[0] * 0.6);
+      const factor = most / (Math.hypot(vectors[i], vectors[i + 1]) + 2);
+      const along = factor * vectors[i] * right, down_by = -factor * vectors[i + 1] * down;
+      const tip = (points[i] - least) * right + along, tip_down = (largest - points[i + 1]) * down + down_by;
+      pen.moveTo(tip - along, tip_down - down_by);
+      pen.lineTo(tip, tip_down);
+      pen.lineTo(tip - 0.35 * along - 0.21 * down_by, tip_down - 0.35 * down_by + 0.21 * along);
+      pen.moveTo(tip, tip_down);
+      pen.lineTo(tip - 0.35 * along + 0.21 * down_by, tip_down - 0.35 * down_by - 0.21 * along);
     }
     pen.stroke();
   }

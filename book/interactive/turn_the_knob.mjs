@@ -177,11 +177,11 @@ class Knob {
       if (this.state.t === 0) this.begin_or_stop();
       this.follow();
     }
-    const busy = this.cloud.stale > 0, more = this.cloud.work(6), points = this.cloud.at(this.state.t);
+    const busy = this.cloud.stale > 0, more = this.cloud.work(5), points = this.cloud.at(this.state.t);
     if (busy && !more) this.costs.sampling = performance.now() - this.costs.begun;
     draw_map(this.plot, this.state, this.truth, points, this.selected);
     this.show_controls();
-    if (!more || now - (this.told_at ?? 0) > 200) {
+    if (!more || now - (this.told_at ?? 0) > 250) {
       this.told_at = now;
       this.tell(points, more || this.playing);
     }
@@ -204,12 +204,12 @@ class Knob {
   tell(points, more) {
     this.readings = this.truth.read_off(points);
     const rows = Object.entries(this.readings).map(([name, [got, intended]]) => {
-      const [value, error] = got.map((number, i) => number.toFixed(i && number < 0.005 ? 3 : 2));
-      const cells = [error ? `${value} ± ${error}` : value, (name === "distance" ? "chance " : "") + intended.toFixed(2)];
+      const small = Number(got[1] < 0.005), [value, error] = got.map((number, i) => number.toFixed(2 + small * (1 + i)));
+      const cells = [error ? `${value} ± ${error}` : value, (name === "distance" ? "chance " : "") + intended.toFixed(2 + small)];
       return element("tr", {}, element("th", {scope: "row"}, name), ...cells.map(text => element("td", {}, text)));
     });
     this.rows.replaceChildren(...rows);
-    const {"mean of x₁": [[mean], intended], distance: [[far], chance]} = this.readings;
+    const {"mean x₁": [[mean], intended], distance: [[far], chance]} = this.readings;
     const verdict = far > 3 * chance ? "The dots are not where they were meant to be" : "The dots are where they were meant to be";
     const text = this.refused || `${verdict}: ${far.toFixed(2)} away, by chance ${chance.toFixed(2)}.`;
     this.note.textContent = text;

@@ -59,9 +59,23 @@ function answer({weights, means, covs, labels, x, noise, label, gamma, rho, t, s
     drawn_mean: moments(target.sample(20000, 7)).mean, drawn_spread: moments(target.sample(20000, 7)).spread,
     sliced: divergence.sliced_distance(Float64Array.from(x), found.run_ddim),
     noise: Object.values(moments(kernels.standard_normal(40000, 3))).flat(),
-    axes: divergence.eigen(covs[0]),
+    axes: divergence.eigen(covs[0]), ...contours(target, told),
   });
   return found;
+}
+
+// Whether each contour is closed, and how far the density is from its level on it, at most, as a share of it.
+function contours(grid, log_density) {
+  let open = 0, off = 0;
+  const heaviest = grid.weights.indexOf(Math.max(...grid.weights));
+  const unit = grid.weights[heaviest] / Math.exp(log_density(grid.points.slice(2 * heaviest, 2 * heaviest + 2))[0]);
+  for (const level of grid.levels([0.5, 0.9])) {
+    for (const line of grid.contour(level)) {
+      if (line.at(-1) !== line[0]) open++;
+      for (const log of log_density(line.flat())) off = Math.max(off, Math.abs(unit * Math.exp(log) / level - 1));
+    }
+  }
+  return {open, off};
 }
 
 const named = (name, step, last) => (

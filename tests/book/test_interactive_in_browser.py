@@ -130,7 +130,7 @@ def agree(page, same_points: bool = True) -> dict:
     readings, cov = shown["readings"], told.cov.diagonal()
     sure, spread = noisy.class_log_prob(points, label).exp(), (alpha**2 * cov + sigma**2).sqrt()
     for axis, name in enumerate(("x₁", "x₂")):
-        got, want = readings[f"mean of {name}"], readings[f"spread of {name}"]
+        got, want = readings[f"mean {name}"], readings[f"spread {name}"]
         x, root = points[:, axis], math.sqrt(len(points))
         away = (x - x.mean()).square()
         error = ((away.square().mean() / away.mean() - away.mean()).sqrt() / 2 / root, x.std(correction=0) / root)
@@ -141,8 +141,8 @@ def agree(page, same_points: bool = True) -> dict:
     if shown["t"] == 0:
         mass = told.expectation(lambda x: mixture.class_log_prob(x, label).exp())
         assert abs(readings["class mass"][1] - mass) < 1e-4
-    row = page.locator("#turn-the-knob tbody tr").first.inner_text().split()
-    assert float(row[3]) == round(float(points[:, 0].mean()), 2)  # mean of x₁ 2.23 ± 0.02 1.27
+    cell = page.locator("#turn-the-knob tbody td").first.inner_text()  # 2.23 ± 0.02
+    assert float(cell.split()[0]) == round(float(points[:, 0].mean()), 2)
     return shown
 
 
