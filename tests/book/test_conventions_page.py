@@ -45,7 +45,7 @@ def guidance_cases() -> list[tuple]:
 def noise_cases() -> list[tuple]:
     """Levels from nearly clean to nearly pure noise, both ends, and numbers that are no level."""
     draw, found = random.Random(1), []
-    levels = [draw.uniform(-3, 3) for _ in range(4)] + [-30.0, 0.0, 30.0]
+    levels = [draw.uniform(-3, 3) for _ in range(4)] + [-800.0, -30.0, 0.0, 30.0]
     for source, target in product(NOISE, repeat=2):
         for log_snr in levels:
             value = conventions.noise_level(log_snr, "log-snr", source)
