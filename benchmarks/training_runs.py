@@ -2,6 +2,7 @@
 
     python benchmarks/training_runs.py train v eps x0                      # some 5 minutes each on one core
     python benchmarks/training_runs.py curves denoiser pocket pocket_p02   # test losses of both halves over log-SNR
+    python benchmarks/training_runs.py guide guide                         # the cross-entropy of the shipped classifier
     python benchmarks/training_runs.py digits denoiser pocket pocket_p02   # judged samples at gamma 0, 1 and 3
     python benchmarks/training_runs.py curves runs/draft.safetensors       # a file serves as well as a shipped name
 
@@ -9,15 +10,17 @@
 steps it stores their test losses and a sheet of digits. Its three runs have one size, one seed, and the same batches,
 times and noises; only the terms in which the network answers and is compared differ: v, eps or x0.
 
-`curves` takes 1,000 test images, one noise for each, and 21 noise levels. `told` and `untold` are mean squares of the
-error of v a pixel. `gap` is half the difference of the squared errors of eps without and with the label; `distance` is
-half the squared distance of the two answers; both in nats for each unit of log-SNR, summed over the pixels. `areas` are
-their sums over log-SNR by the trapezoidal rule, with standard errors over the images. `violation` is half the squared
-distance of the unlabelled answer from the mean of the labelled ones, weighted by the shipped guide's probabilities.
+`curves` takes test images (`--images`), one noise for each, and 21 noise levels. `told` and `untold` are mean
+squares of the error of v a pixel. `gap` is half the difference of the squared errors of eps without and with the
+label; `distance` is half the squared distance of the two answers; both in nats for each unit of log-SNR, summed over
+the pixels. `areas` are their sums over log-SNR by the trapezoidal rule, with standard errors over the images.
+`violation` is half the squared distance of the unlabelled answer from the mean of the labelled ones, weighted by the
+shipped guide's probabilities, on a tenth of the images.
 """
 
 import argparse
 import json
+import re
 import shlex
 import sys
 import time
@@ -61,7 +64,8 @@ def write(name: str, part: dict) -> None:
     path = LOGS / f"{name}.json"
     log = json.loads(path.read_text()) if path.exists() else {}
     log |= part
-    path.write_text(json.dumps(log, indent=1) + "\n")
+    flat = re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), json.dumps(log, indent=1))
+    path.write_text(flat + "\n")
     print(name, json.dumps(part)[:600], flush=True)
 
 
@@ -80,7 +84,7 @@ def test_set(count: int):
 
 
 @torch.no_grad()
-def test_losses(network, count: int = 2000) -> dict[str, float]:
+def test_losses(network, count: int) -> dict[str, float]:
     """Mean square errors of v at uniform times, told and untold, on the same noise for every network."""
     x0, label = test_set(count)
     t, eps = times_and_noise(x0, torch.Generator().manual_seed(5))
@@ -99,7 +103,8 @@ def test_losses(network, count: int = 2000) -> dict[str, float]:
 
 
 @torch.no_grad()
-def curves(network, count: int = 1000, few: int = 100) -> dict:
+def curves(network, count: int) -> dict:
+    few = count // 10
     x0, label = test_set(count)
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(5))
     guide, schedule = checkpoints.load("guide").network, network.schedule
@@ -133,9 +138,23 @@ def curves(network, count: int = 1000, few: int = 100) -> dict:
         "violation": [round(x, 5) for x in violation],
         "areas": {n: [round(float(a.mean()), 4), round(float(a.std() / count**0.5), 4)] for n, a in areas.items()},
         "violation_area": round(float(torch.trapezoid(torch.tensor(violation).double(), log_snr)), 4),
-        "test_loss": test_losses(network),
+        "images": count,
+        "test_loss": test_losses(network, 2 * count),
         "curves_command": this_command(),
     }
+
+
+@torch.no_grad()
+def guide_cross_entropy(count: int) -> dict:
+    """Of the shipped noise-aware classifier, on the same images and noises."""
+    guide, (x0, label) = checkpoints.load("guide"), test_set(count)
+    schedule, found = guide.schedule, []
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(5))
+    for level in LEVELS:
+        x_t = schedule.add_noise(x0, eps, schedule.time(level).float())
+        logits = torch.cat([guide.network(part, torch.full((len(part),), level)) for part in x_t.split(250)])
+        found.append(round(float(functional.cross_entropy(logits, label)), 4))
+    return {"log_snr": LEVELS, "guide_cross_entropy": found, "images": count, "curves_command": this_command()}
 
 
 def judged(network, gamma: float, count: int, seed: int = 7):
@@ -146,7 +165,7 @@ def judged(network, gamma: float, count: int, seed: int = 7):
 
 
 def train(objective: str) -> None:
-    """One run of the pocket's size, from nothing, with label dropout 0.1, whose steps differ in nothing but the terms."""
+    """One run of the pocket size, from nothing, with label dropout 0.1; only the terms of the answer differ."""
     chosen = recipe(
         "denoiser", steps=STEPS, label_dropout=0.1, warmup=100, arguments=(("widths", (16, 48)),)
     )  # fmt: skip
@@ -180,12 +199,12 @@ def train(objective: str) -> None:
         if (step + 1) % 20 == 0:
             losses.append([step + 1, round(float(torch.stack(recent).mean()), 5)])
             recent = []
-        if step + 1 in STAGES:
+        if step + 1 in STAGES and (objective == "v" or step + 1 == STEPS):
             pause = time.monotonic()
             ours = {decay: InV(average, objective).eval() for decay, average in averages.items()}
             sheet, report = judged(ours[0.99], 1.0, 1000)
             sheets.append(sheet[:20])
-            kept = {str(decay): test_losses(average) for decay, average in ours.items()}
+            kept = {str(decay): test_losses(average, 1000) for decay, average in ours.items()}
             stages[str(step + 1)] = {"test_loss": kept, "digits": report}
             print(objective, step + 1, losses[-1], kept, report, flush=True)
             aside += time.monotonic() - pause
@@ -194,7 +213,7 @@ def train(objective: str) -> None:
         f"run_{objective}",
         {"train_command": this_command(), "objective": objective, "steps": STEPS, "batch": chosen.batch,
          "label_dropout": chosen.label_dropout, "seconds": round(time.monotonic() - began - aside),
-         "torch": str(torch.__version__), "loss": losses, "stages": stages} | curves(last),
+         "torch": str(torch.__version__), "loss": losses, "stages": stages} | curves(last, 1000),
     )  # fmt: skip
     if objective == "v":
         from PIL import Image
@@ -205,19 +224,23 @@ def train(objective: str) -> None:
 
 def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("what", choices=("train", "curves", "digits"))
+    options.add_argument("what", choices=("train", "curves", "digits", "guide"))
     options.add_argument("names", nargs="+", help="v, eps, x0 to train; else shipped names or files")
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--count", type=int, default=2000, help="digits for each gamma")
+    options.add_argument("--images", type=int, default=1000, help="test images for the curves")
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
     for name in chosen.names:
         if chosen.what == "train":
             train(name)
             continue
+        if chosen.what == "guide":
+            write(name, guide_cross_entropy(chosen.images))
+            continue
         stem, network = found(name)
         if chosen.what == "curves":
-            write(stem, curves(network))
+            write(stem, curves(network, chosen.images))
         else:
             rows = {f"{gamma:g}": judged(network, gamma, chosen.count)[1] for gamma in (0.0, 1.0, 3.0)}
             write(stem, {"digits": rows, "digits_count": chosen.count, "digits_command": this_command()})

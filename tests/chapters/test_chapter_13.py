@@ -1,0 +1,237 @@
+"""The claims of chapter 13, each compared with an independent computation, on another mixture and other seeds."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from difflesson import information, losses, plane
+from difflesson.digits import runs
+from difflesson.schedule import cosine
+from tests.oracles.chapter_cells import names_of
+from tests.oracles.mixtures import FOUR, THREE
+
+F64 = torch.float64
+SCHEDULE = cosine()
+DIGITS, GUIDE = runs.log("denoiser"), runs.log("guide")
+LOG_SNR = torch.tensor(DIGITS["log_snr"], dtype=F64)
+
+
+def area(name: str, chosen=slice(None)) -> float:
+    return float(torch.trapezoid(torch.tensor(DIGITS[name], dtype=F64)[chosen], LOG_SNR[chosen]))
+
+
+def drawn(mixture, t, count=400_000, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    x0, label = mixture.sample(count, generator)
+    eps = torch.randn(x0.shape, generator=generator).double()
+    return SCHEDULE.add_noise(x0, eps, t), SCHEDULE.alpha(t) * eps - SCHEDULE.sigma(t) * x0, label
+
+
+def best_v(mixture, x, t, label=None):
+    guess = mixture.denoiser(SCHEDULE, label)(x, t)
+    return SCHEDULE.alpha(t) * guess.eps - SCHEDULE.sigma(t) * guess.x0
+
+
+class Crude:
+    """A network of two lines that is wrong, and wrong in another way for each label."""
+
+    classes = 2
+
+    def __call__(self, x, log_snr, label):
+        return 0.3 * x.flip(1) - 0.2 * label[:, None]
+
+
+@pytest.mark.equation("eq-loss-split")
+def test_the_loss_is_floor_plus_excess_and_the_floor_is_the_best_guess_s_loss():
+    mixture, t = FOUR.mixture(), torch.tensor(0.65, dtype=F64)
+    floor, excess = names_of("13", "eq-loss-split")["split"](Crude(), mixture, SCHEDULE, t)
+    x, v, label = drawn(mixture, t)
+    for guess, expected in (
+        (best_v(mixture, x, t, label), floor), (Crude()(x, None, label), floor + excess)
+    ):  # fmt: skip
+        squares = (guess - v).square().sum(1)
+        assert abs(float(squares.mean() - expected)) < 4 * float(squares.std()) / 400_000**0.5
+
+
+@pytest.mark.equation("eq-label-average", "eq-loss-gap")
+def test_the_gap_of_the_losses_is_the_squared_distance_of_the_best_answers():
+    mixture, t = THREE.mixture(), torch.tensor(0.45, dtype=F64)
+    x, v, label = drawn(mixture, t)
+    told, untold, average = names_of("13", "eq-label-average")["best_answers"](mixture, SCHEDULE, x, label, t)
+    torch.testing.assert_close(average, best_v(mixture, x, t))
+    torch.testing.assert_close(told, best_v(mixture, x, t, label))
+    torch.testing.assert_close(untold, average)
+    paired = (untold - v).square().sum(1) - (told - v).square().sum(1) - (told - untold).square().sum(1)
+    assert abs(float(paired.mean())) < 4 * float(paired.std()) / 400_000**0.5
+    assert float((told - untold).square().sum(1).mean()) > 50 * float(paired.std()) / 400_000**0.5
+
+
+@pytest.mark.equation("eq-label-information")
+def test_the_information_is_the_sum_of_half_the_squared_distances_in_eps():
+    """Three classes; the information by sampling, the sum over other levels than the page's."""
+    mixture = FOUR.mixture(labels=False)
+    log_snr = torch.linspace(-13, 1, 85, dtype=F64)
+    rates = []
+    for t in SCHEDULE.time(log_snr):
+        x, weights, label = information.labelled_nodes(mixture, SCHEDULE, t, order=14)
+        rates.append(weights @ information.label_rate(mixture.pair(SCHEDULE, label), x, t))
+    end = SCHEDULE.time(log_snr[-1])
+    x, _, label = drawn(mixture, end)
+    noisy = mixture.noised(SCHEDULE.alpha(end), SCHEDULE.sigma(end))
+    each = torch.stack([noisy.class_log_prob(x, y) - mixture.class_weights()[y].log() for y in range(4)])
+    each = each[label, torch.arange(len(label))]
+    summed, known = (
+        torch.trapezoid(torch.stack(rates), log_snr),
+        information.label_information(mixture, SCHEDULE, end, 30),
+    )
+    assert abs(float(each.mean() - summed)) < 4 * float(each.std()) / 400_000**0.5
+    assert abs(float(summed - known)) < 1e-3
+    assert float(known) < float(-(mixture.weights * mixture.weights.log()).sum())
+
+
+@pytest.mark.equation("eq-objective-weights")
+def test_an_error_of_v_is_that_of_x0_turned():
+    """(x_t, v) is (x_0, eps) turned by an angle: from x0 alone, at a fixed x_t."""
+    function, angle = names_of("13", "eq-objective-weights")["in_eps_and_v"], torch.tensor(1.1, dtype=F64)
+    alpha, sigma = angle.cos(), angle.sin()
+    x0, guess, x = torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(1), dtype=F64)
+    eps, noise = ((x - alpha * clean) / sigma for clean in (x0, guess))
+    in_eps, in_v = function(guess - x0, alpha, sigma)
+    torch.testing.assert_close(in_eps, (noise - eps).square().sum(1))
+    torch.testing.assert_close(in_v, ((alpha * noise - sigma * guess) - (alpha * eps - sigma * x0)).square().sum(1))
+
+
+@pytest.mark.equation("eq-averaging-length")
+@pytest.mark.parametrize(("decay", "memory"), [(0.9, 0.5), (0.99, 0.95), (0.6, -0.3), (0.0, 0.4), (0.95, 0.0)])
+def test_the_variance_of_an_average_is_the_double_sum_of_covariances(decay, memory):
+    k = np.arange(3000)
+    weights = (1 - decay) * (decay**k if decay else (k == 0).astype(float))
+    covariance = np.array([weights[: 3000 - lag] @ weights[lag:] for lag in range(400)])
+    expected = covariance[0] + 2 * (covariance[1:] * memory ** np.arange(1, 400)).sum()
+    assert abs(float(information.averaged_variance(decay, memory)) / expected - 1) < 1e-6
+
+
+@pytest.mark.equation("eq-null-teacher")
+def test_the_teacher_s_target_has_the_same_optimum_and_the_gap_for_noise():
+    mixture, t = THREE.mixture(), torch.tensor(0.55, dtype=F64)
+    x, v, label = drawn(mixture, t)
+    nodes = information.labelled_nodes(mixture, SCHEDULE, t, order=40)
+    usual, taught = names_of("13", "eq-null-teacher")["target_noise"](mixture, SCHEDULE, *nodes, t)
+    untold, told = best_v(mixture, x, t), best_v(mixture, x, t, label)
+    for target, noise in ((v, usual), (told, taught)):
+        away = (target - untold).square().sum(1)
+        assert abs(float(away.mean() - noise)) < 4 * float(away.std()) / 400_000**0.5
+        for other in (untold + 0.2, 0.7 * untold):  # the excess adds to the noise, whatever the target
+            paired = (target - other).square().sum(1) - away - (untold - other).square().sum(1)
+            assert abs(float(paired.mean())) < 4 * float(paired.std()) / 400_000**0.5
+    assert taught < 0.5 * usual
+
+
+def test_the_loss_of_the_denoiser_fell_from_063_to_013_in_a_thousand_steps_and_to_010_in_the_next_seventeen_thousand():
+    loss = dict(DIGITS["loss"])
+    assert [round(loss[step], 2) for step in (100, 1000, 18_000)] == [0.63, 0.13, 0.10]
+    assert DIGITS["steps"] == 18_000 and DIGITS["label_dropout"] == 0.1 and round(DIGITS["seconds"] / 60) == 93
+
+
+def test_the_denoiser_claims_more_than_twice_what_there_is_and_about_a_third_of_it_after_the_digit_can_be_read():
+    whole, late = area("distance"), area("distance", LOG_SNR >= 0)
+    error = DIGITS["areas"]["distance"][1]
+    assert abs(whole - DIGITS["areas"]["distance"][0]) < 1e-3 and whole - 4 * error > 4.2
+    assert whole > 2 * math.log(10) and abs(late / whole - 1 / 3) < 0.03
+    assert GUIDE["guide_cross_entropy"][DIGITS["log_snr"].index(0.0)] < 0.05
+
+
+def test_about_a_third_of_the_denoiser_s_guidance_lies_where_the_two_losses_look_like_one():
+    told, untold = (torch.tensor(DIGITS[name]) for name in ("told", "untold"))
+    assert ((untold - told) / told)[LOG_SNR >= 0].max() < 0.025
+    assert abs(area("distance", LOG_SNR >= 0) / area("distance") - 1 / 3) < 0.03
+
+
+def test_the_half_without_the_label_is_worse_by_at_least_1_9_nats():
+    gap, error = DIGITS["areas"]["gap"]
+    assert round(gap - math.log(10), 1) == 1.9 and round(error, 1) == 0.2
+    assert (gap - math.log(10)) / 784 * 2 / 20 < 5e-4
+
+
+def test_the_denoiser_passes_all_there_is_between_minus_two_and_minus_one_and_lies_above_the_classifier_everywhere():
+    proved = math.log(10) - torch.tensor(GUIDE["guide_cross_entropy"])
+    running = torch.cumulative_trapezoid(torch.tensor(DIGITS["distance"]), LOG_SNR)
+    k = DIGITS["log_snr"].index(-2.0)
+    assert float(running[k - 1]) < math.log(10) < float(running[k])
+    assert (running > proved[1:]).all() and float(running[-1] - proved[-1]) > 2.5
+
+
+def test_the_violation_is_small_at_much_noise_and_most_of_the_distance_at_little():
+    violation, distance = (torch.tensor(DIGITS[name]) for name in ("violation", "distance"))
+    assert (violation / distance)[LOG_SNR >= 1].min() > 0.75 and violation[LOG_SNR <= -4].max() < 0.06
+    assert round(area("violation"), 1) == 2.3
+
+
+@pytest.fixture(scope="module")
+def areas():
+    """(distance, told, untold) of networks that hid shares p, with another seed than the page's."""
+    mixture, log_snr = plane.four_blobs(), torch.linspace(-10, 10, 21, dtype=F64)
+    found = {}
+    for p in (0.0, 0.02, 0.5):
+        network, rows = plane.train(mixture, SCHEDULE, p, steps=400, batch=256, seed=11), []
+        for t in SCHEDULE.time(log_snr):
+            x, weights, label = information.labelled_nodes(mixture, SCHEDULE, t, order=8)
+            alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
+            told, untold = (
+                sigma * x + alpha * network(x, SCHEDULE.log_snr(t).expand(len(x)), y)
+                for y in (label, torch.full_like(label, 2))
+            )
+            best, blind = (g.eps for g in mixture.pair(SCHEDULE, label)(x, t))
+            errors = (told - untold, told - best, untold - blind)
+            rows.append(torch.stack([weights @ e.square().sum(1) / 2 for e in errors]))
+        loss = losses.v_loss(network, SCHEDULE, *mixture.sample(20_000, torch.Generator().manual_seed(1)), p,
+                             torch.Generator().manual_seed(2), 2)  # fmt: skip
+        found[p] = (*torch.trapezoid(torch.stack(rows), log_snr, dim=0).tolist(), float(loss))
+    return found
+
+
+def test_the_loss_ranks_networks_that_hid_different_shares_the_wrong_way_round_and_the_area_rightly(areas):
+    coins = list(areas)
+    assert sorted(coins, key=lambda p: areas[p][3]) == coins
+    assert sorted(coins, key=lambda p: abs(areas[p][0] - 0.566)) == coins[::-1]
+
+
+def test_seldom_hidden_the_half_without_the_label_starves(areas):
+    assert areas[0.0][2] > 3 * areas[0.02][2] > 6 * areas[0.5][2]
+    assert areas[0.02][1] > 0.6 * areas[0.5][1]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_teacher_wins_with_each_of_three_seeds(seed):
+    mixture, log_snr = plane.four_blobs(), torch.linspace(-10, 10, 21, dtype=F64)
+    start = plane.train(mixture, SCHEDULE, 0.1, steps=600, batch=256, seed=seed).float()
+    excess = {}
+    for taught in (False, True):
+        network = plane.PlaneNetwork(2)
+        network.load_state_dict(start.state_dict())
+        optimizer = torch.optim.Adam(network.parameters(), 3e-3, betas=(0.9, 0.99))
+        generator = torch.Generator().manual_seed(50 + seed)
+        for step in range(300):
+            optimizer.param_groups[0]["lr"] = 1.5e-3 * (1 + math.cos(math.pi * step / 300))
+            x0, label = mixture.sample(256, generator)
+            t, eps = losses.times_and_noise(x0.float(), generator)
+            seen = losses.drop_labels(label, 0.5, 2, generator)
+            alpha, sigma = SCHEDULE.alpha(t)[:, None], SCHEDULE.sigma(t)[:, None]
+            x, target = alpha * x0.float() + sigma * eps, alpha * eps - sigma * x0.float()
+            if taught:
+                told = start(x, SCHEDULE.log_snr(t), label).detach()
+                target = torch.where((seen == 2)[:, None], told, target)
+            optimizer.zero_grad()
+            (network(x, SCHEDULE.log_snr(t), seen) - target).square().mean().backward()
+            optimizer.step()
+        rows = []
+        for t in SCHEDULE.time(log_snr):
+            x, weights, label = information.labelled_nodes(mixture, SCHEDULE, t, order=8)
+            answer = network(x, SCHEDULE.log_snr(t).expand(len(x)), torch.full_like(label, 2)).detach()
+            off = SCHEDULE.alpha(t) * (answer - best_v(mixture, x, t))
+            rows.append(weights @ off.square().sum(1) / 2)
+        excess[taught] = float(torch.trapezoid(torch.stack(rows), log_snr))
+    assert excess[True] < 0.95 * excess[False]
