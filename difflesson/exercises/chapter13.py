@@ -56,10 +56,19 @@ def areas(log_snr: Tensor, *rates: Tensor) -> list[float]:
 
 def verdict_by_hand(log_snr: Tensor, gap: Tensor, distance: Tensor, entropy: float) -> tuple[float, float]:
     worse, whole = areas(log_snr, gap, distance)
-    return worse - entropy, whole - entropy if whole > entropy else 0.0
+    shortest = math.sqrt(whole) - math.sqrt(entropy)
+    return worse - entropy, shortest * shortest if shortest > 0 else 0.0
 
 
-def other_verdict(first=lambda g, d, h: g - h, second=lambda g, d, h: max(0.0, d - h)):
+def length(area: float) -> float:
+    return math.copysign(abs(area) ** 0.5, area)
+
+
+def least(whole: float, entropy: float) -> float:
+    return max(0.0, length(whole) - length(entropy)) ** 2
+
+
+def other_verdict(first=lambda g, d, h: g - h, second=least):
     def answer(log_snr, gap, distance, entropy):
         g, d = areas(log_snr, gap, distance)
         return first(g, d, entropy), second(g, d, entropy)
@@ -68,7 +77,7 @@ def other_verdict(first=lambda g, d, h: g - h, second=lambda g, d, h: max(0.0, d
 
 
 def summed(log_snr, gap, distance, entropy):
-    return float(gap.sum()) - entropy, max(0.0, float(distance.sum()) - entropy)
+    return float(gap.sum()) - entropy, least(float(distance.sum()), entropy)
 
 
 # --- 13.3 ---------------------------------------------------------------------------------------------------
@@ -146,7 +155,7 @@ EXERCISES = [
             Mistake("v taken for eps", lambda told, untold, log_snr, pixels: (untold - told) * pixels / 2,
                     "this counts errors of v. In nats count those of eps: by what are they larger or smaller?"),
             Mistake("alpha for its square",
-                    lambda told, untold, log_snr, pixels: (untold - told) * pixels / 2 / (1 + math.exp(-log_snr)) ** 0.5,
+                    lambda told, untold, log_snr, pixels: pixels / 2 * (untold - told) / (1 + math.exp(-log_snr))**0.5,
                     "nearly. These are squared errors: in which power does the factor enter?"),
             Mistake("sigma for alpha",
                     lambda told, untold, log_snr, pixels: (untold - told) * pixels / 2 / (1 + math.exp(log_snr)),
@@ -167,29 +176,34 @@ EXERCISES = [
         truth=verdict_by_hand,
         mistakes=[
             Mistake("sums for areas", summed, "the levels lie apart: what does a value count for?"),
-            Mistake("not cut at zero", other_verdict(second=lambda g, d, h: d - h),
+            Mistake("not cut at zero", other_verdict(second=lambda g, d, h: (length(d) - length(h)) ** 2),
                     "an area below the entropy proves no error. Which number says so?"),
+            Mistake("what is above the line", other_verdict(second=lambda g, d, h: max(0.0, d - h)),
+                    "too much is claimed: an error along the right difference adds more than its own square."),
+            Mistake("lengths for areas", other_verdict(second=lambda g, d, h: max(0.0, length(d) - length(h))),
+                    "this is a length. In nats count its square."),
             Mistake("excess from the distance", other_verdict(first=lambda g, d, h: d - h),
                     "the excesses of the halves enter the losses, so look at the other curve for the first number."),
-            Mistake("gap for distance", other_verdict(second=lambda g, d, h: max(0.0, g - h)),
+            Mistake("gap for distance", other_verdict(second=lambda g, d, h: least(g, h)),
                     "the second number is about the distance of the answers."),
             Mistake("sign", other_verdict(first=lambda g, d, h: h - g),
                     "if the half without the label is worse, is its loss larger or smaller?"),
             Mistake("entropy left out", other_verdict(first=lambda g, d, h: g),
                     "even two perfect halves have a gap. How large is it?"),
-            Mistake("compared with one another", other_verdict(second=lambda g, d, h: max(0.0, d - g)),
+            Mistake("compared with one another", other_verdict(second=lambda g, d, h: least(d, g)),
                     "two measurements may be wrong together. What is known for certain?"),
         ],
     ),
     Exercise(
         number="13.3",
-        title="an average that has forgotten nothing",
+        title="what an average remembers",
         cases=runs,
         truth=step_by_step,
         mistakes=[
-            Mistake("averaged first", averaged_first, "close: which comes first in a step, the weight or its average?"),
+            Mistake("averaged first", averaged_first, "close: what comes first, the weight or its average?"),
             Mistake("start left out", from_zero, "your average begins at zero. Where does it begin here?"),
-            Mistake("decay and its rest exchanged", exchanged, "which share of the old average is kept, `decay` or the rest?"),
+            Mistake("decay and its rest exchanged", exchanged,
+                    "which share of the old average is kept, `decay` or the rest?"),
             Mistake("only the start", lambda start, memory, decay, steps: start * decay**steps,
                     "this is what is left of the start. What came in since?"),
             Mistake("the weight itself", lambda start, memory, decay, steps: start * memory**steps,

@@ -60,6 +60,11 @@ def loss_gap() -> Reading:
     return squares("v", "v_c", "v_u")
 
 
+@reads("eq-network-gap")
+def network_gap() -> Reading:
+    return squares("v", "v_c", "v_u", r"\hat v_c", r"\hat v_u")
+
+
 @reads("eq-null-teacher")
 def null_teacher() -> Reading:
     return squares("v_c", "v_u", r"\hat v_u")
