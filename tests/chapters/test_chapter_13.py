@@ -1,13 +1,16 @@
 """The claims of chapter 13, each compared with an independent computation, on another mixture and other seeds."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from difflesson import information, losses, plane
+from difflesson.denoiser import Pair
 from difflesson.digits import runs
+from difflesson.digits.networks import DigitUNet
 from difflesson.schedule import cosine
 from tests.oracles.chapter_cells import names_of
 from tests.oracles.mixtures import FOUR, THREE
@@ -210,7 +213,7 @@ def test_about_a_third_of_the_denoiser_s_guidance_lies_where_the_two_losses_look
 def test_the_half_without_the_label_is_worse_by_at_least_1_9_nats():
     gap, error = DIGITS["areas"]["gap"]
     assert round(gap - math.log(10), 1) == 1.9 and round(error, 1) == 0.2
-k = DIGITS["log_snr"].index(2.0)
+    k = DIGITS["log_snr"].index(2.0)
     assert [round(DIGITS[name][k], 4) for name in ("told", "untold")] == [0.0594, 0.0597]
 
 
@@ -294,3 +297,84 @@ def test_the_teacher_wins_with_each_of_three_seeds(seed):
             rows.append(weights @ off.square().sum(1) / 2)
         excess[taught] = float(torch.trapezoid(torch.stack(rows), log_snr))
     assert excess[True] < 0.95 * excess[False]
+
+
+def test_beyond_log_snr_0_the_denoiser_s_guidance_is_more_than_ten_times_what_can_be_left_to_know():
+    left = GUIDE["guide_cross_entropy"][GUIDE["log_snr"].index(0.0)]  # at least the entropy that is left
+    assert area("distance", LOG_SNR >= 0) > 10 * left
+    told, untold = (torch.tensor(DIGITS[name])[LOG_SNR >= 0] for name in ("told", "untold"))
+    assert ((untold - told) / told).max() < 0.025
+
+
+def test_the_digits_at_the_four_steps_come_from_the_same_noise():
+    source = (Path(runs.__file__).parents[2] / "benchmarks" / "training_runs.py").read_text()
+    assert (
+        "judged(ours[0.99], 1.0, 1000)" in source
+        and "def judged(network, gamma: float, count: int, seed: int = 7)" in source
+    )
+
+
+def test_the_pockets_are_a_sixth_of_the_size():
+    small = DigitUNet(widths=(16, 48))
+    weights = sum(p.numel() for p in small.parameters())
+    assert 5.5 < DIGITS["parameters"] / weights < 6.5
+
+
+def test_each_objective_has_its_own_weight_and_v_counts_both_ends():
+    """Of one error of x0: the weights of the losses in x0, eps and v at little and at much noise."""
+    weights = {ratio: names_of("13", "eq-objective-weights")["in_eps_and_v"](
+        torch.ones(1, 1, dtype=F64), torch.tensor((ratio / (1 + ratio)) ** 0.5), torch.tensor((1 + ratio) ** -0.5)
+    ) for ratio in (1e-3, 1e3)}  # fmt: skip
+    (eps_low, v_low), (eps_high, v_high) = weights[1e-3], weights[1e3]
+    assert eps_low < 0.01 and abs(v_low - 1) < 0.01 and abs(v_high / eps_high - 1) < 0.01 and eps_high > 100
+
+
+def test_in_nothing_but_noise_the_losses_are_farthest_apart_and_it_means_least():
+    apart = torch.tensor(DIGITS["untold"]) - torch.tensor(DIGITS["told"])
+    assert apart.argmax() <= 1 and torch.tensor(DIGITS["distance"]).argmin() == 0
+    assert float(information.label_information(FOUR.mixture(), SCHEDULE, torch.tensor(1.0, dtype=F64), 20)) < 1e-6
+
+
+def test_the_variance_falls_to_zero_with_the_length_but_only_beyond_the_memory():
+    decays = torch.tensor([0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 0.99999], dtype=F64)
+    found = information.averaged_variance(decays, 0.95)  # a memory of 20 steps
+    assert (found.diff() < 0).all() and found[2] > 0.6 and found[-1] < 1e-3
+
+
+def test_of_the_start_an_average_holds_the_share_a_to_the_number_of_steps():
+    average = 1.0
+    for _ in range(2000):
+        average = 0.999 * average + 0.001 * 0.0  # what comes in is no longer the start
+    assert abs(average - 0.999**2000) < 1e-9 and round(average, 2) == 0.14
+
+
+def test_by_the_networks_own_losses_nine_tenths_of_the_noise_in_the_target_are_gone():
+    loss = DIGITS["test_loss"]
+    assert 0.88 < loss["told"] / loss["untold"] < 0.92
+
+
+def test_the_one_trial_on_digits():
+    trial = DIGITS["trial"]
+    assert trial["teacher"] == "itself" and trial["digits"] == 1000 and trial["steps"] < trial["planned"]
+    before, after = trial["gamma_0_digit_fid"]
+    assert 0.9 < after / before < 1
+
+
+def test_a_network_may_err_and_stay_below_the_entropy():
+    mixture, t = FOUR.mixture(), torch.tensor(0.5, dtype=F64)
+    x, weights, label = information.labelled_nodes(mixture, SCHEDULE, t)
+    deaf = Pair(mixture.denoiser(SCHEDULE), mixture.denoiser(SCHEDULE))  # does not listen to the label
+    assert float(weights @ information.label_rate(deaf, x, t)) == 0
+    assert float(weights @ information.label_rate(mixture.pair(SCHEDULE, label), x, t)) > 0.05
+
+
+def test_the_violation_and_what_the_labelled_half_says_are_at_right_angles():
+    """For answers that are wrong, and the right probabilities."""
+    mixture, t = FOUR.mixture(), torch.tensor(0.5, dtype=F64)
+    x, weights, label = information.labelled_nodes(mixture, SCHEDULE, t, order=40)
+    noisy = mixture.noised(SCHEDULE.alpha(t), SCHEDULE.sigma(t))
+    answers = torch.stack([Crude()(x, None, torch.full_like(label, y)) for y in (0, 1)])
+    mean = sum(noisy.class_log_prob(x, y).exp()[:, None] * answers[y] for y in (0, 1))
+    told, untold = answers[label, torch.arange(len(x))], 0.5 * x
+    whole, said, violation = (weights @ e.square().sum(1) for e in (told - untold, told - mean, mean - untold))
+    torch.testing.assert_close(whole, said + violation, rtol=1e-4, atol=0)
