@@ -1,0 +1,833 @@
+# %% [markdown]
+# # 13 · Training: what does the loss tell, and what does it hide?
+#
+# You train a denoiser of digits. Its loss falls steeply and is flat from then on. Is it done? Between step 1,000 and step
+# 2,000 the loss hardly moves, and the distance of its digits from real ones halves. And when it is done at last, the
+# digits that it draws with a label are good, and those without a label fifteen times as far from real ones. The loss has
+# said nothing of either.
+#
+# **After this chapter you can**
+# * say why the loss is flat, and how little of it is the network's;
+# * count in *nats* what the label does in a network, and catch one that claims too much;
+# * choose what to predict, how often to hide the label, and how long to average;
+# * give a better target to the half of a network on which guidance stands.
+#
+# **You need** chapters 00 and 11 and a training loop you have written yourself.
+#
+# *43 minutes to read, 7 more for Deeper, 15 seconds to run, on a laptop, without a GPU or a network connection.*
+
+# %%
+import math
+
+import torch
+
+from difflesson import exercises, information, losses, plane, plotting
+from difflesson.denoiser import network_pair
+from difflesson.digits import runs
+from difflesson.schedule import cosine
+
+torch.set_num_threads(1)
+
+
+def mean_square(weights, error):
+    return weights @ error.square().sum(1)
+
+
+# %% [markdown]
+# ## A flat curve, and two that are hardly two
+#
+# Two networks were trained for this page, and what was measured of them stands in logs that ship with the course, beside
+# the commands; so the page needs no MNIST. The first is small, and somebody looked at it four times on its way. The second
+# is the book's own denoiser, with 1.6 million weights and 18,000 steps; one label in ten was hidden from it.
+
+# %%
+small, digits = runs.log("run_v"), runs.log("denoiser")
+for step, seen in small["stages"].items():
+    loss, report = seen["test_loss"]["0.99"]["told"], seen["digits"]
+    print(
+        f"step {step:>4}: test loss {loss:.3f}, {report['accuracy']:.0%} of the digits right, digit-FID {report['digit_fid']:.2f}"
+    )
+told, untold = (digits["test_loss"][name] for name in ("told", "untold"))
+print(f"the book's denoiser: test loss {told:.3f} told the label, {untold:.3f} not told;")
+with_label, without = digits["gamma_1_digit_fid"], digits["gamma_0_digit_fid"]
+print(f"digit-FID with the label {with_label:.2f}, without {without:.2f}, {without / with_label:.0f} times as much")
+
+# %% tags=["hide-input"]
+grey, blue, orange = (plotting.COLOURS[name] for name in ("unconditional", "conditional", "guided"))
+with plotting.style():
+    figure, (left, right) = plotting.plt.subplots(1, 2, figsize=(8.6, 2.9), width_ratios=(1.25, 1))
+    sheet = plotting.plt.imread(str(runs.folder() / "run_v.png"))[:, :298]
+    left.imshow(sheet, cmap="gray", vmin=0, vmax=1, aspect="auto")
+    left.set(xticks=[], yticks=[14, 44, 74, 104], title="the small one, on its way")
+    left.set_yticklabels(f"step {step}" for step in small["stages"])
+    left.spines[:].set_visible(False)
+    right.plot(digits["log_snr"], digits["untold"], color=grey)
+    right.plot(digits["log_snr"], digits["told"], color=blue)
+    right.text(-9.5, 0.262, "not told the label", color=grey, fontsize=9)
+    right.text(-9.5, 0.15, "told the label", color=blue, fontsize=9)
+    right.set(
+        xlabel="much noise     $\\longleftrightarrow$     little noise", ylabel="test loss", ylim=(0, 0.3), xticks=[]
+    )
+    right.set_title("the book's denoiser")
+    assert sheet.shape[0] == 118 and [line.get_color() for line in right.lines] == [grey, blue]
+    shown = plotting.show(
+        figure,
+        "13_flat",
+        alt="Left, ten digits at steps 100, 300, 1000 and 2000 of a training run: noise, blurred shapes, digits, and nearly the same digits. Right, the test loss of a trained network over the noise level, without and with the label: at much noise the curve without the label lies higher, at little noise the two cannot be told apart.",
+    )
+shown
+
+# %% [markdown]
+# *Left: ten digits, from the same noise, at four steps of a run. Right: the test loss of the book's denoiser at 21 noise
+# levels; grey without, blue with the label. Where the curves seem to be one there lies about a third of what the label
+# changes in this network's answers. (At the far left, in nothing but noise, they are farthest apart, and it means least.)*
+#
+# **Why it is flat.** A noisy picture may come from many clean ones. The best guess is their average, and the noise that
+# was really drawn differs from this average at random. No network can foresee that. This part of the loss does not fall.
+#
+# **What the flat part hides.** Guidance does not use the guess, but the *difference* of two guesses, with the label and
+# without. Seen from the loss this difference is tiny: it is the sliver between the two curves. Where the curves seem to be one, the sliver
+# may have more than ten times its right size, and nobody sees it.
+#
+# **What to look at.** How large the sliver may be is known before training. Weighed in the right units and added up over all
+# noise levels, it is the information that a noisy picture has about its label, counted in *nats*: for ten digits at most $\log 10 = 2.30$.
+# That is all there is to know. We shall see that the denoiser's guidance comes to *about twice as much*. So there is
+# error in it, and we shall find out in which half.
+#
+# ## The loss is mostly not yours
+#
+# As in [chapter 11](11_classifier_free_guidance.ipynb#hide-the-label-now-and-then), $x_t = \alpha_t x_0 + \sigma_t
+# \varepsilon$, and the network guesses $v = \alpha_t \varepsilon - \sigma_t x_0$. Fix a noise level $t$. Let $v_c(x_t, y) =
+# \mathbb E[v \mid x_t, y]$ be the best guess for one who is told the label, $v_u(x_t) = \mathbb E[v \mid x_t]$ the best
+# without it, and let $\hat v_c$, $\hat v_u$ be what a network says. Then
+#
+# $$ \mathbb E \| \hat v_c - v \|^2 = \mathbb E \| v_c - v \|^2 + \mathbb E \| \hat v_c - v_c \|^2 :
+# \label{eq-loss-split} $$
+#
+# loss is *floor* plus *excess*; and just so without the label, with $v_u$ and $\hat v_u$. (Given $x_t$ and $y$, the difference $v_c - v$ is zero in the mean, and $\hat v_c - v_c$ is
+# fixed; so their product vanishes in the mean.) On a mixture of Gaussians the floor is known: here the four blobs, and a
+# small network trained on them for a few seconds.
+
+# %%
+mixture, schedule = plane.four_blobs(), cosine()
+network = plane.train(mixture, schedule, label_dropout=0.1, steps=300, batch=128)
+
+
+# %%
+# [eq-loss-split]
+def split(network, mixture, schedule, t):
+    """Floor and excess of the loss with the label, summed over the coordinates, by quadrature."""
+    x, weights, label = information.labelled_nodes(mixture, schedule, t)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    best = mixture.denoiser(schedule, label)(x, t)
+    v_c = alpha * best.eps - sigma * best.x0
+    clean, shares, _ = information.labelled_nodes(mixture, schedule, torch.zeros(()).double())
+    all_of_it = alpha**2 * mixture.dim + sigma**2 * mean_square(shares, clean)  # E |v|^2
+    told = network(x, schedule.log_snr(t).expand(len(x)), label)
+    return all_of_it - mean_square(weights, v_c), mean_square(weights, told - v_c)
+
+
+# %%
+def loss_at(network, mixture, schedule, t, told=True, count=50_000):
+    """The same loss from samples, and its standard error; with the label or without."""
+    generator = torch.Generator().manual_seed(1)
+    x0, label = mixture.sample(count, generator)
+    eps = torch.randn(x0.shape, generator=generator).double()
+    x_t, v = schedule.add_noise(x0, eps, t), schedule.alpha(t) * eps - schedule.sigma(t) * x0
+    seen = label if told else torch.full_like(label, network.classes)
+    errors = (network(x_t, schedule.log_snr(t).expand(count), seen) - v).square().sum(1)
+    return errors.mean(), errors.std() / count**0.5
+
+
+half = torch.tensor(0.5).double()
+floor, excess = split(network, mixture, schedule, half)
+sampled, error = loss_at(network, mixture, schedule, half)
+print(f"t = 0.5: floor {floor:.4f} + excess {excess:.4f} = {floor + excess:.4f}")
+print(f"from samples {sampled:.4f} +- {error:.4f}")
+assert abs(sampled - floor - excess) < 3 * error and excess / 2 < error and abs(excess / floor - 0.01) < 0.002
+
+# %% [markdown]
+# The excess, the only part that training can change, is here about a hundredth of the floor. Half of it is less than the
+# scatter of a loss over 50,000 samples.
+#
+# ## What lies between the two losses
+#
+# Now the two best guesses. Those who are not told the label can do no better than to ask everyone who is, and to average
+# by how probable each label is:
+#
+# $$ v_u(x) = \sum_y \big[\, p_t(y \mid x)\; v_c(x, y) \,\big] \label{eq-label-average} $$
+#
+# ($\mathbb E[v \mid x_t]$ is the mean of $\mathbb E[v \mid x_t, y]$ over the labels that $x_t$ leaves open.) Split the error
+# without the label, $v - v_u = (v - v_c) + (v_c - v_u)$. Given $x_t$ and $y$ the first part is zero in the mean, the
+# second fixed. So
+#
+# $$ \mathbb E \| v_u - v \|^2 - \mathbb E \| v_c - v \|^2 = \mathbb E \| v_c - v_u \|^2 . \label{eq-loss-gap} $$
+#
+# **The difference of the two losses is the mean square of what guidance multiplies.**
+
+
+# %%
+# [eq-label-average] [eq-loss-gap]
+def best_answers(mixture, schedule, x, label, t):
+    """v_c at each point's label, v_u, and the mean of v_c over the labels, (N, d) each."""
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+
+    def v_of(guess):
+        return alpha * guess.eps - sigma * guess.x0
+
+    noisy, every = mixture.noised(alpha, sigma), range(mixture.classes)
+    shares = torch.stack([noisy.class_log_prob(x, y).exp() for y in every])
+    answers = torch.stack([v_of(mixture.denoiser(schedule, y)(x, t)) for y in every])  # (classes, N, d)
+    average = (shares[:, :, None] * answers).sum(0)
+    return answers[label, torch.arange(len(x))], v_of(mixture.denoiser(schedule)(x, t)), average
+
+
+# %%
+x, weights, label = information.labelled_nodes(mixture, schedule, half, order=40)
+v_c, v_u, average = best_answers(mixture, schedule, x, label, half)
+torch.testing.assert_close(average, v_u)
+# A floor is E|v|^2 - E|guess|^2, by the same argument; E|v|^2 drops out of the difference.
+gap = mean_square(weights, v_c) - mean_square(weights, v_u)
+distance = mean_square(weights, v_c - v_u)
+print(f"t = 0.5: the losses differ by {gap:.4f}, the answers by {distance:.4f}")
+torch.testing.assert_close(gap, distance, rtol=1e-4, atol=0)
+
+# %% [markdown]
+# They agree to the accuracy of the quadrature. For a *network* they need not: put floor plus excess in for each of its two
+# losses, and what is left is
+#
+# $$ \mathbb E \| \hat v_u - v \|^2 - \mathbb E \| \hat v_c - v \|^2 = \mathbb E \| v_c - v_u \|^2 +
+# \mathbb E \| \hat v_u - v_u \|^2 - \mathbb E \| \hat v_c - v_c \|^2 , \label{eq-network-gap} $$
+#
+# the right gap, plus the excess without the label, less the excess with it.
+
+
+# %%
+# [eq-network-gap]
+def network_gap(network, schedule, x, weights, label, v_c, v_u, t):
+    """Of a network: the right gap, and the excess without and with the label."""
+    log_snr, null = schedule.log_snr(t).expand(len(x)), torch.full_like(label, network.classes)
+    told, untold = network(x, log_snr, label), network(x, log_snr, null)
+    return [mean_square(weights, error) for error in (v_c - v_u, untold - v_u, told - v_c)]
+
+
+# %%
+right, without, with_it = network_gap(network, schedule, x, weights, label, v_c, v_u, half)
+not_told, told = (loss_at(network, mixture, schedule, half, told=told) for told in (False, True))
+print(f"right gap {right:.3f} + {without:.3f} - {with_it:.3f} = {right + without - with_it:.3f}")
+sampled_gap = not_told[0] - told[0]
+print(f"from 50,000 samples, the same ones for both: {sampled_gap:.3f}")
+assert abs(right + without - with_it - sampled_gap) < 0.02
+
+# %% [markdown]
+# Remember this equation: it is the only exact statement about a real network on this page, and it will find the guilty half.
+#
+# ## Counted in nats
+#
+# How large should the gap be? Written in $\varepsilon$ and against $\lambda = \log(\alpha_t^2 / \sigma_t^2)$, the
+# log signal-to-noise ratio, it has a meaning. Let $I(y; x_\lambda)$ be the information that the noisy picture has about
+# the label, the mean of $\log p_t(y \mid x_t) - \log p(y)$. For the best guesses $\hat\varepsilon_c, \hat\varepsilon_u$ of the
+# noise
+#
+# $$ I(y; x_\lambda) = \frac12 \int_{-\infty}^{\lambda} \Big[ \mathbb E \big\| \hat\varepsilon_c - \hat\varepsilon_u \big\|^2
+# \, d\lambda' \Big] . \label{eq-label-information} $$
+#
+# *Why.* Take $\bar x = x_t / \alpha_t = x_0 + \sqrt q\, \varepsilon$ with $q = e^{-\lambda}$. A little more noise changes a
+# density of $\bar x$ by $\partial_q p = \frac12 \Delta p$. For one label write $r = \nabla \log p(\bar x \mid y) - \nabla \log p(\bar x)$.
+# The information is the mean over $y$ of $\int p(\bar x \mid y) \log \frac{p(\bar x \mid y)}{p(\bar x)}\, d\bar x$. Differentiate it in $q$, with $\frac12 \Delta$ for each $\partial_q$, and
+# integrate by parts: $\frac12 \int \Delta p(\bar x \mid y) \log \frac{p(\bar x \mid y)}{p(\bar x)} - \frac12 \int \frac{p(\bar x \mid y)}{p(\bar x)} \Delta p(\bar x) =
+# -\frac12 \int \nabla p(\bar x \mid y) \cdot r + \frac12 \int p(\bar x \mid y)\, r \cdot \nabla \log p(\bar x) = -\frac12 \int p(\bar x \mid y) \|r\|^2$. A guess of the
+# noise is $-\sqrt q$ times a score ([chapter 11](11_classifier_free_guidance.ipynb#two-guesses-are-two-scores)), so $\|r\|^2 = \|\hat\varepsilon_c -
+# \hat\varepsilon_u\|^2 / q$, and $dq / q = -d\lambda$. In nothing but noise, at $\lambda = -\infty$, there is no information. $\square$
+#
+# It is a case of the *I-MMSE* relation of [Guo, Shamai & Verdú (2005)](https://arxiv.org/abs/cs/0412108), which [Kong et
+# al. (2023)](https://arxiv.org/abs/2302.03792) brought to diffusion models. On the blobs, both sides:
+
+# %%
+log_snr = torch.linspace(-10, 10, 41).double()
+levels = schedule.time(log_snr)
+nodes = [information.labelled_nodes(mixture, schedule, t, order=8) for t in levels]
+
+
+def best_rate(mixture, schedule, x, weights, label, t):
+    told, untold = (guess.eps for guess in mixture.pair(schedule, label)(x, t))
+    return mean_square(weights, told - untold) / 2
+
+
+rates = torch.stack([best_rate(mixture, schedule, *at, t) for at, t in zip(nodes, levels, strict=True)])
+for k in (10, 20, 30, 40):
+    summed = torch.trapezoid(rates[: k + 1], log_snr[: k + 1])
+    known = information.label_information(mixture, schedule, levels[k], order=40)
+    print(f"up to log-SNR {log_snr[k]:3.0f}: sum {summed:.4f}, information {known:.4f} nats")
+    assert abs(summed - known) < 2e-3
+entropy = -(mixture.class_weights() * mixture.class_weights().log()).sum()
+print(f"entropy of the label: {entropy:.3f} nats")
+
+# %% [markdown]
+# The area under the curve is 0.57 nats; the entropy of the label, 0.67, would be reached if no two classes overlapped.
+# **More than the entropy it can never be**, for information about a thing is at most what there is to know of it. So here is
+# a test for any network, without knowing any truth: add up half the squared distance of its two answers. We do it with
+# three small networks on the blobs; and, from the log, with the denoiser on test digits.
+
+
+# %%
+def network_rates(network, mixture, schedule, nodes, levels):
+    """Rows: squared distance of the answers, excess told, excess not told, halved: (3, levels)."""
+    rows = []
+    for (x, weights, label), t in zip(nodes, levels, strict=True):
+        told, untold = (guess.eps for guess in network_pair(network, schedule, label)(x, t))
+        best, blind = (guess.eps for guess in mixture.pair(schedule, label)(x, t))
+        errors = (told - untold, told - best, untold - blind)
+        rows.append(torch.stack([mean_square(weights, error) / 2 for error in errors]))
+    return torch.stack(rows, 1)
+
+
+# %%
+coins = (0.0, 0.02, 0.1, 0.5)
+tossed = {0.1: network}
+for p in (0.0, 0.02, 0.5):
+    tossed[p] = plane.train(mixture, schedule, p, steps=300, batch=128)
+
+# %%
+measured = {p: network_rates(tossed[p], mixture, schedule, nodes, levels) for p in coins}
+
+
+# %% tags=["hide-input"]
+def running(rate, at):
+    return torch.cat([torch.zeros(1).double(), torch.cumulative_trapezoid(rate, at)])
+
+
+axis, rate = (torch.tensor(digits[name]).double() for name in ("log_snr", "distance"))
+guide = math.log(10) - torch.tensor(runs.log("guide")["guide_cross_entropy"]).double()
+with plotting.style():
+    figure, (left, right) = plotting.plt.subplots(1, 2, figsize=(8.6, 3.3))
+    left.plot(log_snr, running(rates, log_snr), "--", color=plotting.COLOURS["truth"])
+    for p in (0.02, 0.1, 0.5):
+        climb = running(measured[p][0], log_snr)
+        left.plot(log_snr, climb, color=orange)
+        left.text(10.3, float(climb[-1]) - 0.015, f"$p = {p:g}$", color=orange, fontsize=9)
+    left.text(10.3, 0.53, "truth", fontsize=9)
+    right.plot(axis, running(rate, axis), color=orange)
+    right.plot(axis, guide, color=plotting.COLOURS["other"])
+    right.text(2.6, 4.35, "the denoiser", color=orange, fontsize=9, ha="right")
+    right.text(10, 1.55, "a classifier has proved\nthis much", color=plotting.COLOURS["other"], fontsize=9, ha="right")
+    for panel, top, name in ((left, float(entropy), "four blobs"), (right, math.log(10), "digits")):
+        panel.axhline(top, color=plotting.COLOURS["truth"], linewidth=0.8)
+        panel.set(xlabel=r"log signal-to-noise ratio $\lambda$", ylabel="nats up to here", title=name)
+    left.text(-10, float(entropy) + 0.02, "all there is", fontsize=9)
+    right.text(-10, math.log(10) + 0.1, "all there is", fontsize=9)
+    left.set_ylim(0, 1.25)
+    assert abs(float(running(rate, axis)[-1]) - digits["areas"]["distance"][0]) < 1e-3 and len(left.lines) == 5
+    shown = plotting.show(
+        figure,
+        "13_nats",
+        alt="Two panels with the accumulated half squared distance of the two answers over the log signal-to-noise ratio. Left, four blobs: the dashed truth stays below the line of all there is; the network that hid half of the labels keeps near it and ends a little above, those that hid a tenth and a fiftieth cross the line of all there is and go on rising. Right, digits: the curve of the denoiser crosses the line of 2.3 nats between -2 and -1 and goes on to 4.9, while a classifier's proven information reaches that line at 0 and is flat from there on.",
+    )
+shown
+
+# %% [markdown]
+# *What a network's guidance says about the label, added up from pure noise to the level $\lambda$. Left: three small networks,
+# which hid the share $p$ of the labels, and the truth. Right: the denoiser, on test digits. Green: $\log 10$ less the
+# cross-entropy of a classifier, a proven part of the information. A curve above the line of all there is contains error.*
+#
+# The denoiser says 4.9 nats up to $\lambda = 10$, of 2.3. It passes all there is before $\lambda = -1$. By $\lambda = 0$ the
+# digit can be read, and the label has next to nothing to add: the classifier's cross-entropy is 0.05 nats. The denoiser goes
+# on, and about a third of its guidance comes after. There the label should not change the answer, and it does. (Left of
+# $\lambda = -2$ the classifier may know too little, and nothing is proved. On the right, an error of $v$ that never dies
+# adds its part for every unit of $\lambda$, without end: a sum needs its range beside it.)
+
+# %%
+names = ("distance of the answers", "gap of the losses")
+for name, (value, error) in zip(names, (digits["areas"][key] for key in ("distance", "gap")), strict=True):
+    print(f"denoiser, {name}: {value:.1f} +- {error:.1f} nats")
+late = float(torch.trapezoid(rate[axis >= 0], axis[axis >= 0]))
+print(f"beyond log-SNR 0: {late:.1f} nats, while {runs.log('guide')['guide_cross_entropy'][10]:.2f} are left to know")
+assert abs(late / digits["areas"]["distance"][0] - 1 / 3) < 0.02 and digits["areas"]["distance"][0] > 2 * math.log(10)
+
+# %% tags=["remove-cell"]
+area, other = digits["areas"]["distance"][0], digits["areas"]["gap"][0]
+assert round(area, 1) == 4.9 and round(other - math.log(10), 1) == 1.9 and list(axis).index(-2) == 8
+climbed = running(rate, axis)
+assert climbed[8] < math.log(10) < climbed[9] and (climbed > guide)[1:].all()
+assert round(float(torch.trapezoid(rates, log_snr)), 3) == 0.566
+assert min(torch.trapezoid(measured[p][0], log_snr) for p in (0.0, 0.02, 0.1)) > entropy
+
+# %% [markdown]
+# Which half is wrong? $\eqref{eq-network-gap}$ tells, in nats: the gap of the two test losses comes to 4.2. At most 2.3 of
+# them are the right gap. So **the excess without the label is larger than the one with it, by at least 1.9 nats** ($\pm 0.2$).
+# In the loss one does not see that: at $\lambda = 2$ the two are 0.0594 and 0.0597 a pixel.
+#
+# How much error is in the 4.9? Not simply what is above the line. Let the right difference be $a$ and its error $e$: the
+# areas are squared lengths, and the length of $a + e$ is at most that of $a$ plus that of $e$. So the error of the difference comes to at
+# least $(\sqrt{4.9} - \sqrt{2.3})^2$, half a nat, and it may well be more. Do networks with larger areas draw worse digits without a label?
+
+# %%
+print("              distance      gap   digit-FID at gamma 0")
+for name in ("denoiser", "pocket", "pocket_p10"):
+    log = runs.log(name)
+    fid = log["digits"]["0"]["digit_fid"] if "digits" in log else log["gamma_0_digit_fid"]
+    print(f"{name:12}  {log['areas']['distance'][0]:8.1f} {log['areas']['gap'][0]:8.1f}   {fid:8.2f}")
+least = (digits["areas"]["distance"][0] ** 0.5 - math.log(10) ** 0.5) ** 2
+print(f"denoiser: error of the difference at least {least:.1f} nats")
+
+# %% [markdown]
+# Here they do. (The *pocket* networks are a sixth of the size; the first learned from the denoiser's answers, the second
+# from the data, for fewer steps. Three networks that differ in several things prove no law.)
+#
+# ## What the choices change
+#
+# ### How often to hide the label
+#
+# [Chapter 11](11_classifier_free_guidance.ipynb#deeper-how-often-should-the-label-be-hidden) showed that no share $p$ between 0 and 1 changes the best function. It changes who pays.
+
+# %% tags=["hide-input"]
+data, names = mixture.sample(20_000, torch.Generator().manual_seed(0)), "{:5}  {:6.3f}  {:11.3f}  {:15.3f}  {:8.3f}"
+print("    p    loss  excess told  excess not told  distance  (nats, but for the loss)")
+table = {}
+for p in coins:
+    loss = losses.v_loss(tossed[p], schedule, *data, p, torch.Generator().manual_seed(7), 2)
+    distance_area, told_area, untold_area = torch.trapezoid(measured[p], log_snr)
+    table[p] = [float(value) for value in (loss, told_area, untold_area, distance_area)]
+    print(names.format(p, *table[p]))
+print(f"truth{'':35}{float(running(rates, log_snr)[-1]):10.3f}")
+by_loss, by_area = (sorted(coins, key=key) for key in (lambda p: table[p][0], lambda p: abs(table[p][3] - 0.566)))
+assert by_loss == [0.0, 0.02, 0.1, 0.5] and by_area == by_loss[::-1]
+
+# %% tags=["remove-cell"]
+assert abs(table[0.5][1] / table[0.5][2] - 1) < 0.1
+assert [table[p][1] for p in coins] == sorted(table[p][1] for p in coins)
+assert round(table[0.0][3], 1) == 2.8 and round(float(entropy), 2) == 0.67
+
+# %% [markdown]
+# Seldom hidden, the half without the label starves; the half with it gains little. At $p = 0.5$ the two excesses are about
+# equal here. (One seed a row; in the tests, with another, the order is the same.)
+#
+# ### Pitfall: keep the network with the lowest loss
+#
+# Read the column of the loss. **It ranks the four networks in exactly the wrong order for guidance.** The loss is a mean
+# over told and untold examples, and being told is easier: hide fewer labels, and the mean falls. It ranks rightly only the half that
+# is told. At $p = 0$ it is lowest, and the network claims 2.8 nats about a label that has 0.67. The area ranks as the truth
+# does, and needs no truth to see that three of the four are wrong.
+#
+# ### How long to average
+#
+# One does not keep the last weights, but a running average, $\bar\theta \leftarrow a\, \bar\theta + (1 - a)\, \theta$, over about $1 /
+# (1 - a)$ steps. How long should it be? Near its optimum, let each step pull a weight $\theta$ back to the share $b$ of its deviation
+# and add fresh noise. Then, when the start is forgotten,
+#
+# $$ \frac{\operatorname{Var} \bar\theta}{\operatorname{Var} \theta} = \frac{(1 - a)(1 + a b)}{(1 + a)(1 - a b)} .
+# \label{eq-averaging-length} $$
+#
+# (From $\theta_{k+1} = b\, \theta_k + \text{noise}$: $\operatorname{Cov}(\theta_{k}, \theta_{k-j}) = b^j \operatorname{Var} \theta$, and $\bar\theta =
+# (1 - a) \sum_j a^j \theta_{k-j}$. Sum the double series.) The variance falls to zero with the length, but only once this is longer than the memory, $1 / (1 -
+# b)$ steps. And too long an average remembers the start: of the initial weights it holds the share $a^K$ after $K$ steps.
+
+
+# %%
+# [eq-averaging-length]
+def double_sum(decay, memory, count=2500):
+    """The variance of the average, with 1 for the variance of a weight: the sum over pairs of steps."""
+    k = torch.arange(count).double()
+    weights = (1 - decay) * decay**k
+    return weights @ memory ** (k[:, None] - k).abs() @ weights
+
+
+for memory in (0.5, 0.95):
+    formula = information.averaged_variance(torch.tensor([0.9, 0.99], dtype=torch.float64), memory)
+    print(f"memory {memory}: variance {formula[0]:.3f} with decay 0.9, {formula[1]:.3f} with 0.99")
+    torch.testing.assert_close(double_sum(0.99, memory), formula[1])
+
+# %% [markdown]
+# Five averages were kept of the same weights in the run of the first picture, whose learning rate falls to zero at step
+# 2,000. Their test losses with the label:
+
+# %%
+decays = ("0.0", "0.9", "0.99", "0.997", "0.999")
+print("decay   ", *(f"{decay:>7}" for decay in decays))
+for step in ("300", "1000", "2000"):
+    row = [small["stages"][step]["test_loss"][decay]["told"] for decay in decays]
+    print(f"step {step:>4}", *(f"{loss:7.4f}" for loss in row))
+    best = min(row)
+    assert row.index(best) == 1 or step == "2000" and max(row[:3]) - best < 1e-5
+print(f"share of the start with 0.999 after 2,000 steps: {0.999**2000:.2f}")
+
+# %% [markdown]
+# Half-way a short average helps, by two hundredths, and the longest is ruined by what it remembers. At the end the rate
+# has fallen, the weights hardly move, and averaging has nothing left to do; but the longest still holds 14 % of the
+# start, and pays for it. (One run.)
+#
+# ## A better teacher for the starved half
+#
+# The half without the label is the one that suffers. What does it learn from? From $v$, which it is
+# to guess without the label. But the network already has an answer for one who *is* told the label, and in training the label is known. Let it
+# learn from that: hide the label, and take as target not $v$ but $v_c(x_t, y)$, at the true label. By
+# $\eqref{eq-label-average}$ and the argument of $\eqref{eq-loss-split}$,
+#
+# $$ \mathbb E \| \hat v_u - v_c \|^2 = \mathbb E \| \hat v_u - v_u \|^2 + \mathbb E \| v_c - v_u \|^2 .
+# \label{eq-null-teacher} $$
+#
+# With the best teacher the optimum is the same, since the first term on the right is the same excess. But the rest, the noise in the target, is
+# now only the *gap*: the floor with the label, $\mathbb E \|v_c - v\|^2$, has gone. At $t = 0.5$ on the blobs:
+
+
+# %%
+# [eq-null-teacher]
+def target_noise(mixture, schedule, x, weights, label, t):
+    """Mean square of v - v_u and of v_c - v_u: the noise in the usual target, and in the teacher's."""
+    told, untold = (schedule.alpha(t) * g.eps - schedule.sigma(t) * g.x0 for g in mixture.pair(schedule, label)(x, t))
+    clean, shares, _ = information.labelled_nodes(mixture, schedule, torch.zeros(()).double())
+    whole = schedule.alpha(t) ** 2 * mixture.dim + schedule.sigma(t) ** 2 * mean_square(shares, clean)
+    return whole - mean_square(weights, untold), mean_square(weights, told - untold)
+
+
+usual, taught = target_noise(mixture, schedule, x, weights, label, half)
+print(f"noise in the target: {usual:.2f} usually, {taught:.2f} with the teacher")
+digits_share = 1 - digits["test_loss"]["told"] / digits["test_loss"]["untold"]
+print(f"on digits, from the denoiser's losses: {digits_share:.0%} of the usual noise")
+
+
+# %% tags=["hide-input"]
+def example(mixture, schedule, dropout, null, generator, count=128):
+    """Noisy points, their log-SNR, labels as seen and as they are, and the three things one may predict."""
+    x0, label = mixture.sample(count, generator)
+    t, eps = losses.times_and_noise(x0.float(), generator)
+    seen = losses.drop_labels(label, dropout, null, generator)
+    alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
+    goals = {"x0": x0.float(), "eps": eps, "v": alpha * eps - sigma * x0.float()}
+    return alpha * goals["x0"] + sigma * eps, schedule.log_snr(t), seen, label, goals
+
+
+# %% tags=["hide-input"]
+def fit(network, loss_of, steps, rate=1e-2, after=lambda step: None, falling=True):
+    """Adam with a rate that falls along a cosine, or stays; `after` sees every step."""
+    optimizer = torch.optim.Adam(network.parameters(), rate, betas=(0.9, 0.99), fused=True)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2 if falling else rate
+        optimizer.zero_grad()
+        loss_of(network).backward()
+        optimizer.step()
+        after(step)
+    return network
+
+
+def fresh(seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return plane.PlaneNetwork(2)
+
+
+# %% [markdown]
+# On digits, by the network's own losses, about nine tenths of the noise in the target are gone. Two networks go on from the same start with half of the labels hidden, one with the usual target, one with the teacher's; the teacher
+# is the start itself.
+
+
+# %%
+def second_half(teacher, taught, mixture, schedule, generator):
+    def loss_of(network):
+        x, log_snr, seen, label, goals = example(mixture, schedule, 0.5, 2, generator)
+        goal, hidden = goals["v"], seen == 2
+        if taught:
+            goal[hidden] = teacher(x, log_snr, label).detach()[hidden]
+        return (network(x, log_snr, seen) - goal).square().mean()
+
+    return loss_of
+
+
+def copied(network):
+    other = fresh()
+    other.load_state_dict(network.state_dict())
+    return other
+
+
+# %%
+rows = {"before": network}
+for name, taught in (("usual target", False), ("taught", True)):
+    loss_of = second_half(copied(network), taught, mixture, schedule, torch.Generator().manual_seed(6))
+    rows[name] = fit(copied(network), loss_of, steps=200, rate=3e-3).double()
+after = {}
+for name, network_of in rows.items():
+    found_rates = network_rates(network_of, mixture, schedule, nodes, levels).detach()
+    after[name] = [float(area) for area in torch.trapezoid(found_rates, log_snr)]
+    print(
+        f"{name:13} distance {after[name][0]:.3f}, excess told {after[name][1]:.3f}, not told {after[name][2]:.3f} nats"
+    )
+assert after["before"][2] > 1.5 * after["usual target"][2] > 1.5 * after["taught"][2]
+
+# %% tags=["remove-cell"]
+assert after["before"][1] < after["taught"][1] < after["usual target"][1]
+assert abs(table[0.5][2] / after["taught"][2] - 1) < 0.15
+assert abs(after["taught"][2] / after["usual target"][2] - 0.9) < 0.05
+
+# %% [markdown]
+# Hiding more labels mends most of it; the teacher, which costs one more forward pass, adds a tenth. (In the tests it wins
+# with each of three seeds.) The half with the label got a little worse, since it is asked less often. And a network that
+# hides half of the labels from the start does as well. A teacher that errs passes its errors on: then the optimum is
+# the mean of what it says. On digits there is one trial:
+
+# %%
+trial = digits["trial"]
+print(
+    f"{trial['steps']:,} of {trial['planned']:,} steps with the teacher: digit-FID at gamma = 0",
+    "from {:.2f} to {:.2f}".format(*trial["gamma_0_digit_fid"]),
+)
+
+# %% [markdown]
+# That is far too little, and with 1,000 digits it may be less than it seems; the trial was given up. Nobody knows yet
+# whether the teacher, more steps, or a larger share of hidden labels mends the denoiser.
+#
+# ## What it takes to train again
+#
+# | network | command | steps | time on two CPU cores |
+# |---|---|---|---|
+# | denoiser | `difflesson train denoiser --device cpu --precision bf16` | 18,000 | 93 minutes |
+# | the small one, with its stages and averages | `python benchmarks/training_runs.py train v` | 2,000 | 16 minutes beside other work |
+# | curves of any checkpoint | `python benchmarks/training_runs.py curves denoiser --images 250` | none | not measured |
+#
+# Nobody has measured it on a GPU.
+
+# %%
+print(f"denoiser {digits['seconds'] / 60:.0f} minutes, small one {small['seconds'] / 60:.0f} minutes")
+
+# %% [markdown]
+# ## In practice
+#
+# | if you | do | because |
+# |---|---|---|
+# | watch a training run | log the loss with and without the label on one fixed batch of noises, and both areas in nats | the mean loss is mostly floor |
+# | see an area of the distance above the label's entropy | distrust guidance, first at little noise | there is error in one half or both |
+# | see an area of the gap above the entropy | train the half without the label | its excess is larger, by at least the difference |
+# | compare networks with different $p$ | never by their training loss | it rises with $p$, for being told is easier |
+# | average weights | compare two or three lengths; short ones on the way, none much longer than a tenth of the run | too long an average remembers the start |
+#
+# ## Exercises
+#
+# Type where it says "your turn", run the cell, then the check below it. Tensors come in float64; leave them as they are.
+
+# %% [markdown]
+# ### Exercise 13.1 (easy): from $v$ to nats
+#
+# At the noise level with log signal-to-noise ratio `log_snr`, the test losses in $v$ are `told` and `untold`: mean squares *a pixel*, of
+# `pixels` pixels. How many nats for each unit of log-SNR are between them?
+#
+# <details><summary>Hint</summary>
+#
+# The gap in nats is half the difference of the squared errors of $\varepsilon$, summed over the pixels. By
+# $\eqref{eq-objective-weights}$, how is an error of $\varepsilon$ related to one of $v$? And $\alpha_t^2 + \sigma_t^2 = 1$.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def nats_between(told, untold, log_snr, pixels):
+    ### BEGIN SOLUTION
+    alpha_squared = 1 / (1 + math.exp(-log_snr))
+    return alpha_squared * (untold - told) * pixels / 2
+    ### END SOLUTION
+
+
+# %%
+exercises.check("13.1", nats_between)
+
+# %% [markdown]
+# ### Exercise 13.2 (medium): which half is worse?
+#
+# Two curves of a network are given at the log signal-to-noise ratios `log_snr`, `(n,)` and increasing: `gap` and
+# `distance`, both in nats for each unit. The label has the entropy `entropy`, and the picture decides it. Return two
+# numbers. First: by how many nats is the excess without the label larger than the excess with it (negative if smaller)?
+# Second: how many nats, at least, has the *error of the difference*, as far as the distance proves it (0 if it proves none)?
+#
+# <details><summary>Hint</summary>
+#
+# Areas first, by the trapezoidal rule. If the picture decides the label, what is the right area? The first number is
+# $\eqref{eq-network-gap}$. For the second, areas of squares are squared lengths: how short can $e$ be if $a$ and $a + e$ have given lengths?
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def verdict(log_snr, gap, distance, entropy):
+    ### BEGIN SOLUTION
+    areas = [float(torch.trapezoid(curve, log_snr)) for curve in (gap, distance)]
+    return areas[0] - entropy, max(0.0, areas[1] ** 0.5 - entropy**0.5) ** 2
+    ### END SOLUTION
+
+
+# %%
+exercises.check("13.2", verdict)
+
+# %% [markdown]
+# ### Exercise 13.3 (medium): what an average remembers
+#
+# A weight starts at `start`, its optimum is 0, and each step leaves the share $b$ = `memory` of it, without noise. The average
+# starts at `start` as well, and has the decay $a$ = `decay`, different from $b$. Return the average after `steps` steps, in closed form (no
+# loop: `steps` may be a million).
+#
+# <details><summary>Hint</summary>
+#
+# $\bar\theta_K = a^K \theta_0 + (1 - a) \sum_{j=0}^{K-1} a^j\, b^{K - j} \theta_0$. The sum is geometric in $a / b$.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def remembered(start, memory, decay, steps):
+    ### BEGIN SOLUTION
+    sum_of_both = memory * (memory**steps - decay**steps) / (memory - decay)
+    return start * (decay**steps + (1 - decay) * sum_of_both)
+    ### END SOLUTION
+
+
+# %%
+exercises.check("13.3", remembered)
+
+# %% [markdown]
+# ### Exercise 13.4 (hard): what a mixed target does
+#
+# Somebody takes as target for the half without the label neither $v$ nor $v_c$ but $m\, v_c + (1 - m)\, v$, at one noise level. The
+# floor without the label is `floor_untold` = $\mathbb E \|v_u - v\|^2$, with it `floor_told` = $\mathbb E \|v_c - v\|^2$.
+# Return the noise in this target, $\mathbb E \|m\, v_c + (1 - m)\, v - v_u\|^2$.
+#
+# (Open, and worth a paper: the network's own $v_c$ has an error that does not average out, while the noise of $v$ does. Which $m$ is
+# best after a given number of steps? Nobody has measured it here.)
+#
+# <details><summary>Hint</summary>
+#
+# Write the target less $v_u$ as $(v_c - v_u) + (1 - m)(v - v_c)$. The mean of the product?
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def mixed_noise(floor_untold, floor_told, m):
+    ### BEGIN SOLUTION
+    return floor_untold - floor_told + (1 - m) ** 2 * floor_told
+    ### END SOLUTION
+
+
+# %%
+exercises.check("13.4", mixed_noise)
+
+# %% [markdown]
+# ## Remember
+#
+# 1. Loss is floor plus excess. On the blobs, at $t = 0.5$, the floor was 99 % of it. Only differences of losses, on the same noise,
+#    say something about networks.
+# 2. For the best guesses, the loss without the label less the loss with it is the mean square of what guidance multiplies.
+#    For a network, add its excess without the label and take away its excess with it.
+# 3. Half the squared distance of the best guesses of the noise, added up over the log signal-to-noise ratio, is the
+#    information about the label, so at most its entropy. A network above that is in error; one below it may be, too.
+# 4. The training loss ranked our four small networks, which hid different shares of labels, in the wrong order for guidance.
+# 5. The half without the label can learn from the half with it: with the best teacher the same optimum, and less noise in the
+#    target. On digits it has not yet helped much.
+#
+# **Where it comes from.** I-MMSE: [Guo, Shamai & Verdú (2005)](https://arxiv.org/abs/cs/0412108); in diffusion models
+# [Kong et al. (2023)](https://arxiv.org/abs/2302.03792). The prediction of $v$: [Salimans & Ho
+# (2022)](https://arxiv.org/abs/2202.00512). Label dropout: [Ho & Salimans (2022)](https://arxiv.org/abs/2207.12598). The
+# splits, the variance of the average and the target of the teacher are derived here.
+#
+# ## Deeper: the relation tests any checkpoint
+#
+# *For you if you are given a network and no log. It measures which noise levels are wrong, with a classifier in place of the truth.*
+#
+# By $\eqref{eq-label-average}$ the answer without the label must be the mean of the answers with it, weighted by the
+# probabilities of a classifier for noisy pictures. Half the squared distance from that mean, in $\varepsilon$, is the
+# *violation*. The shipped *guide* gives the probabilities; the violation of the denoiser stands in its log.
+
+# %%
+violation = torch.tensor(digits["violation"]).double()
+for k in range(0, 21, 4):
+    print(f"log-SNR {axis[k]:4.0f}: distance {rate[k]:.3f}, violation {violation[k]:.3f}")
+print(f"area of the violation: {torch.trapezoid(violation, axis):.1f} nats")
+assert (violation[axis >= 1] / rate[axis >= 1]).min() > 0.75 and violation[axis <= -4].max() < 0.06
+
+# %% [markdown]
+# Up to $\lambda = -4$ the violation is at most about a twentieth of the distance. From $\lambda = 1$ on it is
+# more than three quarters: there the picture decides the label, the right mean is nearly the answer with the true label,
+# and the difference is nearly all error. (It was measured on 25 images, the distance on 250; so it may come out larger
+# than the distance, as it does at some levels, and the guide's own errors are in it.)
+#
+# If the probabilities are right, the two parts are at right angles: with $m$ for the mean of the answers with a label, $\mathbb E
+# \|\hat\varepsilon_c - \hat\varepsilon_u\|^2 = \mathbb E \|\hat\varepsilon_c - m\|^2 + \mathbb E \|m - \hat\varepsilon_u\|^2$. So of the 4.9 nats
+# about 2.3 are violation, and 2.6 are what the labelled half says by itself, a little more than all there is. [Chapter
+# 00](00_start_here.ipynb) used the same relation as a cure: there the mean of the ten answers stood in for the one without a label.
+
+# %% [markdown]
+# ## Deeper: what should the network predict?
+#
+# *For you if you choose between $v$, the noise and the clean picture. It adds the weights that go with each, and a small trial.*
+#
+# One error, three units. A guess of one is a guess of all: $x_t = \alpha_t \hat x_0 + \sigma_t \hat\varepsilon$ and $\hat v =
+# \alpha_t \hat\varepsilon - \sigma_t \hat x_0$. With $\alpha_t^2 + \sigma_t^2 = 1$ follow
+#
+# $$ \| \hat\varepsilon - \varepsilon \|^2 = \frac{\alpha_t^2}{\sigma_t^2}\, \| \hat x_0 - x_0 \|^2, \qquad
+# \| \hat v - v \|^2 = \Big( 1 + \frac{\alpha_t^2}{\sigma_t^2} \Big) \| \hat x_0 - x_0 \|^2 . \label{eq-objective-weights} $$
+
+
+# %%
+# [eq-objective-weights]
+def in_eps_and_v(error_x0, alpha, sigma):
+    """Squared errors of eps and of v from the error of x0, (N, d)."""
+    square, ratio = error_x0.square().sum(1), alpha**2 / sigma**2
+    return ratio * square, (1 + ratio) * square
+
+
+best = mixture.denoiser(schedule)(x, half)
+alpha, sigma = schedule.alpha(half), schedule.sigma(half)
+mine = network_pair(network, schedule, label)(x, half)[1]
+in_eps, in_v = in_eps_and_v(mine.x0 - best.x0, alpha, sigma)
+torch.testing.assert_close(in_eps, (mine.eps - best.eps).square().sum(1))
+errors = alpha * (mine.eps - best.eps) - sigma * (mine.x0 - best.x0)
+torch.testing.assert_close(in_v, errors.square().sum(1))
+print("signal-to-noise ratio: 1, so an error of v counts", f"{float((in_v / in_eps).mean()):.0f} times one of eps")
+
+# %% [markdown]
+# So the three losses are one loss with three *weights* on the noise levels. In $\varepsilon$, errors at little noise
+# count, in $x_0$ those at much noise, in $v$ both. Which weight is best is a matter of taste and of experiments:
+# [Hang et al. (2023)](https://arxiv.org/abs/2303.09556) take that of $\varepsilon$, cut off where the ratio is 5 (*min-SNR*). But it is also
+# a matter of what a network must *say*. We train three small ones, each with its own answer and its own loss, so that the two effects
+# are not told apart; and compare all in $v$.
+
+
+# %%
+def objective_loss(objective, mixture, schedule, generator):
+    def loss_of(network):
+        x, log_snr, seen, _, goals = example(mixture, schedule, 0.2, 2, generator)
+        return (network(x, log_snr, seen) - goals[objective]).square().mean()
+
+    return loss_of
+
+
+objectives = {
+    name: fit(fresh(), objective_loss(name, mixture, schedule, torch.Generator().manual_seed(3)), steps=300).double()
+    for name in ("eps", "x0", "v")
+}
+
+
+# %% tags=["hide-input"]
+def excess_in_v(network, objective, mixture, schedule, at, t):
+    """Of the answers with the label, at one noise level."""
+    x, weights, label = at
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    best, answer = mixture.denoiser(schedule, label)(x, t), network(x, schedule.log_snr(t).expand(len(x)), label)
+    right = {"eps": best.eps, "x0": best.x0, "v": alpha * best.eps - sigma * best.x0}[objective]
+    factor = {"eps": 1 / alpha**2, "x0": 1 / sigma**2, "v": 1.0}[objective]
+    return float(factor * mean_square(weights, answer - right))
+
+
+print("log-SNR ", *(f"{log_snr[k]:8.0f}" for k in (4, 12, 20, 28, 36)))
+found = {}
+with torch.no_grad():
+    for name, network_of in objectives.items():
+        found[name] = [
+            excess_in_v(network_of, name, mixture, schedule, nodes[k], levels[k]) for k in (4, 12, 20, 28, 36)
+        ]
+        print(f"{name:8}", *(f"{value:8.4f}" for value in found[name]))
+assert found["eps"][0] > 5 * found["v"][0] and found["x0"][-1] > 5 * found["v"][-1]
+assert max(v / min(*other) for v, *other in zip(*(found[k] for k in ("v", "eps", "x0")), strict=True)) < 1.5
+
+# %% [markdown]
+# At much noise (left) a guess of $\varepsilon$ is useless for $x_0$: its error is divided by the little signal there is. At
+# little noise (right) the same happens to a guess of $x_0$, read as noise. At these five levels $v$ is never far from the best (one
+# seed, answers with the label). The book's networks answer $v$ ([Salimans & Ho (2022)](https://arxiv.org/abs/2202.00512)). A
+# *schedule* is one more weight: it says how densely the training times lie along $\lambda$.
