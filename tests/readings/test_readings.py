@@ -1,5 +1,7 @@
 """Every numbered equation is true as its page has it, and a mistake in its LaTeX would be noticed."""
 
+from functools import cache
+
 import pytest
 
 from tools.formula import Unreadable, disagreements
@@ -15,6 +17,12 @@ READ = [
 ]
 
 
+@cache
+def ends_of(number: str, label: str) -> dict:
+    """What becomes of the mistakes in an equation's LaTeX; two tests ask for it."""
+    return fates(PAGES[number][label], readings(number)[label]())
+
+
 @pytest.mark.parametrize(("number", "label"), READ)
 def test_the_equation_is_true_as_the_page_has_it(number: str, label: str):
     assert disagreements(PAGES[number][label], readings(number)[label]()) == []
@@ -23,7 +31,7 @@ def test_the_equation_is_true_as_the_page_has_it(number: str, label: str):
 @pytest.mark.parametrize(("number", "label"), READ)
 def test_a_mistake_in_its_latex_is_noticed(number: str, label: str):
     reading = readings(number)[label]()
-    ends = fates(PAGES[number][label], reading)
+    ends = ends_of(number, label)
     assert len(ends) >= 5
     assert [mutant.where for mutant, end in ends.items() if end == "alive"] == []
     unknown = reading.equivalent.keys() - {mutant.where for mutant, end in ends.items() if end == "equivalent"}
@@ -32,7 +40,7 @@ def test_a_mistake_in_its_latex_is_noticed(number: str, label: str):
 
 @pytest.mark.parametrize("number", PAGES)
 def test_of_all_mistakes_of_a_chapter_95_in_100_are_noticed_and_two_in_five_by_their_value(number: str):
-    ends = [end for label, make in readings(number).items() for end in fates(PAGES[number][label], make()).values()]
+    ends = [end for label in readings(number) for end in ends_of(number, label).values()]
     assert ends.count("value") + ends.count("unreadable") >= 0.95 * len(ends)
     assert ends.count("value") >= 0.4 * len(ends)
 
