@@ -15,7 +15,7 @@ help:
 	@echo "make ledger     every numbered equation, its function, its tests; fails on an orphan"
 	@echo "make mutants    plant every listed wrong formula and see the tests fail, and the chapters' own cells"
 	@echo "make nightly    what is too long for every change: all of the tests, all of the wrong formulas"
-	@echo "make soak       kills, damage, memory and silent servers for five minutes: is anything lost or silently wrong?"
+	@echo "make soak       kills, damage, memory and silent servers for seven minutes: is anything lost or silently wrong?"
 	@echo "make book       the web pages, in book/_build/html (needs npm, once, for MathJax)"
 	@echo "make lint       ruff"
 	@echo "make clean      remove what the other targets made, but for $(VENV)"
