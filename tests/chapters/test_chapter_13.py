@@ -171,12 +171,27 @@ def test_what_the_networks_took_to_train():
     assert SMALL["train_command"] == "python benchmarks/training_runs.py train v"
 
 
-def test_networks_with_larger_areas_draw_worse_digits_without_a_label():
-    rows = [(log["areas"]["distance"][0], fid) for log, fid in (
-        (DIGITS, DIGITS["gamma_0_digit_fid"]),
-        *((log, log["digits"]["0"]["digit_fid"]) for log in map(runs.log, ("pocket", "pocket_p10"))),
-    )]  # fmt: skip
-    assert rows == sorted(rows) and [fid for _, fid in rows] == sorted(fid for _, fid in rows)
+def test_on_digits_the_share_of_hidden_labels_decides_who_pays_and_the_training_loss_ranks_the_wrong_way_round():
+    logs = [runs.log(f"pocket_p{share}") for share in ("02", "10", "50")]
+    assert [log["label_dropout"] for log in logs] == [0.02, 0.1, 0.5] and len(
+        {(log["steps"], log["batch"]) for log in logs}
+    ) == 1
+    falling = [
+        [log["test_loss"]["untold"] for log in logs], [log["areas"]["distance"][0] for log in logs],
+        [log["areas"]["gap"][0] for log in logs], [log["digits"]["0"]["digit_fid"] for log in logs],
+    ]  # fmt: skip
+    rising = [
+        [log["test_loss"]["told"] for log in logs], [log["digits"]["1"]["digit_fid"] for log in logs],
+        [log["training_loss_last_1000"] for log in logs],
+    ]  # fmt: skip
+    assert all(row == sorted(row, reverse=True) for row in falling) and all(row == sorted(row) for row in rising)
+
+
+def test_the_area_is_a_witness_and_no_judge():
+    pocket, half = runs.log("pocket"), runs.log("pocket_p50")
+    assert pocket["areas"]["distance"][0] > half["areas"]["distance"][0]
+    assert pocket["digits"]["0"]["digit_fid"] < half["digits"]["0"]["digit_fid"]
+    assert DIGITS["gamma_0_digit_fid"] < pocket["digits"]["0"]["digit_fid"]
 
 
 def test_half_way_a_short_average_helps_and_the_longest_is_ruined_and_at_the_end_it_still_pays():
