@@ -80,7 +80,8 @@ shown
 # %% [markdown]
 # *Left: six digits, from the same noise, at four steps of a run. Right: the test loss of the book's denoiser at 21 noise
 # levels; grey without, blue with the label. Where the curves seem to be one there lies about a third of what the label
-# changes in this network's answers. (At the far left, in nothing but noise, they are farthest apart, and it means least.)*
+# changes in this network's answers. (At the far left, in nothing but noise, they are far apart, and it means
+# next to nothing.)*
 #
 # **Why it is flat.** A noisy picture may come from many clean ones. The best guess is their average, and the noise that
 # was really drawn differs from this average at random. No network can foresee that. This part of the loss does not fall.
@@ -494,6 +495,7 @@ def target_noise(mixture, schedule, x, weights, label, t):
     return whole - mean_square(weights, untold), mean_square(weights, told - untold)
 
 
+# %%
 usual, taught = target_noise(mixture, schedule, x, weights, label, half)
 print(f"noise in the target: {usual:.2f} usually, {taught:.2f} with the teacher")
 digits_share = 1 - digits["test_loss"]["told"] / digits["test_loss"]["untold"]
@@ -787,6 +789,7 @@ def in_eps_and_v(error_x0, alpha, sigma):
     return ratio * square, (1 + ratio) * square
 
 
+# %%
 best = mixture.denoiser(schedule)(x, half)
 alpha, sigma = schedule.alpha(half), schedule.sigma(half)
 mine = network_pair(network, schedule, label)(x, half)[1]
