@@ -91,7 +91,7 @@ def test_with_exact_guesses_gamma_1_samples_the_data_and_a_larger_scale_lies_far
             *diversity.precision_recall(cloud, real),
         )
     assert told[1.0][0] < 0.03 < told[2.0][0] < told[4.0][0]
-    assert told[4.0][1] < told[1.0][1] + 0.02 and told[4.0][2] < 0.7 * told[1.0][2]
+    assert told[4.0][1] < told[1.0][1] + 0.02 and told[4.0][2] < 0.8 * told[1.0][2]
 
 
 # ---- the Inception Score
