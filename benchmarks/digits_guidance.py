@@ -2,7 +2,7 @@
 
     python benchmarks/digits_guidance.py                 writes difflesson/digits/logs/guidance.json
     python benchmarks/digits_guidance.py --quick         200 digits a row and one seed, into /tmp: does it run?
-    python benchmarks/digits_guidance.py --only scale    one of: real, scale, dropout, big, samplers, colder, when
+    python benchmarks/digits_guidance.py --only scale    a part: real, scale, dropout, when, ...
 
 Each row is written when it is measured, so a run that was stopped goes on where it was. Rows whose network is not there
 yet are left out with a word. A row has seven numbers (difflesson.digits.tradeoff.NAMES), each with its standard error
@@ -63,10 +63,11 @@ def points() -> list[Point]:
              for seed in seeds for a, b in zip((-99.0, *edges[1:-1]), (*edges[1:-1], 99.0), strict=True)]  # fmt: skip
     rows += [Point("when", gamma=4.0, low=a, high=b) for a, b in ((-99.0, -1.0), (-1.0, 99.0))]
     rows += [Point("samplers", sampler=sampler, steps=(steps + 1) // 2 if sampler == "heun" else steps)
-             for sampler in SAMPLERS for steps in (5, 9, 15, 31)]  # fmt: skip
-    rows += [Point("colder", radius=radius, sampler=name) for radius in (0.8, 0.6) for name in ("ddpm", "ddim")]
-    rows += [Point("colder", kappa=kappa) for kappa in (1.02, 1.05, 1.1)]
-    rows += [Point("colder", noise=noise) for noise in (0.95, 0.9, 0.8)]
+             for steps in (5, 9, 15) for sampler in SAMPLERS]  # fmt: skip
+    rows += [Point("noiseless", gamma=gamma, sampler="ddim", steps=15) for gamma in (1.0, 1.25, 1.5, 2.0)]
+    rows += [Point("colder", radius=0.6, sampler=name) for name in ("ddpm", "ddim")]
+    rows += [Point("colder", kappa=kappa) for kappa in (1.05, 1.1)]
+    rows += [Point("colder", noise=noise) for noise in (0.9, 0.8)]
     rows += [Point("big", "denoiser", gamma) for gamma in (0.0, 1.0, 1.5, 2.0, 4.0)]
     return rows
 
