@@ -1,7 +1,5 @@
 """What the letters of chapter 15's equations stand for: other points, answers, windows and beliefs than the page's."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -98,7 +96,7 @@ def inception_score() -> Reading:
     mean = ANSWERS.exp().mean(0)
     unsure = torch.special.entr(ANSWERS.exp()).sum(1)
     return Reading(
-        {r"\log \text{IS}": math.log(diversity.inception_score(ANSWERS)),
+        {r"\text{IS}": diversity.inception_score(ANSWERS),
          r"\mathbb E_x": of_answers(lambda table, dim: table.mean(dim, keepdim=True), 0),
          r"\sum_y": of_answers(added, 1), r"p(y | x)": ANSWERS.exp().flatten(),
          r"\bar p(y)": mean.repeat(len(ANSWERS)), r"H(\bar p)": torch.special.entr(mean).sum(),
@@ -162,3 +160,40 @@ def evaluations() -> Reading:
         guided.append(len(heard))
     letters = {"E": asked, "m": times, "n": steps, "g": guided}
     return Reading({name: torch.tensor(value).double() for name, value in letters.items()})
+
+
+def trace(value: Tensor) -> Tensor:
+    return value.diagonal(dim1=1, dim2=2).sum(1)
+
+
+@reads("eq-shrink")
+def shrink() -> Reading:
+    """The package's distance of a set from one that is s times as wide, for several s."""
+    widths, cov = torch.tensor([0.3, 0.8, 1.7], dtype=F64), covariance(7)
+    there = metrics.Statistics(random(3, seed=8), cov, 100)
+    distances = [metrics.frechet_distance(there._replace(cov=float(s) ** 2 * cov), there) for s in widths]
+    return Reading(
+        {r"\text{FID}": torch.tensor(distances), "s": widths, "C_b": cov[None], r"\operatorname{tr}": trace},
+        tolerance=1e-6,
+    )
+
+
+@reads("eq-count-bias")
+def count_bias() -> Reading:
+    """Samples of two numbers, each one of three points with its weight: all nine samples, by their weights."""
+    points, weights = random(3, 2, seed=9), torch.tensor([0.2, 0.3, 0.5], dtype=F64)
+    mean = weights @ points
+    cov = ((points - mean).T * weights) @ (points - mean)
+    first, second = torch.cartesian_prod(torch.arange(3), torch.arange(3)).unbind(1)
+    chances = weights[first] * weights[second]
+    return Reading(
+        {
+            r"\hat m_a": (points[first] + points[second]) / 2,
+            "m_b": torch.tensor([[0.4, -0.3]], dtype=F64),
+            "m_a": mean[None],
+            "N": 2,
+            "C_a": cov[None],
+            r"\operatorname{tr}": trace,
+            r"\mathbb E": lambda values: (chances[:, None, None] * values.expand(9, -1, -1)).sum(0, keepdim=True),
+        },
+    )
