@@ -360,12 +360,12 @@ assert all(abs(noiseless[1.25][n] - real_row[n]) < 0.04 for n in ("accuracy", "p
 #
 # ## What the score cannot see
 #
-# The Inception Score ([Salimans et al. (2016)](https://arxiv.org/abs/1606.03498)) asks a judge. Let $p(y \mid x)$ be its answer to a sample $x$ and $\bar p(y)$ the mean answer over all samples:
+# The Inception Score ([Salimans et al. (2016)](https://arxiv.org/abs/1606.03498)) asks a judge. Let $p(y \mid x)$ be its answer to a sample $x$ and $\bar p(y)$ the mean answer over all samples. The score $S$ is:
 #
-# $$ \log \text{IS} = \mathbb E_x \Big[ \sum_y \Big( p(y \mid x) \log \frac{p(y \mid x)}{\bar p(y)} \Big) \Big]
+# $$ \log S = \mathbb E_x \Big[ \sum_y \Big( p(y \mid x) \log \frac{p(y \mid x)}{\bar p(y)} \Big) \Big]
 # = H(\bar p) - \mathbb E_x \big[ H(p(\cdot \mid x)) \big], \label{eq-inception-score} $$
 #
-# with the entropy $H(p) = -\sum_y p(y) \log p(y)$. (Split the logarithm of the quotient; averaged over $x$, the part with $\bar p$ gives $H(\bar p)$.) The middle is the *mutual information* of picture and answer. It is at most $H(\bar p)$, and that is at most the logarithm of the number of classes. So $\text{IS} \le 10$ for digits, with equality if every answer is certain and all classes come equally often. Nothing else enters.
+# with the entropy $H(p) = -\sum_y p(y) \log p(y)$. (Split the logarithm of the quotient; averaged over $x$, the part with $\bar p$ gives $H(\bar p)$.) The middle is the *mutual information* of picture and answer. It is at most $H(\bar p)$, and that is at most the logarithm of the number of classes. So $S \le 10$ for digits, with equality if every answer is certain and all classes come equally often. Nothing else enters.
 
 # %%
 # [eq-inception-score]

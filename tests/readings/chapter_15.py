@@ -96,7 +96,7 @@ def inception_score() -> Reading:
     mean = ANSWERS.exp().mean(0)
     unsure = torch.special.entr(ANSWERS.exp()).sum(1)
     return Reading(
-        {r"\text{IS}": diversity.inception_score(ANSWERS),
+        {"S": diversity.inception_score(ANSWERS),
          r"\mathbb E_x": of_answers(lambda table, dim: table.mean(dim, keepdim=True), 0),
          r"\sum_y": of_answers(added, 1), r"p(y | x)": ANSWERS.exp().flatten(),
          r"\bar p(y)": mean.repeat(len(ANSWERS)), r"H(\bar p)": torch.special.entr(mean).sum(),
