@@ -512,7 +512,7 @@ with plotting.style():
         axes[1].annotate(f"{row['gamma']:g}", (row["recall"], row["precision"]), textcoords="offset points", xytext=(0, 6), fontsize=8, color=plotting.COLOURS["unconditional"])
     for (low, high), row in windows.items():
         axes[1].errorbar(row["recall"], row["precision"], row["precision_error"], row["recall_error"], fmt="s", markersize=4, color=plotting.COLOURS["guided"], linewidth=1)
-        axes[1].annotate(f"{low:g} to {high:g}", (row["recall"], row["precision"]), textcoords="offset points", xytext=(6, 6) if high - low == 8 else (-6, -11), ha="left" if high - low == 8 else "right", fontsize=8, color=plotting.COLOURS["guided"])
+        axes[1].annotate(f"{low:g} to {high:g}", (row["recall"], row["precision"]), textcoords="offset points", xytext=(-4, 8) if high - low == 8 else (-6, -11), ha="right", fontsize=8, color=plotting.COLOURS["guided"])
     axes[1].set(xlabel="recall", ylabel="precision", ylim=(0.84, 1.0))
     shown = plotting.show(figure, "15_when", alt="Left, bars of the change of recall over the window of log-SNR in which gamma is 4: small from -9 to -5, large from -5 to -3 and from -3 to -1, small after. Right, precision over recall: the points of all windows lie on or near the curve of the dial without windows.")
 shown
