@@ -1,0 +1,77 @@
+"""The sweep's numbers against the functions they are made of, the rows that ship, and guidance for part of the way."""
+
+import json
+
+import pytest
+import torch
+
+from difflesson.digits import diversity, metrics, tradeoff
+from difflesson.digits.diversity import RealFeatures
+from difflesson.schedule import cosine
+
+F64 = torch.float64
+
+
+def normal(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+@pytest.fixture
+def columns():
+    labels = torch.arange(3).repeat(40)
+    return normal(120, 4, seed=1) + labels[:, None], (3 * normal(120, 3, seed=2)).log_softmax(1), labels
+
+
+def test_the_seven_numbers_and_their_errors_are_those_of_the_functions_with_their_jackknife(columns):
+    real = RealFeatures(normal(90, 4, seed=3) + 1, torch.zeros(90, dtype=torch.long))
+    reference = metrics.statistics(normal(400, 4, seed=4) + 1)
+
+    def plainly(features, log_probs, labels):
+        here = metrics.statistics(features)
+        return [
+            float((log_probs.argmax(1) == labels).double().mean()),
+            *diversity.precision_recall(features, real.features),
+            diversity.inception_score(log_probs),
+            metrics.frechet_distance(here, reference),
+            float((here.mean - reference.mean).square().sum()),
+            diversity.class_spread(features, labels),
+        ]
+
+    want = diversity.jackknife(plainly, columns, columns[2])
+    for found, wanted in zip(tradeoff.measures(*columns, real, reference), want, strict=True):
+        assert found.shape == (len(tradeoff.NAMES),)
+        assert float((found - wanted).abs().max()) < 1e-9
+
+
+def test_labels_that_are_not_one_a_sample_are_refused(columns):
+    features, log_probs, labels = columns
+    real, reference = RealFeatures(features, labels), metrics.statistics(features)
+    with pytest.raises(ValueError, match="labels must have shape"):
+        tradeoff.measures(features, log_probs, labels[:-1], real, reference)
+
+
+def row(gamma: float, seed: int, value: float) -> dict:
+    numbers = {name: value for name in tradeoff.NAMES} | {f"{name}_error": 0.3 for name in tradeoff.NAMES}
+    return {"part": "scale", "gamma": gamma, "seed": seed, "count": 10} | numbers
+
+
+def test_rows_that_differ_in_their_seed_are_averaged_and_their_errors_added_in_squares(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"rows": [row(1.0, 0, 2.0), row(2.0, 0, 5.0), row(1.0, 1, 4.0)]}), encoding="utf-8")
+    first, second = tradeoff.pick(tradeoff.load_rows(path), part="scale")
+    assert (first["gamma"], first["count"], first["recall"]) == (1.0, 20, 3.0)
+    assert first["recall_error"] == pytest.approx(0.3 / 2**0.5) and second["recall_error"] == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="no row has the settings"):
+        tradeoff.pick(tradeoff.load_rows(path), gamma=3.0)
+
+
+def test_the_rows_that_ship_are_numbers_in_their_ranges():
+    for one in tradeoff.load_rows():
+        assert all(0 <= one[name] <= 1 for name in ("accuracy", "precision", "recall")) and 1 <= one["digit_is"] <= 10
+        assert 0 <= one["mean_part"] <= one["digit_fid"] and one["spread"] >= 0 and one["count"] >= 100
+        assert all(one[f"{name}_error"] >= 0 for name in tradeoff.NAMES)
+
+
+def test_a_window_that_ends_before_it_begins_is_refused():
+    with pytest.raises(ValueError, match="low must be below high"):
+        tradeoff.interval(2.0, cosine(), low=1.0, high=1.0)
