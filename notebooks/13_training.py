@@ -251,8 +251,7 @@ nodes = [information.labelled_nodes(mixture, schedule, t, order=8) for t in leve
 
 
 def best_rate(mixture, schedule, x, weights, label, t):
-    told, untold = (guess.eps for guess in mixture.pair(schedule, label)(x, t))
-    return mean_square(weights, told - untold) / 2
+    return weights @ information.label_rate(mixture.pair(schedule, label), x, t)
 
 
 rates = torch.stack([best_rate(mixture, schedule, *at, t) for at, t in zip(nodes, levels, strict=True)])
