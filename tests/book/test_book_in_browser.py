@@ -63,9 +63,13 @@ SQUEEZE = """() => ({
 # Runs in the page: text whose contrast with what it stands on is under 4.5 to 1, as WCAG computes it.
 PALE = """() => {
     const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+    const read = new Map();  // a page has few colours, and each reading waits for the canvas
     const rgba = colour => {
-        canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
-        return [...canvas.getImageData(0, 0, 1, 1).data];
+        if (!read.has(colour)) {
+            canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+            read.set(colour, [...canvas.getImageData(0, 0, 1, 1).data]);
+        }
+        return read.get(colour);
     };
     const light = ([r, g, b]) => [r, g, b].map(c => c / 255)
         .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
@@ -140,7 +144,6 @@ def visit(book: Book, page, audit) -> Visit:
         page.goto(book.page(name))
         seen.laptop[name] = page.evaluate(LOOK)
         page.evaluate(UNFOLD)
-        seen.locked[name] = audit(page)
         page.evaluate("document.documentElement.dataset.theme = 'dark'")  # as the button does, without a second load
         page.wait_for_timeout(300)  # colours fade over
         seen.dark[name] = page.evaluate(PALE)
@@ -148,6 +151,7 @@ def visit(book: Book, page, audit) -> Visit:
         page.set_viewport_size(PHONE)
         seen.phone[name] = page.evaluate(SQUEEZE)
         page.set_viewport_size(LAPTOP)
+        seen.locked[name] = audit(page)  # last, since it takes the equations out
     page.goto(book.page("search") + "?q=guidance")
     page.wait_for_function("document.querySelector('#search-results .search-summary')?.innerText.includes('found')")
     seen.found.extend(page.evaluate("[...document.querySelectorAll('#search-results li a')].map(a => a.href)"))
