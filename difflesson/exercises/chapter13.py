@@ -68,7 +68,7 @@ def least(whole: float, entropy: float) -> float:
     return max(0.0, length(whole) - length(entropy)) ** 2
 
 
-def other_verdict(first=lambda g, d, h: g - h, second=least):
+def other_verdict(first=lambda g, d, h: g - h, second=lambda g, d, h: least(d, h)):
     def answer(log_snr, gap, distance, entropy):
         g, d = areas(log_snr, gap, distance)
         return first(g, d, entropy), second(g, d, entropy)
@@ -134,6 +134,7 @@ def floors() -> dict[str, tuple]:
         "a quarter": (2.3, 1.8, 0.25),
         "digits": (0.108, 0.097, 0.7),
         "beyond the teacher": (1.5, 0.6, 1.4),
+        "away from the teacher": (1.2, 0.7, -0.5),
     }
 
 

@@ -89,6 +89,7 @@ def test_each_exercise_is_computed_a_third_way():
 SAME_LABEL = "labels count from 0"
 SAME_LEVELS = {"alpha -> abs(alpha)": "alpha is positive", "sigma -> abs(sigma)": "sigma is positive",
                "sigma -> -sigma": "it is squared"}  # fmt: skip
+LENGTHS = "areas[1] ** 0.5 - entropy ** 0.5"
 SAME = {  # wrong only in appearance: for these arguments it is the same answer
     "0.1": {"max(guidance_scale, 1.0) -> max(1.0, guidance_scale)": "the order of arguments does not matter to max"},
     "0.3": {"label -> abs(label)": SAME_LABEL},
@@ -194,6 +195,24 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
         "p -> abs(p)": "a probability is positive",
     },
     "12.4": SAME_LEVELS,
+    "13.1": {
+        f"{name} -> abs({name})": "losses and a number of pixels are positive" for name in ("told", "untold", "pixels")
+    },
+    "13.2": {
+        "float(torch.trapezoid(curve, log_snr)) -> torch.trapezoid(curve, log_snr)": "a tensor of one number will do",
+        "distance -> abs(distance)": "a squared distance is positive",
+        "entropy -> abs(entropy)": "an entropy is positive",
+        f"max(0.0, {LENGTHS}) -> max({LENGTHS}, 0.0)": "the order of arguments does not matter to max",
+        "1 -> -1": "there are two areas: the second is the last",
+    },
+    "13.3": {
+        "steps -> abs(steps)": "a number of steps is not negative",
+        "decay -> abs(decay)": "a decay is not negative",
+    },
+    "13.4": {
+        **{f"{name} -> abs({name})": "a mean square is positive" for name in ("floor_untold", "floor_told")},
+        "1 - m -> m - 1": "it is squared",
+    },
     "17.1": {"rho -> -rho": "it is squared", "rho -> abs(rho)": "it is squared"},
     "17.2": {
         **{f"{name} -> abs({name})": "variances are positive" for name in "CU"},
