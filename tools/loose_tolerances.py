@@ -53,6 +53,7 @@ class Slack(dict):
 
     def watched(self, assert_close, chapter: str):
         """`assert_close`, which notes how much of its tolerance was needed."""
+        import torch
 
         def watching(actual, expected, *, atol=None, rtol=None, **options):
             assert_close(actual, expected, atol=atol, rtol=rtol, **options)
@@ -61,7 +62,8 @@ class Slack(dict):
             is_wider = atol is not None and (atol > own[0] or rtol > own[1])
             if is_wider and frame.f_code.co_filename.endswith(chapter):
                 allowed = atol + rtol * abs(expected)
-                used = float((abs(actual - expected) / allowed).nan_to_num(0.0).max())  # 0 of 0, or of infinity
+                share = torch.as_tensor(abs(actual - expected) / allowed)  # of two numbers, or of two tensors
+                used = float(share.nan_to_num(0.0).max())  # 0 of 0, or of infinity
                 self.note((frame.f_lineno,), used, f"atol={atol:g}, rtol={rtol:g}, {used:.1g} of it needed")
 
         return watching

@@ -102,6 +102,9 @@ def directions() -> dict[str, tuple]:
                                     torch.tensor([3.0, 1.5, 4.0]).double()),
         "nothing wrong": (torch.tensor([0.5, 0.2]).double(), torch.tensor([0.5, 0.2]).double(),
                           torch.tensor([1.0, 3.0]).double()),
+        "both too narrow": (torch.tensor([0.5, 0.2]).double(), torch.tensor([0.4, 0.1]).double(),
+                            torch.tensor([3.0, 2.0]).double()),
+        "hardly told": (torch.tensor([0.5]).double(), torch.tensor([2.5]).double(), torch.tensor([3.0]).double()),
     }  # fmt: skip
 
 
