@@ -198,7 +198,6 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
         "p -> abs(p)": "a probability is positive",
     },
     "12.4": SAME_LEVELS,
-<<<<<<< HEAD
     "13.1": {
         f"{name} -> abs({name})": "losses and a number of pixels are positive" for name in ("told", "untold", "pixels")
     },
@@ -216,7 +215,7 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
     "13.4": {
         **{f"{name} -> abs({name})": "a mean square is positive" for name in ("floor_untold", "floor_told")},
         "1 - m -> m - 1": "it is squared",
-=======
+    },
     "15.2": {
         **{
             f"labels -> {other}": "only the length counts there, one for each sample"
@@ -236,7 +235,6 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
         "gamma -> abs(gamma)": "the search looks at positive ones",
         "(deviation - C.sqrt()).square().sum() -> (deviation - C.sqrt()).square().mean()": "least at the same scale",
         "deviation - C.sqrt() -> C.sqrt() - deviation": "it is squared",
->>>>>>> f15
     },
     "17.1": {"rho -> -rho": "it is squared", "rho -> abs(rho)": "it is squared"},
     "17.2": {
