@@ -502,6 +502,22 @@ for (low, high), row in windows.items():
     print(line(f"{low:g} to {high:g}", row))
 print(line("always", full))
 
+# %% tags=["remove-cell"]
+recalls, precisions = (torch.tensor([row[n] for row in reversed(along) if row["gamma"] >= 1]).double() for n in ("recall", "precision"))
+for row in windows.values():
+    right = torch.searchsorted(recalls, torch.tensor(row["recall"]).double()).clamp(1, len(recalls) - 1)
+    share = (row["recall"] - recalls[right - 1]) / (recalls[right] - recalls[right - 1])
+    on_the_dial = precisions[right - 1] + share * (precisions[right] - precisions[right - 1])
+    assert abs(row["precision"] - on_the_dial) < 0.025
+twice, slightly = (tradeoff.pick(rows, part="scale", gamma=gamma)[0] for gamma in (2.0, 1.25))
+lost = {span: plain["recall"] - row["recall"] for span, row in windows.items()}
+assert min(lost[-5.0, -3.0], lost[-3.0, -1.0]) > 0.2 and max(lost[-9.0, -5.0], lost[-1.0, 1.0], lost[1.0, 3.0]) < 0.06 > 4 * abs(lost[3.0, 8.0]) - 0.06
+assert all(abs(windows[span][n] - twice[n]) < 0.05 for span in ((-5.0, -3.0), (-3.0, -1.0)) for n in ("recall", "precision", "accuracy"))
+assert all(abs(windows[-1.0, 8.0][n] - slightly[n]) < 0.02 for n in ("accuracy", "precision", "recall", "digit_fid"))
+assert min(row["digit_fid"] for row in windows.values()) > plain["digit_fid"] - 2 * plain["digit_fid_error"]
+held = [sum(low <= network.schedule.log_snr(t) <= high for t in sampling.digit_times(16, network.schedule)[:-1]) for low, high in spans]
+assert held == [4, 2, 2, 1, 2, 5]
+
 # %% tags=["hide-input"]
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 2, figsize=(8.6, 3), width_ratios=(1, 1.3))
@@ -523,22 +539,6 @@ with plotting.style():
     axes[1].set(xlabel="recall", ylabel="precision", ylim=(0.84, 1.0))
     shown = plotting.show(figure, "15_when", alt="Left, bars of the change of recall over the window of log-SNR in which gamma is 4: large in the second and the third window, small in all others. Right, precision over recall: the points of all windows lie on or near the curve of the dial without windows.")
 shown
-
-# %% tags=["remove-cell"]
-recalls, precisions = (torch.tensor([row[n] for row in reversed(along) if row["gamma"] >= 1]).double() for n in ("recall", "precision"))
-for row in windows.values():
-    right = torch.searchsorted(recalls, torch.tensor(row["recall"]).double()).clamp(1, len(recalls) - 1)
-    share = (row["recall"] - recalls[right - 1]) / (recalls[right] - recalls[right - 1])
-    on_the_dial = precisions[right - 1] + share * (precisions[right] - precisions[right - 1])
-    assert abs(row["precision"] - on_the_dial) < 0.025
-twice, slightly = (tradeoff.pick(rows, part="scale", gamma=gamma)[0] for gamma in (2.0, 1.25))
-lost = {span: plain["recall"] - row["recall"] for span, row in windows.items()}
-assert min(lost[-5.0, -3.0], lost[-3.0, -1.0]) > 0.2 and max(lost[-9.0, -5.0], lost[-1.0, 1.0], lost[1.0, 3.0]) < 0.06 > 4 * abs(lost[3.0, 8.0]) - 0.06
-assert all(abs(windows[span][n] - twice[n]) < 0.05 for span in ((-5.0, -3.0), (-3.0, -1.0)) for n in ("recall", "precision", "accuracy"))
-assert all(abs(windows[-1.0, 8.0][n] - slightly[n]) < 0.02 for n in ("accuracy", "precision", "recall", "digit_fid"))
-assert min(row["digit_fid"] for row in windows.values()) > plain["digit_fid"] - 2 * plain["digit_fid_error"]
-held = [sum(low <= network.schedule.log_snr(t) <= high for t in sampling.digit_times(16, network.schedule)[:-1]) for low, high in spans]
-assert held == [4, 2, 2, 1, 2, 5]
 
 # %% [markdown]
 # *Left: what $\gamma = 4$ takes from recall if it is on in one window only (with standard errors), and always (dashed). Right: precision and recall of these windows (orange), and of constant scales (grey). No window is a better bargain than the dial.*

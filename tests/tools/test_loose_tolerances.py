@@ -30,6 +30,8 @@ CELLS = {  # the assertion: whether its tolerance is too wide
     "torch.testing.assert_close(x, x + 0, atol=1e-9, rtol=0)": False,
     "torch.testing.assert_close(x, x + 0, atol=1e-6, rtol=0)": True,
     "torch.testing.assert_close(x.float(), x.float() + 1e-7, atol=1e-5, rtol=1e-6)": False,
+    "torch.testing.assert_close(1.0 + 1e-5, 1.0, atol=2e-5, rtol=0)": False,
+    "torch.testing.assert_close(1.0 + 1e-5, 1.0, atol=2e-2, rtol=0)": True,
     "assert (near - x**2).max() < 3e-5": False,
     "assert (near - x**2).max() < 3e-2": True,
     "assert (near - x**2).max() < 3e-5 and (near - x**2).max() < 3e-2": True,
