@@ -33,7 +33,8 @@ NETWORKS = (
     "network again. Every checkpoint has a card beside it, in `{weights}/`, with the command that made it; "
     "each row of metrics in a card has the command that measures it again.",
     "`--network pocket` asks a network of {pocket:,} parameters, which learned from the large one: in {pocket_steps} "
-    "steps at γ = 1, {pocket_right:.4g} % of {count:,} digits are what was asked for, with a digit-FID of {pocket_fid:.3f}. "
+    "steps at γ = 1, {pocket_right:.4g} % of {count:,} digits are what was asked for, with a digit-FID of "
+    "{pocket_fid:.3f}. "
     "`pocket_p02`, `pocket_p10` and `pocket_p50` have its size, and saw 98, 90 and 50 % of the labels.",
 )
 
