@@ -16,7 +16,8 @@ from pathlib import Path
 
 from sphinx.cmd.build import main as sphinx_build
 
-from book import joining, staging
+from book import staging
+from difflesson import interactive
 
 BOOK = Path(__file__).resolve().parent
 ROOT = BOOK.parent
@@ -73,8 +74,8 @@ def vendor_mathjax() -> None:
 def join_interactive() -> None:
     """Put script and style of the interactive parts where the pages find them."""
     for name, text in {
-        "interactive.js": joining.join(BOOK / "interactive" / "start.mjs"),
-        "interactive.css": (BOOK / "interactive" / "interactive.css").read_text(encoding="utf-8"),
+        "interactive.js": interactive.script(),
+        "interactive.css": interactive.style(),
     }.items():
         path = VENDORED.with_name(name)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from book import cheat_sheet, conventions, gallery
+from difflesson import interactive
 from tools import equation_labels, ledger
 from tools.address import repository
 from tools.citations import Paper, bibliography, cite, with_letters
@@ -20,17 +21,14 @@ from tools.equation_labels import NOT_PROSE, unique_slug
 from tools.reading_time import STATED
 
 SHEET = "Part II."  # whose equations are on the cheat sheet
-INTERACTIVE = Path(__file__).resolve().parent / "interactive"
-PLAYED_WITH = {"00_story_and_truth": "turn-the-knob", "07_one_step": "one-step"}  # figure: part in book/interactive
+PLAYED_WITH = {"00_story_and_truth": "turn-the-knob", "07_one_step": "one-step"}  # figure: part to play with
 
 
-def interactive(name: str, to_static: str) -> str:
+def part_to_play_with(name: str, to_static: str) -> str:
     """A part that answers the hand, as MyST: its HTML, style and script, from the folder at the address `to_static`."""
-    text = (INTERACTIVE / f"{name}.html").read_text(encoding="utf-8")
     return f"""```{{raw}} html
 <link rel="stylesheet" href="{to_static}/interactive.css">
-<section class="interactive" id="{name}" data-interactive="{name}" aria-labelledby="{name}-title">
-{text}</section>
+{interactive.section(name)}
 <script defer src="{to_static}/interactive.js"></script>
 ```"""
 
@@ -102,7 +100,7 @@ def stage_chapter(notebook: dict, papers: dict[str, Paper], where: str) -> dict:
         name = {"name": gallery.anchor(shown["figure"])} if "figure" in shown else {}
         if part := played_with(cell):
             text += f' <a href="#{part}">Play with it, just below.</a>'
-            following["source"] = f"{interactive(part, '../_static')}\n\n{following['source']}"
+            following["source"] = f"{part_to_play_with(part, '../_static')}\n\n{following['source']}"
         cell["metadata"]["mystnb"] = {"image": {"alt": alt}, "figure": {"caption": text} | name}
     notebook["cells"] = [cell for cell in cells if cell["cell_type"] != "markdown" or cell["source"].strip()]
     return notebook
@@ -144,7 +142,7 @@ def front_page(template: str, parts: list[dict], ready: dict[str, str], address:
     trees = ("\n".join(["```{toctree}", ":hidden:", f":caption: {name}\n", *pages, "```"]) for name, pages in contents)
     page = re.sub("%published%(.*?)%end%", r"\1" if address else "", template, flags=re.DOTALL)
     page = page.replace("%repository%", address).replace("%chapters%", "\n\n".join(tables))
-    page = re.sub("%play (.+)%", lambda part: interactive(part[1], "_static"), page)
+    page = re.sub("%play (.+)%", lambda part: part_to_play_with(part[1], "_static"), page)
     return page.replace("%contents%", "\n\n".join(trees))
 
 

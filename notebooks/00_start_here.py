@@ -178,6 +178,9 @@ shown
 # *Above: eight requests for a 7, the same noises in each panel. Below: 3,000 guided samples (dots); dashed, what the story
 # says, $p(x)\,p(y \mid x)^\gamma$; green, the other class. Contours hold 50, 90 and 99 % of the mass.*
 #
+# (To turn the knob of the lower row yourself, on other mixtures too: on the web page just above; in a notebook, `from
+# difflesson import interactive`, then `interactive.show("turn-the-knob")`.)
+#
 # At $\gamma = 0$ and 1 the dots fill the dashed contours: the story is true. Beyond, it is false. The contours hardly
 # move, as you saw coming; the dots run away from the other class and crowd together. In numbers: mean and standard
 # deviation of the first coordinate, of the dots and of the story (summed over a grid; `story` is its logarithm).

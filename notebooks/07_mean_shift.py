@@ -78,6 +78,9 @@ shown
 # is the classifier's gradient at $x_t$. In every panel it runs through the black dot, where the centre should be. The
 # orange dot is classifier guidance with the smaller of DDPM's two variances: right direction, wrong distance.*
 #
+# (To drag the point and the length of the step: on the web page just above; in a notebook, `from difflesson import
+# interactive`, then `interactive.show("one-step")`.)
+#
 # **What happens.** One step does not choose a point. It proposes a *cloud*: all the slightly cleaner points from which the noisy
 # $x_t$ may have come (grey). The classifier says of each how much it looks like class 1. Weigh each by that, and you have the cloud you
 # want (dashed). It has moved, and changed its shape.

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from book import build, joining, staging
-from difflesson import divergence, guidance, kernels
+from book import staging
+from difflesson import divergence, guidance, interactive, kernels
 from difflesson.grid import GridDensity
 from difflesson.mixture import GaussianMixture
 from difflesson.plane import four_blobs
@@ -32,10 +32,9 @@ PHONE = {"width": 390, "height": 844}
 def html(tmp_path_factory) -> Path:
     """A page with both parts, beside their script and style."""
     folder = tmp_path_factory.mktemp("parts")
-    (folder / "interactive.js").write_text(joining.join(build.BOOK / "interactive" / "start.mjs"), encoding="utf-8")
-    style = (build.BOOK / "interactive" / "interactive.css").read_text(encoding="utf-8")
-    (folder / "interactive.css").write_text(style, encoding="utf-8")
-    parts = (staging.interactive(name, ".") for name in ("turn-the-knob", "one-step"))
+    (folder / "interactive.js").write_text(interactive.script(), encoding="utf-8")
+    (folder / "interactive.css").write_text(interactive.style(), encoding="utf-8")
+    parts = (staging.part_to_play_with(name, ".") for name in ("turn-the-knob", "one-step"))
     texts = (re.sub("```.*\n?", "", part) for part in parts)
     script = '<script defer src="./interactive.js"></script>'
     body = "\n".join(texts).replace(script, "", 1)  # once: a page of the book has one part

@@ -16,8 +16,7 @@ import pytest
 import torch
 from scipy.stats import wasserstein_distance
 
-from book import build
-from difflesson import divergence, guidance, kernels
+from difflesson import divergence, guidance, interactive, kernels
 from difflesson.grid import GridDensity
 from difflesson.mixture import GaussianMixture
 from difflesson.plane import four_blobs
@@ -25,7 +24,7 @@ from difflesson.samplers import time_grid
 from difflesson.schedule import from_betas, vp_linear
 from difflesson.steps import FullGaussian, Gaussian
 
-MODULES = build.BOOK / "interactive"
+MODULES = interactive.FOLDER
 RUNNER = Path(__file__).with_name("run_cases.mjs")
 MISTAKES = tomllib.loads(Path(__file__).with_name("mistakes_in_javascript.toml").read_text(encoding="utf-8"))["mistake"]
 POINTS, STEPS = 5, 8

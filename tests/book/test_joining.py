@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from book import build, joining
+from difflesson import interactive
+from difflesson.interactive import joining
 
 MODULES = {
     "top": 'import { two, Box } from "./middle.mjs";\nimport { one } from "./leaf.mjs";\nconst name = "top";\n'
@@ -64,6 +65,14 @@ def test_a_circle_is_refused(folder: Path):
 
 
 def test_the_books_script_is_joined_and_small():
-    script = joining.join(build.BOOK / "interactive" / "start.mjs")
-    css = (build.BOOK / "interactive" / "interactive.css").read_text(encoding="utf-8")
+    script = interactive.script()
+    css = interactive.style()
     assert "class GaussianMixture" in script and len(script.encode()) + len(css.encode()) < 100_000
+
+
+def test_a_part_in_a_notebook_is_one_frame_with_its_words_style_and_script_and_no_address():
+    shown = interactive.show("one-step").data
+    assert shown.count("<iframe") == 1 and "class GaussianMixture" in shown and ".interactive {" in shown
+    assert "src=" not in shown.replace("srcdoc=", "") and "http" not in shown.replace("http://www.w3.org/", "")
+    with pytest.raises(ValueError, match=r"name must be one of \['turn-the-knob', 'one-step'\], got 'knob'"):
+        interactive.show("knob")

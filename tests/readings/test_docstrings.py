@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from difflesson import guidance, kernels, ode, path, plane, similarity
+from difflesson import guidance, information, kernels, ode, path, plane, similarity
 from difflesson.denoiser import Prediction
 from difflesson.schedule import cosine, from_betas, vp_linear
 from tests.oracles.mixtures import FOUR
@@ -109,6 +109,17 @@ def of_a_worth() -> dict[str, object]:
             "tilted": heard @ grid / heard.sum(1, keepdim=True), "mean": chances @ grid}  # fmt: skip
 
 
+def of_a_label() -> dict:
+    """What a little less noise tells of the label, by finite differences, and the squared distance of two guesses."""
+    log_snr, step = SCHEDULE.log_snr(T), 1e-3
+    near = [SCHEDULE.time(log_snr + sign * step) for sign in (1, -1)]
+    more, less = (information.label_information(MIXTURE, SCHEDULE, t, order=40) for t in near)
+    x, weights, label = information.labelled_nodes(MIXTURE, SCHEDULE, T, 40)
+    told, untold = (guess.eps for guess in MIXTURE.pair(SCHEDULE, label)(x, T))
+    return {"d I(y; x_t) / d log_snr": (more - less) / (2 * step),
+            "E |eps_c - eps_u|^2": weights @ (told - untold).square().sum(1)}  # fmt: skip
+
+
 SCORE = NOISY.score(X)
 CLEAN, NOISE = BEST.x0, BEST.eps
 TILTED = guidance.tilt(FREE, lambda x, t: x.flip(1), GAMMA, SCHEDULE)(X, T)
@@ -187,6 +198,8 @@ FORMULAS = {  # where it stands; the formula; what its letters are; what else it
     "path.corrector_scale": (
         "gamma' = gamma + (gamma - predictor) / rho^2",
         {"gamma'": path.corrector_scale(4.0, 0.6, 1.3), "gamma": 4.0, "predictor": 1.3, "rho": 0.6}, {}),
+    "information.label_rate": (
+        "d I(y; x_t) / d log_snr = E |eps_c - eps_u|^2 / 2", of_a_label(), {"tolerance": 1e-6}),
     "plane.curl": ("curl f = d f_2 / d x_1 - d f_1 / d x_2", {"curl f": plane.curl(field, X)}, {"decoys": slopes()}),
     "schedule": (
         "x_t = alpha x_0 + sigma eps,     alpha = exp(-B / 2),     sigma^2 = 1 - exp(-B)",

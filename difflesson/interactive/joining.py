@@ -38,5 +38,5 @@ def _collect(path: Path, above: tuple[str, ...], done: dict[str, list[str]], par
     body = IMPORT.sub(r"const { \1 } = modules.\2;", EXPORT.sub("", text))
     left = re.search(r"^(import|export)\b.*", body, flags=re.MULTILINE)
     if left:
-        raise ValueError(f"{path.name}: {left[0]!r} is not a form that book/joining.py understands")
+        raise ValueError(f"{path.name}: {left[0]!r} is not a form that joining.py understands")
     parts.append(f"modules.{name} = (() => {{\n{body}\nreturn {{ {', '.join(names)} }};\n}})();\n")

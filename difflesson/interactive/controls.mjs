@@ -122,6 +122,7 @@ export function address(name) {
       return found === undefined ? null : new URLSearchParams(found);
     },
     write(fields) {
+      if (window.location.protocol === "about:") return;  // in a notebook's frame there is no address
       clearTimeout(waiting);
       waiting = setTimeout(() => {
         const text = new URLSearchParams(fields).toString().replaceAll("%2C", ",").replaceAll("%3B", ";");
