@@ -49,8 +49,8 @@ def averaged_variance(decay: Tensor, memory: Tensor) -> Tensor:
 
         (1 - a) (1 + a b) / ((1 + a) (1 - a b))
 
-    of an average that keeps the share a of itself in each step and takes the rest from the weights, which keep the share
-    b of their distance from the optimum and get fresh noise; after so many steps that the start is forgotten.
+    of an average that keeps the share a of itself in each step and takes the rest from the weights, which keep the
+    share b of their distance from the optimum and get fresh noise; after so many steps that the start is forgotten.
 
     Args: decay: a in [0, 1);  memory: b in (-1, 1), `1 - learning rate * curvature` of plain gradient descent.
     Returns: like decay and memory, broadcast.  Raises: ValueError if one is out of range.
