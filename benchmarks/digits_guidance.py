@@ -18,6 +18,7 @@ On the CPU and on a GPU the network runs in bfloat16, all else in single precisi
 
 import argparse
 import json
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -132,7 +133,7 @@ def main():
     options.add_argument("--device", default="cpu")
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
-    out = chosen.out or (Path("/tmp/guidance.json") if chosen.quick else ROWS)
+    out = chosen.out or (Path(tempfile.gettempdir(), "guidance.json") if chosen.quick else ROWS)
     out.parent.mkdir(parents=True, exist_ok=True)
     for point in points():
         known = any(row.items() >= asdict(point).items() for row in rows_of(out))
