@@ -55,20 +55,24 @@ def areas(log_snr: Tensor, *rates: Tensor) -> list[float]:
 
 
 def verdict_by_hand(log_snr: Tensor, gap: Tensor, distance: Tensor, entropy: float) -> tuple[float, float]:
+    """The truth of 13.2: the least excess of the unlabelled half, and the least squared error, in nats."""
     worse, whole = areas(log_snr, gap, distance)
     shortest = math.sqrt(whole) - math.sqrt(entropy)
     return worse - entropy, shortest * shortest if shortest > 0 else 0.0
 
 
 def length(area: float) -> float:
+    """The root of an area, with its sign."""
     return math.copysign(abs(area) ** 0.5, area)
 
 
 def least(whole: float, entropy: float) -> float:
+    """The least squared error that a distance `whole` proves: the square of a difference of lengths, or 0."""
     return max(0.0, length(whole) - length(entropy)) ** 2
 
 
 def other_verdict(first=lambda g, d, h: g - h, second=lambda g, d, h: least(d, h)):
+    """An answer to 13.2 whose two numbers come from (gap, distance, entropy) by other rules."""
     def answer(log_snr, gap, distance, entropy):
         g, d = areas(log_snr, gap, distance)
         return first(g, d, entropy), second(g, d, entropy)
@@ -77,6 +81,7 @@ def other_verdict(first=lambda g, d, h: g - h, second=lambda g, d, h: least(d, h
 
 
 def summed(log_snr, gap, distance, entropy):
+    """A wrong answer to 13.2: sums of the rates, without the widths of the intervals."""
     return float(gap.sum()) - entropy, least(float(distance.sum()), entropy)
 
 
@@ -96,6 +101,7 @@ def runs() -> dict[str, tuple]:
 
 
 def step_by_step(start: float, memory: float, decay: float, steps: int) -> float:
+    """The truth of 13.3, by the loop that a training run goes through."""
     weight = average = start
     for _ in range(steps):
         weight = memory * weight
@@ -104,6 +110,7 @@ def step_by_step(start: float, memory: float, decay: float, steps: int) -> float
 
 
 def averaged_first(start, memory, decay, steps):
+    """A wrong answer to 13.3: the average is taken before the step."""
     weight = average = start
     for _ in range(steps):
         average = decay * average + (1 - decay) * weight
@@ -112,10 +119,12 @@ def averaged_first(start, memory, decay, steps):
 
 
 def from_zero(start, memory, decay, steps):
+    """A wrong answer to 13.3: the average begins at 0, not at the first weight."""
     return step_by_step(start, memory, decay, steps) - decay**steps * start
 
 
 def exchanged(start, memory, decay, steps):
+    """A wrong answer to 13.3: decay and its complement exchanged."""
     weight = average = start
     for _ in range(steps):
         weight = memory * weight

@@ -58,6 +58,7 @@ def score_by_entropies(log_probs: Tensor, labels: Tensor) -> float:
 
 
 def divergences(log_probs: Tensor, mean: Tensor) -> Tensor:
+    """Of each answer (N, classes) from a mean answer (classes,), in nats, (N,)."""
     return (log_probs.exp() * (log_probs - mean.log())).sum(1)
 
 
@@ -119,10 +120,12 @@ def one_scale_by_slope(C: Tensor, C_hat: Tensor, U: Tensor) -> float:
 
 
 def searched(distance) -> float:
+    """The scale in [0, 10] at which a distance is least."""
     return float(minimize_scalar(distance, bounds=(0, 10), method="bounded", options={"xatol": 1e-9}).x)
 
 
 def each_scale(C: Tensor, C_hat: Tensor, U: Tensor) -> Tensor:
+    """The best scale of each coordinate by itself."""
     return (U / C).log() / (U / C_hat).log()
 
 
