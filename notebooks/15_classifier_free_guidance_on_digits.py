@@ -177,10 +177,10 @@ at = {row["gamma"]: row for row in along}
 def line(name, row, digits=(3, 3, 3, 3, 2, 2)):
     cells = ("accuracy", "precision", "recall", "digit_is", "digit_fid", "spread")
     parts = (f"{row[cell]:.{n}f}±{row[cell + '_error']:.{n}f}" for cell, n in zip(cells, digits, strict=True))
-    return f"{name:>9}  " + "  ".join(f"{part:>11}" for part in parts)
+    return f"{name:>10}  " + "  ".join(f"{part:>11}" for part in parts)
 
 
-print(" " * 14 + "accuracy    precision       recall           IS          FID       spread")
+print(" " * 15 + "accuracy    precision       recall           IS          FID       spread")
 for row in along:
     print(line(f"gamma {row['gamma']:g}", row))
 print(line("real", real_row))
@@ -293,7 +293,7 @@ for name, cloud in {"real": other_points, **clouds}.items():
     answers = torch.stack([blobs.class_log_prob(cloud, y) for y in range(blobs.classes)], 1)
     told, error = tradeoff.measures(cloud, answers, asked, RealFeatures(real_points, real_labels), Statistics(m, C, 10**9))
     exact_rows[name] = dict(zip(tradeoff.NAMES, told.tolist(), strict=True)) | {n + "_error": e for n, e in zip(tradeoff.NAMES, error.tolist(), strict=True)}
-print(" " * 14 + "accuracy    precision       recall           IS          FID       spread")
+print(" " * 15 + "accuracy    precision       recall           IS          FID       spread")
 for name, row in exact_rows.items():
     print(line(name if name == "real" else f"gamma {name:g}", row, (3, 3, 3, 3, 3, 2)))
 assert exact_rows[3.0]["precision"] < exact_rows[1.0]["precision"] + 0.01 and exact_rows[3.0]["recall"] < 0.6
@@ -347,7 +347,7 @@ assert abs(best_scale(0.5, 0.6, 3.0) - 1.113) < 1e-3
 
 # %%
 noiseless = {gamma: tradeoff.pick(rows, part="noiseless", gamma=gamma)[0] for gamma in (1.0, 1.25, 1.5, 2.0)}
-print(" " * 14 + "accuracy    precision       recall           IS          FID       spread")
+print(" " * 15 + "accuracy    precision       recall           IS          FID       spread")
 for gamma, row in noiseless.items():
     print(line(f"gamma {gamma:g}", row))
 print(line("real", real_row))
@@ -496,7 +496,7 @@ plain, full = at[1.0], at[4.0]
 ends = (-99.0, -5.0, -3.0, -1.0, 1.0, 3.0, 99.0)
 spans = list(zip(ends[:-1], ends[1:], strict=True))
 windows = {(max(a, -9.0), min(b, 8.0)): tradeoff.pick(rows, part="when", low=a, high=b)[0] for a, b in (*spans, (-99.0, -1.0), (-1.0, 99.0))}
-print(" " * 14 + "accuracy    precision       recall           IS          FID       spread")
+print(" " * 15 + "accuracy    precision       recall           IS          FID       spread")
 print(line("never", plain))
 for (low, high), row in windows.items():
     print(line(f"{low:g} to {high:g}", row))
