@@ -757,13 +757,13 @@ exercises.check("15.4", one_scale)
 
 # %% tags=["hide-input"]
 hidden = {"pocket_p02": 0.02, "pocket_p10": 0.1, "pocket_p50": 0.5}
-print(" " * 22 + "accuracy    precision       recall           IS          FID       spread")
+print(" " * 23 + "accuracy    precision       recall           IS          FID       spread")
 by_share = {}
 for gamma in (0.0, 1.0, 1.5, 2.0, 4.0):
     for name, share in hidden.items():
         (row,) = tradeoff.pick(rows, part="dropout", network=name, gamma=gamma)
         by_share[gamma, share] = row
-        print(line(f"gamma {gamma:g}, p {share:4.2f}", row))
+        print(line(f"gamma {gamma:3g}, p {share:4.2f}", row))
 rare, often, half = ({gamma: by_share[gamma, share] for gamma in (0.0, 1.0, 1.5, 2.0, 4.0)} for share in (0.02, 0.1, 0.5))
 assert rare[0.0]["digit_fid"] > often[0.0]["digit_fid"] + 0.3 > half[0.0]["digit_fid"] + 0.6
 assert rare[1.0]["digit_fid"] < often[1.0]["digit_fid"] < half[1.0]["digit_fid"] - 0.03 and half[1.0]["spread"] > often[1.0]["spread"] + 1
