@@ -60,7 +60,9 @@ def score_by_solving(x: Tensor, v: Tensor, log_snr: float) -> Tensor:
     return -eps.view_as(x) / math.sin(angle)
 
 
-def score(x: Tensor, v: Tensor, log_snr: float, *, power=0.5, factor=1.0, v_sign=1, divide=1, sign=-1, flip=1) -> Tensor:
+def score(
+    x: Tensor, v: Tensor, log_snr: float, *, power=0.5, factor=1.0, v_sign=1, divide=1, sign=-1, flip=1
+) -> Tensor:
     """The solution with parts that can be got wrong."""
     alpha, sigma = ((1 + math.exp(-s * factor * flip * log_snr)) ** -power for s in (1, -1))
     return sign * (sigma * x + v_sign * alpha * v) / sigma**divide
@@ -287,7 +289,7 @@ EXERCISES = [
             ),
             Mistake(
                 "the likelier of the two",
-                lambda x, alpha, sigma, chance: torch.where(2 * alpha * x / sigma**2 + logit(chance) > 0, 1.0, -1.0).double(),
+                lambda x, alpha, sigma, chance: torch.sign(2 * alpha * x / sigma**2 + logit(chance)),
                 "a data point, so it looks real. Which guess has the least mean square error?",
             ),
             Mistake(
