@@ -124,19 +124,27 @@ assert all(0.61 < direct < 0.66 for direct, _ in shares.values())
 # independent noise of variance $1 - a_k^2$: $x_k = a_k\, x_{k-1} + \sqrt{1 - a_k^2}\; \varepsilon_k$. Unfold it. The clean point is multiplied by all factors. The noise of step $k$ is multiplied by all *later* factors, and
 # variances of independent noises add up:
 #
-# $$ \alpha = \prod_k a_k, \qquad \sigma^2 = \sum_k\, (1 - a_k^2) \prod_{j > k} a_j^2 = 1 - \alpha^2. \label{eq-composed-noise} $$
+# $$ \alpha = \prod_k a_k, \qquad \sigma^2 = \sum_k \Big[ (1 - a_k^2) \prod_{j > k} a_j^2 \Big] = 1 - \alpha^2. \label{eq-composed-noise} $$
 #
 # The sum telescopes: its term is $\prod_{j > k} a_j^2 - \prod_{j \ge k} a_j^2$. And a sum of independent
 # Gaussians is a Gaussian. So $x_T = \alpha x_0 + \sigma \varepsilon$ with *one* noise: a training example at any level costs one draw.
 
 # %%
+# [eq-composed-noise]
+def composed(a):
+    """alpha and sigma^2 of all steps, from their factors (T,), step by step."""
+    alpha, variance = 1.0, 0.0
+    for a_k in a:
+        alpha, variance = a_k * alpha, a_k**2 * variance + (1 - a_k**2)
+    return alpha, variance
+
+
+# %%
 betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)  # DDPM's variances, 1 - a^2
-kept, variance = torch.ones(()).double(), torch.zeros(()).double()
-walkers = points[:1].expand(5000, 2)
-steps = seeded(3)
+kept, variance = composed((1 - betas).sqrt())
+walkers, dice = points[:1].expand(5000, 2), seeded(3)
 for beta in betas:
-    kept, variance = (1 - beta).sqrt() * kept, (1 - beta) * variance + beta
-    walkers = (1 - beta).sqrt() * walkers + beta.sqrt() * torch.randn(5000, 2, generator=steps, dtype=torch.float64)
+    walkers = (1 - beta).sqrt() * walkers + beta.sqrt() * torch.randn(5000, 2, generator=dice, dtype=torch.float64)
 print(f"alpha {float(kept):.4f}, sigma^2 {float(variance):.5f}")
 print(f"5,000 walks: variance {float(walkers.var(0).mean()):.3f} +- {1 / 5000**0.5:.3f}")
 torch.testing.assert_close(variance, 1 - kept**2)
@@ -166,7 +174,7 @@ print(f"sigma^2 should be 1: {as_deviation:.3f} with beta as deviation, {added**
 #
 # Our data are a *mixture of Gaussians*: pick component $k$ with probability $w_k$, then draw from its Gaussian,
 #
-# $$ p(x) = \sum_k w_k\, \mathcal N(x;\, m_k, C_k). \label{eq-mixture} $$
+# $$ p(x) = \sum_k \big[\, w_k\, \mathcal N(x;\, m_k, C_k) \,\big]. \label{eq-mixture} $$
 
 
 # %%
@@ -184,7 +192,7 @@ torch.testing.assert_close(data.log_prob(points).exp(), by_hand)
 # Now noise it, $x_t = \alpha_t x_0 + \sigma_t \varepsilon$. If $x_0$ comes from component $k$, then $\alpha_t x_0$ is Gaussian with mean $\alpha_t m_k$
 # and covariance $\alpha_t^2 C_k$, and independent noise adds $\sigma_t^2 I$. Which component it was, the noise does not ask:
 #
-# $$ p_t(x) = \sum_k w_k\, \mathcal N\big(x;\, \alpha_t m_k,\; \alpha_t^2 C_k + \sigma_t^2 I\big). \label{eq-noised-mixture} $$
+# $$ p_t(x) = \sum_k \Big[ w_k\, \mathcal N\big(x;\, \alpha_t m_k,\; \alpha_t^2 C_k + \sigma_t^2 I\big) \Big]. \label{eq-noised-mixture} $$
 #
 # So whatever you know about mixtures you know at every noise level. The check does not use this: it averages the noise's bell over a million clean points.
 
@@ -202,7 +210,7 @@ torch.testing.assert_close(noisy.log_prob(x[:20]).exp(), bell @ chance, rtol=1e-
 # The gradient of $\log p$, the *score*, says where data get denser. The logarithm of one Gaussian has the slope $C_k^{-1} (m_k - x)$.
 # For the sum, $\nabla \log p = \nabla p / p$ weighs these slopes by how probable each component is *at x*:
 #
-# $$ \nabla \log p(x) = \sum_k p(k \mid x)\; C_k^{-1} (m_k - x), \qquad p(k \mid x) = \frac{w_k\, \mathcal N(x;\, m_k, C_k)}{\sum_j w_j\, \mathcal N(x;\, m_j, C_j)}. \label{eq-mixture-score} $$
+# $$ \nabla \log p(x) = \sum_k \big[\, p(k \mid x)\; C_k^{-1} (m_k - x) \,\big], \qquad p(k \mid x) = \frac{w_k\, \mathcal N(x;\, m_k, C_k)}{\sum_j \big[ w_j\, \mathcal N(x;\, m_j, C_j) \big]}. \label{eq-mixture-score} $$
 
 # %%
 leaf = x.clone().requires_grad_()
@@ -242,12 +250,12 @@ with plotting.style():
     for above, below, time in zip(*axes, times, strict=True):
         u = torch.tensor(time, dtype=torch.float64)
         seen = schedule.add_noise(one, push, u)
-        cloud = data.reverse(seen.expand(200, 2), schedule, u, 0.0).sample(seeded(5))
+        under = data.reverse(seen.expand(200, 2), schedule, u, 0.0).sample(seeded(5))
         guess = data.denoiser(schedule)(seen, u).x0
         plausible.append(float(data.log_prob(guess)))
         for line in spine:
             above.plot(*line.T, color="0.75", linewidth=1)
-        above.plot(*cloud.T, ".", color=blue, markersize=2)
+        above.plot(*under.T, ".", color=blue, markersize=2)
         above.plot(*seen[0], "x", color="black", markersize=6)
         above.plot(*guess[0], "o", color=orange, markersize=7, markeredgecolor="white")
         above.set(title=f"$t = {time:g}$", xlim=(-2.1, 2.1), ylim=(-2.1, 2.0), xticks=(), yticks=(), aspect="equal")
@@ -340,13 +348,22 @@ torch.testing.assert_close(both.x0, data.denoiser(schedule)(x, t).x0)
 #
 # Write the cloud with Bayes' rule and divide the exponent by $\alpha_t^2$. With $\lambda_t = \log (\alpha_t^2 / \sigma_t^2)$, the log signal-to-noise ratio (so $\alpha_t^2 = 1 / (1 + e^{-\lambda_t})$),
 #
-# $$ p(x_0 \mid x_t) \;\propto\; p(x_0)\, \exp\Big( -\tfrac12\, e^{\lambda_t}\, \big\| x_0 - x_t / \alpha_t \big\|^2 \Big). \label{eq-snr-clock} $$
+# $$ p(x_0 \mid x_t) \;\propto\; p(x_0)\, \exp\Big[ -\frac12\, e^{\lambda_t}\, \big\| x_0 - x_t / \alpha_t \big\|^2 \Big]. \label{eq-snr-clock} $$
 #
 # Of the whole process only two things are left: where the point is once the shrinking is undone, $x_t / \alpha_t$, and $\lambda_t$. Two schedules, or a process that does not shrink at all ($\alpha = 1$, as in EDM), have the same
 # answers at the same $\lambda$:
 
 # %%
+# [eq-snr-clock]
+def cloud(log_prior, x_0, centre, log_snr):
+    """p(x_0 | x_t) on clean points (M, 2), summing to one, for x_t / alpha (N, 2): (N, M)."""
+    return (log_prior - math.exp(log_snr) / 2 * torch.cdist(centre, x_0).square()).softmax(1)
+
+
+# %% tags=["hide-input"]
 rival, centre = vp_linear(), x / alpha
+by_hand = cloud(data.log_prob(clean), clean, centre[:20], schedule.log_snr(t)) @ clean
+torch.testing.assert_close(data.denoiser(schedule)(x[:20], t).x0, by_hand, rtol=1e-5, atol=1e-5)
 log_snr = schedule.log_snr(t)
 same = rival.time(log_snr)
 there = data.denoiser(rival)(rival.alpha(same) * centre, same).x0
@@ -533,7 +550,7 @@ exercises.check("1.5", brightness)
 #
 # Let the steps get short: $1 - a_k^2 = \beta\, dt$, and the logarithm of $\alpha^2 = \prod a_k^2$ is $-\int \beta\, dt$. With a rate that grows along a straight line,
 #
-# $$ \beta(t) = \beta_\text{min} + t\,(\beta_\text{max} - \beta_\text{min}), \qquad \alpha_t = \exp\Big( -\tfrac12 \big( t\, \beta_\text{min} + \tfrac12 t^2 (\beta_\text{max} - \beta_\text{min}) \big) \Big). \label{eq-vp-linear} $$
+# $$ \beta(t) = \beta_\text{min} + t\,(\beta_\text{max} - \beta_\text{min}), \qquad \alpha_t = \exp\Big( -\frac12 \big( t\, \beta_\text{min} + \frac12 t^2 (\beta_\text{max} - \beta_\text{min}) \big) \Big). \label{eq-vp-linear} $$
 #
 # DDPM's table of 1,000 variances from 0.0001 to 0.02 is nearly this one, with the rates 0.1 and 20: a thousand times as much, per unit of time.
 
@@ -611,7 +628,7 @@ shown
 #
 # With $V_k = \alpha_t^2 C_k + \sigma_t^2 I$: given the component, $x_0$ and $x_t$ are jointly Gaussian with the covariance $\alpha_t C_k$, so the mean of $x_0$ moves from $m_k$ by $\alpha_t C_k V_k^{-1}$ times what $x_t$ is off its own mean. The same for the noise, whose covariance with $x_t$ is $\sigma_t I$. Average over the components:
 #
-# $$ \hat x_0 = \sum_k p_t(k \mid x)\, \big( m_k + \alpha_t C_k V_k^{-1} (x - \alpha_t m_k) \big), \qquad \hat\varepsilon = \sigma_t \sum_k p_t(k \mid x)\, V_k^{-1} (x - \alpha_t m_k). \label{eq-mixture-denoiser} $$
+# $$ \hat x_0 = \sum_k \Big[ p_t(k \mid x)\, \big( m_k + \alpha_t C_k V_k^{-1} (x - \alpha_t m_k) \big) \Big], \qquad \hat\varepsilon = \sigma_t \sum_k \Big[ p_t(k \mid x)\, V_k^{-1} (x - \alpha_t m_k) \Big]. \label{eq-mixture-denoiser} $$
 
 # %%
 share = parts / parts.sum(1, keepdim=True)  # of each component, (200, 36)
@@ -633,7 +650,7 @@ print(f"float32 at t = 1: {float((single - exact).abs().max()):.0e} by this form
 #
 # Differentiate $\eqref{eq-mixture-score}$. With $g_k = C_k^{-1} (m_k - x)$ and $g = \nabla \log p$: each slope changes by $-C_k^{-1}$, and the shares change in favour of the components whose slope leads that way, $\nabla p(k \mid x) = p(k \mid x)\, (g_k - g)$. So
 #
-# $$ \nabla \nabla^\top \log p(x) = \sum_k p(k \mid x) \big( g_k g_k^\top - C_k^{-1} \big) - g\, g^\top. \label{eq-mixture-hessian} $$
+# $$ \nabla \nabla^\top \log p(x) = \sum_k \Big[ p(k \mid x) \big( g_k g_k^\top - C_k^{-1} \big) \Big] - g\, g^\top. \label{eq-mixture-hessian} $$
 #
 # The derivative of Tweedie's formula turns it into the covariance of the cloud,
 # $\mathrm{Cov}(x_0 \mid x_t) = \frac{\sigma_t^2}{\alpha_t^2} \big(I + \sigma_t^2 \nabla \nabla^\top \log p_t\big)$: chapter 07's [width of a step](07_mean_shift.ipynb#how-wide-the-step-is), from $t$ to 0.
@@ -658,7 +675,7 @@ for value in (6.0, 3.0, 0.0, -3.0, -6.0):
 #
 # Keep the components of class $y$ and let their weights sum to one again:
 #
-# $$ p(x \mid y) = \sum_{k \text{ of class } y} \frac{w_k}{p(y)}\, \mathcal N(x;\, m_k, C_k), \qquad p(y) = \sum_{k \text{ of class } y} w_k. \label{eq-conditional-mixture} $$
+# $$ p(x \mid y) = \sum_{k \text{ of class } y} \Big[ \frac{w_k}{p(y)}\, \mathcal N(x;\, m_k, C_k) \Big], \qquad p(y) = \sum_{k \text{ of class } y} w_k. \label{eq-conditional-mixture} $$
 
 # %%
 inside = (data.weights * bells(points, data.means, data.covs))[:, short].sum(1) / data.weights[short].sum()
