@@ -79,7 +79,7 @@ shown
 #
 # **The direct way** would be: learn where data are denser, and walk uphill. It fails twice. Of the places where a walk may begin, hardly any
 # have data nearby, and where nothing was seen, nothing is learned. And even the exact slope, which we have, misleads:
-# near a thin curve it is enormous, and it leads to whatever piece of curve is nearest, however little lies there:
+# it is enormous, and where it leads is decided by the place and the shape of the arcs, hardly by how much lies on each:
 
 
 # %% tags=["hide-input"]
@@ -106,8 +106,7 @@ assert abs(shares["20 % on the short arc"][1] - 0.2) < 0.03 and abs(shares["80 %
 assert all(0.61 < direct < 0.66 for direct, _ in shares.values())
 
 # %% [markdown]
-# Uphill, the short arc gets nearly two thirds of the walks in both cases: between thin arcs the slope hardly knows their
-# masses. Through noise its share is right in both.
+# Uphill, the short arc gets nearly two thirds of the walks, whether it holds a fifth of the data or four. Through noise its share is right in both cases.
 #
 # **What noise changes.** Add noise, and there are data everywhere. Each noisy point knows which clean one it came from.
 # At any place, average over those that ended there: that is the way back, and in the average each arc counts by its mass. With much

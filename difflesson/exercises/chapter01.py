@@ -227,7 +227,11 @@ EXERCISES = [
                 lambda *a: score(*a, v_sign=-1),
                 "solve the two equations again: multiply the first by sigma, the second by alpha, and add.",
             ),
-            Mistake("the noise itself", lambda *a: score(*a, divide=0, sign=1), "this is eps. The score has another unit."),
+            Mistake(
+                "the noise itself",
+                lambda *a: score(*a, divide=0, sign=1),
+                "this is eps. The score has another unit.",
+            ),
             Mistake(
                 "minus the noise",
                 lambda *a: score(*a, divide=0),
@@ -238,7 +242,11 @@ EXERCISES = [
                 lambda *a: score(*a, divide=2),
                 "x - alpha x_0 is divided by sigma^2; you have eps. How are the two related?",
             ),
-            Mistake("sign", lambda *a: score(*a, sign=1), "the score leads towards the data. Where does the noise lead?"),
+            Mistake(
+                "sign",
+                lambda *a: score(*a, sign=1),
+                "the score leads towards the data. Where does the noise lead?",
+            ),
             Mistake(
                 "v taken for eps",
                 lambda x, v, log_snr: -v * math.sqrt(1 + math.exp(log_snr)),

@@ -180,5 +180,3 @@ def conditional() -> Reading:
         r"\sum_{k \text{ of class } y}": lambda values: added(values.expand(4, -1, -1)[mine]),
     }  # fmt: skip
     return Reading(letters, {"p(x)": both[0] + both[1]}, statements=2)
-
-
