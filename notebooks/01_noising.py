@@ -26,7 +26,7 @@ import torch
 from difflesson import curves, exercises, kernels, plane, plotting
 from difflesson.denoiser import Prediction, network_denoiser
 from difflesson.digits import checkpoints, sampling
-from difflesson.mixture import GaussianMixture
+from difflesson.mixture import GaussianMixture, MixtureDenoiser
 from difflesson.samplers import draw, sample, time_grid
 from difflesson.schedule import cosine, from_betas, vp_linear
 
@@ -36,7 +36,7 @@ torch.set_num_threads(1)
 # ## Where there are no data, there is nothing to learn
 #
 # Pictures fill hardly any of the space of all pixel values. The likest thing in a plane is a thin curve. Ours has two arcs;
-# four points in five belong to the long one. (It is a mixture of 36 narrow Gaussians: all of this page's answers are exact.)
+# four points in five belong to the long one. (They are a mixture of 36 narrow Gaussians, so that densities and averages have closed forms.)
 
 
 # %%
@@ -69,15 +69,16 @@ with plotting.style():
     for panel, title in zip(axes, ("data", "data with noise, and the way back", "from noise to data"), strict=True):
         panel.set(title=title, xlabel="$x_1$", xlim=(-2.8, 2.8), ylim=(-2.8, 2.8), aspect="equal")
     axes[0].set_ylabel("$x_2$")
+    assert float(data.log_prob(walks[-1]).min()) > -9
     shown = plotting.show(figure, "01_why_noise", alt="Three panels. Left: a thousand dots on two thin arcs, a long one that opens to the lower right and a short one inside the opening; an orange dot in the empty middle asks which way. Middle: the same with noise; grey dots fill the plane, and blue arrows on a lattice lead inwards from everywhere. Right: thirty grey lines from scattered starts end in blue dots on the two arcs.")
 shown
 
 # %% [markdown]
 # *Left: where there are no data, nothing says which way to go. Middle: data with noise are everywhere, and
-# the average way back can be learned everywhere (arrows). Right: thirty points of pure noise, led by such arrows while
+# the average way back can be learned everywhere (arrows: to the average clean point, shrunk as noisy data are). Right: thirty points of pure noise, led by such arrows while
 # the noise is lowered, end on the arcs.*
 #
-# **The direct way** would be: learn where data are denser, and walk uphill. It fails twice. Of the places where a walk may begin, hardly any
+# **The direct way** would be: learn where data are denser, and walk uphill. It fails twice. Of the places where a walk may begin, few
 # have data nearby, and where nothing was seen, nothing is learned. And even the exact slope, which we have, misleads:
 # it is enormous, and where it leads is decided by the place and the shape of the arcs, hardly by how much lies on each:
 
@@ -151,7 +152,7 @@ torch.testing.assert_close(from_betas(betas).alpha(1.0), kept)
 assert abs(float(walkers.var(0).mean()) - 1) < 4 / 5000**0.5
 
 # %% [markdown]
-# The end is $\mathcal N(0, I)$ nearly, not exactly: 0.6 % of the picture is left. From here on only $\alpha_t$ and $\sigma_t$ matter, with $t$ from 0 to 1 ([chapter 00](00_start_here.ipynb#one-noisy-picture-two-guesses)). Which ones, the
+# The end is $\mathcal N(0, I)$ nearly, not exactly: 0.6 % of the picture is left. From here on only $\alpha_t$ and $\sigma_t$ matter, with the times $t$ of [chapter 00](00_start_here.ipynb#one-noisy-picture-two-guesses). Which ones, the
 # *schedule* says: this page uses `cosine`, and Deeper has DDPM's.
 #
 # ### Pitfall: deviations and variances
@@ -193,7 +194,7 @@ torch.testing.assert_close(data.log_prob(points).exp(), by_hand)
 #
 # $$ p_t(x) = \sum_k \Big[ w_k\, \mathcal N\big(x;\, \alpha_t m_k,\; \alpha_t^2 C_k + \sigma_t^2 I\big) \Big]. \label{eq-noised-mixture} $$
 #
-# So whatever you know about mixtures you know at every noise level. The check does not use this: it averages the noise's bell over a million clean points.
+# So whatever you know about mixtures you know at every noise level. The check does not use this: it averages the noise's bell over 601 times 601 clean points.
 
 # %%
 t, x = torch.tensor(0.45, dtype=torch.float64), level.sample(200, seeded(4))[0]
@@ -229,7 +230,7 @@ for name, score in wrong.items():
     print(f"{name}: relative error {float(off):.2f}")
 
 # %% [markdown]
-# A tenth of the time off costs half of the score's size; the score of the clean data is wrong by a factor of hundreds.
+# A tenth of the time off costs half of the score's size; the error of the clean data's score is 200 times that size.
 #
 # ## The best guess is no point of the data
 #
@@ -251,6 +252,7 @@ with plotting.style():
         seen = schedule.add_noise(one, push, u)
         under = data.reverse(seen.expand(200, 2), schedule, u, 0.0).sample(seeded(5))
         guess = data.denoiser(schedule)(seen, u).x0
+        assert under.shape == (200, 2)
         plausible.append(float(data.log_prob(guess)))
         for line in spine:
             above.plot(*line.T, color="0.75", linewidth=1)
@@ -307,7 +309,7 @@ for time in (0.2, 0.4, 0.6, 0.8):
 
 # %% [markdown]
 # The ratio is 2 at every noise level, up to sampling error (20,000 points). Snapping the average to the nearest real
-# point looks as good as a draw and is worse than the average, too. So do not judge a *guess* by its looks. A sharp $\hat x_0$ at much noise is a sign
+# point makes a real point of it, and costs as well. So do not judge a *guess* by its looks. A sharp $\hat x_0$ at much noise is a sign
 # that something is wrong: by $\eqref{eq-guess-error}$ it is paid for. Pictures come sharp out of a sampler because it asks again and again while the cloud shrinks.
 #
 # ## One thing under four names
@@ -390,10 +392,16 @@ short = torch.tensor(data.labels) == 1
 by_hand = parts[:, short].sum(1) / parts.sum(1)
 torch.testing.assert_close(noisy.class_log_prob(x, label=1).exp(), by_hand)
 many, truth = noisy.sample(20_000, seeded(9))
+said, right = {}, {}
 for name, who in {"for noisy points": noisy, "for clean points": data}.items():
     p = who.class_log_prob(many, 1).exp()
-    right = ((p > 0.5) == (truth == 1)).double().mean()
-    print(f"classifier {name}: sure to {float(torch.maximum(p, 1 - p).mean()):.3f}, right in {float(right):.3f}")
+    said[name] = float(torch.maximum(p, 1 - p).mean())
+    right[name] = float(((p > 0.5) == (truth == 1)).double().mean())
+    print(f"classifier {name}: sure to {said[name]:.3f}, right in {right[name]:.3f}")
+
+# %% tags=["remove-cell"]
+assert abs(said["for noisy points"] - right["for noisy points"]) < 0.01
+assert said["for clean points"] > 0.99 and 0.68 < right["for clean points"] < 0.72
 
 # %% [markdown]
 # The exact one is as often right as it claims. The clean one is nearly always certain, and wrong three times in ten:
@@ -406,7 +414,7 @@ for name, who in {"for noisy points": noisy, "for clean points": data}.items():
 #
 # | if you | do | because |
 # |---|---|---|
-# | see a blurred $\hat x_0$ at much noise | leave it | it is the average, and anything sharper has a larger error |
+# | see a blurred $\hat x_0$ at much noise | leave it | it is the average, and any other guess has a larger mean square error |
 # | need *one* plausible picture | sample, do not denoise in one step | a draw costs twice the error, an average is no picture |
 # | choose what a network predicts | $v$ | $\varepsilon$ loses digits of $x_0$ at much noise, $x_0$ those of $\varepsilon$ at little |
 # | compare noise levels of two models | compare $\lambda$, after dividing $x_t$ by $\alpha_t$ | the same $t$ means different noise under another schedule |
@@ -566,7 +574,7 @@ for name, one_of in {"vp_linear": linear, "cosine": schedule}.items():
     print(f"{name}: {float(busy):.0%} of the time between log-SNR 4 and -4, ends at {float(one_of.log_snr(1.0)):.0f}")
 
 # %% [markdown]
-# In the middle, where on our arcs the error falls from nearly all to nearly nothing (below), `cosine` spends 83 % of its time and `vp_linear` 59 %. By $\eqref{eq-snr-clock}$ this is all that tells them apart.
+# In the middle, where on our arcs the error falls from nearly all to nearly nothing (below), `cosine` spends 83 % of its time and `vp_linear` 59 %. By $\eqref{eq-snr-clock}$ this, and where they end, is all that tells them apart.
 #
 # ## Deeper: which of the four loses its digits, and where
 #
@@ -633,7 +641,7 @@ shown
 share = parts / parts.sum(1, keepdim=True)  # of each component, (200, 36)
 pulled = torch.linalg.solve(noisy.covs, (x[:, None] - noisy.means)[..., None])  # (200, 36, 2, 1)
 by_hand = data.means + alpha * (data.covs @ pulled)[..., 0]
-guess = data.denoiser(schedule)(x, t)
+guess = MixtureDenoiser(data, schedule)(x, t)
 torch.testing.assert_close(guess.x0, (share[:, :, None] * by_hand).sum(1))
 torch.testing.assert_close(guess.eps, sigma * (share[:, :, None] * pulled[..., 0]).sum(1))
 late = torch.tensor(1.0)
@@ -647,7 +655,7 @@ print(f"float32 at t = 1: {float((single - exact).abs().max()):.0e} by this form
 #
 # *For those who need more than the mean. It adds the cloud's covariance from second derivatives, and what noise leaves unknown.*
 #
-# Differentiate $\eqref{eq-mixture-score}$. With $g_k = C_k^{-1} (m_k - x)$ and $g = \nabla \log p$: each slope changes by $-C_k^{-1}$, and the shares change in favour of the components whose slope leads that way, $\nabla p(k \mid x) = p(k \mid x)\, (g_k - g)$. So
+# Differentiate $\eqref{eq-mixture-score}$. With $g_k = C_k^{-1} (m_k - x)$ and $g = \nabla \log p$: each slope changes by $-C_k^{-1}$, and the shares change in favour of the components whose slope leads that way, $\nabla p(k \mid x) = p(k \mid x)\, (g_k - g)$. Together:
 #
 # $$ \nabla \nabla^\top \log p(x) = \sum_k \Big[ p(k \mid x) \big( g_k g_k^\top - C_k^{-1} \big) \Big] - g\, g^\top. \label{eq-mixture-hessian} $$
 #
@@ -704,5 +712,8 @@ copied = {name: (torch.cdist(x, shown_60).min(1).values < 0.005).double().mean()
 for name, share in copied.items():
     print(f"{name}: {float(share):.1%} within 0.005 of a training point")
 
+# %% tags=["remove-cell"]
+assert 0.5 < copied["100 steps"] < 0.9 and copied["400 steps"] > 0.98 and copied["new data"] < 0.02
+
 # %% [markdown]
-# In 100 steps most samples are copies, in 400 nearly all. What a network draws beyond its training set it owes to *not* reaching the minimum of its loss: to its limits, and to a training that ends in time.
+# In 100 steps most samples are copies, in 400 nearly all. So what a network draws beyond its training set it owes to *not* reaching the minimum of the loss on that set.
