@@ -26,11 +26,14 @@ def two_steps() -> dict[str, tuple]:
     }
 
 
-def as_matrices(a_1: float, s_1: float, a_2: float, s_2: float) -> tuple[float, float]:
-    """Rows of what x_2 is made of: x_0, the first noise, the second."""
-    first = torch.tensor([[a_1, s_1, 0], [0, 0, 1]], dtype=F64)  # (x_1, second noise) from all three
-    row = torch.tensor([[a_2, s_2]], dtype=F64) @ first
-    return float(row[0, 0]), float(torch.linalg.norm(row[0, 1:]))
+def as_regression(a_1: float, s_1: float, a_2: float, s_2: float) -> tuple[float, float]:
+    """x_2 regressed on x_0: the slope, and the deviation of what is left; from the covariance of all that is drawn."""
+    chain = torch.eye(3, dtype=F64)  # x_0, first noise, second noise, of variance one each
+    chain[1] = a_1 * chain[0] + s_1 * chain[1]  # x_1
+    chain[2] = a_2 * chain[1] + s_2 * chain[2]  # x_2
+    cov = torch.cov(torch.cat([chain, -chain], 1) * 5**0.5, correction=1) / 2
+    slope = cov[0, 2] / cov[0, 0]
+    return float(slope), float((cov[2, 2] - slope * cov[0, 2]).clamp_min(0).sqrt())
 
 
 # --- 1.2 ----------------------------------------------------------------------------------------------------
@@ -60,11 +63,9 @@ def score_by_solving(x: Tensor, v: Tensor, log_snr: float) -> Tensor:
     return -eps.view_as(x) / math.sin(angle)
 
 
-def score(
-    x: Tensor, v: Tensor, log_snr: float, *, power=0.5, factor=1.0, v_sign=1, divide=1, sign=-1, flip=1
-) -> Tensor:
+def score(x: Tensor, v: Tensor, log_snr: float, *, power=0.5, v_sign=1, divide=1, sign=-1, flip=1) -> Tensor:
     """The solution with parts that can be got wrong."""
-    alpha, sigma = ((1 + math.exp(-s * factor * flip * log_snr)) ** -power for s in (1, -1))
+    alpha, sigma = ((1 + math.exp(-s * flip * log_snr)) ** -power for s in (1, -1))
     return sign * (sigma * x + v_sign * alpha * v) / sigma**divide
 
 
@@ -110,11 +111,11 @@ def score_sizes() -> dict[str, tuple]:
     }
 
 
-def error_of_gaussian_data(mean_square_score: float, alpha: float, sigma: float, dim: int) -> float:
-    """The data may as well be Gaussian of the variance that gives this score: then the cloud's variance is known."""
-    noisy_variance = dim / mean_square_score
-    variance = (noisy_variance - sigma**2) / alpha**2
-    return dim * (variance - (alpha * variance) ** 2 / noisy_variance)
+def error_of_gaussian_data(mean_square_score: float, alpha: float, sigma: float, dim: int) -> Tensor:
+    """The data may as well be Gaussian, of the variance that gives this score: then precisions add up."""
+    noisy = torch.as_tensor(dim, dtype=F64).div(mean_square_score)
+    clean = noisy.sub(sigma * sigma).div(alpha * alpha)
+    return clean.reciprocal().add(math.exp(2 * math.log(alpha / sigma))).reciprocal().mul(dim)
 
 
 # --- 1.5 ----------------------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ EXERCISES = [
         number="1.1",
         title="factors multiply, variances add, and what comes first is shrunk by what comes later",
         cases=two_steps,
-        truth=as_matrices,
+        truth=as_regression,
         mistakes=[
             Mistake(
                 "deviations added",
@@ -210,12 +211,7 @@ EXERCISES = [
             Mistake(
                 "alpha squared",
                 lambda *a: score(*a, power=1.0),
-                "the logistic function of lambda is alpha^2. Check alpha^2 + sigma^2 = 1 with your two numbers.",
-            ),
-            Mistake(
-                "half a logarithm",
-                lambda *a: score(*a, factor=2.0),
-                "lambda is the logarithm of alpha^2 / sigma^2, not of alpha / sigma.",
+                "check alpha^2 + sigma^2 = 1 with your two numbers, and that lambda is the logarithm of alpha^2 / sigma^2.",
             ),
             Mistake(
                 "sign of lambda",
