@@ -5,18 +5,18 @@
 # noise, and then learns to guess what was buried. Why not learn the pictures themselves? And what should a guess look
 # like, when many pictures may lie under the same noise?
 #
-# The short answer: **noise makes data where there are none. And the best guess of what lies under it looks like no
+# The short answer: **noise makes data where there were none. And the best guess of what lies under much of it looks like no
 # picture at all.**
 #
 # **After this chapter you can**
 # * say what noise buys, and show it on data that lie on a thin curve;
-# * write down $x_t$ for any chain of small steps, and the exact density, score and best guess of a mixture at every noise level;
-# * prove that a blurred guess beats a sharp one, and by how much;
-# * turn a guess of the clean point, of the noise, of $v$ or of the score into the others.
+# * replace a chain of small steps by one, and write down the exact density and score of a mixture at every noise level;
+# * prove that a blurred guess beats a realistic one, and by how much;
+# * turn a guess of the clean point into one of the noise or of the score, and say what decides it.
 #
 # **You need** chapter 00, Gaussians in several dimensions, Bayes' rule.
 #
-# *34 minutes to read, 17 more for Deeper, 15 seconds to run, on a laptop, without a GPU or a network connection.*
+# *36 minutes to read, 19 more for Deeper, 15 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -35,7 +35,7 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## Where there are no data, there is nothing to learn
 #
-# Pictures fill hardly any of the space of all pixel values. The likest thing in a plane is a thin curve. Ours has two arcs;
+# Pictures fill hardly any of the space of all pixel values. What is most like it in a plane is a thin curve. Ours has two arcs;
 # four points in five belong to the long one. (They are a mixture of 36 narrow Gaussians, so that densities and averages have closed forms.)
 
 
@@ -66,16 +66,16 @@ with plotting.style():
         axes[2].plot(*walks[:, k].T, color=grey, linewidth=0.8)
     axes[2].plot(*walks[0].T, ".", color=grey, markersize=4)
     axes[2].plot(*walks[-1].T, ".", color=blue, markersize=5)
-    for panel, title in zip(axes, ("data", "data with noise, and the way back", "from noise to data"), strict=True):
+    for panel, title in zip(axes, ("data", "data with noise: a slope everywhere", "from noise to data"), strict=True):
         panel.set(title=title, xlabel="$x_1$", xlim=(-2.8, 2.8), ylim=(-2.8, 2.8), aspect="equal")
     axes[0].set_ylabel("$x_2$")
     assert float(data.log_prob(walks[-1]).min()) > -9
-    shown = plotting.show(figure, "01_why_noise", alt="Three panels. Left: a thousand dots on two thin arcs, a long one that opens to the lower right and a short one inside the opening; an orange dot in the empty middle asks which way. Middle: the same with noise; grey dots fill the plane, and blue arrows on a lattice lead inwards from everywhere. Right: thirty grey lines from scattered starts end in blue dots on the two arcs.")
+    shown = plotting.show(figure, "01_why_noise", alt="Three panels. Left: a thousand dots on two thin arcs, a long one that opens to the lower right and a short one inside the opening; an orange dot in the empty middle asks which way. Middle: the same with noise; grey dots fill the plane, and blue arrows on a lattice lead inwards, the longer the farther out. Right: thirty grey lines from scattered starts end in blue dots on the two arcs.")
 shown
 
 # %% [markdown]
-# *Left: where there are no data, nothing says which way to go. Middle: data with noise are everywhere, and
-# the average way back can be learned everywhere (arrows: to the average clean point, shrunk as noisy data are). Right: thirty points of pure noise, led by such arrows while
+# *Left: where there are no data, nothing says which way to go. Middle: with noise there are data wherever a walk passes, and
+# the slope of their density can be learned there (arrows). Right: thirty points of pure noise, led by such slopes while
 # the noise is lowered, end on the arcs.*
 #
 # **The direct way** would be: learn where data are denser, and walk uphill. It fails twice. Of the places where a walk may begin, few
@@ -94,25 +94,26 @@ near = torch.cdist(starts, points).min(1).values < 0.1
 print(f"starts with one of 1,000 data within 0.1: {float(near.double().mean()):.0%}")
 print(f"median slope of log p at a start: {float(data.score(starts).norm(dim=1).median()):.0f}, "
       f"with the noise of the middle panel: {float(level.score(starts).norm(dim=1).median()):.1f}")
-shares = {}
-for name, arcs in {"20 % on the short arc": data, "80 % on the short arc": curves.two_arcs(mass=0.2)}.items():
-    noised = draw(kernels.ddim(arcs.denoiser(schedule), schedule), starts, time_grid(100))
-    ends = uphill(arcs, starts), noised
-    shares[name] = [float(arcs.class_log_prob(end, 1).exp().mean()) for end in ends]
-    print("{}: uphill {:.2f}, through noise {:.2f} +- 0.01".format(name, *shares[name]))
+shares, walkers = {}, starts[:1000]
+for short in (0.2, 0.8):
+    arcs = curves.two_arcs(mass=1 - short, parts=120)  # the same curve, of nearly round pieces
+    noised = draw(kernels.ddim(arcs.denoiser(schedule), schedule), walkers, time_grid(100))
+    ends = uphill(arcs, walkers), noised
+    shares[short] = [float(arcs.class_log_prob(end, 1).exp().mean()) for end in ends]
+    print("{:.0%} on the short arc: uphill {:.2f}, through noise {:.2f} +- 0.01".format(short, *shares[short]))
 
 # %% tags=["remove-cell"]
 assert float(near.double().mean()) < 0.15
-assert abs(shares["20 % on the short arc"][1] - 0.2) < 0.03 and abs(shares["80 % on the short arc"][1] - 0.8) < 0.03
-assert all(0.61 < direct < 0.66 for direct, _ in shares.values())
+assert all(abs(through - short) < 0.04 for short, (_, through) in shares.items())
+assert all(0.36 < direct < 0.43 for direct, _ in shares.values())
 
 # %% [markdown]
-# Uphill, the short arc gets nearly two thirds of the walks, whether it holds a fifth of the data or four. Through noise its share is right in both cases.
+# Uphill, the short arc gets four walks in ten, whether it holds a fifth of the data or four. Through noise its share is right in both cases, within two standard errors.
 #
-# **What noise changes.** Add noise, and there are data everywhere. Each noisy point knows which clean one it came from.
-# At any place, average over those that ended there: that is the way back, and in the average each arc counts by its mass. With much
-# noise all places look alike and the average knows the masses; with little noise it knows the shape of the curve. So begin at much noise, follow the averages, and lower the
-# noise (right panel).
+# **What noise changes.** Add noise, and there are data wherever a walk passes. We made each noisy point, so we know which clean one it came from.
+# At any place, average the clean points of those that ended there. In this average each arc counts by its mass. With much
+# noise all places look alike and the average knows the masses; with little noise it knows the shape of the curve. So begin at much noise, go *a part* of the way towards the average, lower the
+# noise a little, and repeat (right panel). How large a part, the sampler says: here DDIM of chapter 00, in 100 steps; [chapter 10](10_general_case.ipynb#only-the-arrow-knows-the-data) has others. In one step all walks would end on one spot.
 #
 # So one thing is to be learned: at each noise level, *the average of what may lie under a noisy point*. That is
 # plain least squares. But an average of pictures is no picture. It looks like a flaw of the
@@ -121,13 +122,13 @@ assert all(0.61 < direct < 0.66 for direct, _ in shares.values())
 # ## A thousand small steps are one large step
 #
 # DDPM adds noise in $T$ small steps. Step $k$ keeps a factor $a_k$, a little below 1, of what it finds, and adds
-# independent noise of variance $1 - a_k^2$: $x_k = a_k\, x_{k-1} + \sqrt{1 - a_k^2}\; \varepsilon_k$. Unfold it. The clean point is multiplied by all factors. The noise of step $k$ is multiplied by all *later* factors, and
+# independent noise of variance $\beta_k = 1 - a_k^2$ (the number in DDPM's tables): $x_k = a_k\, x_{k-1} + \sqrt{1 - a_k^2}\; \varepsilon_k$. Unfold it. The clean point is multiplied by all factors. The noise of step $k$ is multiplied by all *later* factors, and
 # variances of independent noises add up:
 #
 # $$ \alpha = \prod_k a_k, \qquad \sigma^2 = \sum_k \Big[ (1 - a_k^2) \prod_{j > k} a_j^2 \Big] = 1 - \alpha^2. \label{eq-composed-noise} $$
 #
 # The sum telescopes: its term is $\prod_{j > k} a_j^2 - \prod_{j \ge k} a_j^2$. And a sum of independent
-# Gaussians is a Gaussian. So $x_T = \alpha x_0 + \sigma \varepsilon$ with *one* noise: a training example at any level costs one draw.
+# Gaussians is a Gaussian. So $x_T$ is distributed as $\alpha x_0 + \sigma \varepsilon$ with *one* noise: a training example at any level costs one draw.
 
 # %%
 # [eq-composed-noise]
@@ -142,33 +143,99 @@ def composed(a):
 # %%
 betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)  # DDPM's variances, 1 - a^2
 kept, variance = composed((1 - betas).sqrt())
-walkers, dice = points[:1].expand(5000, 2), seeded(3)
+chain, dice = points[:1].expand(5000, 2), seeded(3)
 for beta in betas:
-    walkers = (1 - beta).sqrt() * walkers + beta.sqrt() * torch.randn(5000, 2, generator=dice, dtype=torch.float64)
+    chain = (1 - beta).sqrt() * chain + beta.sqrt() * torch.randn(5000, 2, generator=dice, dtype=torch.float64)
 print(f"alpha {float(kept):.4f}, sigma^2 {float(variance):.5f}")
-print(f"5,000 walks: variance {float(walkers.var(0).mean()):.3f} +- {1 / 5000**0.5:.3f}")
+print(f"5,000 walks: variance {float(chain.var(0).mean()):.3f} +- {1 / 5000**0.5:.3f}")
 torch.testing.assert_close(variance, 1 - kept**2)
 torch.testing.assert_close(from_betas(betas).alpha(1.0), kept)
-assert abs(float(walkers.var(0).mean()) - 1) < 4 / 5000**0.5
+assert abs(float(chain.var(0).mean()) - 1) < 4 / 5000**0.5
 
 # %% [markdown]
-# The end is $\mathcal N(0, I)$ nearly, not exactly: 0.6 % of the picture is left. From here on only $\alpha_t$ and $\sigma_t$ matter, with the times $t$ of [chapter 00](00_start_here.ipynb#one-noisy-picture-two-guesses). Which ones, the
-# *schedule* says: this page uses `cosine`, and Deeper has DDPM's.
+# The end is $\mathcal N(0, I)$ nearly, not exactly: 0.6 % of the picture is left. From here on only $\alpha_t$ and $\sigma_t$ matter, with the times $t$ of [chapter 00](00_start_here.ipynb#one-noisy-picture-two-guesses). Which ones, the *schedule* says: this page uses `cosine`; Deeper has DDPM's, and what happens if $\beta_k$ is taken for a deviation.
 #
-# ### Pitfall: deviations and variances
+# ## The best guess is no point of the data
 #
-# Four letters, two kinds of number. Two slips that run without complaint: add noise of *deviation* $\beta_k$ (it is a
-# variance), or add up deviations as if they were variances.
+# What lies under a given $x_t$? Not one point: a cloud, $p(x_0 \mid x_t)$. Take the average of the cloud, $\hat x_0 = \mathbb E[x_0 \mid x_t]$. On the curve, and below it for a digit, where a network guesses that was trained to answer such averages and was not told the label:
+
+# %% tags=["hide-input"]
+times = (0.2, 0.4, 0.6, 0.8, 0.9)
+network, _ = checkpoints.load("denoiser")
+digit = sampling.generate(network, torch.tensor([3, 5, 8]), 1.0, seed=3, sampler="ddim", steps=16)[2:]
+pixels = torch.randn(digit.shape, generator=seeded(3))
+one, push = torch.tensor([[1.24, -0.12]]).double(), torch.tensor([[-1.02, 0.99]]).double()
+spine = [data.means[torch.tensor(data.labels) == y] for y in (0, 1)]
+edges, plausible = [], []
+with plotting.style():
+    figure, axes = plotting.plt.subplots(2, 5, figsize=(9.2, 3.5), height_ratios=(1.9, 1))
+    for above, below, time in zip(*axes, times, strict=True):
+        u = torch.tensor(time, dtype=torch.float64)
+        seen = schedule.add_noise(one, push, u)
+        under = data.reverse(seen.expand(200, 2), schedule, u, 0.0).sample(seeded(5))
+        guess = data.denoiser(schedule)(seen, u).x0
+        assert under.shape == (200, 2)
+        plausible.append(float(data.log_prob(guess)))
+        for line in spine:
+            above.plot(*line.T, color="0.75", linewidth=1)
+        above.plot(*under.T, ".", color=blue, markersize=2)
+        above.plot(*seen[0], "x", color="black", markersize=6)
+        above.plot(*guess[0], "o", color=orange, markersize=7, markeredgecolor="white")
+        above.set(title=f"$t = {time:g}$", xlim=(-2.1, 2.1), ylim=(-2.1, 2.0), xticks=(), yticks=(), aspect="equal")
+        noisy_digit = schedule.add_noise(digit, pixels, u).float()
+        answer = network_denoiser(network, schedule)(noisy_digit, u).x0
+        edges.append(float(answer.diff(dim=3).square().mean()))
+        plotting.show_digits(below, torch.cat([noisy_digit, answer]), columns=2)
+    assert max(plausible[1:]) < -50 and edges[-1] < edges[0] / 2 and edges == sorted(edges, reverse=True)
+    shown = plotting.show(figure, "01_best_guess", alt="Two rows over five noise levels. Above, the two arcs in grey, a black cross for the noisy point, blue dots for clean points it may come from, and an orange dot for their average. At t = 0.2 the blue dots lie at two neighbouring ends and the average on one of them; from 0.4 on they spread over both arcs, and the average lies in the empty space between. Below, a noisy eight and a network's guess of it: sharp up to 0.6, softer at 0.8, a grey blur at 0.9.")
+shown
+
+# %% [markdown]
+# *Above: a noisy point (cross), 200 clean points that it may come from (blue), their average (orange). From the second panel on the average
+# lies where no data are. Below: a noisy digit and the network's guess. The more may be under the noise, the more it blurs.*
+#
+# The orange dot is not a possible clean point. Is it a bad guess? Let $g$ be *any* guess made from $x_t$, a random one if you like. Given $x_t$, the truth $x_0$ and the
+# guess $g$ are independent. So in the square of $(x_0 - \hat x_0) - (g - \hat x_0)$ the mixed term is zero on average, because $x_0 - \hat x_0$ averages to zero given $x_t$:
+#
+# $$ \mathbb E \|x_0 - g\|^2 = \mathbb E \|x_0 - \hat x_0\|^2 + \mathbb E \|g - \hat x_0\|^2. \label{eq-guess-error} $$
+#
+# The first term nobody can avoid. The second is what a guess pays for not being the average. And a guess that *looks real*? Draw it
+# from the cloud, $g \sim p(x_0 \mid x_t)$. Given $x_t$, it is distributed as $x_0$ is, so the second term equals the first. **A draw from the cloud has exactly twice the error of the average.**
+
 
 # %%
-as_deviation, added = 0.0, 0.0
-for beta in betas.tolist():
-    as_deviation = (1 - beta) * as_deviation + beta**2
-    added = math.sqrt(1 - beta) * added + math.sqrt(beta)
-print(f"sigma^2 should be 1: {as_deviation:.3f} with beta as deviation, {added**2:.0f} with deviations added")
+# [eq-guess-error]
+def errors_of(guesses, x0, best):
+    """For each guess (N, d): its mean square error, and the sum on the right."""
+    floor = (x0 - best).square().sum(1)
+    return {
+        name: ((x0 - g).square().sum(1).mean(), (floor + (g - best).square().sum(1)).mean())
+        for name, g in guesses.items()
+    }
+
+
+# %% tags=["hide-input"]
+print("   t  average  drawn  ratio           snapped")
+for time in (0.2, 0.4, 0.6, 0.8):
+    u = torch.tensor(time, dtype=torch.float64)
+    x0, eps = data.sample(20_000, seeded(6))[0], torch.randn(20_000, 2, generator=seeded(7), dtype=torch.float64)
+    x_t = schedule.add_noise(x0, eps, u)
+    best = data.denoiser(schedule)(x_t, u).x0
+    drawn = data.reverse(x_t, schedule, u, 0.0).sample(seeded(8))
+    snapped = points[torch.cdist(best, points).argmin(1)]  # the nearest of 1,000 data
+    found = errors_of({"average": best, "drawn": drawn, "snapped": snapped}, x0, best)
+    error = {name: float(left) for name, (left, _) in found.items()}
+    ratio = error["drawn"] / error["average"]
+    spread = (x0 - drawn).square().sum(1) - ratio * (x0 - best).square().sum(1)
+    off = float(spread.std()) / 20_000**0.5 / error["average"]
+    print("{:4} {average:8.3f} {drawn:6.3f} {:6.2f} +- {:.2f} {snapped:9.3f}".format(time, ratio, off, **error))
+    assert all(abs(float(left / right) - 1) < 0.04 for left, right in found.values())
+    assert abs(ratio - 2) < 3 * off and error["snapped"] > error["average"]
 
 # %% [markdown]
-# With the first, the data fade and hardly any noise comes; the second gives a cloud fifteen times too wide.
+# The ratio is 2 at every noise level, within three standard errors. Snapping the average to the nearest real
+# point makes a real point of it, and costs as well, though less. So do not judge a *guess* by its looks. Where many pictures may lie under the noise, a sharp $\hat x_0$ is not their
+# average, and by $\eqref{eq-guess-error}$ has the larger error. Pictures come sharp out of a sampler because it asks again and again while the cloud shrinks.
 #
 # ## A mixture stays a mixture
 #
@@ -190,7 +257,7 @@ torch.testing.assert_close(data.log_prob(points).exp(), by_hand)
 
 # %% [markdown]
 # Now noise it, $x_t = \alpha_t x_0 + \sigma_t \varepsilon$. If $x_0$ comes from component $k$, then $\alpha_t x_0$ is Gaussian with mean $\alpha_t m_k$
-# and covariance $\alpha_t^2 C_k$, and independent noise adds $\sigma_t^2 I$. Which component it was, the noise does not ask:
+# and covariance $\alpha_t^2 C_k$, and independent noise adds $\sigma_t^2 I$. The noise is the same whatever the component, so the weights stay. The noisy points have the density
 #
 # $$ p_t(x) = \sum_k \Big[ w_k\, \mathcal N\big(x;\, \alpha_t m_k,\; \alpha_t^2 C_k + \sigma_t^2 I\big) \Big]. \label{eq-noised-mixture} $$
 #
@@ -218,6 +285,8 @@ noisy.log_prob(leaf).sum().backward()
 torch.testing.assert_close(noisy.score(x), leaf.grad)
 
 # %% [markdown]
+# ### Pitfall: the wrong weights, the wrong level
+#
 # Two wrong scores that people write: the plain weights $w_k$ for $p(k \mid x)$, and the right formula at the wrong noise level.
 
 # %% tags=["hide-input"]
@@ -230,98 +299,23 @@ for name, score in wrong.items():
     print(f"{name}: relative error {float(off):.2f}")
 
 # %% [markdown]
-# A tenth of the time off costs half of the score's size; the error of the clean data's score is 200 times that size.
-#
-# ## The best guess is no point of the data
-#
-# What lies under a given $x_t$? Not one point: a cloud, $p(x_0 \mid x_t)$. Take the average of the cloud, $\hat x_0 = \mathbb E[x_0 \mid x_t]$. On the curve below, and for a digit of
-# chapter 00's network, whose guess is close to such an average:
-
-# %% tags=["hide-input"]
-times = (0.2, 0.4, 0.6, 0.7, 0.8)
-network, _ = checkpoints.load("denoiser")
-digit = sampling.generate(network, torch.tensor([3, 5, 8]), 1.0, seed=3, sampler="ddim", steps=16)[2:]
-pixels = torch.randn(digit.shape, generator=seeded(2))
-one, push = torch.tensor([[1.24, -0.12]]).double(), torch.tensor([[-1.02, 0.99]]).double()
-spine = [data.means[torch.tensor(data.labels) == y] for y in (0, 1)]
-edges, plausible = [], []
-with plotting.style():
-    figure, axes = plotting.plt.subplots(2, 5, figsize=(9.2, 3.5), height_ratios=(1.9, 1))
-    for above, below, time in zip(*axes, times, strict=True):
-        u = torch.tensor(time, dtype=torch.float64)
-        seen = schedule.add_noise(one, push, u)
-        under = data.reverse(seen.expand(200, 2), schedule, u, 0.0).sample(seeded(5))
-        guess = data.denoiser(schedule)(seen, u).x0
-        assert under.shape == (200, 2)
-        plausible.append(float(data.log_prob(guess)))
-        for line in spine:
-            above.plot(*line.T, color="0.75", linewidth=1)
-        above.plot(*under.T, ".", color=blue, markersize=2)
-        above.plot(*seen[0], "x", color="black", markersize=6)
-        above.plot(*guess[0], "o", color=orange, markersize=7, markeredgecolor="white")
-        above.set(title=f"$t = {time:g}$", xlim=(-2.1, 2.1), ylim=(-2.1, 2.0), xticks=(), yticks=(), aspect="equal")
-        noisy_digit = schedule.add_noise(digit, pixels, u).float()
-        answer = network_denoiser(network, schedule)(noisy_digit, u).x0
-        edges.append(float(answer.diff(dim=3).square().mean()))
-        plotting.show_digits(below, torch.cat([noisy_digit, answer]), columns=2)
-    assert max(plausible[1:]) < -50 and edges[-1] < edges[0] / 2 and edges == sorted(edges, reverse=True)
-    shown = plotting.show(figure, "01_best_guess", alt="Two rows over five noise levels. Above, the two arcs in grey, a black cross for the noisy point, blue dots for clean points it may come from, and an orange dot for their average. At t = 0.2 the blue dots lie at two neighbouring ends and the average on one of them; from 0.4 on they spread over both arcs, and the average lies in the empty space between. Below, a noisy eight and a network's guess of it: sharp at 0.2 and 0.4, then softer, a grey blur of another shape at 0.8.")
-shown
-
-# %% [markdown]
-# *Above: a noisy point (cross), 200 clean points that it may come from (blue), their average (orange). From the second panel on the average
-# lies where no data are. Below: a noisy digit and the network's guess. The more may be under the noise, the more it blurs.*
-#
-# The orange dot is not a possible clean point. Is it a bad guess? Let $g$ be *any* guess made from $x_t$, with dice if you like. Given $x_t$, the truth $x_0$ and the
-# guess $g$ know nothing of each other. So in the square of $(x_0 - \hat x_0) - (g - \hat x_0)$ the mixed term vanishes on average, because $x_0 - \hat x_0$ averages to zero given $x_t$:
-#
-# $$ \mathbb E \|x_0 - g\|^2 = \mathbb E \|x_0 - \hat x_0\|^2 + \mathbb E \|g - \hat x_0\|^2. \label{eq-guess-error} $$
-#
-# The first term nobody can avoid. The second is what a guess pays for being something else than the average. And a guess that *looks real*? Draw it
-# from the cloud, $g \sim p(x_0 \mid x_t)$: it is distributed like $x_0$, so the second term equals the first. **A perfectly realistic guess has exactly twice the error of the blurred one.**
-
-
-# %%
-# [eq-guess-error]
-def errors_of(guesses, x0, best):
-    """For each guess (N, d): its mean square error, and the sum on the right."""
-    floor = (x0 - best).square().sum(1)
-    return {
-        name: ((x0 - g).square().sum(1).mean(), (floor + (g - best).square().sum(1)).mean())
-        for name, g in guesses.items()
-    }
-
-
-# %% tags=["hide-input"]
-print("   t  average  drawn  ratio   snapped")
-for time in (0.2, 0.4, 0.6, 0.8):
-    u = torch.tensor(time, dtype=torch.float64)
-    x0, eps = data.sample(20_000, seeded(6))[0], torch.randn(20_000, 2, generator=seeded(7), dtype=torch.float64)
-    x_t = schedule.add_noise(x0, eps, u)
-    best = data.denoiser(schedule)(x_t, u).x0
-    drawn = data.reverse(x_t, schedule, u, 0.0).sample(seeded(8))
-    snapped = points[torch.cdist(best, points).argmin(1)]  # the nearest of 1,000 data
-    found = errors_of({"average": best, "drawn": drawn, "snapped": snapped}, x0, best)
-    error = {name: float(left) for name, (left, _) in found.items()}
-    print(f"{time:4} {error['average']:8.3f} {error['drawn']:6.3f} {error['drawn'] / error['average']:6.2f} {error['snapped']:9.3f}")
-    assert all(abs(float(left / right) - 1) < 0.04 for left, right in found.values())
-    assert abs(error["drawn"] / error["average"] - 2) < 0.06 and error["snapped"] > error["average"]
-
-# %% [markdown]
-# The ratio is 2 at every noise level, up to sampling error (20,000 points). Snapping the average to the nearest real
-# point makes a real point of it, and costs as well. So do not judge a *guess* by its looks. A sharp $\hat x_0$ at much noise is a sign
-# that something is wrong: by $\eqref{eq-guess-error}$ it is paid for. Pictures come sharp out of a sampler because it asks again and again while the cloud shrinks.
+# A tenth of the time off costs half of the score's size here; the error of the clean data's score is 200 times that size.
 #
 # ## One thing under four names
 #
-# How does anybody find the average of a cloud that he cannot see? By its shadow, the density of noisy points. $p_t$ is the average of the noise's bells
-# over clean points, $p_t(x) = \int p(x_0)\, \mathcal N(x;\, \alpha_t x_0, \sigma_t^2 I)\, dx_0$, and a bell has the gradient $(\alpha_t x_0 - x) / \sigma_t^2$ times itself. So $\nabla p_t(x) = p_t(x)\, (\alpha_t\, \mathbb E[x_0 \mid x_t = x] - x) / \sigma_t^2$. Divide by $p_t$ and solve:
+# How does anybody find the average of a cloud that is not seen? From the density of noisy points. It is an average of Gaussians over clean points,
+# $p_t(x) = \int p(x_0)\, \mathcal N(x;\, \alpha_t x_0, \sigma_t^2 I)\, dx_0$. Differentiate under the integral. The gradient of this Gaussian in $x$ is the Gaussian times $(\alpha_t x_0 - x) / \sigma_t^2$:
+#
+# $$ \nabla p_t(x) = \int p(x_0)\, \mathcal N(x;\, \alpha_t x_0, \sigma_t^2 I)\; \frac{\alpha_t x_0 - x}{\sigma_t^2}\, dx_0. $$
+#
+# Divide by $p_t(x)$. Left stands $\nabla \log p_t(x)$. Right, the density over $p_t(x)$ is $p(x_0 \mid x_t = x)$, so $x_0$ becomes its average. Solve for it:
 #
 # $$ \mathbb E[x_0 \mid x_t = x] = \frac{x + \sigma_t^2\, \nabla \log p_t(x)}{\alpha_t}. \label{eq-tweedie} $$
 #
 # *Tweedie's formula*. It holds for **every** distribution of clean points; only the noise must be Gaussian. In words: to guess the clean point, go uphill in the noisy density, by the noise's variance,
-# and undo the shrinking. (Left stands an average. Texts that put $x_0$ itself there, or the drawn noise for the average one in the score, are off by the error of the table.) We try it on what is no mixture, points spread evenly over a square. Left, the average over a fine grid of clean points;
-# right, the density of noisy points by the error function, and its slope by autograd:
+# and undo the shrinking. (Some texts put $x_0$ itself in the place of its average. The two differ by the first column of the table.)
+#
+# We try it on what is no mixture, points spread evenly over a square: the average over a fine grid of clean points, and on the other side the density of noisy points by the error function, its slope by autograd:
 
 # %%
 def square_density(x, alpha, sigma):
@@ -340,14 +334,15 @@ both = Prediction.from_score(x, noisy.score(x), alpha, sigma)
 torch.testing.assert_close(both.x0, data.denoiser(schedule)(x, t).x0)
 
 # %% [markdown]
-# So a network that guesses clean points has learned the score, though it never saw a density. And averages respect $x_t = \alpha_t x_0 + \sigma_t \varepsilon$, so the average noise $\hat\varepsilon$ follows
-# from the same number, as does $\hat v = \alpha_t \hat\varepsilon - \sigma_t \hat x_0$
-# ([the four in one line](00_start_here.ipynb#deeper-why-a-guess-of-the-noise-is-a-slope), [the noise as a score](11_classifier_free_guidance.ipynb#two-guesses-are-two-scores)).
-# On paper, any one gives the others. On a computer, $\hat x_0 = (x - \sigma_t \hat\varepsilon) / \alpha_t$ divides by an $\alpha_t$ near 0 at much noise, and $\hat\varepsilon = (x - \alpha_t \hat x_0) / \sigma_t$ by a $\sigma_t$ near 0 at little. Deeper measures it; $\hat v$ never divides.
+# So a network that guesses clean points has learned the score, though it never saw a density. Averages respect $x_t = \alpha_t x_0 + \sigma_t \varepsilon$, so the average noise $\hat\varepsilon$ follows
+# from the same number. So does $\hat v = \alpha_t \hat\varepsilon - \sigma_t \hat x_0$, which many networks answer, and from which $\hat x_0 = \alpha_t x_t - \sigma_t \hat v$
+# ([chapter 00](00_start_here.ipynb#deeper-why-a-guess-of-the-noise-is-a-slope) has the four in one line, [chapter 11](11_classifier_free_guidance.ipynb#two-guesses-are-two-scores) the noise as a score).
+#
+# On paper, any one gives the others. On a computer, $\hat x_0 = (x_t - \sigma_t \hat\varepsilon) / \alpha_t$ divides by an $\alpha_t$ near 0 at much noise. At little noise $\hat\varepsilon = (x_t - \alpha_t \hat x_0) / \sigma_t$ divides by a $\sigma_t$ near 0. From $\hat v$ nothing is divided; Deeper measures it.
 #
 # ## The only clock
 #
-# Write the cloud with Bayes' rule and divide the exponent by $\alpha_t^2$. With $\lambda_t = \log (\alpha_t^2 / \sigma_t^2)$, the log signal-to-noise ratio (so $\alpha_t^2 = 1 / (1 + e^{-\lambda_t})$),
+# Write the cloud with Bayes' rule and take $\alpha_t^2$ out of the square in the exponent. With $\lambda_t = \log (\alpha_t^2 / \sigma_t^2)$, the log signal-to-noise ratio (so $\alpha_t^2 = 1 / (1 + e^{-\lambda_t})$ if $\alpha_t^2 + \sigma_t^2 = 1$),
 #
 # $$ p(x_0 \mid x_t) \;\propto\; p(x_0)\, \exp\Big[ -\frac12\, e^{\lambda_t}\, \big\| x_0 - x_t / \alpha_t \big\|^2 \Big]. \label{eq-snr-clock} $$
 #
@@ -376,15 +371,15 @@ print(f"log-SNR {float(log_snr):.2f}: t = {float(t):.2f} under cosine, {float(sa
 print(f"at t = {float(t):.2f} under both, guesses differ by {float(off):.2f} on average")
 
 # %% [markdown]
-# So a time has no meaning without its schedule, $\lambda$ has. What a schedule chooses is only where a sampler's steps, and a training's examples, lie along $\lambda$.
+# So a time has no meaning without its schedule, $\lambda$ has. What a schedule chooses is where a sampler's steps, and a training's examples, lie along $\lambda$: between which ends, and how densely.
 #
 # ## What a classifier of noisy points should say
 #
-# Noise does not ask for labels either: the components keep theirs. So the class of a noisy point is a matter of adding up,
+# The noise is the same for all labels, too: components keep theirs. So the class of a noisy point is a matter of adding up,
 #
 # $$ p_t(y \mid x) = \sum_{k \text{ of class } y} p_t(k \mid x), \label{eq-class-posterior} $$
 #
-# with the $p(k \mid x)$ of $\eqref{eq-mixture-score}$ for the noised mixture. Here the classes are the arcs. How sure may one be, and how sure is the classifier of clean points, asked about noisy ones?
+# with the $p(k \mid x)$ of $\eqref{eq-mixture-score}$ for the noised mixture. Here the classes are the arcs. How sure may one be, and how sure is the classifier of clean points, asked about $x_t / \alpha_t$?
 
 # %%
 parts = data.weights * bells(x, noisy.means, noisy.covs)
@@ -392,33 +387,37 @@ short = torch.tensor(data.labels) == 1
 by_hand = parts[:, short].sum(1) / parts.sum(1)
 torch.testing.assert_close(noisy.class_log_prob(x, label=1).exp(), by_hand)
 many, truth = noisy.sample(20_000, seeded(9))
+guessers = {"for noisy points": noisy.class_log_prob(many, 1), "for clean points": data.class_log_prob(many / alpha, 1)}
 said, right = {}, {}
-for name, who in {"for noisy points": noisy, "for clean points": data}.items():
-    p = who.class_log_prob(many, 1).exp()
+for name, log_p in guessers.items():
+    p = log_p.exp()
     said[name] = float(torch.maximum(p, 1 - p).mean())
     right[name] = float(((p > 0.5) == (truth == 1)).double().mean())
-    print(f"classifier {name}: sure to {said[name]:.3f}, right in {right[name]:.3f}")
+    print(f"classifier {name}: mean confidence {said[name]:.3f}, right in {right[name]:.3f}")
+print(f"always the long arc: right in {float((truth == 0).double().mean()):.3f}")
 
 # %% tags=["remove-cell"]
 assert abs(said["for noisy points"] - right["for noisy points"]) < 0.01
-assert said["for clean points"] > 0.99 and 0.68 < right["for clean points"] < 0.72
+assert said["for clean points"] > 0.99 and right["for clean points"] < float((truth == 0).double().mean())
 
 # %% [markdown]
-# The exact one is as often right as it claims. The clean one is nearly always certain, and wrong three times in ten:
+# The exact one is on average as often right as it claims. The clean one is nearly always certain, and right less often than who always says "the long arc":
 # [chapter 06](06_bayes_decomposition.ipynb#pitfall-the-clean-classifier) and [chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb#what-a-noisy-classifier-should-say) show what comes of it.
 #
-# **What Part II takes from here.** Guidance adds $\nabla \log p_t(y \mid x)$, the slope of $\eqref{eq-class-posterior}$, to the score; by $\eqref{eq-tweedie}$ that is the same as moving the average. [Chapter 07](07_mean_shift.ipynb#the-exact-answer-tweedie-for-one-step) applies Tweedie to one step,
-# [chapter 11](11_classifier_free_guidance.ipynb#two-guesses-are-two-scores) to a network with and without the label. And all of its truths are $\eqref{eq-noised-mixture}$.
+# **What Part II takes from here.** Guidance adds $\nabla \log p_t(y \mid x)$, the slope of the logarithm of $\eqref{eq-class-posterior}$, to the score; by $\eqref{eq-tweedie}$ that is the same as moving the average. [Chapter 07](07_mean_shift.ipynb#the-exact-answer-tweedie-for-one-step) applies Tweedie to one step,
+# [chapter 11](11_classifier_free_guidance.ipynb#two-guesses-are-two-scores) to a network with and without the label.
+#
+# **What is exact, and what is not.** All numbered equations are exact, the factor two included. They ask for the *square* as error (another one has another best guess), for *Gaussian* noise (Tweedie), and for the true average, which a network is only nearly.
 #
 # ## In practice
 #
 # | if you | do | because |
 # |---|---|---|
-# | see a blurred $\hat x_0$ at much noise | leave it | it is the average, and any other guess has a larger mean square error |
+# | see a blurred $\hat x_0$ where many pictures fit | leave it | if it is the average, any other guess has a larger mean square error |
 # | need *one* plausible picture | sample, do not denoise in one step | a draw costs twice the error, an average is no picture |
-# | choose what a network predicts | $v$ | $\varepsilon$ loses digits of $x_0$ at much noise, $x_0$ those of $\varepsilon$ at little |
+# | compute $\hat x_0$ or $\hat\varepsilon$ near the ends of time | go through $\hat v$ | $\hat\varepsilon$ loses digits of $\hat x_0$ at much noise, $\hat x_0$ those of $\hat\varepsilon$ at little |
 # | compare noise levels of two models | compare $\lambda$, after dividing $x_t$ by $\alpha_t$ | the same $t$ means different noise under another schedule |
-# | have a classifier of clean data | do not ask it about noisy points | on our arcs it was certain, and wrong in three of ten |
+# | have a classifier of clean data | do not trust it on noisy points | on our arcs it was certain, and no better than naming the larger class |
 #
 # ## Exercises
 #
@@ -455,7 +454,7 @@ exercises.check("1.1", two_in_one)
 #
 # <details><summary>Hint</summary>
 #
-# $\alpha_t^2$ is the logistic function of $\lambda$. Solve the two equations for $\hat\varepsilon$. Then $\eqref{eq-tweedie}$ and the first of them say what $\hat\varepsilon$ has to do with the score.
+# $\alpha_t^2$ is the logistic function of $\lambda$, $\sigma_t^2$ that of $-\lambda$. Solve the two equations for $\hat\varepsilon$. Then $\eqref{eq-tweedie}$ and the first of them say what $\hat\varepsilon$ has to do with the score.
 #
 # </details>
 
@@ -499,7 +498,7 @@ exercises.check("1.3", guess_between)
 #
 # <details><summary>Hint</summary>
 #
-# The errors of $\hat x_0$ and of $\hat\varepsilon$ are proportional. What is $\mathbb E\|\varepsilon\|^2$, and how does $\eqref{eq-guess-error}$, for the noise and the guess $g = 0$, split it?
+# What is $\mathbb E\|\varepsilon\|^2$, and how does $\eqref{eq-guess-error}$, for the noise and the guess $g = 0$, split it?
 #
 # </details>
 
@@ -518,7 +517,7 @@ exercises.check("1.4", unavoidable_error)
 # ### Exercise 1.5 (research): a noise that is not Gaussian
 #
 # A camera counts photons. A pixel of brightness $b \ge 0$ gives the count $n$ with the Poisson probability $e^{-m} m^n / n!$ of mean $m = \alpha b + r$, where the gain $\alpha > 0$ and the dark rate $r \ge 0$ are known. The brightness has an
-# unknown distribution, but after many pixels you know how often each count comes: `often[n]` for $n = 0, 1, 2, \dots$, a tensor. Return the best guess $\mathbb E[b \mid n]$ for every $n$ but the last.
+# unknown distribution, but after many pixels you know how often each count comes: `often[n]` for $n = 0, 1, 2, \dots$, a tensor of positive numbers. Return the best guess $\mathbb E[b \mid n]$ for every $n$ but the last.
 #
 # <details><summary>Hint</summary>
 #
@@ -541,14 +540,14 @@ exercises.check("1.5", brightness)
 # %% [markdown]
 # ## Remember
 #
-# 1. Noise puts data everywhere. On our arcs the exact clean slope sent nearly two thirds of the starts to the short arc, whether it held 20 or 80 % of the mass; through noise the shares came out right.
+# 1. With noise there are data wherever a walk passes. On our arcs the exact clean slope sent four walks in ten to the short arc, whether it held 20 or 80 % of the mass; through noise, in 100 small steps, the shares came out right.
 # 2. Steps that preserve variance compose: the factors multiply, and $\sigma^2 = 1 - \alpha^2$. Noised and sorted by class, a mixture is a mixture.
-# 3. $\mathbb E[x_0 \mid x_t]$ has the least mean square error of all guesses, and is in general no data point. A draw from $p(x_0 \mid x_t)$ has exactly twice its error.
+# 3. $\mathbb E[x_0 \mid x_t]$ has the least mean square error of all guesses, and at much noise it is in general no data point. A draw from $p(x_0 \mid x_t)$ has exactly twice its error.
 # 4. For Gaussian noise and any data, $\mathbb E[x_0 \mid x_t] = (x_t + \sigma_t^2 \nabla \log p_t(x_t)) / \alpha_t$.
-# 5. What may lie under $x_t$ depends on $x_t / \alpha_t$ and $\lambda_t$ alone.
+# 5. Given the data, what may lie under $x_t$ depends on $x_t / \alpha_t$ and $\lambda_t$ alone.
 #
 # **Where it comes from.** The formula of Tweedie: [Robbins (1956)](https://projecteuclid.org/euclid.bsmsp/1200501653), [Efron (2011)](https://doi.org/10.1198/jasa.2011.tm11181). Small steps in one: [Ho et al. (2020)](https://arxiv.org/abs/2006.11239), eq. 4. Noise for data on a thin set: [Song & Ermon (2019)](https://arxiv.org/abs/1907.05600).
-# The signal-to-noise ratio as clock: [Kingma et al. (2021)](https://arxiv.org/abs/2107.00630). The factor two, and the rest: derived here.
+# The signal-to-noise ratio as clock: [Kingma et al. (2021)](https://arxiv.org/abs/2107.00630). That realism costs at most a factor of two: [Blau & Michaeli (2018)](https://arxiv.org/abs/1711.06077).
 
 # %% [markdown]
 # ## Deeper: what a schedule chooses
@@ -576,15 +575,30 @@ for name, one_of in {"vp_linear": linear, "cosine": schedule}.items():
 # %% [markdown]
 # In the middle, where on our arcs the error falls from nearly all to nearly nothing (below), `cosine` spends 83 % of its time and `vp_linear` 59 %. By $\eqref{eq-snr-clock}$ this, and where they end, is all that tells them apart.
 #
+# ### Pitfall: deviations and variances
+#
+# Two slips that run without complaint: add noise of *deviation* $\beta_k$ (it is a
+# variance), or add up deviations as if they were variances.
+
+# %%
+as_deviation, added = 0.0, 0.0
+for beta in betas.tolist():
+    as_deviation = (1 - beta) * as_deviation + beta**2
+    added = math.sqrt(1 - beta) * added + math.sqrt(beta)
+print(f"sigma^2 should be 1: {as_deviation:.3f} with beta as deviation, {added**2:.0f} with deviations added")
+
+# %% [markdown]
+# With the first, the data fade and hardly any noise comes; the second gives a cloud fifteen times too wide.
+#
 # ## Deeper: which of the four loses its digits, and where
 #
 # *For those who pick what a network answers or in which precision. It adds the measurement behind a row of "In practice".*
 #
-# Take the exact guesses in float64, round one of the four names to float32, and compute the clean point and the noise from it:
+# Take the exact guesses in float64, round $x_t$ and one of the four to float32, and compute the clean point and the noise from them:
 
 # %%
 def rounded(mixture, schedule, log_snr, count=2000):
-    """Largest errors of x0 and of eps, by the name that was rounded to float32."""
+    """Largest errors of x0 and of eps, by what they were computed from in float32."""
     t = schedule.time(log_snr)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     x = mixture.noised(alpha, sigma).sample(count, seeded(10))[0]
@@ -618,14 +632,14 @@ with plotting.style():
     assert max(row["x0"][0] for row in lost) < 1e-6 and max(row[k][1] for row in lost for k in ("eps", "score")) < 1e-6
     for panel, x_text, y_text, text, name in (
         (axes[0], -12, 1e-3, "from $\\varepsilon$ or the score", "eps"), (axes[0], -17, 4e-9, "from $x_0$", "x0"),
-        (axes[0], 5, 1e-6, "from $v$", "v"), (axes[1], 2, 1e-3, "from $x_0$", "x0"), (axes[1], -17, 1e-9, "from all others", "v"),
+        (axes[0], 5, 1e-6, "from $v$", "v"), (axes[1], 2, 1e-3, "from $x_0$", "x0"), (axes[1], -17, 1e-9, "from all others", None),
     ):
-        panel.text(x_text, y_text, text, color=plotting.COLOURS[colours[name]])
+        panel.text(x_text, y_text, text, color=plotting.COLOURS[colours[name]] if name else "black")
     shown = plotting.show(figure, "01_digits_lost", alt="Two panels over the log signal-to-noise ratio from -18 to 18. Left, the error of the clean point: from the noise or the score it rises over four powers of ten towards -18, from the clean point and v it stays at rounding. Right, the error of the noise: from the clean point it rises as much towards 18, from all others it stays at rounding or falls.")
 shown
 
 # %% [markdown]
-# *Four blobs of chapter 00, one of the four guesses rounded to float32. Each division costs digits: $\hat x_0$ from $\hat\varepsilon$ or the score at much noise (left), $\hat\varepsilon$ from $\hat x_0$ at little (right). $\hat v$ loses none.*
+# *Four blobs of chapter 00, the clean point and the noise computed in float32 from one of the four guesses; dashed: from the score. Each division costs digits: $\hat x_0$ from $\hat\varepsilon$ or the score at much noise (left), $\hat\varepsilon$ from $\hat x_0$ at little (right). $\hat v$ loses none.*
 #
 # A network's errors are larger than rounding, and are multiplied in the same way: [chapter 13](13_training.ipynb#deeper-what-should-the-network-predict) trains three.
 #
@@ -696,7 +710,7 @@ torch.testing.assert_close(select_first.log_prob(x), bayes)
 # %% [markdown]
 # Select, then noise, or noise, then select: the same. The last line is Bayes' rule with $\eqref{eq-class-posterior}$. Guidance will *sharpen* instead of select, and then the order matters ([chapter 08](08_gamma_normaliser.ipynb)).
 #
-# ## Deeper: a perfect network makes nothing new
+# ## Deeper: the perfect guess for a training set makes nothing new
 #
 # *For those who wonder why one trains a network, if the best guess has a closed form. It adds what that guess is for a finite training set.*
 #
@@ -716,4 +730,4 @@ for name, share in copied.items():
 assert 0.5 < copied["100 steps"] < 0.9 and copied["400 steps"] > 0.98 and copied["new data"] < 0.02
 
 # %% [markdown]
-# In 100 steps most samples are copies, in 400 nearly all. So what a network draws beyond its training set it owes to *not* reaching the minimum of the loss on that set.
+# In 100 steps most samples are copies, in 400 nearly all. So what a network draws beyond its training set, in many small steps, it owes to *not* reaching the minimum of the loss on that set.
