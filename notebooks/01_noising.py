@@ -95,23 +95,23 @@ print(f"starts with one of 1,000 data within 0.1: {float(near.double().mean()):.
 print(f"median slope of log p at a start: {float(data.score(starts).norm(dim=1).median()):.0f}, "
       f"with the noise of the middle panel: {float(level.score(starts).norm(dim=1).median()):.1f}")
 shares, walkers = {}, starts[:1000]
-for short in (0.2, 0.8):
-    arcs = curves.two_arcs(mass=1 - short, parts=120)  # the same curve, of nearly round pieces
+for mass in (0.2, 0.8):
+    arcs = curves.two_arcs(mass=1 - mass, parts=120)  # the same curve, of nearly round pieces
     noised = draw(kernels.ddim(arcs.denoiser(schedule), schedule), walkers, time_grid(100))
     ends = uphill(arcs, walkers), noised
-    shares[short] = [float(arcs.class_log_prob(end, 1).exp().mean()) for end in ends]
-    print("{:.0%} on the short arc: uphill {:.2f}, through noise {:.2f} +- 0.01".format(short, *shares[short]))
+    shares[mass] = [float(arcs.class_log_prob(end, 1).exp().mean()) for end in ends]
+    print("{:.0%} on the short arc: uphill {:.2f}, through noise {:.2f} +- 0.01".format(mass, *shares[mass]))
 
 # %% tags=["remove-cell"]
 assert float(near.double().mean()) < 0.15
-assert all(abs(through - short) < 0.04 for short, (_, through) in shares.items())
+assert all(abs(through - mass) < 0.04 for mass, (_, through) in shares.items())
 assert all(0.36 < direct < 0.43 for direct, _ in shares.values())
 
 # %% [markdown]
-# Uphill, the short arc gets four walks in ten, whether it holds a fifth of the data or four. Through noise its share is right in both cases, within two standard errors.
+# Uphill, the short arc gets four walks in ten, whether it holds a fifth of the data or four. Through noise its share is right in both cases, within the scatter.
 #
 # **What noise changes.** Add noise, and there are data wherever a walk passes. We made each noisy point, so we know which clean one it came from.
-# At any place, average the clean points of those that ended there. In this average each arc counts by its mass. With much
+# At any place, average the clean points of those that ended there. In this average each arc counts by its mass and by how well it explains the place. With much
 # noise all places look alike and the average knows the masses; with little noise it knows the shape of the curve. So begin at much noise, go *a part* of the way towards the average, lower the
 # noise a little, and repeat (right panel). How large a part, the sampler says: here DDIM of chapter 00, in 100 steps; [chapter 10](10_general_case.ipynb#only-the-arrow-knows-the-data) has others. In one step all walks would end on one spot.
 #
@@ -153,7 +153,7 @@ torch.testing.assert_close(from_betas(betas).alpha(1.0), kept)
 assert abs(float(chain.var(0).mean()) - 1) < 4 / 5000**0.5
 
 # %% [markdown]
-# The end is $\mathcal N(0, I)$ nearly, not exactly: 0.6 % of the picture is left. From here on only $\alpha_t$ and $\sigma_t$ matter, with the times $t$ of [chapter 00](00_start_here.ipynb#one-noisy-picture-two-guesses). Which ones, the *schedule* says: this page uses `cosine`; Deeper has DDPM's, and what happens if $\beta_k$ is taken for a deviation.
+# The end is $\mathcal N(0, I)$ nearly, not exactly: 0.6 % of the picture's amplitude is left. From here on only $\alpha_t$ and $\sigma_t$ matter, with the times $t$ of [chapter 00](00_start_here.ipynb#one-noisy-picture-two-guesses). Which ones, the *schedule* says: this page uses `cosine`; Deeper has DDPM's, and what happens if $\beta_k$ is taken for a deviation.
 #
 # ## The best guess is no point of the data
 #
@@ -227,10 +227,10 @@ for time in (0.2, 0.4, 0.6, 0.8):
     error = {name: float(left) for name, (left, _) in found.items()}
     ratio = error["drawn"] / error["average"]
     spread = (x0 - drawn).square().sum(1) - ratio * (x0 - best).square().sum(1)
-    off = float(spread.std()) / 20_000**0.5 / error["average"]
-    print("{:4} {average:8.3f} {drawn:6.3f} {:6.2f} +- {:.2f} {snapped:9.3f}".format(time, ratio, off, **error))
+    scatter = float(spread.std()) / 20_000**0.5 / error["average"]
+    print("{:4} {average:8.3f} {drawn:6.3f} {:6.2f} +- {:.2f} {snapped:9.3f}".format(time, ratio, scatter, **error))
     assert all(abs(float(left / right) - 1) < 0.04 for left, right in found.values())
-    assert abs(ratio - 2) < 3 * off and error["snapped"] > error["average"]
+    assert abs(ratio - 2) < 3 * scatter and error["snapped"] > error["average"]
 
 # %% [markdown]
 # The ratio is 2 at every noise level, within three standard errors. Snapping the average to the nearest real
@@ -271,7 +271,7 @@ clean = torch.cartesian_prod(axis, axis)
 chance = data.log_prob(clean).softmax(0)  # p(x_0) on the grid, (361201,)
 bell = torch.exp(-torch.cdist(x[:20], alpha * clean).square() / (2 * sigma**2)) / (2 * math.pi * sigma**2)
 noisy = data.noised(alpha, sigma)
-torch.testing.assert_close(noisy.log_prob(x[:20]).exp(), bell @ chance, rtol=1e-4, atol=0)
+torch.testing.assert_close(noisy.log_prob(x[:20]).exp(), bell @ chance, rtol=1e-5, atol=0)
 
 # %% [markdown]
 # The gradient of $\log p$, the *score*, says where data get denser. The logarithm of one Gaussian has the slope $C_k^{-1} (m_k - x)$.
@@ -359,16 +359,16 @@ def cloud(log_prior, x_0, centre, log_snr):
 # %% tags=["hide-input"]
 rival, centre = vp_linear(), x / alpha
 by_hand = cloud(data.log_prob(clean), clean, centre[:20], schedule.log_snr(t)) @ clean
-torch.testing.assert_close(data.denoiser(schedule)(x[:20], t).x0, by_hand, rtol=1e-5, atol=1e-5)
+torch.testing.assert_close(data.denoiser(schedule)(x[:20], t).x0, by_hand, rtol=1e-6, atol=1e-6)
 log_snr = schedule.log_snr(t)
 same = rival.time(log_snr)
 there = data.denoiser(rival)(rival.alpha(same) * centre, same).x0
 unshrunk = data.noised(1.0, sigma / alpha)
 torch.testing.assert_close(there, both.x0)
 torch.testing.assert_close(centre + (sigma / alpha) ** 2 * unshrunk.score(centre), both.x0)
-off = (data.denoiser(rival)(rival.alpha(t) * centre, t).x0 - both.x0).norm(dim=1).mean()
+apart = (data.denoiser(rival)(rival.alpha(t) * centre, t).x0 - both.x0).norm(dim=1).mean()
 print(f"log-SNR {float(log_snr):.2f}: t = {float(t):.2f} under cosine, {float(same):.2f} under vp_linear")
-print(f"at t = {float(t):.2f} under both, guesses differ by {float(off):.2f} on average")
+print(f"at t = {float(t):.2f} under both, guesses differ by {float(apart):.2f} on average")
 
 # %% [markdown]
 # So a time has no meaning without its schedule, $\lambda$ has. What a schedule chooses is where a sampler's steps, and a training's examples, lie along $\lambda$: between which ends, and how densely.
@@ -517,20 +517,22 @@ exercises.check("1.4", unavoidable_error)
 # ### Exercise 1.5 (research): a noise that is not Gaussian
 #
 # A camera counts photons. A pixel of brightness $b \ge 0$ gives the count $n$ with the Poisson probability $e^{-m} m^n / n!$ of mean $m = \alpha b + r$, where the gain $\alpha > 0$ and the dark rate $r \ge 0$ are known. The brightness has an
-# unknown distribution, but after many pixels you know how often each count comes: `often[n]` for $n = 0, 1, 2, \dots$, a tensor of positive numbers. Return the best guess $\mathbb E[b \mid n]$ for every $n$ but the last.
+# unknown distribution, but after many pixels you know how often each count comes: `often[n]` for $n = 0, 1, 2, \dots$, a tensor of positive numbers. Return two tensors: the best guess $\mathbb E[b \mid n]$ and how sure it is, $\mathrm{Var}(b \mid n)$, both for every $n$ but the last two.
 #
 # <details><summary>Hint</summary>
 #
-# Do what was done for Tweedie's formula, with the neighbour $n + 1$ in the place of the gradient: which count's probability, times what, is $m$ times that of $n$?
+# Do what was done for Tweedie's formula, with neighbours $n + 1$ and $n + 2$ in the place of derivatives: the probability of which count, times what, is $m$ times that of $n$?
 #
 # </details>
 
 # %% tags=["exercise"]
 def brightness(often, alpha, r):
     ### BEGIN SOLUTION
-    # m P(n | m) = (n + 1) P(n + 1 | m): averaged over m and divided by P(n), that is E[m | n].
-    count = torch.arange(1, len(often), dtype=often.dtype)
-    return (count * often[1:] / often[:-1] - r) / alpha
+    # m P(n | m) = (n + 1) P(n + 1 | m): averaged over m and divided by P(n), that is E[m | n]. Twice: E[m^2 | n].
+    count = torch.arange(1, len(often) - 1, dtype=often.dtype)
+    mean = count * often[1:-1] / often[:-2]
+    square = count * (count + 1) * often[2:] / often[:-2]
+    return (mean - r) / alpha, (square - mean**2) / alpha**2
     ### END SOLUTION
 
 

@@ -142,20 +142,26 @@ def photons() -> dict[str, tuple]:
     }
 
 
-def brightness_by_bayes(often: Tensor, alpha: float, r: float) -> Tensor:
+def brightness_by_bayes(often: Tensor, alpha: float, r: float) -> tuple[Tensor, Tensor]:
     """From the brightnesses themselves, found by what they give."""
     for (given, *_), (bright, shares, gain, dark, counts) in zip(photons().values(), PIXELS.values(), strict=True):
         if torch.equal(given, often):
-            joint = torch.tensor(shares, dtype=F64)[:, None] * chances(bright, gain, dark, counts)
-            return ((torch.tensor(bright, dtype=F64) @ joint) / joint.sum(0))[:-1]
+            levels = torch.tensor(bright, dtype=F64)
+            joint = torch.tensor(shares, dtype=F64)[:, None] * chances(bright, gain, dark, counts)[:, :-2]
+            chance = joint / joint.sum(0)
+            mean = levels @ chance
+            return mean, ((levels[:, None] - mean).square() * chance).sum(0)
     raise ValueError("often must be that of a case")
 
 
-def neighbours(often: Tensor, alpha: float, r: float, *, first=1, inverted=False, dark=1, gain=1) -> Tensor:
+def neighbours(
+    often: Tensor, alpha: float, r: float, *, first=1, inverted=False, dark=1, gain=1, apart=1, less=1
+) -> tuple[Tensor, Tensor]:
     """The solution with parts that can be got wrong."""
-    count = torch.arange(first, len(often) - 1 + first, dtype=often.dtype)
-    ratio = often[:-1] / often[1:] if inverted else often[1:] / often[:-1]
-    return (count * ratio - dark * r) / alpha**gain
+    count = torch.arange(first, len(often) - 2 + first, dtype=often.dtype)
+    ratio = often[:-2] / often[1:-1] if inverted else often[1:-1] / often[:-2]
+    mean, square = count * ratio, count * (count + apart) * often[2:] / often[:-2]
+    return (mean - dark * r) / alpha**gain, (square - less * mean**2) / alpha ** (2 * gain)
 
 
 EXERCISES = [
@@ -211,7 +217,7 @@ EXERCISES = [
             Mistake(
                 "alpha squared",
                 lambda *a: score(*a, power=1.0),
-                "check alpha^2 + sigma^2 = 1 with your two numbers, and that lambda is the logarithm of alpha^2 / sigma^2.",
+                "with your numbers, is alpha^2 + sigma^2 = 1, and lambda the logarithm of alpha^2 / sigma^2?",
             ),
             Mistake(
                 "sign of lambda",
@@ -383,25 +389,32 @@ EXERCISES = [
                 "m times the probability of n is n + 1 times that of which count?",
             ),
             Mistake(
-                "no factor",
-                lambda often, alpha, r: (often[1:] / often[:-1] - r) / alpha,
-                "m^(n + 1) / (n + 1)! is m / (n + 1) times m^n / n!. Is the n + 1 in your ratio?",
+                "square of the factor",
+                lambda *a: neighbours(*a, apart=0),
+                "the mean is right. m^2 leads two counts up: which two factors come with it?",
+            ),
+            Mistake(
+                "second moment",
+                lambda *a: neighbours(*a, less=0),
+                "the mean is right. E[m^2 | n] is no variance yet.",
+            ),
+            Mistake(
+                "variance over the gain",
+                lambda often, alpha, r: (neighbours(often, alpha, r)[0], neighbours(often, alpha, r)[1] * alpha),
+                "the mean is right. If m = alpha b + r, how is the variance of m related to that of b?",
+            ),
+            Mistake(
+                "variance of the count",
+                lambda often, alpha, r: (neighbours(often, alpha, r)[0], neighbours(often, alpha, r)[0]),
+                "the mean is right. A Poisson count has its mean as variance; how sure you are of b is another thing.",
             ),
             Mistake(
                 "the count itself",
-                lambda often, alpha, r: (torch.arange(len(often) - 1, dtype=often.dtype) - r) / alpha,
+                lambda often, alpha, r: (
+                    (torch.arange(len(often) - 2, dtype=often.dtype) - r) / alpha,
+                    neighbours(often, alpha, r)[1],
+                ),
                 "this believes one count. It is right on average over counts, not the best guess given one.",
-            ),
-            Mistake(
-                "previous neighbour",
-                lambda often, alpha, r: (torch.arange(len(often) - 1, dtype=often.dtype) * often[:-1]
-                                         / torch.cat([often[:1], often[:-2]]) - r) / alpha,
-                "this is the guess for the count before. Which count's guess stands first?",
-            ),
-            Mistake(
-                "divided before the dark rate",
-                lambda often, alpha, r: neighbours(often, alpha, 0.0) - r,
-                "m = alpha b + r, solved for b: what is subtracted first?",
             ),
         ],
     ),

@@ -66,7 +66,8 @@ def test_the_brightness_is_a_ratio_of_two_averages_over_the_prior():
             if (gain, dark, counts) == (alpha, r, len(often)):
                 kernel = poisson.pmf(np.arange(counts)[:, None], gain * np.array(bright) + dark)
                 shares = np.linalg.lstsq(kernel, often, rcond=None)[0]
-                return (kernel @ (shares * np.array(bright)) / (kernel @ shares))[:-1]
+                first, second = (kernel @ (shares * np.array(bright) ** k) / (kernel @ shares) for k in (1, 2))
+                return first[:-2], (second - first**2)[:-2]
         raise AssertionError
 
     assert disagreements("1.5", guess) == []

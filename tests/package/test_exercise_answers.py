@@ -108,7 +108,8 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
     "1.5": {
         f"often -> {other}": "there only its length is asked for" for other in ("-often", "often ** 2", "1 / often")
     }
-    | {f"{name} -> abs({name})": "none of them is negative" for name in ("often", "r", "alpha")},
+    | {f"{name} -> abs({name})": "none of them is negative" for name in ("often", "r", "alpha")}
+    | {"alpha -> -alpha": "it is squared there"},
     "6.1": {
         f"{name} -> abs({name})": "probabilities are positive" for name in ("bound", "chance_at_x_t", "chance_of_label")
     },
