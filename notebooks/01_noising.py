@@ -66,7 +66,7 @@ with plotting.style():
         axes[2].plot(*walks[:, k].T, color=grey, linewidth=0.8)
     axes[2].plot(*walks[0].T, ".", color=grey, markersize=4)
     axes[2].plot(*walks[-1].T, ".", color=blue, markersize=5)
-    for panel, title in zip(axes, ("data", "data with noise: a slope everywhere", "from noise to data"), strict=True):
+    for panel, title in zip(axes, ("data", "data with noise, and its slope", "from noise to data"), strict=True):
         panel.set(title=title, xlabel="$x_1$", xlim=(-2.8, 2.8), ylim=(-2.8, 2.8), aspect="equal")
     axes[0].set_ylabel("$x_2$")
     assert float(data.log_prob(walks[-1]).min()) > -9
@@ -578,9 +578,7 @@ for name, one_of in {"vp_linear": linear, "cosine": schedule}.items():
 # In the middle, where on our arcs the error falls from nearly all to nearly nothing (below), `cosine` spends 83 % of its time and `vp_linear` 59 %. By $\eqref{eq-snr-clock}$ this, and where they end, is all that tells them apart.
 #
 # ### Pitfall: deviations and variances
-#
-# Two slips that run without complaint: add noise of *deviation* $\beta_k$ (it is a
-# variance), or add up deviations as if they were variances.
+# Three slips that run without complaint: add noise of *deviation* $\beta_k$ (it is a variance), add up deviations as if they were variances, or add up the $\beta_k$ where the factors multiply.
 
 # %%
 as_deviation, added = 0.0, 0.0
@@ -588,9 +586,10 @@ for beta in betas.tolist():
     as_deviation = (1 - beta) * as_deviation + beta**2
     added = math.sqrt(1 - beta) * added + math.sqrt(beta)
 print(f"sigma^2 should be 1: {as_deviation:.3f} with beta as deviation, {added**2:.0f} with deviations added")
+print(f"alpha^2 should be {float(kept) ** 2:.5f}: 1 less the sum of beta is {1 - float(betas.sum()):.2f}")
 
 # %% [markdown]
-# With the first, the data fade and hardly any noise comes; the second gives a cloud fifteen times too wide.
+# With the first, the data fade and hardly any noise comes; the second gives a cloud fifteen times too wide. The third gives a negative square: $1 - \sum_k \beta_k$ is right to first order, while little is lost.
 #
 # ## Deeper: which of the four loses its digits, and where
 #

@@ -153,6 +153,10 @@ def test_a_beta_taken_for_a_deviation_fades_the_data_and_added_deviations_are_fi
         beta = 1e-4 + k * (0.02 - 1e-4) / 999
         faded, wide = (1 - beta) * faded + beta**2, (1 - beta) ** 0.5 * wide + beta**0.5
     assert round(faded, 3) == 0.019 and round(wide) == 15
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=F64)
+    assert float(1 - betas.sum()) < 0 < float((1 - betas).prod())
+    few = betas[:30]  # little is lost: the difference is of second order
+    assert abs(float((1 - few).prod() - 1 + few.sum())) < float(few.sum()) ** 2
 
 
 # ---- a mixture stays a mixture
