@@ -96,6 +96,20 @@ LENGTHS = "areas[1] ** 0.5 - entropy ** 0.5"
 SAME = {  # wrong only in appearance: for these arguments it is the same answer
     "0.1": {"max(guidance_scale, 1.0) -> max(1.0, guidance_scale)": "the order of arguments does not matter to max"},
     "0.3": {"label -> abs(label)": SAME_LABEL},
+    "1.1": {
+        f"{name} -> {other}": "it is squared there"
+        for name in ("a_2", "s_1", "s_2")
+        for other in (f"-{name}", f"abs({name})")
+    },
+    "1.3": SAME_LEVELS | {"chance -> abs(chance)": "a probability is positive"},
+    "1.4": SAME_LEVELS
+    | {"alpha -> -alpha": "it is squared"}
+    | {f"{name} -> abs({name})": "it is positive" for name in ("dim", "mean_square_score")},
+    "1.5": {
+        f"often -> {other}": "there only its length is asked for" for other in ("-often", "often ** 2", "1 / often")
+    }
+    | {f"{name} -> abs({name})": "none of them is negative" for name in ("often", "r", "alpha")}
+    | {"alpha -> -alpha": "it is squared there"},
     "6.1": {
         f"{name} -> abs({name})": "probabilities are positive" for name in ("bound", "chance_at_x_t", "chance_of_label")
     },
