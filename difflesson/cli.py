@@ -165,7 +165,9 @@ def train(
     schedule: Annotated[str | None, typer.Option(help=f"One of {', '.join(SCHEDULES)}.")] = None,
     objective: Annotated[str | None, typer.Option(help=f"What the network predicts: {', '.join(PREDICTIONS)}.")] = None,
     weighting: Annotated[str | None, typer.Option(help=f"Of the loss: {', '.join(WEIGHTINGS)}.")] = None,
-    start: Annotated[str | None, typer.Option(help="A checkpoint in the folder, or shipped; '' for none.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--start-from", help="A checkpoint in the folder, or shipped; '' for none.")
+    ] = None,
     teacher: Annotated[str | None, typer.Option(help="Likewise; or 'itself', to learn what has no label.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Decides every random number.")] = None,
     device: Device = None,

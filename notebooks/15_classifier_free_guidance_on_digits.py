@@ -12,7 +12,7 @@
 #
 # **You need** [chapter 11](11_classifier_free_guidance.ipynb#past-the-answer), where the dial comes from, and means and covariances.
 #
-# *43 minutes to read, 10 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
+# *38 minutes to read, 17 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import torch
@@ -418,63 +418,6 @@ assert chosen["digit_is"] == 6 and chosen["accuracy"] >= 2
 # %% [markdown]
 # Ten pictures, a hundred times each, are *better than real digits* by accuracy, by precision and by the Inception Score. They have no recall, and a larger FID than any scale from 1 on. The Inception Score recommends the largest scale tried, accuracy one of two or more.
 #
-# ## What the distance sees
-#
-# The Fréchet distance takes two sets as two Gaussians with their means and covariances, $m_a, C_a$ and $m_b, C_b$ ([Heusel et al. (2017)](https://arxiv.org/abs/1706.08500)):
-#
-# $$ \text{FID} = \|m_a - m_b\|^2 + \operatorname{tr}\big( C_a + C_b - 2\, (C_a C_b)^{1/2} \big). \label{eq-frechet} $$
-#
-# The first term sees that a set has moved, the second that it has another shape. Which of the two does guidance change? And a shape has two parts. With $m_y$ and $C_y$ of class $y$,
-#
-# $$ \operatorname{tr} C = \mathbb E_y\big[ \operatorname{tr} C_y \big] + \mathbb E_y\big[ \|m_y - m\|^2 \big], \label{eq-spread-split} $$
-#
-# the spread within the classes, and that of their means: the law of total variance.
-
-# %%
-# [eq-spread-split]
-def spread_parts(features, labels):
-    """The two terms on the right, for features (N, d) and labels (N,)."""
-    within, between = 0.0, 0.0
-    for y in labels.unique():
-        part = features[labels == y]
-        share = len(part) / len(features)
-        within += share * (part - part.mean(0)).square().sum(1).mean()
-        between += share * (part.mean(0) - features.mean(0)).square().sum()
-    return within, between
-
-
-# %%
-within, between = spread_parts(real.features, real.labels)
-n = len(real.features)
-here = metrics.statistics(real.features)
-torch.testing.assert_close(within + between, here.cov.trace() * (n - 1) / n)
-torch.testing.assert_close(float(within), diversity.class_spread(real.features, real.labels))
-print(f"{n} real digits: {within:.2f} within the classes, {between:.1f} between their means")
-assert 1 / 20 < within / between < 1 / 14
-
-# %%
-moved = (here.mean - reference.mean).square().sum()
-roots = torch.linalg.eigvals(here.cov @ reference.cov).real.clamp_min(0).sqrt()
-shape = here.cov.trace() + reference.cov.trace() - 2 * roots.sum()  # a trace is a sum of eigenvalues
-torch.testing.assert_close(float(moved + shape), metrics.frechet_distance(here, reference), rtol=1e-7, atol=0.0)
-print(f"{n} real digits, FID {moved + shape:.3f}: {moved:.3f} of the mean, {shape:.3f} of the shape")
-
-# %% tags=["hide-input"]
-for row in along:
-    if row["gamma"] >= 1:
-        part = row["digit_fid"] - row["mean_part"]
-        print(f"gamma {row['gamma']:4.2f}: {row['mean_part']:.3f} of the mean, {part:.3f} of the shape, spread {row['spread']:.2f}")
-means = [torch.stack([f[y == k].mean(0) for k in range(10)]) for f, y in ((features, labels), (real.features, real.labels))]
-shift = float((means[0] - means[1]).square().sum(1).mean())
-by_chance = float(spread_parts(features, labels)[0]) / 49 + float(within) / 99
-print(f"gamma 2: the means of the classes are off by {shift:.2f} (squared; by chance {by_chance:.2f})")
-assert shift > 2 * by_chance
-grown = {name: at[6.0][name] - at[1.0][name] for name in ("mean_part", "digit_fid")}
-assert at[6.0]["mean_part"] < 0.06 and grown["mean_part"] < 0.1 * grown["digit_fid"]
-
-# %% [markdown]
-# Nearly all of the FID that grows beyond $\gamma = 1$ is shape. The spread within the classes falls; it is a small part of the whole spread, since the features of different digits lie far apart. The means of the classes move as well, as the last line shows; the first term, which knows only the mean of all digits, does not see it.
-#
 # ## Where on the way?
 #
 # Guidance need not be on all the time. With $\lambda_t = \log(\alpha_t^2 / \sigma_t^2)$, from $-9$ (all noise) to 8 (hardly any), guide only from $a$ to $b$:
@@ -733,7 +676,68 @@ exercises.check("15.4", one_scale)
 # 5. A picture costs one evaluation for each time the network is asked, and one more where the scale is neither 0 nor 1.
 #
 # **Where it comes from.** The trade of fidelity for variety along the scale, and label dropout at several shares: [Ho & Salimans (2022)](https://arxiv.org/abs/2207.12598), after [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233). The metrics: [Salimans et al. (2016)](https://arxiv.org/abs/1606.03498), [Heusel et al. (2017)](https://arxiv.org/abs/1706.08500), [Kynkäänniemi et al. (2019)](https://arxiv.org/abs/1904.06991). Guidance in an interval: [Kynkäänniemi et al. (2024)](https://arxiv.org/abs/2404.07724). The best scale $\eqref{eq-best-scale}$ follows from the variance of chapter 17.
+
+# %% [markdown]
+# ## Deeper: what the distance sees
 #
+# *For you if you report an FID. It splits the distance, and says which part guidance moves.*
+#
+# The Fréchet distance takes two sets as two Gaussians with their means and covariances, $m_a, C_a$ and $m_b, C_b$ ([Heusel et al. (2017)](https://arxiv.org/abs/1706.08500)):
+#
+# $$ \text{FID} = \|m_a - m_b\|^2 + \operatorname{tr}\big( C_a + C_b - 2\, (C_a C_b)^{1/2} \big). \label{eq-frechet} $$
+#
+# The first term sees that a set has moved, the second that it has another shape. Which of the two does guidance change? And a shape has two parts. With $m_y$ and $C_y$ of class $y$,
+#
+# $$ \operatorname{tr} C = \mathbb E_y\big[ \operatorname{tr} C_y \big] + \mathbb E_y\big[ \|m_y - m\|^2 \big], \label{eq-spread-split} $$
+#
+# the spread within the classes, and that of their means: the law of total variance.
+
+# %%
+# [eq-spread-split]
+def spread_parts(features, labels):
+    """The two terms on the right, for features (N, d) and labels (N,)."""
+    within, between = 0.0, 0.0
+    for y in labels.unique():
+        part = features[labels == y]
+        share = len(part) / len(features)
+        within += share * (part - part.mean(0)).square().sum(1).mean()
+        between += share * (part.mean(0) - features.mean(0)).square().sum()
+    return within, between
+
+
+# %%
+within, between = spread_parts(real.features, real.labels)
+n = len(real.features)
+here = metrics.statistics(real.features)
+torch.testing.assert_close(within + between, here.cov.trace() * (n - 1) / n)
+torch.testing.assert_close(float(within), diversity.class_spread(real.features, real.labels))
+print(f"{n} real digits: {within:.2f} within the classes, {between:.1f} between their means")
+assert 1 / 20 < within / between < 1 / 14
+
+# %%
+moved = (here.mean - reference.mean).square().sum()
+roots = torch.linalg.eigvals(here.cov @ reference.cov).real.clamp_min(0).sqrt()
+shape = here.cov.trace() + reference.cov.trace() - 2 * roots.sum()  # a trace is a sum of eigenvalues
+torch.testing.assert_close(float(moved + shape), metrics.frechet_distance(here, reference), rtol=1e-7, atol=0.0)
+print(f"{n} real digits, FID {moved + shape:.3f}: {moved:.3f} of the mean, {shape:.3f} of the shape")
+
+# %% tags=["hide-input"]
+for row in along:
+    if row["gamma"] >= 1:
+        part = row["digit_fid"] - row["mean_part"]
+        print(f"gamma {row['gamma']:4.2f}: {row['mean_part']:.3f} of the mean, {part:.3f} of the shape, spread {row['spread']:.2f}")
+means = [torch.stack([f[y == k].mean(0) for k in range(10)]) for f, y in ((features, labels), (real.features, real.labels))]
+shift = float((means[0] - means[1]).square().sum(1).mean())
+by_chance = float(spread_parts(features, labels)[0]) / 49 + float(within) / 99
+print(f"gamma 2: the means of the classes are off by {shift:.2f} (squared; by chance {by_chance:.2f})")
+assert shift > 2 * by_chance
+grown = {name: at[6.0][name] - at[1.0][name] for name in ("mean_part", "digit_fid")}
+assert at[6.0]["mean_part"] < 0.06 and grown["mean_part"] < 0.1 * grown["digit_fid"]
+
+# %% [markdown]
+# Nearly all of the FID that grows beyond $\gamma = 1$ is shape. The spread within the classes falls; it is a small part of the whole spread, since the features of different digits lie far apart. The means of the classes move as well, as the last line shows; the first term, which knows only the mean of all digits, does not see it.
+
+# %% [markdown]
 # ## Deeper: beside the published tables
 #
 # *For you if you know the tables of ImageNet. It adds what agrees on digits and what does not.*

@@ -275,7 +275,8 @@ def make_card(recipe: Recipe, accelerator, losses: list, seconds: float, version
     return {
         "task": recipe.task, "recipe": asdict(recipe), "data_sha256": data.data_hash(recipe.data),
         "command": command(recipe, device, precision), "difflesson": __version__, "torch": ", then ".join(versions),
-        "device": device, "precision": precision, "seconds": round(seconds), "loss": losses, "metrics": {},
+        "device": device, "precision": precision, "processes": accelerator.num_processes, "seconds": round(seconds),
+        "loss": losses, "metrics": {},
     }  # fmt: skip
 
 
@@ -285,5 +286,6 @@ def command(recipe: Recipe, device: str, precision: str) -> str:
     words, usual = ["difflesson", "train", name, "--device", device, "--precision", precision], recipes.recipe(name)
     for field in recipes.OPTIONS:
         if (value := getattr(recipe, field)) != getattr(usual, field):
-            words += ["--" + {"prediction": "objective"}.get(field, field).replace("_", "-"), str(value)]
+            option = {"prediction": "objective", "start": "start-from"}.get(field, field).replace("_", "-")
+            words += [f"--{option}", str(value)]
     return shlex.join(words)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import matplotlib
 import pytest
 import torch
+import typer
 
 from difflesson import __version__, cli
 from difflesson.digits import checkpoints, data, diversity, metrics, networks, recipes, sampling
@@ -103,6 +104,18 @@ def test_the_same_command_draws_the_same_picture(difflesson, tmp_path):
     assert not matplotlib.pyplot.get_fignums()  # nothing is left open
 
 
+@pytest.mark.parametrize("command", ["sample", "train"])
+def test_every_option_reaches_the_command_through_torchrun(command):
+    """torchrun looks for its own options among all words, also by their beginnings: `--start` was `--start-method`."""
+    from torch.distributed.run import parse_args
+
+    options = [name for p in typer.main.get_command(cli.app).commands[command].params for name in p.opts]
+    words = ["train", *(word for name in options if name.startswith("--") for word in (name, "x"))]
+    with pytest.raises(SystemExit):
+        parse_args(["-m", "difflesson", "train", "--start", "x"])
+    assert len(words) > 12 and parse_args(["-m", "difflesson", *words]).training_script_args == words
+
+
 # ---- train
 
 
@@ -138,10 +151,11 @@ def test_every_option_of_training_reaches_the_recipe_and_its_command_says_it(dif
     options = {
         "--data": "embedded", "--steps": 7, "--batch": 5, "--learning-rate": 0.5, "--seed": 4, "--label-dropout": 0.25,
         "--ema-decay": 0.75, "--schedule": "vp_linear", "--objective": "eps", "--weighting": "min_snr",
-        "--start": "denoiser", "--teacher": "itself",
+        "--start-from": "denoiser", "--teacher": "itself",
     }  # fmt: skip
     assert difflesson("train", "denoiser", *(word for option in options.items() for word in option)).code == 0
-    fields = [{"objective": "prediction"}.get(name, name) for name in (o[2:].replace("-", "_") for o in options)]
+    called = {"objective": "prediction", "start_from": "start"}
+    fields = [called.get(name, name) for name in (o[2:].replace("-", "_") for o in options)]
     assert [getattr(made[0], field) for field in fields] == list(options.values())
     words = shlex.split(cli.training.command(made[0], "cpu", "no"))
     assert words[:2] == ["difflesson", "train"] and difflesson(*words[1:]).code == 0

@@ -556,6 +556,7 @@ def test_a_card_says_what_was_done(tmp_path):
     assert written["parameters"] == sum(p.numel() for p in checkpoints.load(path).network.parameters())
     assert written["difflesson"] == difflesson.__version__ and written["torch"] == torch.__version__
     assert (written["device"], written["precision"], written["metrics"]) == ("cpu", "no", {})
+    assert written["processes"] == 1
     assert written["loss"][-1][0] == 5 and 0.1 < written["loss"][-1][1] < 10 and written["seconds"] >= 0
 
 
@@ -707,7 +708,7 @@ def test_two_processes_train_as_one(tmp_path):
         assert error == "batch must be a multiple of the 2 processes, got 15"
     denoiser = weights(tmp_path / "denoiser" / "denoiser.safetensors")
     assert all(bool(w.isfinite().all()) for w in denoiser.values())
-    assert card(whole)["recipe"]["batch"] == 16
+    assert card(whole)["recipe"]["batch"] == 16 and card(whole)["processes"] == 2
     shares = [json.loads((tmp_path / f"seeds-{rank}").read_text()) for rank in "01"]
     assert {size for share in shares for size, _ in share} == {8}  # half the batch each
     assert len({seed for share in shares for _, seed in share}) == 8  # other noise in each process and step
