@@ -1,0 +1,156 @@
+"""Digits steered by sentences: what the encoder that steers says of them, another encoder, and a ruler. Chapter 16.
+
+    python benchmarks/digits_words.py                 writes difflesson/digits/logs/words.json
+    python benchmarks/digits_words.py --quick         20 digits a row, where temporary files go: does it run?
+
+Each row is written when it is measured, so a run that was stopped goes on where it was. All rows have the same
+sentences, four words each, drawn as the training digits have them, and the same noise. The ways:
+
+    cfg        classifier-free guidance by gamma on the network of sentences; all others steer it told nothing
+    clean      by the cosine of encoders of clean digits, asked about the noisy picture
+    guess      by the same, asked about the guessed clean picture
+    noisy      by encoders that were trained on noise as well
+    real       digits of MNIST's test half, each with a sentence that is true of it
+
+The scale of a cosine is counted in units of 1 / tau, of the encoders that steer. A row has shares: of words that hold
+(digit by the judge, width, slant and breadth measured), of pictures of which all four hold, and of pictures whose own
+sentence is nearest among ten to two pairs of encoders; and mean cosines. Real digits need MNIST, all others do not.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from difflesson import guidance
+from difflesson.denoiser import network_denoiser
+from difflesson.digits import captions, checkpoints, data, metrics, words
+from difflesson.digits.sampling import SAMPLERS, digit_times, guided_denoiser
+from difflesson.samplers import draw
+
+ROWS = Path(__file__).resolve().parents[1] / "difflesson" / "digits" / "logs" / "words.json"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row's settings."""
+
+    part: str
+    way: str
+    gamma: float
+    seed: int = 0
+
+
+def points() -> list[Point]:
+    """All rows, the most useful first."""
+    rows = [Point("real", "real", 0.0)]
+    rows += [Point("scale", "cfg", gamma) for gamma in (0.0, 1.0, 2.0, 4.0, 6.0, 1.5, 3.0)]
+    rows += [Point("scale", way, gamma) for gamma in (1.0, 4.0, 16.0, 2.0, 8.0) for way in ("noisy", "clean", "guess")]
+    rows += [Point("unseen", "cfg", gamma) for gamma in (1.0, 2.0, 4.0)]
+    rows += [Point("seen", "cfg", gamma) for gamma in (1.0, 2.0, 4.0)]
+    return rows
+
+
+def sentences_asked(point: Point, count: int) -> torch.Tensor:
+    """Sentences of four words about digits 0..9 in turn, as often as they are true; of pairs, see `pair_of`."""
+    generator = torch.Generator().manual_seed(7)
+    digit = torch.arange(count) % 10
+    if point.part != "scale":
+        return torch.stack([pair_of(int(d), point.part) for d in digit])
+    level = torch.bucketize(torch.rand(count, 3, generator=generator), torch.tensor([0.3, 0.7]))
+    meaning = torch.cat([digit[:, None], level], 1)
+    while (out := captions.unseen(meaning)).any():  # what was left out of training has rows of its own
+        level = torch.bucketize(torch.rand(count, 3, generator=generator), torch.tensor([0.3, 0.7]))
+        meaning[out, 1:] = level[out]
+    return captions.say(meaning, generator, mentioned=4)
+
+
+def pair_of(digit: int, part: str) -> torch.Tensor:
+    """The two words of UNSEEN with their digit; or, for "seen", the same two things, one of them turned to its other
+    end.
+    """
+    place = [digit, 5, 5, 5]
+    for k, (slot, level) in enumerate(captions.UNSEEN[digit]):
+        place[slot] = (0, 2, 3)[2 - level if part == "seen" and k == 0 else level]
+    return captions.numbers(torch.tensor([place]))[0]
+
+
+def steered(network, point: Point, sentences: torch.Tensor, start: torch.Tensor, generator) -> torch.Tensor:
+    """One digit for each sentence, 16 steps of DDPM."""
+    schedule, free = network.schedule, network_denoiser(network, network.schedule, None, torch.bfloat16)
+    if point.way == "cfg":
+        denoiser = guided_denoiser(network, sentences, point.gamma, dtype=torch.bfloat16)
+    else:
+        towers = checkpoints.load("noisy_towers" if point.way == "noisy" else "towers").network
+        if point.way == "guess":
+            cosine = words.guess_cosine(free, towers, sentences)
+        else:
+            cosine = words.sentence_cosine(towers, schedule, sentences, told=point.way == "noisy")
+        denoiser = guidance.tilt(free, guidance.gradient(cosine), point.gamma * float(towers.scale), schedule)
+    return draw(SAMPLERS["ddpm"](denoiser, schedule), start, digit_times(16, schedule), generator)
+
+
+def measured(images: torch.Tensor, sentences: torch.Tensor) -> dict[str, float]:
+    """What the sentences are worth: truth, and what encoders say."""
+    seen = metrics.judged(checkpoints.load("judge").network, images)[1].argmax(1)
+    said, holds = captions.obeyed(sentences, images, seen)
+    row = {"all": holds.all(1), "digit": holds[:, 0]}
+    for slot, name in ((1, "width"), (2, "slant"), (3, "breadth")):
+        if said[:, slot].any():
+            row[name] = holds[said[:, slot], slot]
+    for name in ("towers", "other_towers"):
+        towers, clamped = checkpoints.load(name).network, images.clamp(-1, 1)
+        row[name] = towers(clamped, None, sentences)
+        ten = torch.stack([towers(clamped, None, sentences.roll(k)) for k in range(10)], 1)
+        others = torch.stack([sentences.roll(k) for k in range(10)], 1) != sentences[:, None]
+        others[:, 0] = True
+        row[f"{name}_finds"] = ten.masked_fill(~others, -2.0).argmax(1) == 0
+    row = {name: value.double() for name, value in row.items()}
+    tail = {"towers_95": round(float(row["towers"].quantile(0.95)), 4), "count": len(images)}
+    shown = {name: round(float(value.mean()), 4) for name, value in row.items()}
+    errors = {f"{name}_error": round(float(value.std() / len(value) ** 0.5), 4) for name, value in row.items()}
+    return shown | errors | tail
+
+
+def row_of(point: Point, count: int) -> dict:
+    """The row of one point."""
+    began, generator = time.process_time(), torch.Generator().manual_seed(16 + point.seed)
+    if point.part == "real":
+        digits = data.load("mnist", "test")
+        images, labels = data.to_unit(digits.images[:count]), digits.labels[:count]
+        sentences = captions.say(captions.meanings(images, labels), generator, mentioned=4)
+    else:
+        network, sentences = checkpoints.load("words").network, sentences_asked(point, count)
+        start = torch.randn(count, 1, 28, 28, generator=generator)
+        images = steered(network, point, sentences, start, generator)
+    row = asdict(point) | measured(images, sentences)
+    print(
+        f"{time.process_time() - began:5.1f} s  {point}  all {row['all']:.3f}  cosine {row['towers']:.3f}", flush=True
+    )
+    return row
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--quick", action="store_true", help="20 digits a row, where temporary files go")
+    options.add_argument("--out", type=Path, default=None)
+    options.add_argument("--threads", type=int, default=1)
+    chosen = options.parse_args()
+    torch.set_num_threads(chosen.threads)
+    out = chosen.out or (Path(tempfile.gettempdir(), "words.json") if chosen.quick else ROWS)
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.exists() else []
+    for point in points():
+        if any(row.items() >= asdict(point).items() for row in rows):
+            continue
+        rows.append(row_of(point, 20 if chosen.quick else 1000 if point.part == "real" else 300))
+        text = ",\n".join(json.dumps(row) for row in rows)
+        text = f'{{"command": "python benchmarks/digits_words.py", "rows": [\n{text}\n]}}\n'
+        out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
