@@ -14,7 +14,7 @@ sentences, four words each, drawn as the training digits have them, and the same
 
 The scale of a cosine is counted in units of 1 / tau, of the encoders that steer. A row has shares: of words that hold
 (digit by the judge, width, slant and breadth measured), of pictures of which all four hold, and of pictures whose own
-sentence is nearest among ten to two pairs of encoders; and mean cosines. Real digits need MNIST, all others do not.
+sentence is nearest among ten to three pairs of encoders; and mean cosines. Real digits need MNIST, all others do not.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def measured(images: torch.Tensor, sentences: torch.Tensor) -> dict[str, float]:
     for slot, name in ((1, "width"), (2, "slant"), (3, "breadth")):
         if said[:, slot].any():
             row[name] = holds[said[:, slot], slot]
-    for name in ("towers", "other_towers"):
+    for name in ("towers", "noisy_towers", "other_towers"):
         towers, clamped = checkpoints.load(name).network, images.clamp(-1, 1)
         row[name] = towers(clamped, None, sentences)
         ten = torch.stack([towers(clamped, None, sentences.roll(k)) for k in range(10)], 1)

@@ -1,175 +1,220 @@
 # %% [markdown]
 # # 16 · Digits by words and by style: does the picture obey the sentence, or its judge?
 #
-# TODO open with the question that the reader already has, in two or three sentences
+# You type "a bold slanted four", and want eight of them. Somewhere a network has to know what the words mean. There are two
+# places for it: in the denoiser, or in a pair of encoders that compare pictures with sentences. And then, how do you know that you got what you asked for?
 #
 # **After this chapter you can**
-# * TODO three or four things, each with a verb: derive, predict, measure, choose
+# * write sentences about pictures that are true by measurement, and check any picture against its sentence without a network;
+# * say what two encoders trained by contrast have learned, and which scale of their cosine is Bayes' rule;
+# * tell a picture that obeys the sentence from one that pleases an encoder, and choose a score that can;
+# * steer by words never seen together, and by the style of one picture.
 #
-# **You need** TODO the chapters and the mathematics that this one builds on.
+# **You need** [chapter 11](11_classifier_free_guidance.ipynb#past-the-answer) for classifier-free guidance, and the opening of [chapter 09](09_similarity_control.ipynb#a-knob-that-turns-back) for guidance by a cosine.
 #
-# *6 minutes to read, 1 more for Deeper, 5 seconds to run, on a laptop, without a GPU or a network connection.*
+# *38 minutes to read, 9 more for Deeper, 35 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
+import json
 import math
+from importlib import resources
 
 import torch
 
-from difflesson import exercises, plotting
-from difflesson.schedule import cosine
+from difflesson import exercises, guidance, kernels, plotting, similarity
+from difflesson.denoiser import network_denoiser
+from difflesson.digits import captions, checkpoints, metrics, sampling, words
+from difflesson.samplers import draw
 
-torch.set_num_threads(1)  # small arrays: one thread is as fast, and a busy core then does no harm
+torch.set_num_threads(1)
 
 # %% [markdown]
-# ## TODO a picture of the question, before the first formula
+# ## Four sentences
 #
-# TODO say what happens and why, in words: who stops reading here has the idea. Then what is drawn, and what to look for
+# The denoiser below has the body of [chapter 15](15_classifier_free_guidance_on_digits.ipynb)'s *pocket*. Where that one was told a label, this one was told a sentence. Each sheet has the same eight starts.
+
+# %%
+network = checkpoints.load("words").network
+asked = ["a thin upright seven", "a bold slanted four", "a narrow zero", "a heavy broad zero"]
+
+
+def drawn(sentence, gamma, count=8, seed=5):
+    """Digits for one sentence, from the same noise whatever the sentence; classifier-free guidance, 16 steps."""
+    number = captions.number(sentence)
+    return sampling.generate(network, torch.full((count,), number), gamma, seed=seed, dtype=torch.bfloat16)
+
+
+sheets = {sentence: drawn(sentence, 3.0) for sentence in asked}
 
 # %% tags=["hide-input"]
-schedule = cosine()
-times = torch.linspace(0, 1, 101)
 with plotting.style():
-    figure, axes = plotting.plt.subplots(figsize=(4.5, 2.6))
-    axes.plot(times, schedule.alpha(times), color=plotting.COLOURS["conditional"])
-    axes.plot(times, schedule.sigma(times), color=plotting.COLOURS["unconditional"])
-    axes.text(0.3, 0.92, "$\\alpha_t$", color=plotting.COLOURS["conditional"])
-    axes.text(0.3, 0.32, "$\\sigma_t$", color=plotting.COLOURS["unconditional"])
-    axes.set(xlabel="$t$", ylabel="factor")
-    # TODO draw the chapter's own picture, and look at the file under figures/
-    shown = plotting.show(figure, "16_question", alt="Two curves over time: the factor of the signal falls from 1 to 0, the factor of the noise rises from 0 to 1.")
+    figure, axes = plotting.plt.subplots(1, 4, figsize=(9, 1.5))
+    for panel, (sentence, sheet) in zip(axes, sheets.items(), strict=True):
+        plotting.show_digits(panel, sheet, columns=4, title=f'"{sentence}"')
+        panel.title.set_fontsize(8.5)
+    shown = plotting.show(figure, "16_sentences", alt="Four sheets of eight digits: thin sevens, bold slanted fours, narrow zeros, and heavy broad zeros.")
 shown
 
 # %% [markdown]
-# *TODO a caption in italics, a paragraph of its own: what to conclude from the picture.*
+# *OPENINGCAPTION*
 #
-# TODO one sentence that reads the picture
+# OPENINGTEXT
 #
-# ## TODO the derivation, in small steps; what the reader came for stands in the first half
+# ## Sentences that are true
 #
-# A noisy picture is the clean one times a factor, plus noise times another. A numbered equation has a label (the build
-# numbers it). The next cell computes it: first as one writes it, then as the package has it. Elsewhere on this page it is
-# called $\eqref{eq-forward-marginal}$.
+# A sentence here says of up to four things how they are: which digit, its stroke width, its slant, its breadth. (MNIST scales all digits to one size, so size says nothing.) Three of them a ruler can check. Let $a_i$ be the ink of pixel $i$, from 0 to 1, $b_i$ that of the pixel below and $c_i$ that of the one to the right. Then
 #
-# TODO replace the example; `python -m tools.ledger check` knows which labels exist
+# $$ w = \frac{2 \sum_i a_i}{\sum_i \sqrt{(a_i - b_i)^2 + (a_i - c_i)^2}} \label{eq-stroke-width} $$
 #
-# $$ x_t = \alpha_t\, x_0 + \sigma_t\, \varepsilon. \label{eq-forward-marginal} $$
+# is the *stroke width*, in pixels. Why: a long stroke of width $w$ and length $l$ has the area $w\, l$ and two edges of length $l$. So twice the area over the edge is $w$. The sum of the slopes below is the length of the edge: across an edge the ink falls from 1 to 0 once, however blurred it is.
+
+# %%
+# [eq-stroke-width]
+def width_of(page):
+    """Stroke width of pages of ink (N, H, W), in pixels."""
+    wide = torch.nn.functional.pad(page, (1, 1, 1, 1))  # paper all around
+    a, b, c = wide[:, :-1, :-1], wide[:, 1:, :-1], wide[:, :-1, 1:]
+    edge = ((a - b).square() + (a - c).square()).sqrt().sum((1, 2))
+    return 2 * page.sum((1, 2)) / edge
+
+
+# %%
+def bar(width, length=20):
+    page = torch.zeros(1, 28, 28).double()
+    page[:, 4 : 4 + length, 10 : 10 + width] = 1
+    return page
+
+
+for width in (2, 4):
+    print(f"drawn {width}, measured {float(width_of(bar(width))):.2f}")
+page = captions.ink(sheets[asked[1]])
+torch.testing.assert_close(width_of(page), captions.stroke_width(page))
+
+# %% tags=["remove-cell"]
+assert all(abs(float(width_of(bar(w))) - 20 * w / (20 + w)) < 0.05 for w in (2, 4))
+
+# %% [markdown]
+# Somewhat less than was drawn, for the two ends of the bar are edge as well. A curved stroke has few ends.
+#
+# For *slant* and *breadth*, think of the ink as grains, a grain at $(u, v)$, counted from the middle, $v$ upwards. With $\mathbb E$ for the mean over the grains,
+#
+# $$ s = \frac{\mathbb E[u v]}{\mathbb E[v^2]}, \qquad b^2 = \mathbb E\big[ (u - s v)^2 \big]. \label{eq-slant} $$
+#
+# The slant $s$ says how far the digit leans to the right for each pixel of height. A shear, $u \to u + k v$, adds exactly $k$ to it, and leaves $b$, the breadth of the digit put upright.
+
+# %%
+# [eq-slant]
+def slant_and_breadth(u, v, share):
+    """Of grains at (u, v), each a share of the ink; all (n,)."""
+    u, v = u - share @ u, v - share @ v
+    s = share @ (u * v) / (share @ v.square())
+    return s, (share @ (u - s * v).square()).sqrt()
+
+
+# %%
+rows, columns = torch.meshgrid(torch.arange(28.0), torch.arange(28.0), indexing="ij")
+u, v = columns.flatten().double(), -rows.flatten().double()
+share = (page[0] / page[0].sum()).flatten()
+s, b = slant_and_breadth(u, v, share)
+sheared = slant_and_breadth(u + 0.25 * v, v, share)
+print(f"slant {s:.3f}, breadth {b:.3f}; after a shear by 0.25: {sheared[0]:.3f}, {sheared[1]:.3f}")
+torch.testing.assert_close(torch.stack(sheared), torch.stack([s + 0.25, b]))
+torch.testing.assert_close(torch.stack([s, b]), torch.stack([captions.slant(page)[0], captions.breadth(page)[0]]))
+
+# %% [markdown]
+# What is *bold*? Among MNIST's training digits, the boldest 30 % of each class; the thinnest 30 % are *thin*, the others *regular*. So "a bold one" is bold for a one. Likewise *backward, upright, slanted* and *narrow, normal, wide*. The ends have a second word each, such as *heavy* for bold. The 60 edges ship with the package.
+
+# %%
+sentence = captions.number("a heavy slanted four")
+print(sentence, captions.text(sentence), "| null:", captions.SENTENCES, captions.text(captions.SENTENCES))
+seen = metrics.judged(checkpoints.load("judge").network, sheets[asked[1]])[1].argmax(1)
+said, holds = captions.obeyed(torch.full((8,), sentence), sheets[asked[1]], seen)
+for picture in (0, 1):
+    print([bool(h) for h in holds[picture]], captions.measure(sheets[asked[1]])[picture].numpy().round(2))
+
+# %% [markdown]
+# A sentence is a number, so it stands wherever a label stood. A sentence *holds* of a picture if each word in it holds; which digit it is, [chapter 15](15_classifier_free_guidance_on_digits.ipynb)'s judge says. What is unsaid is left open.
+#
+# To train, sentences are drawn for each picture: which things to mention, between none and all four, by chance that looks at nothing; and of the things mentioned, what is true. With $\pi(c)$ for the chance that the words of $c$ come up for a picture of which they are true, and $h(c, x)$ for 1 if $c$ holds of $x$ and 0 if not,
+#
+# $$ p(c \mid x) = \pi(c)\, h(c, x), \qquad \frac{p(c \mid x)}{p(c)} = \frac{h(c, x)}{\mathbb E_x[h(c, x)]}. \label{eq-true-sentence} $$
+#
+# So on clean pictures the posterior of a sentence is its truth, and nothing else. Had we left out words for what is average, silence would speak: "a four" would mean one that is not bold, not slanted and not wide.
+
+# %%
+# [eq-true-sentence]
+def posterior_over_prior(holds):
+    """p(c | x) / p(c) from truth values (pictures, sentences)."""
+    truth = holds.double()
+    return truth / truth.mean(0)
+
 
 # %%
 generator = torch.Generator().manual_seed(0)
-x_0, eps = torch.randn(2, 1000, 2, generator=generator, dtype=torch.float64)
-by_hand = schedule.alpha(0.5) * x_0 + schedule.sigma(0.5) * eps
-compact = schedule.add_noise(x_0, eps, 0.5)
-print(f"largest difference {float((by_hand - compact).abs().max()):.0e}")
-torch.testing.assert_close(compact, by_hand)
+meaning = torch.tensor([[4, 2, 2, 1], [4, 2, 0, 1], [7, 0, 1, 1], [7, 2, 1, 0]])  # digit, and three levels
+told = captions.say(meaning.repeat(40_000, 1), generator).view(-1, 4)  # 40,000 sentences for each picture
+of_interest = [captions.number(text) for text in ("a digit", "a four", "a bold digit", "a bold four")]
+counts = torch.stack([(told == one).double().mean(0) for one in of_interest], 1)  # (pictures, sentences)
+truth = torch.stack([captions.true_words(torch.full((4,), one), meaning)[1].all(1) for one in of_interest], 1)
+print((counts / counts.mean(0)).numpy().round(2))
+torch.testing.assert_close(counts / counts.mean(0), posterior_over_prior(truth), atol=0.06, rtol=0)
 
 # %% [markdown]
-# TODO one sentence that reads the output. Papers are plain links, with an entry in book/references.bib:
-# [Ho & Salimans (2022)](https://arxiv.org/abs/2207.12598).
+# Rows are pictures, columns sentences: 0 where a sentence is false, and else one number for each sentence, the larger the fewer pictures it is true of.
 #
-# ### Pitfall: TODO the plausible wrong version
+# ## What two encoders learn
 #
-# TODO why one would write it. Then run it, and print how wrong it is
+# The other place for the meaning of words: a pair of encoders, made as in [CLIP](https://arxiv.org/abs/2103.00020). One turns a picture into a vector of 32 numbers; the other adds up a vector for each word. Their similarity is the cosine over a temperature, $f_{ij} = \cos(E(x_i), E(c_j)) / \tau$. In a batch of $N$ pictures, each with its sentence, the loss asks which sentence goes with a picture, and which picture with a sentence:
+#
+# $$ \ell = -\frac{1}{2 N} \sum_i \Big( \log \frac{e^{f_{ii}}}{\sum_j e^{f_{ij}}} + \log \frac{e^{f_{ii}}}{\sum_j e^{f_{ji}}} \Big). \label{eq-infonce} $$
 
 # %%
-wrong = (1 - schedule.sigma(0.5)) * x_0 + schedule.sigma(0.5) * eps
-lost = 1 - float(wrong.var() / compact.var())
-print(f"with 1 - sigma for alpha, {lost:.0%} of the variance is lost")
-assert lost > 0.1
-
-# %% [markdown]
-# TODO one sentence that reads the error
-#
-# ## In practice
-#
-# TODO the decision a practitioner takes home, three to six rows
-#
-# | if you have | do | because |
-# |---|---|---|
-# | TODO the first case | ... | ... |
-# | ... | ... | ... |
-# | ... | ... | ... |
-#
-# ## Exercises
-#
-# Write your answer where the function says `raise NotImplementedError("your turn")`, run the cell, then run the check
-# below it.
-
-# %% [markdown]
-# ### Exercise 16.1 (easy): TODO a question
-#
-# TODO the task, and the signature in words. The example: which share of the variance of $x_t$ is signal, given
-# $\log(\alpha_t^2 / \sigma_t^2)$?
-#
-# <details><summary>Hint</summary>
-#
-# TODO where to look: a step, not the formula.
-#
-# </details>
-
-# %% tags=["exercise"]
-def signal_share(log_snr):
-    """alpha^2, a number in (0, 1)."""
-    ### BEGIN SOLUTION
-    return 1 / (1 + math.exp(-log_snr))
-    ### END SOLUTION
+# [eq-infonce]
+def contrast(f):
+    """The loss of similarities f (..., N, N) of pictures (rows) with sentences, the right ones on the diagonal."""
+    right = f.diagonal(dim1=-2, dim2=-1)
+    return (f.logsumexp(-1) + f.logsumexp(-2) - 2 * right).mean(-1) / 2
 
 
 # %%
-exercises.check("16.1", signal_share)
+towers = checkpoints.load("towers").network
+x, numbers = sheets[asked[1]].clamp(-1, 1)[:4], torch.tensor([captions.number(text) for text in asked])
+f = torch.stack([towers(x, None, number.expand(4)) for number in numbers], 1) * towers.scale  # (pictures, sentences)
+torch.testing.assert_close(contrast(f), words.contrastive_loss(towers, x, None, numbers))
+print("cosines of four bold slanted fours with the four sentences above, and 1 / tau:")
+print((f / towers.scale).numpy().round(2), round(float(towers.scale), 1))
 
 # %% [markdown]
-# ### Exercise 16.2 (medium): TODO a question
+# Which similarity makes this loss least? Put yourself in the place of the softmax. You see a picture $x$ and $N$ sentences. One was drawn from $p(c \mid x)$, the others from $p(c)$. By Bayes, the chance that it is number $j$ is proportional to $p(c_j \mid x) \prod_{k \ne j} p(c_k)$, so to $p(c_j \mid x) / p(c_j)$. A cross-entropy is least where the softmax gives just these chances. So $e^f$ is this ratio, times anything that depends on $x$ alone; and the second half of the loss allows only what depends on $c$ alone. Both together:
 #
-# TODO the task. The example: the same for the noise.
+# $$ f^\ast(x, c) = \log \frac{p(c \mid x)}{p(c)} + \text{const}, \qquad \nabla_x f^\ast(x, c) = \nabla_x \log p(c \mid x). \label{eq-best-similarity} $$
 #
-# <details><summary>Hint</summary>
-#
-# TODO where to look.
-#
-# </details>
+# [van den Oord et al. (2018)](https://arxiv.org/abs/1807.03748) have the first half. The second is why it matters here: the gradient of a perfect similarity is a *classifier's*, for any sentence, and the scale at which its cosine is Bayes' rule is $1 / \tau$, no knob. Check it where everything can be summed: three pictures, four sentences, batches of two.
 
-# %% tags=["exercise"]
-def noise_share(log_snr):
-    """sigma^2, a number in (0, 1)."""
-    ### BEGIN SOLUTION
-    return 1 / (1 + math.exp(log_snr))
-    ### END SOLUTION
+# %%
+# [eq-best-similarity]
+def best_similarity(joint):
+    """f* from a table of p(x, c), up to a constant."""
+    return (joint / joint.sum(1, keepdim=True) / joint.sum(0, keepdim=True)).log()
 
 
 # %%
-exercises.check("16.2", noise_share)
+def expected_loss(f, joint):
+    """Mean contrastive loss over all batches of two pairs, (x, c) and (x', c'), each drawn from the table."""
+    pairs = torch.cartesian_prod(torch.arange(f.shape[0]), torch.arange(f.shape[1]))  # (x, c)
+    a, b = pairs.repeat_interleave(len(pairs), 0).T, pairs.repeat(len(pairs), 1).T
+    batches = torch.stack([torch.stack([f[a[0], a[1]], f[a[0], b[1]]], -1), torch.stack([f[b[0], a[1]], f[b[0], b[1]]], -1)], -2)
+    return (joint[a[0], a[1]] * joint[b[0], b[1]] * contrast(batches)).sum()
+
+
+joint = torch.tensor([[3.0, 1, 2, 1], [1, 4, 1, 1], [1, 2, 1, 6]]).double() / 24
+best = best_similarity(joint).requires_grad_()
+(slope,) = torch.autograd.grad(expected_loss(best, joint), best)
+print(f"largest slope of the loss at f*: {slope.abs().max():.0e}")
+guesses = {"p(c | x)": joint / joint.sum(1, keepdim=True), "p(x, c)": joint}
+for name, table in guesses.items():
+    print(f"loss with log {name}: {expected_loss(table.log(), joint):.4f}, with f*: {expected_loss(best.detach(), joint):.4f}")
+assert slope.abs().max() < 1e-15 and all(expected_loss(t.log(), joint) > expected_loss(best, joint) + 1e-3 for t in guesses.values())
 
 # %% [markdown]
-# ### Exercise 16.3 (hard): TODO a question
-#
-# TODO the task, of the kind that a research question begins with. The example: both shares at once.
-#
-# <details><summary>Hint</summary>
-#
-# TODO where to look.
-#
-# </details>
-
-# %% tags=["exercise"]
-def both_shares(log_snr):
-    """(alpha^2, sigma^2), two numbers."""
-    ### BEGIN SOLUTION
-    signal = 1 / (1 + math.exp(-log_snr))
-    return signal, 1 - signal
-    ### END SOLUTION
-
-
-# %%
-exercises.check("16.3", both_shares)
-
-# %% [markdown]
-# ## Remember
-#
-# 1. TODO five lines at most
-#
-# **Where it comes from.** TODO for each result its paper and equation, or "derived here".
-
-# %% [markdown]
-# ## Deeper: TODO what the expert asks next
-#
-# TODO one line: what this section adds, and for whom. Nothing above depends on it. Leave Deeper out if there is none.
+# Our pictures will be noisy. Encoders that were trained on noisy pictures, and are told how noisy, have $x_t$ in the place of $x$: their gradient is $\nabla \log p_t(c \mid x_t)$, what [classifier guidance](07_mean_shift.ipynb#a-slope-moves-a-bell) asks for at $\gamma = 1$. (So contrast learns of noise what [chapter 09](09_similarity_control.ipynb#what-an-encoder-learns-from-noise) had to mend in its loss.) Encoders of clean pictures are wrong at every noise level. We have both: the second pair began with the first, and went on with noise.

@@ -54,7 +54,8 @@ class Blueprint:
 
     network: a class's name in NETWORKS;  arguments: of its constructor;  prediction: what it outputs, "v", "eps",
     "x0", "logits" or "cosine";  schedule: a name in SCHEDULES;  schedule_arguments: all of its arguments;  data: a name
-    in `data.DATASETS`;  size: side of the images, in pixels.  Raises: ValueError that names the field and what is allowed.
+    in `data.DATASETS`;  size: side of the images, in pixels.  Raises: ValueError that names the field and what is
+    allowed.
     """
 
     network: str

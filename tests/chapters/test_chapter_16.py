@@ -1,19 +1,98 @@
 """The claims of chapter 16, each compared with an independent computation."""
 
+import json
 import math
+from importlib import resources
 
+import numpy as np
 import pytest
 import torch
 
-from difflesson.schedule import cosine
+from difflesson.digits import captions
+from tests.oracles.chapter_cells import names_of
+
+F64 = torch.float64
 
 
-# TODO one test for each claim. The marker names the equation; without a numbered equation, leave it out.
-@pytest.mark.equation("eq-forward-marginal")
-def test_noising_is_the_weighted_sum_at_every_time():
-    schedule = cosine()
-    x_0, eps = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for t in (0.0, 0.3, 1.0):
-        share = 1 / (1 + math.exp(-schedule.log_snr(t)))  # of the signal in the variance
-        expected = math.sqrt(share) * x_0 + math.sqrt(1 - share) * eps
-        torch.testing.assert_close(schedule.add_noise(x_0, eps, t), expected, atol=1e-10, rtol=0)
+def of_cell(label: str) -> dict:
+    return names_of("16", label)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+# ---- sentences that are true
+
+
+@pytest.mark.equation("eq-stroke-width")
+def test_the_cells_width_is_the_packages_and_that_of_a_loop_over_pixels():
+    page = torch.rand(2, 7, 6, generator=torch.Generator().manual_seed(2), dtype=F64)
+    found = of_cell("eq-stroke-width")["width_of"](page)
+    torch.testing.assert_close(found, captions.stroke_width(page))
+    for one, width in zip(np.pad(page.numpy(), ((0, 0), (1, 1), (1, 1))), found.tolist(), strict=True):
+        slopes = [np.hypot(one[i + 1, j] - one[i, j], one[i, j + 1] - one[i, j]) for i in range(8) for j in range(7)]
+        assert abs(width - 2 * one.sum() / sum(slopes)) < 1e-10
+
+
+@pytest.mark.equation("eq-slant")
+@pytest.mark.parametrize("k", [-0.7, 0.0, 1.3])
+def test_a_shear_adds_its_slope_and_leaves_the_breadth_of_the_regression(k):
+    """Slant and breadth are the slope and the residual deviation of a weighted regression of u on v, by numpy."""
+    u, v = normal(50, seed=3), normal(50, seed=4)
+    share = torch.rand(50, generator=torch.Generator().manual_seed(5), dtype=F64)
+    share = share / share.sum()
+    s, b = of_cell("eq-slant")["slant_and_breadth"](u + k * v, v, share)
+    slope, start = np.polyfit(v.numpy(), (u + k * v).numpy(), 1, w=share.sqrt().numpy())
+    rest = (u + k * v).numpy() - slope * v.numpy() - start
+    assert abs(float(s) - slope) < 1e-10 and abs(float(b) - np.sqrt((share.numpy() * rest**2).sum())) < 1e-10
+    plain = of_cell("eq-slant")["slant_and_breadth"](u, v, share)
+    assert abs(float(s - plain[0]) - k) < 1e-10 and abs(float(b - plain[1])) < 1e-10
+
+
+@pytest.mark.equation("eq-true-sentence")
+def test_posterior_over_prior_is_truth_over_the_share_of_pictures_by_counting():
+    generator = torch.Generator().manual_seed(6)
+    meaning = torch.tensor([[1, 0, 1, 2], [1, 2, 1, 2], [8, 0, 0, 0], [8, 0, 1, 1], [8, 2, 2, 0]])
+    said = captions.say(meaning.repeat(20_000, 1), generator).view(-1, 5)
+    texts = ("a digit", "a one", "a thin digit", "an upright eight")
+    numbers = [captions.number(text) for text in texts]
+    counts = torch.stack([(said == number).double().mean(0) for number in numbers], 1)
+    truth = torch.stack([captions.true_words(torch.full((5,), n), meaning)[1].all(1) for n in numbers], 1)
+    expected = of_cell("eq-true-sentence")["posterior_over_prior"](truth)
+    assert float((counts / counts.mean(0) - expected).abs().max()) < 0.25
+    assert (counts[~truth] == 0).all()
+
+
+# ---- what two encoders learn
+
+
+@pytest.mark.equation("eq-infonce")
+def test_the_contrast_is_two_softmaxes_written_out():
+    f = 3 * normal(2, 4, 4, seed=7)
+    for one, loss in zip(f.numpy(), of_cell("eq-infonce")["contrast"](f).tolist(), strict=True):
+        e = np.exp(one)
+        total = sum(np.log(e[i, i] / e[i].sum()) + np.log(e[i, i] / e[:, i].sum()) for i in range(4))
+        assert loss == pytest.approx(-total / 8, rel=1e-12)
+
+
+@pytest.mark.equation("eq-best-similarity")
+def test_the_best_similarity_has_no_slope_in_batches_of_three_and_others_have_more_loss():
+    """Another table, batches of three, every batch summed, the loss written out."""
+    joint = torch.rand(2, 3, generator=torch.Generator().manual_seed(8), dtype=F64) + 0.2
+    joint = joint / joint.sum()
+    pairs = torch.cartesian_prod(torch.arange(2), torch.arange(3))
+    which = torch.cartesian_prod(*[torch.arange(6)] * 3)
+    x, c = pairs[which][:, :, 0], pairs[which][:, :, 1]
+    chance = joint[x, c].prod(1)
+
+    def loss(f):
+        batch = f[x[:, :, None], c[:, None, :]]
+        mine = batch.diagonal(dim1=1, dim2=2)
+        return (chance[:, None] * (batch.logsumexp(1) + batch.logsumexp(2) - 2 * mine)).sum() / 6
+
+    best = of_cell("eq-best-similarity")["best_similarity"](joint).requires_grad_()
+    (slope,) = torch.autograd.grad(loss(best), best)
+    assert float(slope.abs().max()) < 1e-12
+    for seed in range(20):
+        assert float(loss(best.detach() + 0.3 * normal(2, 3, seed=seed))) > float(loss(best.detach())) - 1e-12
