@@ -61,12 +61,6 @@ class Towers(nn.Module):
         """1 / tau, at most 100."""
         return self.log_scale.clamp_max(4.6).exp()
 
-    def places(self, x: Tensor) -> Tensor:
-        """What the first block of the image encoder sees in each place of clean pictures: (batch, places, channels)."""
-        condition = functional.silu(self.image.noise(x.new_full(x.shape[:1], math.inf)))
-        seen = self.image.blocks[0](self.image.enter(functional.pixel_unshuffle(x, 2)), condition)
-        return seen.flatten(2).mT
-
     def forward(self, x: Tensor, log_snr: Tensor | None, sentence: Tensor) -> Tensor:
         """x: (batch, 1, H, W), log_snr: (batch,), or None for clean ones, sentence: (batch,)  ->  cosines (batch,)."""
         return similarity.cosine(self.image(x, log_snr).float(), self.text(sentence).float())
@@ -119,20 +113,26 @@ class guess_cosine(Part):
         return self.towers(self.denoiser(x, t).x0, None, self.sentence.to(x.device).expand(len(x))).to(x.dtype)
 
 
+def places(encoder: DigitClassifier, x: Tensor) -> Tensor:
+    """What the first block of an encoder sees in each place of clean pictures: (batch, places, channels)."""
+    condition = functional.silu(encoder.noise(x.new_full(x.shape[:1], math.inf)))
+    return encoder.blocks[0](encoder.enter(functional.pixel_unshuffle(x, 2)), condition).flatten(2).mT
+
+
 @dataclass(frozen=True, eq=False)
 class guess_style(Part):
     """Minus the Gram distance of the guessed clean picture from a reference, as a share of the reference's square.
 
         - |G(x0) - G_ref|^2 / |G_ref|^2      [eq-style-at-the-guess]
 
-    Args: denoiser: differentiable;  towers: whose `places` are the features;  reference: a Gram matrix (k, k).
+    Args: denoiser: differentiable;  encoder: whose `places` are the features;  reference: a Gram matrix (k, k).
     Source: Gatys et al. 2016, eq. 4, for the distance.
     """
 
     denoiser: Part
-    towers: nn.Module = field(repr=False)
+    encoder: nn.Module = field(repr=False)
     reference: Tensor
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        places = self.towers.places(self.denoiser(x, t).x0)
-        return -similarity.gram_distance(places, self.reference) / self.reference.square().sum()
+        seen = places(self.encoder, self.denoiser(x, t).x0)
+        return -similarity.gram_distance(seen, self.reference) / self.reference.square().sum()

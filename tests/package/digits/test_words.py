@@ -114,10 +114,10 @@ def test_the_cosine_of_the_guess_is_that_of_the_denoisers_clean_picture():
 @pytest.mark.equation("eq-style-at-the-guess")
 def test_the_style_at_the_guess_is_minus_a_share_of_the_references_square_and_0_for_itself():
     towers = filled(words.Towers(**TOWERS))
-    places = towers.places(pictures(3))
+    places = words.places(towers.image, pictures(3))
     assert places.shape == (3, 16, 8)
     grams = torch.einsum("nmk,nml->nkl", places, places) / 16
-    style = words.guess_style(lambda x, t: Prediction(x, x), towers, grams[0])
+    style = words.guess_style(lambda x, t: Prediction(x, x), towers.image, grams[0])
     expected = -(grams - grams[0]).square().flatten(1).sum(1) / grams[0].square().sum()
     torch.testing.assert_close(style(pictures(3), torch.tensor(0.5)), expected, atol=1e-6, rtol=1e-4)
 
