@@ -6,15 +6,17 @@
 Each row is written when it is measured, so a run that was stopped goes on where it was. All rows have the same
 sentences, four words each, drawn as the training digits have them, and the same noise. The ways:
 
-    cfg        classifier-free guidance by gamma on the network of sentences; all others steer it told nothing
+    cfg        classifier-free guidance by gamma on the network of sentences; the next three steer it told nothing
     clean      by the cosine of encoders of clean digits, asked about the noisy picture
     guess      by the same, asked about the guessed clean picture
     noisy      by encoders that were trained on noise as well
+    both       told the sentence, at the scale 2, and steered as in "guess"
     real       digits of MNIST's test half, each with a sentence that is true of it
 
 The scale of a cosine is counted in units of 1 / tau, of the encoders that steer. A row has shares: of words that hold
 (digit by the judge, width, slant and breadth measured), of pictures of which all four hold, and of pictures whose own
-sentence is nearest among ten to three pairs of encoders; and mean cosines. Real digits need MNIST, all others do not.
+sentence is nearer than nine wrong ones, of any digit and ("finds_words") of the same digit, to three pairs of encoders;
+and mean cosines. Real digits need MNIST, all others do not.
 """
 
 import argparse
@@ -48,34 +50,25 @@ class Point:
 def points() -> list[Point]:
     """All rows, the most useful first."""
     rows = [Point("real", "real", 0.0)]
-    rows += [Point("scale", "cfg", gamma) for gamma in (0.0, 1.0, 2.0, 4.0, 6.0, 1.5, 3.0)]
-    rows += [Point("scale", way, gamma) for gamma in (1.0, 4.0, 16.0, 2.0) for way in ("noisy", "clean", "guess")]
+    rows += [Point("scale", "cfg", gamma) for gamma in (2.0, 3.0, 1.0, 4.0, 6.0)]
+    rows += [Point("scale", way, gamma) for gamma in (4.0, 16.0, 1.0) for way in ("noisy", "clean", "guess")]
+    rows += [Point("scale", "both", gamma) for gamma in (1.0, 4.0)]
     rows += [Point(part, "cfg", gamma) for gamma in (3.0, 1.0) for part in ("unseen", "seen")]
     return rows
 
 
 def sentences_asked(point: Point, count: int) -> torch.Tensor:
-    """Sentences of four words about digits 0..9 in turn, as often as they are true; of pairs, see `pair_of`."""
+    """Sentences of four words about digits 0..9 in turn, as often as they are true; or of pairs of words."""
     generator = torch.Generator().manual_seed(7)
     digit = torch.arange(count) % 10
     if point.part != "scale":
-        return torch.stack([pair_of(int(d), point.part) for d in digit])
+        return torch.tensor([captions.unseen_pair(int(d), turned=point.part == "seen") for d in digit])
     level = torch.bucketize(torch.rand(count, 3, generator=generator), torch.tensor([0.3, 0.7]))
     meaning = torch.cat([digit[:, None], level], 1)
     while (out := captions.unseen(meaning)).any():  # what was left out of training has rows of its own
         level = torch.bucketize(torch.rand(count, 3, generator=generator), torch.tensor([0.3, 0.7]))
         meaning[out, 1:] = level[out]
     return captions.say(meaning, generator, mentioned=4)
-
-
-def pair_of(digit: int, part: str) -> torch.Tensor:
-    """The two words of UNSEEN with their digit; or, for "seen", the same two things, one of them turned to its other
-    end.
-    """
-    place = [digit, 5, 5, 5]
-    for k, (slot, level) in enumerate(captions.UNSEEN[digit]):
-        place[slot] = (0, 2, 3)[2 - level if part == "seen" and k == 0 else level]
-    return captions.numbers(torch.tensor([place]))[0]
 
 
 def steered(network, point: Point, sentences: torch.Tensor, start: torch.Tensor, generator) -> torch.Tensor:
@@ -85,7 +78,9 @@ def steered(network, point: Point, sentences: torch.Tensor, start: torch.Tensor,
         denoiser = guided_denoiser(network, sentences, point.gamma, dtype=torch.bfloat16)
     else:
         towers = checkpoints.load("noisy_towers" if point.way == "noisy" else "towers").network
-        if point.way == "guess":
+        if point.way == "both":
+            free = guided_denoiser(network, sentences, 2.0, dtype=torch.bfloat16)
+        if point.way in ("guess", "both"):
             cosine = words.guess_cosine(free, towers, sentences)
         else:
             cosine = words.sentence_cosine(towers, schedule, sentences, told=point.way == "noisy")
@@ -104,15 +99,29 @@ def measured(images: torch.Tensor, sentences: torch.Tensor) -> dict[str, float]:
     for name in ("towers", "noisy_towers", "other_towers"):
         towers, clamped = checkpoints.load(name).network, images.clamp(-1, 1)
         row[name] = towers(clamped, None, sentences)
-        ten = torch.stack([towers(clamped, None, sentences.roll(k)) for k in range(10)], 1)
-        others = torch.stack([sentences.roll(k) for k in range(10)], 1) != sentences[:, None]
-        others[:, 0] = True
-        row[f"{name}_finds"] = ten.masked_fill(~others, -2.0).argmax(1) == 0
+        for suffix, wrong in (("finds", others(sentences, False)), ("finds_words", others(sentences, True))):
+            nine = torch.stack([towers(clamped, None, one) for one in wrong], 1)
+            row[f"{name}_{suffix}"] = row[name] > nine.amax(1)
     row = {name: value.double() for name, value in row.items()}
     tail = {"towers_95": round(float(row["towers"].quantile(0.95)), 4), "count": len(images)}
     shown = {name: round(float(value.mean()), 4) for name, value in row.items()}
     errors = {f"{name}_error": round(float(value.std() / len(value) ** 0.5), 4) for name, value in row.items()}
     return shown | errors | tail
+
+
+def others(sentences: torch.Tensor, same_digit: bool) -> torch.Tensor:
+    """Nine wrong sentences of four words for each, (9, N), as often as they are true; also of the same digit alone."""
+    generator = torch.Generator().manual_seed(9)
+    digit = captions.words_of(sentences)[:, 0]
+    drawn = []
+    while len(drawn) < 9:
+        level = torch.bucketize(torch.rand(len(digit), 3, generator=generator), torch.tensor([0.3, 0.7]))
+        any_digit = torch.randint(0, 10, digit.shape, generator=generator)
+        meaning = torch.cat([(digit if same_digit else any_digit)[:, None], level], 1)
+        right = captions.true_words(sentences, meaning)[1].all(1)  # another way to say the same is not wrong
+        meaning[right, 3] = (meaning[right, 3] + 1) % 3
+        drawn.append(captions.say(meaning, generator, mentioned=4))
+    return torch.stack(drawn)
 
 
 def row_of(point: Point, count: int) -> dict:

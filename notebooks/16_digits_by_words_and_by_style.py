@@ -96,13 +96,15 @@ with plotting.style():
         holds, cosines = judged(sheet, four)
         plotting.show_digits(panel, sheet, columns=4, title=f"{name}\ntrue {int(holds.all(1).sum())} of 8, cosine {cosines.mean():.2f}")
         panel.title.set_fontsize(8.5)
-    shown = plotting.show(figure, "16_four_ways", alt="FOURWAYSALT")
+    shown = plotting.show(figure, "16_four_ways", alt="Four sheets of eight digits that were asked to be bold slanted fours. Told to the denoiser, and steered by the cosine of the guess: bold slanted fours. Steered by encoders trained on noise: fours, some of them torn. Steered by encoders of clean digits at the noisy picture: bold strokes and blots, few of them fours.")
 shown
 
 # %% [markdown]
-# *FOURWAYSCAPTION*
+# *One sentence, "a bold slanted four", by four ways, from the same starts. Above each sheet: of how many all three words hold, and the mean cosine, as the encoders of clean digits see it. On the right there is ink that pleases them, and hardly a four.*
 #
-# FOURWAYSTEXT
+# Why? A cosine is a number, and a push along its gradient makes it larger. Whether the picture comes to look like the sentence is another matter: it does where the encoder knows what it looks at. The encoders of clean digits have never seen a noisy picture. There, their gradient points to patterns of ink that they take for boldness ([chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb#one-verdict-about-one-point) has the same story for a classifier). A denoiser that was told sentences has no such freedom: nobody asked it to please.
+#
+# So is being told always the better way? The usual way to find out is to let encoders score the pictures. But they have just been fooled. This chapter asks for things that a ruler can measure. Its result: **a score by encoders can put drawn digits above real ones while two of three sentences are false. And which way obeys better depends on the word.**
 #
 # ## Sentences that are true
 #
@@ -229,9 +231,9 @@ print("cosines of four bold slanted fours with the four sentences above, and 1 /
 print((f / towers.scale).numpy().round(2), round(float(towers.scale), 1))
 
 # %% [markdown]
-# Which similarity makes this loss least? Put yourself in the place of the softmax. You see a picture $x$ and $N$ sentences. One was drawn from $p(c \mid x)$, the others from $p(c)$. By Bayes, the chance that it is number $j$ is proportional to $p(c_j \mid x) \prod_{k \ne j} p(c_k)$, so to $p(c_j \mid x) / p(c_j)$. A cross-entropy is least where the softmax gives just these chances. So $e^f$ is this ratio, times anything that depends on $x$ alone; and the second half of the loss allows only what depends on $c$ alone. Both together:
+# Which similarity makes this loss least? Put yourself in the place of the softmax. You see a picture $x$ and $N$ sentences. One was drawn from $p(c \mid x)$, the others from $p(c)$. By Bayes, the chance that it is number $j$ is proportional to $p(c_j \mid x) \prod_{k \ne j} p(c_k)$, so to $p(c_j \mid x) / p(c_j)$. A cross-entropy is least where the softmax gives just these chances. So $e^f$ is this ratio, times anything that depends on $x$ alone; and the second half of the loss allows only what depends on $c$ alone. Both together, with any number $\kappa$:
 #
-# $$ f^\ast(x, c) = \log \frac{p(c \mid x)}{p(c)} + \text{const}, \qquad \nabla_x f^\ast(x, c) = \nabla_x \log p(c \mid x). \label{eq-best-similarity} $$
+# $$ f^\ast(x, c) = \log \frac{p(c \mid x)}{p(c)} + \kappa, \qquad \nabla_x f^\ast(x, c) = \nabla_x \log p(c \mid x). \label{eq-best-similarity} $$
 #
 # [van den Oord et al. (2018)](https://arxiv.org/abs/1807.03748) have the first half. The second is why it matters here: the gradient of a perfect similarity is a *classifier's*, for any sentence, and the scale at which its cosine is Bayes' rule is $1 / \tau$, no knob. Check it where everything can be summed: three pictures, four sentences, batches of two.
 
@@ -299,6 +301,309 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *CLIMAXCAPTION*
+# *Each point is one way at one scale, with standard errors; the star is real digits with sentences that are true of them. Left: to the encoders' score, digits of a denoiser that was told the sentence are as good as real ones. The ruler says otherwise. Right: the ways that the ruler prefers are not the ones that get the digit right.*
 #
 # CLIMAXTEXT
+
+# %% tags=["remove-cell"]
+CLIMAXASSERTS = True
+
+# %% [markdown]
+# The page measures one row again, with other sentences and other noise.
+
+# %%
+def asked_often(count, seed):
+    """Sentences of four words, as often as they are true of digits that the networks have seen."""
+    generator = torch.Generator().manual_seed(seed)
+    level = torch.bucketize(torch.rand(4 * count, 3, generator=generator), torch.tensor([0.3, 0.7]))
+    meaning = torch.cat([torch.arange(4 * count)[:, None] % 10, level], 1)
+    return captions.say(meaning[~captions.unseen(meaning)][:count], generator, mentioned=4)
+
+
+fresh = asked_often(100, seed=1)
+holds, cosines = judged(sampling.generate(network, fresh, 3.0, seed=4, dtype=torch.bfloat16), fresh)
+shipped = rows["scale", "cfg", 3.0]
+for name, values in (("all", holds.all(1).double()), ("towers", cosines.double())):
+    error = (float(values.var()) / len(values) + shipped[f"{name}_error"] ** 2) ** 0.5
+    print(f"{name}: {values.mean():.2f} here, {shipped[name]:.2f} in the table, scatter of the difference {error:.2f}")
+    assert abs(float(values.mean()) - shipped[name]) < 3 * error
+
+# %% [markdown]
+# ### Pitfall: the score by the encoder that steers
+#
+# PITFALLTEXT
+#
+# ## Words never seen together
+#
+# A sentence enters the denoiser as the sum of its words' vectors. With $c_k$ for the word that $c$ says of thing $k$ (or "unsaid", which has a vector as well),
+#
+# $$ e(c) = \sum_k W_{k, c_k}, \label{eq-sum-of-words} $$
+#
+# so there is a vector for words that no training sentence held together. For each digit one pair of words was kept out, with all training digits of which both are true: thin slanted sixes, bold slanted threes, and so on.
+
+# %%
+# [eq-sum-of-words]
+def vector(table, words_said, sizes):
+    """Sum over k of the table's row for the word said of thing k; words_said: (4,), its place among sizes[k]."""
+    first = sizes.cumsum(0) - sizes
+    return sum(table[start + place] for start, place in zip(first, words_said, strict=True))
+
+
+# %%
+six = captions.unseen_pair(6)
+by_hand = vector(network.label.word.weight, captions.words_of(torch.tensor([six]))[0], captions.SIZES)
+torch.testing.assert_close(network.label(torch.tensor([six]))[0], by_hand)
+print(captions.text(six), "| its twin, seen in training:", captions.text(captions.unseen_pair(6, turned=True)))
+for gamma in (1.0, 3.0):
+    for part in ("unseen", "seen"):
+        row = rows[part, "cfg", gamma]
+        print(f"gamma {gamma:g}, {part:6s}: digit {row['digit']:.2f}, both words and digit {row['all']:.2f} +- {row['all_error']:.2f}")
+
+# %% [markdown]
+# UNSEENTEXT
+#
+# ## A style without words
+#
+# Some wishes have no word. Show one picture instead: "like this". [Chapter 09](09_similarity_control.ipynb#deeper-a-style-by-gram-matrices) has the similarity for it, the distance of Gram matrices, $G(x) = \frac1m \sum_i f_i f_i^\top$, for features $f_i$ seen in place $i$; it forgets *where*. Our features are the 16 of the first block of the clean encoder. They know clean pictures, so ask them about the guess $\hat x_0$. Which digit it is, the sentence says as before; the style pushes on top, with a strength $\lambda$:
+#
+# $$ \hat\varepsilon = \hat\varepsilon_\gamma + \lambda\, \sigma_t\, \nabla_{x_t} \frac{\| G(\hat x_0) - G \|^2}{\| G \|^2}. \label{eq-style-at-the-guess} $$
+
+# %%
+# [eq-style-at-the-guess]
+def styled(denoiser, x, t, schedule, features, reference, strength):
+    """The guess of the noise, pushed towards the style; features: of clean pictures, (N, places, channels)."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        f = features(denoiser(leaf, t).x0)
+        away = (f.mT @ f / f.shape[1] - reference).square().sum((1, 2)) / reference.square().sum()
+        (slope,) = torch.autograd.grad(away.sum(), leaf)
+    return denoiser(x, t).eps + strength * schedule.sigma(t) * slope
+
+
+# %%
+def like(reference, strength, count=16):
+    """A denoiser of sevens, in the style of one picture (1, 1, 28, 28)."""
+    seven = sampling.guided_denoiser(network, torch.full((count,), captions.number("a seven")), 2.0, dtype=torch.bfloat16)
+    G = similarity.gram(words.places(encoders["towers"].image, reference))[0]
+    style = words.guess_style(seven, encoders["towers"].image, G)
+    return guidance.tilt(seven, guidance.gradient(style), strength, network.schedule), seven, G
+
+
+def picked(sentence, measure, sign):
+    """Of 16 drawn digits the one with the most, or the least, of a measure: 0 width, 1 slant."""
+    sheet = drawn(sentence, 3.0, count=16).clamp(-1, 1)
+    return sheet[[int((sign * captions.measure(sheet)[:, measure]).argmax())]]
+
+
+models = {"a thin three": picked("a thin three", 0, -1), "a bold three": picked("a bold three", 0, 1),
+          "a slanted five": picked("a leaning five", 1, 1), "a backward five": picked("a backward five", 1, -1)}
+guided, seven, G = like(models["a thin three"], 500.0)
+x, t = torch.randn(16, 1, 28, 28, generator=torch.Generator().manual_seed(2)), torch.tensor(0.6)
+by_hand = styled(seven, x, t, network.schedule, lambda x: words.places(encoders["towers"].image, x), G, 500.0)
+torch.testing.assert_close(guided(x, t).eps, by_hand, atol=2e-3, rtol=1e-3)
+
+# %%
+def sevens(denoiser):
+    source = torch.Generator().manual_seed(7)
+    start = torch.randn(16, 1, 28, 28, generator=source)
+    return draw(kernels.ddpm(denoiser, network.schedule), start, sampling.digit_times(16, network.schedule), source)
+
+
+styles = {"no reference": sevens(seven)} | {name: sevens(like(model, 500.0)[0]) for name, model in models.items()}
+for name, sheet in styles.items():
+    width, lean, _ = captions.measure(sheet).unbind(1)
+    right = metrics.judged(checkpoints.load("judge").network, sheet)[1].argmax(1) == 7
+    wanted = "" if name == "no reference" else "   reference: width {:.2f}, slant {:+.2f}".format(*captions.measure(models[name])[0, :2])
+    print(f"{name:15s} width {width.mean():.2f} +- {width.std() / 4:.2f}, slant {lean.mean():+.2f} +- {lean.std() / 4:.2f}, sevens {int(right.sum())} of 16{wanted}")
+
+# %% tags=["hide-input"]
+with plotting.style():
+    figure, axes = plotting.plt.subplots(1, 5, figsize=(9, 1.75))
+    for panel, (name, sheet) in zip(axes, styles.items(), strict=True):
+        shown_first = torch.cat([models.get(name, torch.full((1, 1, 28, 28), -1.0)), sheet[:7]])
+        plotting.show_digits(panel, shown_first, columns=4, title=name)
+        panel.title.set_fontsize(8.5)
+    shown = plotting.show(figure, "16_styles", alt="STYLEALT")
+shown
+
+# %% [markdown]
+# *STYLECAPTION*
+#
+# STYLETEXT
+
+# %% [markdown]
+# ## In practice
+#
+# | if you have | do | because, on our digits |
+# |---|---|---|
+# | sentences when you train | tell them to the denoiser, leave words out by chance; a scale of 2 | 99 % of the digits are right; beyond 2 no more sentences hold |
+# | only encoders of clean pictures | ask them about the guess, at several times $1 / \tau$ | asked about the noisy picture, 8 % of the sentences hold; about the guess, 46 % |
+# | both | tell, and push | BOTHROW |
+# | a score by encoders | read it as "not lost", not as "obeyed" | it puts digits of which a third obey above real ones |
+# | a word whose meaning can be measured | measure it, word by word | the ways differ in *which* words hold |
+# | a picture and no words | the Gram distance at the guess | the stroke width followed; measure what did |
+#
+# ## Exercises
+#
+# Write your answer where the function says `raise NotImplementedError("your turn")`, run the cell, then run the check
+# below it.
+
+# %% [markdown]
+# ### Exercise 16.1 (easy): how sure can a cosine be?
+#
+# Two encoders were trained with the temperature `tau`. How many times likelier can their softmax make one sentence than another, for the same picture, at most? Return the ratio of the two chances.
+#
+# <details><summary>Hint</summary>
+#
+# A softmax over sentences has $e^{\cos / \tau}$ for each of them. Which cosine is the largest, and which the smallest?
+#
+# </details>
+
+# %% tags=["exercise"]
+def largest_ratio(tau):
+    ### BEGIN SOLUTION
+    return math.exp(2 / tau)
+    ### END SOLUTION
+
+
+# %%
+exercises.check("16.1", largest_ratio)
+
+# %% [markdown]
+# ### Exercise 16.2 (medium): a digit is sheared and stretched
+#
+# A digit has the slant `s` and the breadth `b`. Every grain of ink moves: $u$ becomes $a\, u + k\, v$, and $v$ becomes $c\, v$. Return the new slant and the new breadth, for any `a` and `k`, and `c > 0`.
+#
+# <details><summary>Hint</summary>
+#
+# Put the new $u$ and $v$ into $\eqref{eq-slant}$. How often does $c$ stand above the line, and how often below? And what is $u$ minus the new slant times the new $v$?
+#
+# </details>
+
+# %% tags=["exercise"]
+def moved(s, b, a, k, c):
+    """(slant, breadth)"""
+    ### BEGIN SOLUTION
+    return (a * s + k) / c, abs(a) * b
+    ### END SOLUTION
+
+
+# %%
+exercises.check("16.2", moved)
+
+# %% [markdown]
+# ### Exercise 16.3 (hard): the best similarity, word by word
+#
+# A sentence mentions some of $k$ things. Which it mentions looks at nothing. Given a (noisy) picture, word $i$ of the sentence would hold with the chance `chance[i]`, over all pictures with `share[i]`, and the things are independent, both given the picture and over all pictures. `said[i]` says whether the sentence mentions thing $i$. Return $f^\ast$ with the constant 0, as a number.
+#
+# <details><summary>Hint</summary>
+#
+# In $\eqref{eq-best-similarity}$, what does a thing that is not mentioned contribute? What becomes of $\pi(c)$ of $\eqref{eq-true-sentence}$ in the ratio?
+#
+# </details>
+
+# %% tags=["exercise"]
+def best_for(chance, share, said):
+    ### BEGIN SOLUTION
+    return float((chance / share).log()[said].sum())
+    ### END SOLUTION
+
+
+# %%
+exercises.check("16.3", best_for)
+
+# %% [markdown]
+# ### Exercise 16.4 (research): wrong sentences of another kind
+#
+# Somebody trains with "hard negatives": the wrong sentences of a batch are not other pictures' sentences, they are drawn from a law `q`, (sentences,). Only the first half of the loss is used, the one that asks for the right sentence. The right ones come from `given`, a table of $p(c \mid x)$, (pictures, sentences); `prior` is $p(c)$. What similarity is learned? It is fixed for each picture up to a number: return the table with 0 in its first column.
+#
+# <details><summary>Hint</summary>
+#
+# Repeat the argument before $\eqref{eq-best-similarity}$ with $q$ where it stands now: what is the chance that place $j$ is the right one?
+#
+# </details>
+
+# %% tags=["exercise"]
+def learned_with(given, prior, q):
+    ### BEGIN SOLUTION
+    f = (given / q).log()
+    return f - f[:, :1]
+    ### END SOLUTION
+
+
+# %%
+exercises.check("16.4", learned_with)
+
+# %% [markdown]
+# ## Remember
+#
+# 1. A sentence that is true by measurement can be checked without an encoder. If what is mentioned looks at nothing, the posterior of a sentence on clean pictures is its truth, up to a factor of its own.
+# 2. The contrastive loss is least at $\log p(c \mid x) / p(c)$ up to a number; the gradient of a perfect similarity is a classifier's, at the scale $1 / \tau$. Ours were not perfect: at $1 / \tau$ too few sentences held.
+# 3. R-precision saturates: to three pairs of encoders, digits of a denoiser that was told the sentence are as easily matched as real ones, or more easily, where one in three obeys in all four words.
+# 4. The cosine of a clean encoder at the noisy picture pleases the encoder and not the ruler; at the guess it obeys in slant better than the denoiser that was told, and gets the digit right less often (one network of each kind, 200 sentences).
+# 5. Words never seen together work less well than words seen together. A Gram distance at the guess moves the stroke width towards the reference's.
+#
+# **Where it comes from.** Two encoders and a contrastive loss: [Radford et al. (2021)](https://arxiv.org/abs/2103.00020), after [van den Oord et al. (2018)](https://arxiv.org/abs/1807.03748). Guidance by their cosine, with encoders that were trained on noise, and by a picture's style: [Liu et al. (2021)](https://arxiv.org/abs/2112.05744), with the Gram distance of [Gatys et al. (2016)](https://doi.org/10.1109/CVPR.2016.265). [Nichol et al. (2022)](https://arxiv.org/abs/2112.10741) compared both ways on photographs: people preferred the denoiser that was told. The sentences, their ruler and the numbers are from here.
+
+# %% [markdown]
+# ## Deeper: does the cosine say what the best similarity says?
+#
+# *For you if you want to know how far these encoders are from $\eqref{eq-best-similarity}$. It adds what they say of sentences of one to four words, true and false, of clean digits.*
+#
+# By $\eqref{eq-true-sentence}$ the best similarity of a true sentence is $-\log \mathbb E_x[h(c, x)]$: the rarer, the larger. A digit is true of one picture in ten, a word for a measure of three or four in ten, nearly independently. A false sentence has $-\infty$, which no cosine can say ([exercise 16.1](#exercise-16-1-easy-how-sure-can-a-cosine-be)).
+
+# %%
+clean = sampling.generate(network, asked_often(200, seed=2), 1.5, seed=8, dtype=torch.bfloat16).clamp(-1, 1)
+seen = metrics.judged(checkpoints.load("judge").network, clean)[1].argmax(1)
+meaning = captions.meanings(clean, seen)
+wrong = torch.cat([(meaning[:, :1] + 3) % 10, meaning[:, 1:]], 1)
+source, per_word = torch.Generator().manual_seed(3), torch.tensor([0.3, 0.4, 0.3]).double()
+told = {}
+for count in (1, 2, 3, 4):
+    true = captions.say(meaning, source, mentioned=count)
+    false = captions.say(wrong, source, mentioned=count)
+    f_true, f_false = (float(towers.scale * towers(clean, None, c).mean()) for c in (true, false))
+    best = math.log(10) + (count - 1) * float(-(per_word * per_word.log()).sum())
+    told[count] = f_true, f_false
+    print(f"{count} words: f of true ones {f_true:5.2f}, of another digit {f_false:6.2f}; the best similarity of true ones {best:.2f}")
+
+# %% [markdown]
+# DEEPFTEXT
+#
+# ## Deeper: what silence says
+#
+# *For you if you write captions. It adds what happens if words for what is average are left out.*
+#
+# Let a speaker mention things by the same chance, and say nothing where a measure is in its middle. Then "a four" comes from fours of which only the digit was mentioned, and from those of which all else that was mentioned is average.
+
+# %%
+def chance_of_bare(average):
+    """That only the digit is heard, if so many of three measures are average and are then left unsaid."""
+    total = 0.0
+    for mentioned in range(1, 5):  # things, the digit among them
+        silent = math.comb(average, mentioned - 1)  # ways in which all others are average
+        total += silent / math.comb(4, mentioned) / 5
+    return total
+
+
+chances = {average: chance_of_bare(average) for average in range(4)}
+print({average: round(chance, 3) for average, chance in chances.items()}, "ratio", chances[3] / chances[0])
+
+# %% tags=["remove-cell"]
+assert round(chances[3] / chances[0]) == 10
+
+# %% [markdown]
+# A four that is average in everything is ten times likelier to be called "a four" than one that is extreme in everything. A denoiser that learns from such a speaker draws average fours when it hears "a four". So our speaker has words for the middle.
+#
+# ## Deeper: what was trained
+#
+# *For you if you want to train them again. It adds sizes, steps and commands.*
+
+# %% tags=["hide-input"]
+for name in ("words", "towers", "noisy_towers", "other_towers"):
+    card = checkpoints.load(name).card
+    begun = card["recipe"]["start"] or "nothing"
+    print(f"{card['command']:60s} {card['parameters']:8,d} weights, {card['recipe']['steps']} steps of {card['recipe']['batch']}, from {begun}")
+
+# %% [markdown]
+# Each took ten minutes or less on a fifth of a core. The denoiser begins with the pocket's weights: its ten labels become the words for the digits, its null label "unsaid", and the other words begin at 0. It was trained briefly; a longer training may well obey better, and nothing on this page depends on how well.

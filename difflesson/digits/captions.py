@@ -183,6 +183,18 @@ def unseen(meaning: Tensor) -> Tensor:
     return (meaning.gather(1, pairs[:, :, 0]) == pairs[:, :, 1]).all(1)
 
 
+def unseen_pair(digit: int, turned: bool = False) -> int:
+    """The sentence of the two words that no network has seen together with this digit.
+
+    Args: turned: with the first of the two words turned to its other end, a sentence that they have seen.
+    """
+    words = (SIZES - 1).tolist()
+    words[0] = digit
+    for k, (slot, level) in enumerate(UNSEEN[digit]):
+        words[slot] = (0, 2, 3)[2 - level if turned and k == 0 else level]
+    return int(numbers(torch.tensor([words])))
+
+
 def text(sentence: int) -> str:
     """A sentence as words: `a bold slanted wide four`; `a digit` for the one that says nothing."""
     digit, *others = words_of(torch.tensor([sentence]))[0].tolist()

@@ -1,14 +1,13 @@
 """The claims of chapter 16, each compared with an independent computation."""
 
-import json
-import math
-from importlib import resources
 
 import numpy as np
 import pytest
 import torch
 
+from difflesson.denoiser import Prediction
 from difflesson.digits import captions
+from difflesson.schedule import vp_linear
 from tests.oracles.chapter_cells import names_of
 
 F64 = torch.float64
@@ -96,3 +95,39 @@ def test_the_best_similarity_has_no_slope_in_batches_of_three_and_others_have_mo
     assert float(slope.abs().max()) < 1e-12
     for seed in range(20):
         assert float(loss(best.detach() + 0.3 * normal(2, 3, seed=seed))) > float(loss(best.detach())) - 1e-12
+
+
+# ---- words never seen together, and style
+
+
+@pytest.mark.equation("eq-sum-of-words")
+def test_a_sentences_vector_is_a_product_of_the_table_with_four_ones():
+    table, words = normal(29, 3, seed=9), torch.tensor([10, 5, 0, 3])
+    ones = np.zeros(29)
+    ones[[10, 11 + 5, 17 + 0, 23 + 3]] = 1
+    found = of_cell("eq-sum-of-words")["vector"](table, words, captions.SIZES)
+    assert np.abs(found.numpy() - ones @ table.numpy()).max() < 1e-12
+
+
+@pytest.mark.equation("eq-style-at-the-guess")
+def test_the_push_of_the_style_is_the_slope_of_the_distance_by_finite_differences():
+    """A linear denoiser, features that are three places of two numbers each."""
+    schedule, x = vp_linear(), normal(2, 6, seed=10)
+    A, reference = normal(6, 6, seed=11), torch.tensor([[1.0, 0.2], [0.2, 0.7]], dtype=F64)
+    t = torch.tensor(0.3, dtype=F64)
+
+    def denoiser(x, t):
+        return Prediction.from_x0(x, x @ A, schedule.alpha(t), schedule.sigma(t))
+
+    def away(x):
+        f = (x @ A).reshape(3, 2).numpy()
+        return float(((f.T @ f / 3 - reference.numpy()) ** 2).sum() / (reference.numpy() ** 2).sum())
+
+    found = of_cell("eq-style-at-the-guess")["styled"](
+        denoiser, x, t, schedule, lambda x: x.unflatten(1, (3, 2)), reference, 1.7
+    )
+    step = 1e-5 * torch.eye(6, dtype=F64)
+    for row in range(2):
+        slope = [(away(x[row] + one) - away(x[row] - one)) / 2e-5 for one in step]
+        expected = denoiser(x, t).eps[row].numpy() + 1.7 * float(schedule.sigma(t)) * np.array(slope)
+        assert np.abs(found[row].numpy() - expected).max() < 1e-5 * (1 + np.abs(expected).max())

@@ -6,7 +6,8 @@ from math import comb
 import torch
 from torch import Tensor
 
-from difflesson import similarity
+from difflesson import guidance, similarity
+from difflesson.denoiser import Prediction
 from difflesson.digits import captions, words
 from difflesson.schedule import vp_linear
 from tests.oracles.mixtures import FOUR
@@ -80,7 +81,7 @@ def true_sentence() -> Reading:
     return Reading(
         {"p(c | x)": given.reshape(-1), r"\pi(c)": pi.repeat(5), "h(c, x)": holds.reshape(-1),
          "p(c)": given.mean(0).repeat(5), r"\mathbb E_x": over_x},
-        statements=2,
+        statements=2, equivalent={"h ( c , x ) -> ( h ( c , x ) ) ^ 2": "0 and 1 are their own squares"},
     )  # fmt: skip
 
 
@@ -123,8 +124,42 @@ def best_similarity() -> Reading:
     x = torch.tensor([[-0.9, 0.2], [1.3, -0.7], [0.4, 1.1]], dtype=F64).requires_grad_()
     ratio = noisy.given(1).log_prob(x) - noisy.log_prob(x)
     letters = {
-        r"f^\ast(x, c)": ratio + 0.7, r"\text{const}": 0.7, "p(c | x)": noisy.class_log_prob(x, 1).exp(),
+        r"f^\ast(x, c)": ratio + 0.7, r"\kappa": 0.7, "p(c | x)": noisy.class_log_prob(x, 1).exp(),
         "p(c)": mixture.weights[torch.tensor(mixture.labels) == 1].sum(),
         r"\nabla_x": gradient(x),
     }  # fmt: skip
     return Reading(letters, statements=2)
+
+
+@reads("eq-sum-of-words")
+def sum_of_words() -> Reading:
+    """The package's vector of one sentence; a row for each thing that may be said, from the table, by hand."""
+    torch.manual_seed(5)
+    embedding = words.SentenceEmbedding(4).double().requires_grad_(False)
+    sentence = torch.tensor([captions.number("a receding broad four")])
+    rows = embedding.word.weight[torch.tensor([0 + 4, 11 + 5, 17 + 1, 23 + 4])]
+    return Reading({"e(c)": embedding(sentence), "W_{k, c_k}": rows, r"\sum_k": summed})
+
+
+@reads("eq-style-at-the-guess")
+def style_at_the_guess() -> Reading:
+    """Two noisy points of 2 x 3 numbers, three places with two features each: the guidance of the package, and G."""
+    schedule, t = vp_linear(0.3, 8.0), torch.tensor(0.4, dtype=F64)
+    x = torch.randn(2, 6, generator=torch.Generator().manual_seed(6), dtype=F64).requires_grad_()
+    G = torch.tensor([[1.3, 0.4], [0.4, 0.6]], dtype=F64)
+    sigma, alpha = schedule.sigma(t), schedule.alpha(t)
+
+    def denoiser(x: Tensor, t: Tensor) -> Prediction:
+        return Prediction.from_x0(x, torch.tanh(x) + 0.1 * x.flip(1), alpha, sigma)
+
+    def style(x: Tensor, t: Tensor) -> Tensor:
+        return -similarity.gram_distance(denoiser(x, t).x0.unflatten(1, (3, 2)), G) / G.square().sum()
+
+    guided = guidance.tilt(denoiser, guidance.gradient(style), 2.5, schedule)(x.detach(), t).eps
+    places = denoiser(x, t).x0.unflatten(1, (3, 2)).unbind(1)
+    grams = sum(f[:, :, None] * f[:, None, :] for f in places) / 3
+    return Reading(
+        {r"\hat\varepsilon_\gamma": denoiser(x, t).eps.detach(), r"\hat\varepsilon": guided, r"\lambda": 2.5,
+         r"\sigma_t": sigma, r"\nabla_{x_t}": gradient(x), r"G(\hat x_0)": grams, "G": G[None]},
+        {r"\sigma_s": schedule.sigma(0.2), r"\alpha_t": alpha},
+    )  # fmt: skip

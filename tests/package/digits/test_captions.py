@@ -171,6 +171,15 @@ def test_what_is_left_out_of_training_is_one_pair_for_each_digit():
         assert len(mine) == 3 and (mine[:, a] == la).all() and (mine[:, b] == lb).all() and a != b
 
 
+def test_an_unseen_pair_is_left_out_and_its_turned_twin_is_not():
+    for digit in range(10):
+        for turned in (False, True):
+            words = captions.words_of(torch.tensor([captions.unseen_pair(digit, turned)]))[0]
+            level = [int(captions.LEVELS[w]) if w < 5 else 1 for w in words[1:]]
+            assert bool(captions.unseen(torch.tensor([[digit, *level]]))) is not turned and words[0] == digit
+    assert captions.text(captions.unseen_pair(6)) == "a thin slanted six"
+
+
 @pytest.mark.parametrize("bad", [torch.zeros(3, 28, 28), torch.zeros(3, 1, 28, 28, dtype=torch.uint8)])
 def test_pictures_of_another_shape_or_type_are_refused(bad):
     with pytest.raises(ValueError, match="images must be floats"):
