@@ -109,9 +109,21 @@ shown
 #
 # So is being told always the better way? The usual way to find out is to let encoders score the pictures. But they have just been fooled. This chapter asks for things that a ruler can measure. Its results:
 #
-# * **The usual score by encoders gives three ways of steering the same nine of ten, where the sentence holds of one picture in three, or of one in two.** It gives seven of ten where the sentence holds of one in fourteen.
+# * **The usual score by encoders gives three ways of steering the same nine of ten, where the sentence holds of one picture in three, or of one in two.** It gives seven of ten where the sentence holds of one in thirteen.
 # * **Told *and* pushed at the guess, 85 % of the sentences hold**: the denoiser knows the digit, the encoder the slant, and together they get both.
-#
+
+# %% tags=["remove-cell"]
+shipped_rows = json.loads((resources.files("difflesson.digits") / "logs" / "words.json").read_text(encoding="utf-8"))["rows"]
+first = {(row["way"], row["gamma"]): row for row in shipped_rows if row["part"] == "scale"}
+three = [first["cfg", 3.0], first["guess", 4.0], first["noisy", 4.0]]
+assert all(round(10 * row["towers_finds"]) == 9 for row in three) and [round(1 / row["all"]) for row in three] == [3, 2, 3]
+assert round(10 * first["clean", 16.0]["towers_finds"]) == 7 and round(1 / first["clean", 16.0]["all"]) == 13
+assert round(first["both", 4.0]["all"], 2) == 0.85
+trues = {name: int(judged(sheet, four)[0].all(1).sum()) for name, sheet in by_way.items()}
+assert trues["clean encoders"] <= 4 and min(n for name, n in trues.items() if name != "clean encoders") >= 7
+assert captions.EDGES.numel() == 60 and encoders["towers"].text.word.embedding_dim == 32
+
+# %% [markdown]
 # ## Sentences that are true
 #
 # A sentence here says of up to four things how they are: which digit, its stroke width, its slant, its breadth. (MNIST scales all digits to one size, so size says nothing.) Three of them a ruler can check. Let $a_i$ be the ink of pixel $i$, from 0 to 1, $b_i$ that of the pixel below and $c_i$ that of the one to the right. Then
@@ -178,7 +190,7 @@ torch.testing.assert_close(torch.stack([s, b]), torch.stack([captions.slant(page
 
 # %%
 sentence = captions.number("a heavy slanted four")
-print(sentence, captions.text(sentence), "| null:", captions.SENTENCES, captions.text(captions.SENTENCES))
+print(f"{captions.EDGES.numel()} edges;", sentence, captions.text(sentence), "| null:", captions.SENTENCES, captions.text(captions.SENTENCES))
 seen = metrics.judged(checkpoints.load("judge").network, sheets[asked[1]])[1].argmax(1)
 said, holds = captions.obeyed(torch.full((8,), sentence), sheets[asked[1]], seen)
 for picture in (0, 1):
@@ -191,7 +203,7 @@ for picture in (0, 1):
 #
 # $$ p(c \mid x) = \pi(c)\, h(c, x), \qquad \frac{p(c \mid x)}{p(c)} = \frac{h(c, x)}{\mathbb E_x[h(c, x)]}. \label{eq-true-sentence} $$
 #
-# So on clean pictures the posterior of a sentence is its truth, and nothing else. Had we left out words for what is average, silence would speak: "a four" would mean one that is not bold, not slanted and not wide.
+# So on clean pictures the posterior of a sentence is its truth, and nothing else. Had we left out words for what is average, silence would speak: "a four" would rather be one that is not bold, not slanted and not wide (Deeper says by how much).
 
 # %%
 # [eq-true-sentence]
@@ -216,7 +228,7 @@ torch.testing.assert_close(counts / counts.mean(0), posterior_over_prior(truth),
 #
 # ## What two encoders learn
 #
-# The other place for the meaning of words: a pair of encoders, made as in [CLIP](https://arxiv.org/abs/2103.00020). One turns a picture into a vector of 32 numbers; the other adds up a vector for each word. Their similarity is the cosine over a temperature, $f_{ij} = \cos(E(x_i), E(c_j)) / \tau$. In a batch of $N$ pictures, each with its sentence, the loss asks which sentence goes with a picture, and which picture with a sentence:
+# The other place for the meaning of words: a pair of encoders, made as in [CLIP](https://arxiv.org/abs/2103.00020). One turns a picture into a vector, the other adds up a vector for each word. Their similarity is the cosine over a temperature, $f_{ij} = \cos(E(x_i), E(c_j)) / \tau$. In a batch of $N$ pictures, each with its sentence, the loss asks which sentence goes with a picture, and which picture with a sentence:
 #
 # $$ \ell = -\frac{1}{2 N} \sum_i \Big( \log \frac{e^{f_{ii}}}{\sum_j e^{f_{ij}}} + \log \frac{e^{f_{ii}}}{\sum_j e^{f_{ji}}} \Big). \label{eq-infonce} $$
 
@@ -269,7 +281,7 @@ for name, table in guesses.items():
 assert slope.abs().max() < 1e-15 and all(expected_loss(t.log(), joint) > expected_loss(best, joint) + 1e-3 for t in guesses.values())
 
 # %% [markdown]
-# Our pictures will be noisy. Encoders that were trained on noisy pictures, and are told how noisy, have $x_t$ in the place of $x$: their gradient is $\nabla \log p_t(c \mid x_t)$, what [classifier guidance](07_mean_shift.ipynb#a-slope-moves-a-bell) asks for at $\gamma = 1$. (So contrast learns of noise what [chapter 09](09_similarity_control.ipynb#what-an-encoder-learns-from-noise) had to mend in its loss.) Encoders of clean pictures are wrong at every noise level. We have both: the second pair began with the first, and went on with noise.
+# Our pictures will be noisy. Encoders that were trained on noisy pictures, and are told how noisy, have $x_t$ in the place of $x$: their gradient is $\nabla \log p_t(c \mid x_t)$, what [classifier guidance](07_mean_shift.ipynb#a-slope-moves-a-bell) asks for at $\gamma = 1$. (So contrast learns of noise what [chapter 09](09_similarity_control.ipynb#what-an-encoder-learns-from-noise) had to mend in its loss.) Encoders of clean pictures know nothing of noise. We have both: the second pair began with the first, and went on with noise.
 
 # %% [markdown]
 # ## Nine of ten, says the encoder; one of three, says the ruler
@@ -313,11 +325,11 @@ shown
 # %% [markdown]
 # *Each point is one way at one scale, with standard errors; the star is real digits with sentences that are true of them. Left: by the encoders' score three ways are alike, near nine of ten; by the ruler they are not, and all are far from real. Right: told, the digit is right and the sentence is not; pushed at the guess, more sentences hold and fewer digits. Told and pushed, both rise.*
 #
-# Read it from the right. By the usual score three ways are alike: told, at the guess, and trained on noise are found in about nine of ten, little less than real digits. Now the column "all". Of digits that were told their sentence, one in three obeys in all four words; of those pushed at the guess, nearly one in two. (Chance, with the right digit, is one in 25.) And clean encoders, asked about the noisy picture, find 73 % of what they steered; others, that did not steer, 52 %; the ruler finds 7 %.
+# Read it from the right. By the usual score three ways are alike: told, at the guess, and trained on noise are found in about nine of ten, little less than real digits. Now the column "all". Of digits that were told their sentence, one in three obeys in all four words; of those pushed at the guess, nearly one in two. (Chance, with the right digit, is one in 25.) And clean encoders, asked about the noisy picture, find 73 % of what they steered; others, that did not steer, 52 %; the ruler finds 7.5 %.
 #
-# Why is the score so blind? Most wrong sentences are about other digits. To find the right one it is enough to read the digit. With nine sentences about the *same* digit ("by words") the order is the ruler's: told 0.55, at the guess 0.81. A score can only see the differences that its wrong sentences have.
+# Why is the score so blind? Most wrong sentences are about other digits. To find the right one it is enough to read the digit. With nine sentences about the *same* digit ("by words") told and at the guess come apart, 0.55 and 0.81, as they do for the ruler. A score can only see the differences that its wrong sentences have. But no choice of sentences makes it a ruler: the blots of the clean encoders get 0.54, as much as told.
 #
-# Which words hold? Told, the digit is right in 99 %, and the slant in six of ten, at any scale beyond 1. At the guess the slant is right in 95 % and the digit in 77 %. So do both. Told at $\gamma = 2$ and pushed at $1 / \tau$, two of three sentences hold; pushed at $4 / \tau$, 85 %, with the digit right in 99 %. The cosine is then above that of real digits, and so are both scores. It is the one case in this table where encoders and ruler rise together.
+# Which words hold? Told, the digit is right in 99 %, and the slant in six of ten, at any scale from 2 on. At the guess the slant is right in 95 % and the digit in 77 %. So do both. Told at $\gamma = 2$ and pushed at $1 / \tau$, two of three sentences hold; pushed at $4 / \tau$, 85 %, with the digit right in 99 %. The cosine is then above that of real digits, and so are both scores: here, more than real is no warning, for the ruler agrees.
 #
 # And $1 / \tau$, Bayes' rule for perfect encoders? For a denoiser that was told nothing it is too weak, in all three ways. These encoders find the right sentence for 97 % of real digits, so their *values* serve. For their slopes, which steer, no loss has asked.
 
@@ -328,7 +340,9 @@ alike = [heard, by_scale["cfg", 3.0], by_scale["cfg", 4.0], pushed, by_scale["gu
 assert all(0.85 < row["towers_finds"] < 0.95 for row in alike) and round(real["towers_finds"], 2) == 0.97
 assert all(0.3 < by_scale["cfg", g]["all"] < 0.36 for g in (2.0, 3.0, 4.0, 6.0)) and all(0.45 < by_scale["guess", g]["all"] < 0.5 for g in (4.0, 16.0))
 assert by_scale["guess", 16.0]["all"] - by_scale["cfg", 3.0]["all"] > 2.4 * math.hypot(by_scale["guess", 16.0]["all_error"], by_scale["cfg", 3.0]["all_error"])
-assert [round(fooled[key], 2) for key in ("towers_finds", "other_towers_finds")] == [0.73, 0.52] and 0.07 < fooled["all"] < 0.08 and 13 < 1 / fooled["all"] < 14
+assert [round(fooled[key], 2) for key in ("towers_finds", "other_towers_finds")] == [0.73, 0.52] and round(fooled["all"], 3) == 0.075
+gamma = 2.0  # at which "both" is told
+assert heard["gamma"] == gamma and round(pushed["all"], 2) == 0.46 and round(fooled["towers_finds_words"], 2) == 0.54
 assert round(1 / (0.3**2 + 0.4**2 + 0.3**2) ** 3) == 25
 assert round(by_scale["cfg", 3.0]["towers_finds_words"], 2) == 0.55 and round(pushed["towers_finds_words"], 2) == 0.81 and round(real["towers_finds_words"], 2) == 0.81
 assert all(round(by_scale["cfg", g]["digit"], 2) == 0.99 and 0.55 < by_scale["cfg", g]["slant"] < 0.65 for g in (2.0, 3.0, 4.0, 6.0))
@@ -411,7 +425,12 @@ for gamma in (1.0, 3.0):
         print(f"gamma {gamma:g}, {part:6s}: digit {row['digit']:.2f}, both words and digit {row['all']:.2f} +- {row['all_error']:.2f}")
 
 # %% [markdown]
-# The words survive, the pair less so: at $\gamma = 3$ the unseen pairs hold of 43 %, seen ones of the same digits of 74 %. (One of the two words is the same in both, so the comparison is fair as to half.) It is composition, and it is not free: the denoiser knows thin sixes and slanted sixes, and how they go together it has to guess. [Liu et al. (2021)](https://arxiv.org/abs/2112.05744) joined two wishes by adding gradients; [chapter 09](09_similarity_control.ipynb) shows what that sum is worth.
+# The words survive, the pair less so: at $\gamma = 3$ the unseen pairs hold of 43 % of the pictures, their twins of 74 %. (One of the two words is the same in both. Some of the unseen pairs may also be harder; that we did not separate.) So composition works, and it is not free: the denoiser knows thin sixes and slanted sixes, and how the two go together it has to guess.
+
+# %% tags=["remove-cell"]
+unseen, twins = rows["unseen", "cfg", 3.0], rows["seen", "cfg", 3.0]
+assert 0.43 < unseen["all"] < 0.44 and 0.74 < twins["all"] < 0.75
+assert twins["all"] - unseen["all"] > 5 * math.hypot(unseen["all_error"], twins["all_error"]) and unseen["digit"] > 0.98
 
 # %% [markdown]
 # ## In practice
@@ -419,9 +438,9 @@ for gamma in (1.0, 3.0):
 # | if you have | do | because, on our digits |
 # |---|---|---|
 # | sentences when you train | tell them to the denoiser, leave words out by chance; a scale of 2 | 99 % of the digits are right; beyond 2 no more sentences hold |
-# | only encoders of clean pictures | ask them about the guess, at several times $1 / \tau$ | asked about the noisy picture, 8 % of the sentences hold; about the guess, 46 % |
+# | only encoders of clean pictures | ask them about the guess, at several times $1 / \tau$ | asked about the noisy picture, 7.5 % of the sentences hold; about the guess, 46 % |
 # | both | tell, and push | 85 % of the sentences hold, and 99 % of the digits are right |
-# | a score by encoders | let its wrong sentences differ in the words you care about | else it reads the digit: nine of ten, where one sentence in three holds |
+# | a score by encoders | let its wrong sentences differ in the words you care about, and look at the pictures | else it reads the digit; even so it passed blots |
 # | a word whose meaning can be measured | measure it, word by word | the ways differ in *which* words hold |
 # | a picture and no words | the Gram distance at the guess | the stroke width followed; measure what did |
 #
@@ -521,7 +540,7 @@ exercises.check("16.4", learned_with)
 #
 # 1. A sentence that is true by measurement can be checked without an encoder. If what is mentioned looks at nothing, the posterior of a sentence on clean pictures is its truth, up to a factor of its own.
 # 2. The contrastive loss is least at $\log p(c \mid x) / p(c)$ up to a number; the gradient of a perfect similarity is a classifier's, at the scale $1 / \tau$. Ours were not perfect: at $1 / \tau$ too few sentences held.
-# 3. R-precision sees what its wrong sentences differ in. With sentences about any digit it gave nine of ten where one sentence in three held, or one in two; with sentences about the same digit its order was the ruler's.
+# 3. R-precision sees what its wrong sentences differ in. With sentences about any digit it gave nine of ten where one sentence in three held, or one in two; with sentences about the same digit it told these apart, and still passed blots.
 # 4. The cosine of a clean encoder at the noisy picture pleases the encoder and not the ruler; at the guess it obeyed in slant more often than the denoiser that was told, and in the digit less often; both together, in 85 % of the sentences (one network of each kind, 200 sentences).
 # 5. Words never seen together work less well than words seen together. A Gram distance at the guess moves the stroke width towards the reference's.
 #
@@ -549,12 +568,18 @@ def styled(denoiser, x, t, schedule, features, reference, strength):
 
 
 # %%
-def like(reference, strength, count=16):
-    """A denoiser of sevens, in the style of one picture (1, 1, 28, 28)."""
-    seven = sampling.guided_denoiser(network, torch.full((count,), captions.number("a seven")), 2.0, dtype=torch.bfloat16)
-    G = similarity.gram(words.places(encoders["towers"].image, reference))[0]
-    style = words.guess_style(seven, encoders["towers"].image, G)
-    return guidance.tilt(seven, guidance.gradient(style), strength, network.schedule), seven, G
+seven = sampling.guided_denoiser(network, torch.full((16,), captions.number("a seven")), 2.0, dtype=torch.bfloat16)
+
+
+def windows(x):
+    """The 16 features of each place of clean pictures."""
+    return words.places(encoders["towers"].image, x)
+
+
+def like(reference, strength):
+    """A denoiser of sixteen sevens, in the style of one picture (1, 1, 28, 28)."""
+    style = words.guess_style(seven, encoders["towers"].image, similarity.gram(windows(reference))[0])
+    return guidance.tilt(seven, guidance.gradient(style), strength, network.schedule)
 
 
 def picked(sentence, measure, sign):
@@ -565,10 +590,10 @@ def picked(sentence, measure, sign):
 
 models = {"a thin three": picked("a thin three", 0, -1), "a bold three": picked("a bold three", 0, 1),
           "a slanted five": picked("a leaning five", 1, 1), "a backward five": picked("a backward five", 1, -1)}
-guided, seven, G = like(models["a thin three"], 500.0)
-x, t = torch.randn(16, 1, 28, 28, generator=torch.Generator().manual_seed(2)), torch.tensor(0.6)
-by_hand = styled(seven, x, t, network.schedule, lambda x: words.places(encoders["towers"].image, x), G, 500.0)
-torch.testing.assert_close(guided(x, t).eps, by_hand, atol=2e-3, rtol=1e-3)
+f = windows(models["a thin three"])[0]
+noisy, time = torch.randn(16, 1, 28, 28, generator=torch.Generator().manual_seed(2)), torch.tensor(0.6)
+by_hand = styled(seven, noisy, time, network.schedule, windows, f.T @ f / len(f), 500.0)
+torch.testing.assert_close(like(models["a thin three"], 500.0)(noisy, time).eps, by_hand, atol=1e-4, rtol=1e-4)
 
 # %%
 def sevens(denoiser):
@@ -577,7 +602,7 @@ def sevens(denoiser):
     return draw(kernels.ddpm(denoiser, network.schedule), start, sampling.digit_times(16, network.schedule), source)
 
 
-styles = {"no reference": sevens(seven)} | {name: sevens(like(model, 500.0)[0]) for name, model in models.items()}
+styles = {"no reference": sevens(seven)} | {name: sevens(like(model, 500.0)) for name, model in models.items()}
 for name, sheet in styles.items():
     width, lean, _ = captions.measure(sheet).unbind(1)
     right = metrics.judged(checkpoints.load("judge").network, sheet)[1].argmax(1) == 7
@@ -606,7 +631,7 @@ assert (wide["no reference"], wide["a thin three"], wide["a bold three"]) == (2.
 assert round(float(captions.measure(models["a slanted five"])[0, 1]), 2) == 0.74 and measured["a slanted five"][1] < 0.05
 right = {name: int((metrics.judged(checkpoints.load("judge").network, sheet)[1].argmax(1) == 7).sum()) for name, sheet in styles.items()}
 assert right["a thin three"] == 13 == right["a bold three"] and right["no reference"] == 16
-assert len(styles["no reference"]) == 16 and words.places(encoders["towers"].image, models["a thin three"]).shape[2] == 16
+assert len(styles["no reference"]) == 16 and windows(models["a thin three"]).shape[2] == 16
 
 # %% [markdown]
 # ## Deeper: does the cosine say what the best similarity says?
@@ -629,6 +654,10 @@ for count in (1, 2, 3, 4):
     best = math.log(10) + (count - 1) * float(-(per_word * per_word.log()).sum())
     fits[count] = f_true, f_false
     print(f"{count} words: f of true ones {f_true:5.2f}, of another digit {f_false:6.2f}; the best similarity of true ones {best:.2f}")
+
+# %% tags=["remove-cell"]
+assert round((fits[4][0] - fits[1][0]) / 3, 1) == 0.6 and round(float(-(per_word * per_word.log()).sum()), 2) == 1.09
+assert all(4 < true - false < 6 for true, false in fits.values()) and fits[4][1] > fits[1][1] + 2
 
 # %% [markdown]
 # Both rise with the number of words, and the learned similarity about half as fast: 0.6 for each further word, where the best one rises by 1.09. A true word adds, but not enough; and to a false digit the further true words add as well. The gap between true and false is about five, so a softmax is sure. Values, again: nobody asked for more.
@@ -669,4 +698,4 @@ for name in ("words", "towers", "noisy_towers", "other_towers"):
     print(f"{card['command']:60s} {card['parameters']:8,d} weights, {card['recipe']['steps']} steps of {card['recipe']['batch']}, from {begun}")
 
 # %% [markdown]
-# Each took ten minutes or less on a fifth of a core. The denoiser begins with the pocket's weights: its ten labels become the words for the digits, its null label "unsaid", and the other words begin at 0. It was trained briefly; a longer training may well obey better, and nothing on this page depends on how well.
+# The denoiser begins with the pocket's weights: its ten labels become the words for the digits, its null label "unsaid", and the other words begin at 0. It was trained briefly; all numbers of this page are of these networks, one of each kind.
