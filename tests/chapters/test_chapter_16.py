@@ -1,16 +1,20 @@
 """The claims of chapter 16, each compared with an independent computation."""
 
+import json
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from difflesson.denoiser import Prediction
-from difflesson.digits import captions
+from difflesson.digits import captions, checkpoints, data
 from difflesson.schedule import vp_linear
 from tests.oracles.chapter_cells import names_of
 
 F64 = torch.float64
+ROWS = Path(str(resources.files("difflesson.digits"))) / "logs" / "words.json"
 
 
 def of_cell(label: str) -> dict:
@@ -131,3 +135,76 @@ def test_the_push_of_the_style_is_the_slope_of_the_distance_by_finite_difference
         slope = [(away(x[row] + one) - away(x[row] - one)) / 2e-5 for one in step]
         expected = denoiser(x, t).eps[row].numpy() + 1.7 * float(schedule.sigma(t)) * np.array(slope)
         assert np.abs(found[row].numpy() - expected).max() < 1e-5 * (1 + np.abs(expected).max())
+
+
+# ---- what the page says of its networks, its data and its rows
+
+
+def by_setting() -> dict:
+    return {
+        (row["part"], row["way"], row["gamma"]): row for row in json.loads(ROWS.read_text(encoding="utf-8"))["rows"]
+    }
+
+
+def test_told_at_the_guess_and_noise_trained_are_alike_by_the_score_and_not_by_the_ruler():
+    rows = by_setting()
+    told, pushed, trained, fooled = (
+        rows["scale", *key] for key in (("cfg", 3.0), ("guess", 16.0), ("noisy", 4.0), ("clean", 16.0))
+    )
+    finds = [row["towers_finds"] for row in (told, pushed, trained)]
+    assert max(finds) - min(finds) < 2 * told["towers_finds_error"]
+    assert pushed["all"] - told["all"] > 2 * (pushed["all_error"] ** 2 + told["all_error"] ** 2) ** 0.5
+    assert fooled["all"] < 0.1 and fooled["towers_finds"] > fooled["other_towers_finds"] + 0.15
+    assert abs(fooled["towers_finds_words"] - told["towers_finds_words"]) < told["towers_finds_words_error"]
+
+
+def test_told_and_pushed_obeys_more_than_either_at_every_scale():
+    rows = by_setting()
+    either = max(row["all"] for (part, way, _), row in rows.items() if part == "scale" and way != "both")
+    for gamma in (1.0, 4.0):
+        both = rows["scale", "both", gamma]
+        assert both["all"] - 3 * both["all_error"] > either and both["digit"] > 0.98
+
+
+def test_the_denoiser_begins_with_the_pocket_and_the_noisy_encoders_with_the_clean_ones():
+    starts = {
+        name: checkpoints.load(name).card["recipe"]["start"]
+        for name in ("words", "towers", "noisy_towers", "other_towers")
+    }
+    assert starts == {"words": "pocket", "towers": "", "noisy_towers": "towers", "other_towers": ""}
+    assert checkpoints.load("other_towers").card["recipe"]["seed"] != checkpoints.load("towers").card["recipe"]["seed"]
+
+
+def test_of_random_pictures_with_the_right_digit_one_in_25_obeys_in_three_measures():
+    generator = np.random.default_rng(3)
+    asked, seen = (generator.choice(3, (400_000, 3), p=[0.3, 0.4, 0.3]) for _ in range(2))
+    share = (asked == seen).all(1).mean()
+    assert abs(1 / share - 25) < 1
+
+
+def test_a_speaker_who_leaves_out_the_average_says_the_bare_digit_ten_times_as_often_of_an_average_one():
+    """Drawn, with the package's speaker, whose words for the middle are then left out."""
+    generator = torch.Generator().manual_seed(12)
+    heard = []
+    for level in (1, 2):
+        said = captions.words_of(captions.say(torch.tensor([[4, level, level, level]]).repeat(60_000, 1), generator))
+        said[:, 1:] = said[:, 1:].masked_fill(said[:, 1:] == 2, 5)
+        heard.append(float(((said[:, 0] == 4) & (said[:, 1:] == 5).all(1)).double().mean()))
+    assert abs(heard[0] / heard[1] - 10) < 1
+
+
+@pytest.mark.nightly
+def test_the_edges_are_the_quantiles_of_the_training_digits_of_each_class():
+    try:
+        digits = data.load("mnist", "train")
+    except data.DataUnavailable as error:
+        pytest.skip(str(error))
+    images = data.to_unit(digits.images)
+    measured = torch.cat([captions.measure(part) for part in images.split(2_000)])
+    for digit in range(10):
+        for slot in range(3):
+            shares = [
+                float((measured[digits.labels == digit, slot] <= edge).double().mean())
+                for edge in captions.EDGES[digit, slot]
+            ]
+            assert abs(shares[0] - 0.3) < 0.01 and abs(shares[1] - 0.7) < 0.01
