@@ -11,6 +11,8 @@ sentences, four words each, drawn as the training digits have them, and the same
     guess      by the same, asked about the guessed clean picture
     noisy      by encoders that were trained on noise as well
     both       told the sentence, at the scale 2, and steered as in "guess"
+    digit      as "cfg", but told the digit alone; what holds is still asked of all four words
+    best       as "cfg", drawn four times; kept is the one of the largest cosine, by the encoders of clean digits
     real       digits of MNIST's test half, each with a sentence that is true of it
 
 The scale of a cosine is counted in units of 1 / tau, of the encoders that steer. A row has shares: of words that hold
@@ -23,7 +25,7 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -50,11 +52,14 @@ class Point:
 def points() -> list[Point]:
     """All rows, the most useful first."""
     rows = [Point("real", "real", 0.0)]
-    rows += [Point("scale", "cfg", gamma) for gamma in (2.0, 3.0, 1.0, 4.0, 6.0)]
-    rows += [Point("scale", way, gamma) for gamma in (4.0, 16.0, 1.0) for way in ("noisy", "clean", "guess")]
-    rows += [Point("scale", "both", gamma) for gamma in (1.0, 4.0)]
-    rows += [Point(part, "cfg", gamma) for gamma in (3.0, 1.0) for part in ("unseen", "seen")]
-    return rows
+    for seed in (0, 1):
+        rows += [Point("scale", way, gamma, seed) for way, gamma in (("cfg", 3.0), ("guess", 4.0), ("both", 4.0))]
+        rows += [Point("scale", way, 3.0, seed) for way in ("digit", "best")]
+        rows += [Point("scale", "cfg", gamma, seed) for gamma in (2.0, 1.0, 4.0, 6.0)]
+        rows += [Point("scale", way, gamma, seed) for gamma in (4.0, 16.0, 1.0) for way in ("noisy", "clean", "guess")]
+        rows += [Point("scale", "both", 1.0, seed)]
+        rows += [Point(part, "cfg", gamma, seed) for gamma in (3.0, 1.0) for part in ("unseen", "seen")]
+    return list(dict.fromkeys(rows))
 
 
 def sentences_asked(point: Point, count: int) -> torch.Tensor:
@@ -74,7 +79,11 @@ def sentences_asked(point: Point, count: int) -> torch.Tensor:
 def steered(network, point: Point, sentences: torch.Tensor, start: torch.Tensor, generator) -> torch.Tensor:
     """One digit for each sentence, 16 steps of DDPM."""
     schedule, free = network.schedule, network_denoiser(network, network.schedule, None, torch.bfloat16)
-    if point.way == "cfg":
+    if point.way in ("cfg", "digit"):
+        if point.way == "digit":
+            silent = captions.SIZES.expand(len(sentences), 4) - 1
+            digit = captions.words_of(sentences)[:, :1]
+            sentences = captions.numbers(torch.cat([digit, silent[:, 1:]], 1))
         denoiser = guided_denoiser(network, sentences, point.gamma, dtype=torch.bfloat16)
     else:
         towers = checkpoints.load("noisy_towers" if point.way == "noisy" else "towers").network
@@ -86,6 +95,15 @@ def steered(network, point: Point, sentences: torch.Tensor, start: torch.Tensor,
             cosine = words.sentence_cosine(towers, schedule, sentences, told=point.way == "noisy")
         denoiser = guidance.tilt(free, guidance.gradient(cosine), point.gamma * float(towers.scale), schedule)
     return draw(SAMPLERS["ddpm"](denoiser, schedule), start, digit_times(16, schedule), generator)
+
+
+def best_of_four(network, point: Point, sentences: torch.Tensor, generator) -> torch.Tensor:
+    """Told the sentence, four digits each; the one that the encoders of clean digits find nearest to it."""
+    told, towers = replace(point, way="cfg"), checkpoints.load("towers").network
+    drawn = [steered(network, told, sentences, torch.randn(len(sentences), 1, 28, 28, generator=generator), generator)
+             for _ in range(4)]  # fmt: skip
+    nearest = torch.stack([towers(images.clamp(-1, 1), None, sentences) for images in drawn]).argmax(0)
+    return torch.stack(drawn)[nearest, torch.arange(len(sentences))]
 
 
 def measured(images: torch.Tensor, sentences: torch.Tensor) -> dict[str, float]:
@@ -134,7 +152,10 @@ def row_of(point: Point, count: int) -> dict:
     else:
         network, sentences = checkpoints.load("words").network, sentences_asked(point, count)
         start = torch.randn(count, 1, 28, 28, generator=generator)
-        images = steered(network, point, sentences, start, generator)
+        if point.way == "best":
+            images = best_of_four(network, point, sentences, generator)
+        else:
+            images = steered(network, point, sentences, start, generator)
     row = asdict(point) | measured(images, sentences)
     print(
         f"{time.process_time() - began:5.1f} s  {point}  all {row['all']:.3f}  cosine {row['towers']:.3f}", flush=True

@@ -5,9 +5,9 @@
 # places for it: in the denoiser, or in a pair of encoders that compare pictures with sentences. And then, how do you know that you got what you asked for?
 #
 # **After this chapter you can**
-# * write sentences about pictures that are true by measurement, and check any picture against its sentence without a network;
+# * write sentences about pictures that are true by measurement, and check all but the digit itself with a ruler;
 # * say what two encoders trained by contrast have learned, and which scale of their cosine is Bayes' rule;
-# * tell a picture that obeys the sentence from one that pleases an encoder, and choose a score that can;
+# * say what a score by encoders sees of a picture, and what it does not;
 # * steer by words never seen together, and (Deeper) by the style of one picture.
 #
 # **You need** [chapter 11](11_classifier_free_guidance.ipynb#past-the-answer) for classifier-free guidance, and the opening of [chapter 09](09_similarity_control.ipynb#a-knob-that-turns-back) for guidance by a cosine.
@@ -15,15 +15,13 @@
 # *38 minutes to read, 10 more for Deeper, 20 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
-import json
 import math
-from importlib import resources
 
 import torch
 
 from difflesson import exercises, guidance, kernels, plotting, similarity
 from difflesson.denoiser import network_denoiser
-from difflesson.digits import captions, checkpoints, metrics, sampling, words
+from difflesson.digits import captions, checkpoints, metrics, runs, sampling, words
 from difflesson.samplers import draw
 
 torch.set_num_threads(1)
@@ -103,22 +101,21 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *One sentence, "a bold slanted four", by five ways, from the same starts. Above each sheet: of how many all three words hold, and the mean cosine, as the encoders of clean digits see it. In the second there is ink that pleases them, and hardly a four. (Torn fours count as true: the ruler measures words, not beauty.)*
+# *One sentence, "a bold slanted four", by five ways, from the same starts. Above each sheet: of how many all three words hold, and the mean cosine, as the encoders of clean digits see it. In the second there are bold strokes, and hardly a four. (Torn fours count as true: the ruler measures words.)*
 #
-# Why? A cosine is a number, and a push along its gradient makes it larger. Whether the picture comes to look like the sentence is another matter: it does where the encoder knows what it looks at. The encoders of clean digits have never seen a noisy picture. There, their gradient points to patterns of ink that they take for boldness ([chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb#one-verdict-about-one-point) has the same story for a classifier). A denoiser that was told sentences has no such freedom: nobody asked it to please.
+# Why? A push along a gradient does what it should where the encoder knows what it looks at. The encoders of clean digits have never seen a noisy picture, and where there is much noise their gradient leads elsewhere ([chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb#one-verdict-about-one-point) has the same story for a classifier): at the end not even their own cosine is high. The guess is a picture of the kind that they know.
 #
-# So is being told always the better way? The usual way to find out is to let encoders score the pictures. But they have just been fooled. This chapter asks for things that a ruler can measure. Its results:
+# So which way is best? The usual answer is to let encoders score the pictures. This chapter asks for things that a ruler can measure as well. Its results:
 #
-# * **The usual score by encoders gives three ways of steering the same nine of ten, where the sentence holds of one picture in three, or of one in two.** It gives seven of ten where the sentence holds of one in thirteen.
-# * **Told *and* pushed at the guess, 85 % of the sentences hold**: the denoiser knows the digit, the encoder the slant, and together they get both.
+# * **The usual score by encoders gives three ways of steering the same nine of ten. By the ruler the sentence holds of a third of the pictures, or a little more, in two of them, and of nearly half in the third.** And the score gives seven of ten where the sentence holds of one in fifteen.
+# * **Told *and* pushed at the guess, the sentence holds of more than four of five**: the two ways fail in different words.
 
 # %% tags=["remove-cell"]
-shipped_rows = json.loads((resources.files("difflesson.digits") / "logs" / "words.json").read_text(encoding="utf-8"))["rows"]
-first = {(row["way"], row["gamma"]): row for row in shipped_rows if row["part"] == "scale"}
+first = {(way, gamma): row for (part, way, gamma), row in runs.pooled(runs.log("words")["rows"], ("part", "way", "gamma")).items() if part == "scale"}
 three = [first["cfg", 3.0], first["guess", 4.0], first["noisy", 4.0]]
-assert all(round(10 * row["towers_finds"]) == 9 for row in three) and [round(1 / row["all"]) for row in three] == [3, 2, 3]
-assert round(10 * first["clean", 16.0]["towers_finds"]) == 7 and round(1 / first["clean", 16.0]["all"]) == 13
-assert round(first["both", 4.0]["all"], 2) == 0.85
+assert all(round(10 * row["towers_finds"]) == 9 for row in three) and [round(1 / row["all"]) for row in three] == [3, 2, 3]  # told: 0.37
+assert round(10 * first["clean", 16.0]["towers_finds"]) == 7 and round(1 / first["clean", 16.0]["all"]) == 15
+assert first["both", 4.0]["all"] > 0.8
 trues = {name: int(judged(sheet, four)[0].all(1).sum()) for name, sheet in by_way.items()}
 assert trues["clean encoders"] <= 4 and min(n for name, n in trues.items() if name != "clean encoders") >= 7
 assert captions.EDGES.numel() == 60 and encoders["towers"].text.word.embedding_dim == 32
@@ -126,11 +123,11 @@ assert captions.EDGES.numel() == 60 and encoders["towers"].text.word.embedding_d
 # %% [markdown]
 # ## Sentences that are true
 #
-# A sentence here says of up to four things how they are: which digit, its stroke width, its slant, its breadth. (MNIST scales all digits to one size, so size says nothing.) Three of them a ruler can check. Let $a_i$ be the ink of pixel $i$, from 0 to 1, $b_i$ that of the pixel below and $c_i$ that of the one to the right. Then
+# A sentence here says of up to four things how they are: which digit, its stroke width, its slant, its breadth. (MNIST scales all digits to one size, so size says nothing.) Three of them a ruler can check. Let $a_i$ be the ink of pixel $i$, from 0 to 1 (what is fainter than 10 % counts as paper), $d_i$ that of the pixel below and $r_i$ that of the one to the right. Then
 #
-# $$ w = \frac{2 \sum_i a_i}{\sum_i \sqrt{(a_i - b_i)^2 + (a_i - c_i)^2}} \label{eq-stroke-width} $$
+# $$ w = \frac{2 \sum_i a_i}{\sum_i \sqrt{(a_i - d_i)^2 + (a_i - r_i)^2}} \label{eq-stroke-width} $$
 #
-# is the *stroke width*, in pixels. Why: a long stroke of width $w$ and length $l$ has the area $w\, l$ and two edges of length $l$. So twice the area over the edge is $w$. The sum of the slopes below is the length of the edge: across an edge the ink falls from 1 to 0 once, however blurred it is.
+# is the *stroke width*, in pixels. Why: a long stroke of width $w$ and length $l$ has the area $w\, l$ and two edges of length $l$. So twice the area over the edge is $w$. The sum of the slopes below is the length of the edge: across an edge the ink falls from 1 to 0 once, blurred or not.
 
 # %%
 # [eq-stroke-width]
@@ -152,13 +149,15 @@ def bar(width, length=20):
 for width in (2, 4):
     print(f"drawn {width}, measured {float(width_of(bar(width))):.2f}")
 page = captions.ink(sheets[asked[1]])
+mirrored = width_of(page.flip(2)).mean() / width_of(page).mean()
+print(f"bold slanted fours {width_of(page).mean():.2f}; mirrored, {mirrored - 1:+.0%}")
 torch.testing.assert_close(width_of(page), captions.stroke_width(page))
 
 # %% tags=["remove-cell"]
 assert all(abs(float(width_of(bar(w))) - 20 * w / (20 + w)) < 0.05 for w in (2, 4))
 
 # %% [markdown]
-# Somewhat less than was drawn, for the two ends of the bar are edge as well. A curved stroke has few ends.
+# Somewhat less than was drawn, for the two ends of the bar are edge as well. And a mirror changes it, for the slopes are taken down and to the right: this ruler is a little crooked. It is the same one for all pictures.
 #
 # For *slant* and *breadth*, think of the ink as grains, a grain at $(u, v)$, counted from the middle, $v$ upwards. With $\mathbb E$ for the mean over the grains,
 #
@@ -197,13 +196,13 @@ for picture in (0, 1):
     print([bool(h) for h in holds[picture]], captions.measure(sheets[asked[1]])[picture].numpy().round(2))
 
 # %% [markdown]
-# A sentence is a number, so it stands wherever a label stood. A sentence *holds* of a picture if each word in it holds; which digit it is, [chapter 15](15_classifier_free_guidance_on_digits.ipynb)'s judge says. What is unsaid is left open.
+# A sentence is a number, so it stands wherever a label stood. A sentence *holds* of a picture if each word in it holds; which digit it is, no ruler says: that one word is left to [chapter 15](15_classifier_free_guidance_on_digits.ipynb)'s judge, a classifier. What is unsaid is left open.
 #
-# To train, sentences are drawn for each picture: which things to mention, between none and all four, by chance that looks at nothing; and of the things mentioned, what is true. With $\pi(c)$ for the chance that the words of $c$ come up for a picture of which they are true, and $h(c, x)$ for 1 if $c$ holds of $x$ and 0 if not,
+# To train, sentences are drawn for each picture: how many things to mention, none to four, equally often; which, by a chance that looks at nothing; and of those, what is true. Let $\pi(c)$ be the chance that the words of $c$ come up for a picture of which they are true. Let $h(c, x)$ be 1 if $c$ holds of $x$, and 0 if not. Then
 #
 # $$ p(c \mid x) = \pi(c)\, h(c, x), \qquad \frac{p(c \mid x)}{p(c)} = \frac{h(c, x)}{\mathbb E_x[h(c, x)]}. \label{eq-true-sentence} $$
 #
-# So on clean pictures the posterior of a sentence is its truth, and nothing else. Had we left out words for what is average, silence would speak: "a four" would rather be one that is not bold, not slanted and not wide (Deeper says by how much).
+# So on clean pictures the posterior of a sentence is its truth, times a number of its own. Had we left out words for what is average, silence would speak: "a four" would rather be one that is not bold, not slanted and not wide (Deeper says by how much).
 
 # %%
 # [eq-true-sentence]
@@ -249,11 +248,11 @@ print("cosines of four bold slanted fours with the four sentences above, and 1 /
 print((f / towers.scale).numpy().round(2), round(float(towers.scale), 1))
 
 # %% [markdown]
-# Which similarity makes this loss least? Put yourself in the place of the softmax. You see a picture $x$ and $N$ sentences. One was drawn from $p(c \mid x)$, the others from $p(c)$. By Bayes, the chance that it is number $j$ is proportional to $p(c_j \mid x) \prod_{k \ne j} p(c_k)$, so to $p(c_j \mid x) / p(c_j)$. A cross-entropy is least where the softmax gives just these chances. So $e^f$ is this ratio, times anything that depends on $x$ alone; and the second half of the loss allows only what depends on $c$ alone. Both together, with any number $\kappa$:
+# Which similarity makes this loss least? Put yourself in the place of the softmax. You see a picture $x$ and $N$ sentences. One was drawn from $p(c \mid x)$, the others from $p(c)$. By Bayes, the chance that it is number $j$ is proportional to $p(c_j \mid x) \prod_{k \ne j} p(c_k)$, so to $p(c_j \mid x) / p(c_j)$. A cross-entropy is least where the softmax gives just these chances. So $e^f$ is this ratio, times anything that depends on $x$ alone; and the second half of the loss allows only what depends on $c$ alone. Both together, with any number $\kappa$ (one for all, since "a digit" is said of every picture):
 #
 # $$ f^\ast(x, c) = \log \frac{p(c \mid x)}{p(c)} + \kappa, \qquad \nabla_x f^\ast(x, c) = \nabla_x \log p(c \mid x). \label{eq-best-similarity} $$
 #
-# [van den Oord et al. (2018)](https://arxiv.org/abs/1807.03748) have the first half. The second is why it matters here: the gradient of a perfect similarity is a *classifier's*, for any sentence, and the scale at which its cosine is Bayes' rule is $1 / \tau$, no knob. Check it where everything can be summed: three pictures, four sentences, batches of two.
+# [van den Oord et al. (2018)](https://arxiv.org/abs/1807.03748) have the first half. The second is why it matters here: the gradient of a perfect similarity is a *classifier's*, for any sentence. The scale of its cosine is $1 / \tau$, no knob. Check it where everything can be summed: three pictures, four sentences, batches of two.
 
 # %%
 # [eq-best-similarity]
@@ -281,21 +280,21 @@ for name, table in guesses.items():
 assert slope.abs().max() < 1e-15 and all(expected_loss(t.log(), joint) > expected_loss(best, joint) + 1e-3 for t in guesses.values())
 
 # %% [markdown]
-# Our pictures will be noisy. Encoders that were trained on noisy pictures, and are told how noisy, have $x_t$ in the place of $x$: their gradient is $\nabla \log p_t(c \mid x_t)$, what [classifier guidance](07_mean_shift.ipynb#a-slope-moves-a-bell) asks for at $\gamma = 1$. (So contrast learns of noise what [chapter 09](09_similarity_control.ipynb#what-an-encoder-learns-from-noise) had to mend in its loss.) Encoders of clean pictures know nothing of noise. We have both: the second pair began with the first, and went on with noise.
-
-# %% [markdown]
-# ## Nine of ten, says the encoder; one of three, says the ruler
+# Our pictures will be noisy. The best similarity of noisy pictures, told how noisy, has $x_t$ in the place of $x$, and its gradient is $\nabla \log p_t(c \mid x_t)$, what [classifier guidance](07_mean_shift.ipynb#a-slope-moves-a-bell) asks for at $\gamma = 1$. On *clean* pictures the two equations say something odd. There $p(c \mid x)$ is $\pi(c)$ or 0, so the best similarity is flat where the sentence holds, and its gradient steers nowhere. Encoders of clean pictures steer because they are smooth, so because they are *not* the best. For them $1 / \tau$ is a unit, not Bayes' rule.
 #
-# Now the sweep: 200 sentences of four words, drawn as often as they are true of real digits (but for the pairs that were left out of training, see below), each drawn once by each way at each scale, from the same noise. That takes minutes, so it was run beforehand, by `benchmarks/digits_words.py`, and its rows ship. The scales of cosines are in units of $1 / \tau$: 1 is Bayes' rule, if the encoders were perfect. "Finds" is the usual score of such pictures, the R-precision: of how many is the own sentence nearer, in the cosine, than nine wrong ones? "By words" is the same with nine sentences about the same digit. "Other" are encoders from another seed, which never steer.
+# We have both: the second pair began with the first, and went on with noise. The denoiser began with the pocket, so it knew the digits; its other words started at 0, and had 1,500 steps.
+#
+# ## Nine of ten, says the encoder; a third to a half, says the ruler
+#
+# Now the sweep: 200 sentences of four words, as often as they are true of real digits, drawn twice by each way at each scale. (Some pairs of words were left out, as from training; see below.) That takes minutes, so it was run beforehand, by `benchmarks/digits_words.py`, and its rows ship. To push at a scale $k$ is to add $k / \tau$ times the gradient of the cosine to the score; told is by $\gamma$. "Finds" is the usual score of such pictures, the R-precision: of how many is the own sentence nearer, in the cosine, than nine wrong ones, drawn as sentences come? "By words" is the same with nine about the same digit. "Other" are encoders from another seed, which never steer. Two controls: told the digit alone; and the best of four, told, by the cosine of the clean encoders ([chapter 06](06_bayes_decomposition.ipynb) chooses like that).
 
 # %%
-log = json.loads((resources.files("difflesson.digits") / "logs" / "words.json").read_text(encoding="utf-8"))
-rows = {(row["part"], row["way"], row["gamma"]): row for row in log["rows"]}
+rows = runs.pooled(runs.log("words")["rows"], ("part", "way", "gamma"))
 real = rows["real", "real", 0.0]
 
 # %% tags=["hide-input"]
-names = {"cfg": "told", "guess": "at the guess", "noisy": "trained on noise", "clean": "clean encoders", "both": "told, and at the guess"}
-places_of_names = {"cfg": (0, 0, -15, "center"), "guess": (-1, -6, 7, "right"), "noisy": (0, 0, 9, "right"), "clean": (-1, 7, -4, "left"), "both": (-1, -6, 7, "right")}
+names = {"cfg": "told", "guess": "at the guess", "noisy": "trained on noise", "clean": "clean encoders", "both": "told, and at the guess", "digit": "told the digit alone", "best": "told, best of four"}
+places_of_names = {"cfg": (0, 0, -15, "center"), "guess": (-1, -6, 7, "right"), "noisy": (0, 0, 9, "right"), "clean": (-1, 7, -4, "left"), "both": (-1, -6, 7, "right"), "best": (0, -7, -3, "right")}
 shares = ("digit", "width", "slant", "breadth", "all")
 print(" " * 28 + "".join(f"{name:>8}" for name in shares) + "  cosine   finds  by words   other: finds  by words")
 for (part, way, gamma), row in sorted(rows.items(), key=lambda item: (list(names).index(item[0][1]) if item[0][1] in names else -1, item[0][2])):
@@ -307,7 +306,7 @@ for (part, way, gamma), row in sorted(rows.items(), key=lambda item: (list(names
 # %% tags=["hide-input"]
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 2, figsize=(8.6, 3.3), sharey=True)
-    colours = {"cfg": "conditional", "guess": "other", "noisy": "unconditional", "clean": "guided", "both": "truth"}
+    colours = {"cfg": "conditional", "guess": "other", "noisy": "unconditional", "clean": "guided", "both": "truth", "best": "truth"}
     for panel, across in zip(axes, ("towers_finds", "digit"), strict=True):
         for way, colour in colours.items():
             line = sorted((row for (part, w, _), row in rows.items() if part == "scale" and w == way), key=lambda row: row["gamma"])
@@ -319,38 +318,41 @@ with plotting.style():
         panel.annotate("real digits", (real[across], real["all"]), textcoords="offset points", xytext=(-8, -3), ha="right", fontsize=8)
     axes[0].set(xlabel="own sentence found among ten, by clean encoders", ylabel="all four words hold")
     axes[1].set(xlabel="the digit is the one that was asked for", xlim=(-0.03, 1.06))
-    shown = plotting.show(figure, "16_truth_and_score", alt="The share of pictures of which all four words hold, over the R-precision by the encoders that steer and over the share of right digits, for five ways. Told, trained on noise and at the guess lie near nine of ten on the left axis, at a third to a half. Clean encoders reach 0.73 with almost no sentence true. Told and pushed at the guess reaches 0.85, near the star of real digits.")
+    shown = plotting.show(figure, "16_truth_and_score", alt="The share of pictures of which all four words hold, over the R-precision by the clean encoders and over the share of right digits, for five ways. Told, trained on noise and at the guess lie near nine of ten on the left axis, at a third to a half. Clean encoders reach 0.73 with almost no sentence true. Told and pushed at the guess reaches 0.85, near the star of real digits.")
 shown
 
 # %% [markdown]
-# *Each point is one way at one scale, with standard errors; the star is real digits with sentences that are true of them. Left: by the encoders' score three ways are alike, near nine of ten; by the ruler they are not, and all are far from real. Right: told, the digit is right and the sentence is not; pushed at the guess, more sentences hold and fewer digits. Told and pushed, both rise.*
+# *Each point is one way at one scale, with standard errors; the star is real digits, whose sentences are true by construction. Left: by the encoders' score three ways are alike, near nine of ten; by the ruler all are far below, and at the guess highest. Right: told, the digit is right; pushed at the guess, more sentences hold and fewer digits. Told and pushed, both are high.*
 #
-# Read it from the right. By the usual score three ways are alike: told, at the guess, and trained on noise are found in about nine of ten, little less than real digits. Now the column "all". Of digits that were told their sentence, one in three obeys in all four words; of those pushed at the guess, nearly one in two. (Chance, with the right digit, is one in 25.) And clean encoders, asked about the noisy picture, find 73 % of what they steered; others, that did not steer, 52 %; the ruler finds 7.5 %.
+# Begin with the score. Told, trained on noise, and at the guess, about nine of ten are found, little less than of real digits. Now the column "all". Told at $\gamma = 3$, all four words hold of 37 %; trained on noise, of about a third; pushed at the guess, of nearly half. (Told the digit alone, of 5.5 %.) Clean encoders at the noisy picture find 74 % of what they steered; others, which did not steer, 53 %; the ruler finds 7 %.
 #
-# Why is the score so blind? Most wrong sentences are about other digits. To find the right one it is enough to read the digit. With nine sentences about the *same* digit ("by words") told and at the guess come apart, 0.55 and 0.81, as they do for the ruler. A score can only see the differences that its wrong sentences have. But no choice of sentences makes it a ruler: the blots of the clean encoders get 0.54, as much as told.
+# What does the score see? Not the digit alone: told no more than that, 59 % are found. It asks which of ten sentences fits *best*, and not whether it fits. A wrong sentence is mostly wrong in several words; a picture that gets one word more right than that is found. So at the guess, more than half of the pictures with a *wrong digit* are found. Sentences about the same digit ("by words") do tell told from at the guess. But they put trained on noise far above told, which the ruler does not, and the blots of the clean encoders beside it. No choice of wrong sentences makes the score a ruler.
 #
-# Which words hold? Told, the digit is right in 99 %, and the slant in six of ten, at any scale from 2 on. At the guess the slant is right in 95 % and the digit in 77 %. So do both. Told at $\gamma = 2$ and pushed at $1 / \tau$, two of three sentences hold; pushed at $4 / \tau$, 85 %, with the digit right in 99 %. The cosine is then above that of real digits, and so are both scores: here, more than real is no warning, for the ruler agrees.
+# Which words hold? Told at $\gamma = 3$, the digit is right in all but 0.5 %, and the slant in less than two of three. (The words for the digits came with the pocket; the others were learned in 1,500 steps. So this is about our network, not about telling.) At the guess the slant is right in 93.5 % and the digit in 77 %. They fail in different words, so do both. Told at $\gamma = 2$ and pushed at a scale of 1, the sentence holds of 64 %; at 4, of 83 %, with the digit as right as told. A cheaper way needs no slope: of four digits that were told, keep the one of the largest cosine, 57 %. The encoders are a poor ruler and a good chooser.
 #
-# And $1 / \tau$, Bayes' rule for perfect encoders? For a denoiser that was told nothing it is too weak, in all three ways. These encoders find the right sentence for 97 % of real digits, so their *values* serve. For their slopes, which steer, no loss has asked.
+# Two cautions. Told and pushed, cosine and scores lie above those of real digits; whether variety was paid for that, nobody measured here. And at the scale 1, which would be Bayes' rule for the best encoders of noisy pictures, ours are far too weak: 4.5 % of the sentences hold. What was fitted are values at the data; a slope is more.
 
 # %% tags=["remove-cell"]
 by_scale = {(way, gamma): row for (part, way, gamma), row in rows.items() if part == "scale"}
-heard, pushed, trained, fooled, joined = (by_scale[key] for key in (("cfg", 2.0), ("guess", 4.0), ("noisy", 4.0), ("clean", 16.0), ("both", 4.0)))
-alike = [heard, by_scale["cfg", 3.0], by_scale["cfg", 4.0], pushed, by_scale["guess", 16.0], trained, by_scale["noisy", 16.0]]
-assert all(0.85 < row["towers_finds"] < 0.95 for row in alike) and round(real["towers_finds"], 2) == 0.97
-assert all(0.3 < by_scale["cfg", g]["all"] < 0.36 for g in (2.0, 3.0, 4.0, 6.0)) and all(0.45 < by_scale["guess", g]["all"] < 0.5 for g in (4.0, 16.0))
-assert by_scale["guess", 16.0]["all"] - by_scale["cfg", 3.0]["all"] > 2.4 * math.hypot(by_scale["guess", 16.0]["all_error"], by_scale["cfg", 3.0]["all_error"])
-assert [round(fooled[key], 2) for key in ("towers_finds", "other_towers_finds")] == [0.73, 0.52] and round(fooled["all"], 3) == 0.075
-gamma = 2.0  # at which "both" is told
-assert heard["gamma"] == gamma and round(pushed["all"], 2) == 0.46 and round(fooled["towers_finds_words"], 2) == 0.54
-assert round(1 / (0.3**2 + 0.4**2 + 0.3**2) ** 3) == 25
-assert round(by_scale["cfg", 3.0]["towers_finds_words"], 2) == 0.55 and round(pushed["towers_finds_words"], 2) == 0.81 and round(real["towers_finds_words"], 2) == 0.81
-assert all(round(by_scale["cfg", g]["digit"], 2) == 0.99 and 0.55 < by_scale["cfg", g]["slant"] < 0.65 for g in (2.0, 3.0, 4.0, 6.0))
-assert (round(pushed["slant"], 2), round(pushed["digit"], 2)) == (0.95, 0.77) and round(by_scale["both", 1.0]["all"], 2) == 0.67
-assert (round(joined["all"], 2), round(joined["digit"], 2)) == (0.85, 0.99) and joined["towers"] > real["towers"] + 0.05
-assert joined["towers_finds"] > real["towers_finds"] and joined["towers_finds_words"] > real["towers_finds_words"]
-assert [by_scale[way, 1.0]["all"] < 0.35 for way in ("guess", "noisy", "clean")] == [True] * 3 and by_scale["noisy", 1.0]["all"] < 0.05 and by_scale["clean", 1.0]["all"] == 0
-assert heard["count"] == 200
+gamma = 3.0
+heard, pushed, trained, fooled, joined = (by_scale[key] for key in (("cfg", gamma), ("guess", 4.0), ("noisy", 4.0), ("clean", 16.0), ("both", 4.0)))
+alone, best_of_four = by_scale["digit", 3.0], by_scale["best", 3.0]
+alike = [by_scale["cfg", 2.0], heard, by_scale["cfg", 4.0], pushed, by_scale["guess", 16.0], trained, by_scale["noisy", 16.0]]
+assert all(0.87 < row["towers_finds"] < 0.93 for row in alike) and 0.96 < real["towers_finds"] < 0.98
+assert round(heard["all"], 2) == 0.37 and 0.3 < trained["all"] < by_scale["noisy", 16.0]["all"] < 0.38 and 0.45 < by_scale["guess", 16.0]["all"] < pushed["all"] < 0.5
+assert pushed["all"] - heard["all"] > 3 * math.hypot(pushed["all_error"], heard["all_error"])
+assert (round(fooled["towers_finds"], 2), round(fooled["other_towers_finds"], 2), round(fooled["all"], 2)) == (0.74, 0.53, 0.07)
+assert round(alone["all"], 3) == 0.055 and round(alone["towers_finds"], 2) == 0.59 and alone["digit"] == 1
+assert (pushed["towers_finds"] - pushed["digit"]) / (1 - pushed["digit"]) > 0.5
+assert pushed["towers_finds_words"] > heard["towers_finds_words"] + 0.2 and trained["towers_finds_words"] > heard["towers_finds_words"] + 0.1
+assert abs(fooled["towers_finds_words"] - heard["towers_finds_words"]) < heard["towers_finds_words_error"]
+assert round(heard["digit"], 3) == 0.995 and 0.6 < heard["slant"] < 0.66 and round(pushed["slant"], 3) == 0.935 and round(pushed["digit"], 2) == 0.77
+assert round(by_scale["both", 1.0]["all"], 2) == 0.64 and round(joined["all"], 2) == 0.83 and joined["digit"] >= heard["digit"] and by_scale["cfg", 2.0]["gamma"] == 2
+assert round(best_of_four["all"], 2) == 0.57 and best_of_four["digit"] > 0.99
+assert all(joined[key] > real[key] + 0.01 for key in ("towers", "towers_finds", "towers_finds_words"))
+assert all(fooled["towers"] < row["towers"] - 0.05 for row in alike) and round(by_scale["noisy", 1.0]["all"], 3) == 0.045
+assert by_scale["cfg", 6.0]["all"] < heard["all"] + 0.01 and max(by_scale["clean", k]["all"] for k in (1.0, 4.0, 16.0)) == fooled["all"]
+assert heard["count"] == 2 * 200
 
 # %% [markdown]
 # The page measures one row again, with other sentences and other noise.
@@ -422,14 +424,15 @@ print(captions.text(six), "| its twin, seen in training:", captions.text(caption
 for gamma in (1.0, 3.0):
     for part in ("unseen", "seen"):
         row = rows[part, "cfg", gamma]
-        print(f"gamma {gamma:g}, {part:6s}: digit {row['digit']:.2f}, both words and digit {row['all']:.2f} +- {row['all_error']:.2f}")
+        words_hold = ", ".join(f"{name} {row[name]:.2f}" for name in ("digit", "width", "slant", "breadth"))
+        print(f"gamma {gamma:g}, {part:6s}: all {row['all']:.2f} +- {row['all_error']:.2f}; {words_hold}")
 
 # %% [markdown]
-# The words survive, the pair less so: at $\gamma = 3$ the unseen pairs hold of 43 % of the pictures, their twins of 74 %. (One of the two words is the same in both. Some of the unseen pairs may also be harder; that we did not separate.) So composition works, and it is not free: the denoiser knows thin sixes and slanted sixes, and how the two go together it has to guess.
+# At $\gamma = 3$ the sentence of an unseen pair holds of 43 % of the pictures, that of its twin of 76 %. (The twin keeps one of the two words, and turns the other to its other end.) The width survives, and the digit. The slant does not: the word for it holds in three of ten cases, as it would by chance. So a vector for every pair is not yet a picture for every pair. (Some of the unseen pairs may also be harder; that we did not separate.)
 
 # %% tags=["remove-cell"]
 unseen, twins = rows["unseen", "cfg", 3.0], rows["seen", "cfg", 3.0]
-assert 0.43 < unseen["all"] < 0.44 and 0.74 < twins["all"] < 0.75
+assert round(unseen["all"], 2) == 0.43 and round(twins["all"], 2) == 0.76 and 0.28 < unseen["slant"] < 0.33 and unseen["width"] > 0.99
 assert twins["all"] - unseen["all"] > 5 * math.hypot(unseen["all_error"], twins["all_error"]) and unseen["digit"] > 0.98
 
 # %% [markdown]
@@ -437,12 +440,12 @@ assert twins["all"] - unseen["all"] > 5 * math.hypot(unseen["all_error"], twins[
 #
 # | if you have | do | because, on our digits |
 # |---|---|---|
-# | sentences when you train | tell them to the denoiser, leave words out by chance; a scale of 2 | 99 % of the digits are right; beyond 2 no more sentences hold |
-# | only encoders of clean pictures | ask them about the guess, at several times $1 / \tau$ | asked about the noisy picture, 7.5 % of the sentences hold; about the guess, 46 % |
-# | both | tell, and push | 85 % of the sentences hold, and 99 % of the digits are right |
-# | a score by encoders | let its wrong sentences differ in the words you care about, and look at the pictures | else it reads the digit; even so it passed blots |
+# | sentences when you train | tell them to the denoiser, leave words out by chance; a scale of 3 | all but 0.5 % of the digits are right; at 6 no more sentences hold |
+# | only encoders of clean pictures | ask them about the guess, at several times $1 / \tau$ | asked about the noisy picture, 7 % of the sentences hold at best; about the guess, nearly half |
+# | both | tell, and push at the guess; or keep the best of some | 83 % of the sentences hold; best of four, 57 % |
+# | a score by encoders | say what its wrong sentences are; try several kinds | it asks which fits best, not whether one fits |
 # | a word whose meaning can be measured | measure it, word by word | the ways differ in *which* words hold |
-# | a picture and no words | the Gram distance at the guess (Deeper) | after three references of four the stroke width followed, after none the slant |
+# | a picture and no words | the Gram distance at the guess (Deeper) | after three references of four the stroke width followed, and a large slant did not |
 #
 # ## Exercises
 #
@@ -538,11 +541,11 @@ exercises.check("16.4", learned_with)
 # %% [markdown]
 # ## Remember
 #
-# 1. A sentence that is true by measurement can be checked without an encoder. If what is mentioned looks at nothing, the posterior of a sentence on clean pictures is its truth, up to a factor of its own.
-# 2. The contrastive loss is least at $\log p(c \mid x) / p(c)$ up to a number; the gradient of a perfect similarity is a classifier's, at the scale $1 / \tau$. Ours were not perfect: at $1 / \tau$ too few sentences held.
-# 3. R-precision sees what its wrong sentences differ in. With sentences about any digit it gave nine of ten where one sentence in three held, or one in two; with sentences about the same digit it told these apart, and still passed blots.
-# 4. The cosine of a clean encoder at the noisy picture pleases the encoder and not the ruler; at the guess it obeyed in slant more often than the denoiser that was told, and in the digit less often; both together, in 85 % of the sentences (one network of each kind, 200 sentences).
-# 5. Words never seen together work less well than words seen together. A Gram distance at the guess moved the stroke width towards that of three references of four, and the slant towards none.
+# 1. A sentence that is true by measurement can be checked by a ruler, all but its digit. If what is mentioned looks at nothing, its posterior on clean pictures is its truth, up to a factor of its own.
+# 2. The contrastive loss is least at $\log p(c \mid x) / p(c)$ up to a number, and the slope of that is a classifier's, at the scale $1 / \tau$. On clean pictures it is flat: clean encoders steer because they are not the best.
+# 3. R-precision asks which sentence fits best, not whether one fits: nine of ten, where the sentence held of a third to a half (our sentences, our encoders).
+# 4. Pushed at the guess, the slant was right more often than told, and the digit less often; told and pushed, the sentence held of 83 % (one network of each kind, 200 sentences, drawn twice).
+# 5. Of words never seen together the slant was lost. A Gram distance at the guess moved the stroke width towards that of three references of four; a large slant did not come.
 #
 # **Where it comes from.** Two encoders and a contrastive loss: [Radford et al. (2021)](https://arxiv.org/abs/2103.00020), after [van den Oord et al. (2018)](https://arxiv.org/abs/1807.03748). Guidance by their cosine, with encoders that were trained on noise, and by a picture's style: [Liu et al. (2021)](https://arxiv.org/abs/2112.05744), with the Gram distance of [Gatys et al. (2016)](https://doi.org/10.1109/CVPR.2016.265). [Nichol et al. (2022)](https://arxiv.org/abs/2112.10741) compared both ways on photographs: people preferred the denoiser that was told. The sentences, their ruler and the numbers are from here.
 
@@ -620,9 +623,9 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Sevens, without a reference and after four of them (the first digit in each sheet). After the threes the stroke width follows the reference; slant follows nowhere.*
+# *Sevens, without a reference and after four of them (the first digit in each sheet). After the threes the stroke width follows the reference; after the slanted five the sevens stand upright.*
 #
-# After the threes the stroke width goes most of the way to the reference's: from 2.56 down to 1.65, up to 3.75. After the slanted five it goes the wrong way, to 2.16 for a reference of 2.70. And the slant does not follow: after that five, which leans by 0.74, the sevens stand upright. Whatever these windows see, it has thickness in it, and not enough of direction to turn a seven. And the push has its price: three of sixteen are no sevens any more. So a style is what your features count; name it, then measure it.
+# After the threes the stroke width goes most of the way to the reference's: from 2.56 down to 1.65, up to 3.75. After the slanted five it goes the wrong way, to 2.16 for a reference of 2.70. The slant moves towards the threes' as well, which is not far; but after that five, which leans by 0.74, the sevens stand upright. Whatever these windows see, at this one strength it was not enough to turn a seven. And three of sixteen are no sevens any more. So a style is what your features count: measure which part of it came.
 
 # %% tags=["remove-cell"]
 measured = {name: captions.measure(sheet).mean(0) for name, sheet in styles.items()}
@@ -664,13 +667,13 @@ assert round((fits[4][0] - fits[1][0]) / 3, 1) == 0.6 and round(float(-(per_word
 assert all(4 < true - false < 6 for true, false in fits.values()) and fits[4][1] > fits[1][1] + 2
 
 # %% [markdown]
-# Both rise with the number of words, and the learned similarity about half as fast: 0.6 for each further word, where the best one rises by 1.09. A true word adds, but not enough; and to a false digit the further true words add as well. The gap between true and false is about five, so a softmax is sure. Values, again: nobody asked for more.
+# Only differences compare, as $\kappa$ is free. Both rise with the number of words, and the learned similarity about half as fast: 0.6 for each further word, where the best one rises by 1.09. To a false digit the further true words add as well. The gap between true and false is about five, so a softmax is sure.
 #
 # ## Deeper: what silence says
 #
 # *For you if you write captions. It adds what happens if words for what is average are left out.*
 #
-# Let a speaker mention things by the same chance, and say nothing where a measure is in its middle. Then "a four" comes from fours of which only the digit was mentioned, and from those of which all else that was mentioned is average.
+# Let a speaker mention none to four things, equally often, as ours does, and then say nothing where a measure is in its middle. Then "a four" comes from fours of which only the digit was mentioned, and from those of which all else that was mentioned is average.
 
 # %%
 def chance_of_bare(average):

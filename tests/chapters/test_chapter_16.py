@@ -1,20 +1,15 @@
 """The claims of chapter 16, each compared with an independent computation."""
 
-import json
-from importlib import resources
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from difflesson.denoiser import Prediction
-from difflesson.digits import captions, checkpoints, data
+from difflesson.digits import captions, checkpoints, data, runs
 from difflesson.schedule import vp_linear
 from tests.oracles.chapter_cells import names_of
 
 F64 = torch.float64
-ROWS = Path(str(resources.files("difflesson.digits"))) / "logs" / "words.json"
 
 
 def of_cell(label: str) -> dict:
@@ -141,26 +136,44 @@ def test_the_push_of_the_style_is_the_slope_of_the_distance_by_finite_difference
 
 
 def by_setting() -> dict:
-    return {
-        (row["part"], row["way"], row["gamma"]): row for row in json.loads(ROWS.read_text(encoding="utf-8"))["rows"]
-    }
+    return runs.pooled(runs.log("words")["rows"], ("part", "way", "gamma"))
 
 
 def test_told_at_the_guess_and_noise_trained_are_alike_by_the_score_and_not_by_the_ruler():
     rows = by_setting()
     told, pushed, trained, fooled = (
-        rows["scale", *key] for key in (("cfg", 3.0), ("guess", 16.0), ("noisy", 4.0), ("clean", 16.0))
+        rows["scale", *key] for key in (("cfg", 3.0), ("guess", 4.0), ("noisy", 4.0), ("clean", 16.0))
     )
     finds = [row["towers_finds"] for row in (told, pushed, trained)]
-    assert max(finds) - min(finds) < 2 * told["towers_finds_error"]
+    assert max(finds) - min(finds) < 3 * told["towers_finds_error"]
     assert pushed["all"] - told["all"] > 2 * (pushed["all_error"] ** 2 + told["all_error"] ** 2) ** 0.5
     assert fooled["all"] < 0.1 and fooled["towers_finds"] > fooled["other_towers_finds"] + 0.15
-    assert abs(fooled["towers_finds_words"] - told["towers_finds_words"]) < told["towers_finds_words_error"]
+    assert abs(fooled["towers_finds_words"] - told["towers_finds_words"]) < 2 * told["towers_finds_words_error"]
+
+
+def test_told_the_digit_alone_the_score_is_far_below_that_of_all_words_and_by_the_ruler_next_to_nothing_holds():
+    rows = by_setting()
+    told, alone = rows["scale", "cfg", 3.0], rows["scale", "digit", 3.0]
+    assert alone["digit"] > 0.98 and alone["towers_finds"] < told["towers_finds"] - 0.2 and alone["all"] < 0.1
+
+
+def test_at_the_guess_more_than_half_of_the_wrong_digits_are_found():
+    """Even if every right digit were found."""
+    row = by_setting()["scale", "guess", 4.0]
+    assert (row["towers_finds"] - row["digit"]) / (1 - row["digit"]) > 0.5
+
+
+def test_clean_encoders_at_the_noisy_picture_reach_a_lower_cosine_than_every_other_way():
+    rows = by_setting()
+    reached = rows["scale", "clean", 16.0]["towers"]
+    assert all(
+        reached < rows["scale", *key]["towers"] - 0.05 for key in (("cfg", 3.0), ("guess", 16.0), ("noisy", 16.0))
+    )
 
 
 def test_told_and_pushed_obeys_more_than_either_at_every_scale():
     rows = by_setting()
-    either = max(row["all"] for (part, way, _), row in rows.items() if part == "scale" and way != "both")
+    either = max(row["all"] for (part, way, _), row in rows.items() if part == "scale" and way not in ("both", "best"))
     for gamma in (1.0, 4.0):
         both = rows["scale", "both", gamma]
         assert both["all"] - 3 * both["all_error"] > either and both["digit"] > 0.98

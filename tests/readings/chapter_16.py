@@ -28,7 +28,7 @@ def stroke_width() -> Reading:
     wide[1:-1, 1:-1] = PAGE
     return Reading(
         {"w": captions.stroke_width(PAGE[None]), r"\sum_i": summed, "a_i": wide[:-1, :-1].reshape(-1),
-         "b_i": wide[1:, :-1].reshape(-1), "c_i": wide[:-1, 1:].reshape(-1)},
+         "d_i": wide[1:, :-1].reshape(-1), "r_i": wide[:-1, 1:].reshape(-1)},
     )  # fmt: skip
 
 
