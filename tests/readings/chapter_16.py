@@ -81,7 +81,11 @@ def true_sentence() -> Reading:
     return Reading(
         {"p(c | x)": given.reshape(-1), r"\pi(c)": pi.repeat(5), "h(c, x)": holds.reshape(-1),
          "p(c)": given.mean(0).repeat(5), r"\mathbb E_x": over_x},
-        statements=2, equivalent={"h ( c , x ) -> ( h ( c , x ) ) ^ 2": "0 and 1 are their own squares"},
+        statements=2, equivalent=dict.fromkeys((
+            r"( c ) [h ( c , x ) -> ( h ( c , x ) ) ^ 2] , \qquad \frac",
+            r"= \frac { [h ( c , x ) -> ( h ( c , x ) ) ^ 2] } { \mathbb",
+            r"_ x [ [h ( c , x ) -> ( h ( c , x ) ) ^ 2] ] } .",
+        ), "0 and 1 are their own squares"),
     )  # fmt: skip
 
 

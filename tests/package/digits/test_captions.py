@@ -30,6 +30,13 @@ def test_a_long_stroke_has_the_width_it_was_drawn_with(width):
     assert abs(float(captions.stroke_width(drawn(width))) - expected) < 0.03 * expected
 
 
+def test_a_mirror_changes_the_width_of_a_leaning_stroke():
+    """Slopes are taken down and to the right, so the ruler is a little crooked: by up to a fifth."""
+    page = drawn(3.0, lean=0.8)
+    ratio = float(captions.stroke_width(page.flip(2)) / captions.stroke_width(page))
+    assert 0.01 < abs(ratio - 1) < 0.2
+
+
 def test_the_edge_is_the_mean_length_of_all_level_lines_of_a_smooth_picture():
     """The coarea formula, on a cone: its level at height h is a circle of radius r (1 - h)."""
     axis = torch.linspace(-14, 14, 401, dtype=F64)
