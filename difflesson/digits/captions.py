@@ -95,7 +95,7 @@ def slant(page: Tensor) -> Tensor:
 
 
 def breadth(page: Tensor) -> Tensor:
-    """The deviation in u of the ink when its slant is taken out, in pixels.  [eq-breadth]
+    """The deviation in u of the ink when its slant is taken out, in pixels.  [eq-slant]
 
         sqrt(Var(u) - Cov(u, v)^2 / Var(v))
 

@@ -36,6 +36,7 @@ def stretches() -> dict[str, tuple]:
         "half as high": (0.25, 3.5, 1.0, 0.0, 0.5),
         "all at once": (-0.3, 1.5, 1.4, 0.2, 0.7),
         "mirrored": (0.4, 2.5, -1.0, 0.0, 1.0),
+        "sheared to the left": (0.2, 3.0, 1.2, -0.5, 0.8),
     }
 
 
