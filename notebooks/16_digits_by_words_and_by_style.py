@@ -338,7 +338,8 @@ shown
 # %% tags=["remove-cell"]
 by_scale = {(way, gamma): row for (part, way, gamma), row in rows.items() if part == "scale"}
 assert checkpoints.load("words").card["recipe"]["steps"] == 1500
-gamma = 2.0  # at which "both" is told
+for gamma in (2.0, 3.0):  # at which "both" is told, and what is quoted
+    assert 0.3 < by_scale["cfg", gamma]["all"] < 0.4
 assert all(0.32 < by_scale["cfg", gamma]["all"] < 0.38 for gamma in (2.0, 3.0, 4.0, 6.0))
 heard, pushed, trained, fooled, joined = (by_scale[key] for key in (("cfg", 3.0), ("guess", 4.0), ("noisy", 4.0), ("clean", 16.0), ("both", 4.0)))
 alone, best_of_four = by_scale["digit", 3.0], by_scale["best", 3.0]
