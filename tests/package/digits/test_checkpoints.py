@@ -204,7 +204,7 @@ def test_a_file_of_another_kind_is_refused_by_its_name(tmp_path, content):
 
 REFUSED = {  # a change of the metadata, None to leave the field out: what is said after the path
     "no network": ({"network": None}, r"network must be one of \['DigitClassifier', 'DigitUNet', .*\], got None"),
-    "unknown network": ({"network": "GigaNet"}, r"network must be one of \[.*'DigitUNet'\], got 'GigaNet'"),
+    "unknown network": ({"network": "GigaNet"}, r"network must be one of \[.*'DigitUNet', .*\], got 'GigaNet'"),
     "no schedule": ({"schedule": None}, r"schedule must be one of \['cosine', 'vp_linear'\], got None"),
     "unknown schedule": ({"schedule": "sigmoid"}, r"schedule must be one of \['cosine', .*\], got 'sigmoid'"),
     "a list for a schedule": ({"schedule": ["cosine"]}, ".*"),
