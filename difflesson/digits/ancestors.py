@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from difflesson.digits import checkpoints
+from difflesson.digits.networks import DigitUNet
 from difflesson.digits.recipes import Recipe
+from difflesson.digits.words import WordsUNet
 
 
 class Ancestor(NamedTuple):
@@ -44,11 +46,28 @@ def _found(role: str, name: str, recipe: Recipe, folder: Path) -> Ancestor:
     return Ancestor(network, sha256)
 
 
+def weights_for(new: nn.Module, start: nn.Module) -> dict[str, Tensor]:
+    """The weights that `new` begins with: those of `start`, and where it has a vector for each label and `new` one for
+    each word, the vectors of the digits, and of "unsaid" for no label; the other words begin at 0.
+    """
+    weights = start.state_dict()
+    if isinstance(new, WordsUNet) and (table := weights.pop("label.weight", None)) is not None:
+        words = torch.zeros_like(new.label.word.weight)
+        words[: len(table)] = table[: len(words)]
+        weights["label.word.weight"] = words
+    return weights
+
+
 def _check_start(path: Path, network: nn.Module, new: nn.Module) -> None:
     there, here = (
-        {name: tuple(weight.shape) for name, weight in one.state_dict().items()} for one in (network, new)
-    )  # fmt: skip
-    if type(network) is not type(new) or there != here or network.prediction != new.prediction:
+        {name: tuple(weight.shape) for name, weight in weights.items()}
+        for weights in (weights_for(new, network), new.state_dict())
+    )
+    if (
+        not (type(network) is type(new) or isinstance(new, WordsUNet) and type(network) is DigitUNet)
+        or there != here
+        or network.prediction != new.prediction
+    ):
         raise ValueError(f"start must fit the {_kind(new)} to be trained, {path} is a {_kind(network)}")
 
 

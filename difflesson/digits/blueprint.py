@@ -12,6 +12,7 @@ from torch import nn
 from difflesson.denoiser import PREDICTIONS
 from difflesson.digits.data import DATASETS
 from difflesson.digits.networks import DigitClassifier, DigitUNet
+from difflesson.digits.words import Towers, WordsUNet
 from difflesson.schedule import Schedule, cosine, vp_linear
 
 # name: (the function that makes it, the arguments it gets where a recipe does not say otherwise)
@@ -23,6 +24,8 @@ SCHEDULES = {
 NETWORKS = {
     "DigitUNet": (DigitUNet, tuple(PREDICTIONS)),
     "DigitClassifier": (DigitClassifier, ("logits",)),  # of the labels
+    "WordsUNet": (WordsUNet, tuple(PREDICTIONS)),
+    "Towers": (Towers, ("cosine",)),  # of a picture and a sentence
 }
 
 
@@ -50,8 +53,9 @@ class Blueprint:
     """A network and its meaning, in words and numbers that JSON can hold.
 
     network: a class's name in NETWORKS;  arguments: of its constructor;  prediction: what it outputs, "v", "eps",
-    "x0" or "logits";  schedule: a name in SCHEDULES;  schedule_arguments: all of its arguments;  data: a name in
-    `data.DATASETS`;  size: side of the images, in pixels.  Raises: ValueError that names the field and what is allowed.
+    "x0", "logits" or "cosine";  schedule: a name in SCHEDULES;  schedule_arguments: all of its arguments;  data: a name
+    in `data.DATASETS`;  size: side of the images, in pixels.  Raises: ValueError that names the field and what is
+    allowed.
     """
 
     network: str

@@ -23,8 +23,9 @@ class Recipe:
     """Everything that decides the outcome of a training run.
 
     task: "denoiser" (at all noise levels, with label dropout), "judge" (classifier of clean digits) or "guide"
-    (classifier at all noise levels).  name: of its checkpoint, by default the task.  data: a name in `data.DATASETS`.
-    batch: over all processes together.
+    (classifier at all noise levels); with sentences for labels (`captions`), "words" (a denoiser), "towers" (two
+    encoders, of clean digits) or "noisy_towers" (at all noise levels).  name: of its checkpoint, by default the task.
+    data: a name in `data.DATASETS`.  batch: over all processes together.
     label_dropout: probability of the null label in [0, 1], denoiser only.  ema_decay in [0, 1).
     shift: augmentation of the judge, whole pixels.  arguments: of the network's constructor.
     schedule: a name in `blueprint.SCHEDULES`, for all but the judge, which sees no noise;  schedule_arguments: those
@@ -86,11 +87,11 @@ class Recipe:
     @cached_property
     def blueprint(self) -> Blueprint:
         """What the checkpoint will say of the network, so that nobody need know the recipe to use it."""
-        denoiser = self.task == "denoiser"
+        network, prediction = TASKS[self.task]
         return Blueprint(
-            network="DigitUNet" if denoiser else "DigitClassifier",
+            network=network,
             arguments=dict(self.arguments),
-            prediction=self.prediction if denoiser else "logits",
+            prediction=prediction or self.prediction,
             schedule=self.schedule,
             schedule_arguments=usual_arguments(self.schedule) | dict(self.schedule_arguments),
             data=self.data,
@@ -103,8 +104,17 @@ class Recipe:
         return make_schedule(self.blueprint.schedule, self.blueprint.schedule_arguments)
 
 
-TASKS = ("denoiser", "judge", "guide")
+TASKS = {  # name: (its network, what that outputs where the recipe does not say so)
+    "denoiser": ("DigitUNet", ""),
+    "judge": ("DigitClassifier", "logits"),
+    "guide": ("DigitClassifier", "logits"),
+    "words": ("WordsUNet", ""),
+    "towers": ("Towers", "cosine"),
+    "noisy_towers": ("Towers", "cosine"),
+}
+OF_SENTENCES = ("words", "towers", "noisy_towers")
 POCKET = {"task": "denoiser", "arguments": (("widths", (16, 48)),), "batch": 64}
+TOWERS = {"steps": 1_000, "batch": 128, "ema_decay": 0.99, "warmup": 50, "weight_decay": 0.05}
 RECIPES = {  # of the networks that ship
     "denoiser": {"task": "denoiser"},
     "pocket": POCKET | {"teacher": "denoiser", "label_dropout": 0.2, "steps": 8_000},
@@ -113,6 +123,11 @@ RECIPES = {  # of the networks that ship
     "pocket_p50": POCKET | {"label_dropout": 0.5, "steps": 4_000},
     "judge": {"task": "judge", "steps": 4_700, "ema_decay": 0.998, "shift": 2, "weight_decay": 0.05},
     "guide": {"task": "guide", "steps": 4_000, "ema_decay": 0.998, "weight_decay": 0.05},
+    "words": POCKET
+    | {"task": "words", "start": "pocket", "label_dropout": 0.0, "steps": 1_500, "warmup": 100, "ema_decay": 0.99},
+    "towers": TOWERS | {"task": "towers"},
+    "noisy_towers": TOWERS | {"task": "noisy_towers", "start": "towers"},
+    "other_towers": TOWERS | {"task": "towers", "seed": 1},
 }
 
 

@@ -20,3 +20,24 @@ def log(name: str) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"name must be one of {sorted(p.stem for p in folder().glob('*.json'))}, got {name!r}")
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def pooled(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> dict[tuple, dict[str, Any]]:
+    """Rows that differ in their seed alone as one: means of all numbers, `count` added up; `..._error` of independent
+    rows of one size add in squares.
+
+    Args: keys: what names a setting.  Returns: by the values of these keys, in the order of the rows.
+    """
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return {setting: _mean(group, keys) for setting, group in groups.items()}
+
+
+def _mean(group: list[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, Any]:
+    mean = {key: group[0][key] for key in keys} | {"count": sum(row["count"] for row in group)}
+    for name in group[0].keys() - {*mean, "seed"}:
+        values = [row[name] for row in group]
+        total = sum(value**2 for value in values) ** 0.5 if name.endswith("_error") else sum(values)
+        mean[name] = total / len(group)
+    return mean

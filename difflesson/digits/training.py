@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from difflesson import __version__
-from difflesson.digits import ancestors, checkpoints, data, recipes, states
+from difflesson.digits import ancestors, checkpoints, data, lessons, recipes, states
 from difflesson.digits.recipes import Recipe
 from difflesson.losses import denoising_loss, times_and_noise
 
@@ -140,13 +140,13 @@ def train(
     } | origin  # fmt: skip
     network, average, optimizer = _beginning(recipe, accelerator.device, before.get("start"))
     start, seconds, losses, versions = states.restore(state, recipe, setting, network, average, optimizer)
-    digits = data.load(recipe.data, "train", data_folder)
+    images, labels = lessons.examples(recipe, data_folder)
     if accelerator.is_main_process:
         states.prepare(state, final, sum(p.numel() for p in network.parameters()))
     teacher = average if recipe.teacher == "itself" else None
     if "teacher" in before:
         teacher = before["teacher"].network.to(accelerator.device)
-    images, labels = data.to_unit(digits.images).to(accelerator.device), digits.labels.to(accelerator.device)
+    images, labels = images.to(accelerator.device), labels.to(accelerator.device)
     wrapped, optimizer = accelerator.prepare(network, optimizer)
     model = torch.compile(wrapped) if compiled else wrapped
     share = recipe.batch // accelerator.num_processes
@@ -192,7 +192,7 @@ def _beginning(recipe: Recipe, device: torch.device, start: ancestors.Ancestor |
     """Network, average and optimiser before the first step."""
     network = build(recipe)
     if start:
-        network.load_state_dict(start.network.state_dict())
+        network.load_state_dict(ancestors.weights_for(network, start.network))
     network = network.to(device)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
     optimizer = torch.optim.AdamW(
@@ -220,7 +220,10 @@ def _take_step(recipe, step, accelerator, model, network, optimizer, images, lab
     generator = step_generator(recipe.seed, step, 2 + accelerator.process_index, accelerator.device)
     given = model, images, labels, recipe, generator, network.classes
     with accelerator.autocast():
-        loss = denoiser_loss(*given, teacher) if recipe.task == "denoiser" else classifier_loss(*given)
+        if recipe.task in recipes.OF_SENTENCES:
+            loss = lessons.sentence_loss(*given)
+        else:
+            loss = denoiser_loss(*given, teacher) if recipe.task == "denoiser" else classifier_loss(*given)
     optimizer.zero_grad()
     accelerator.backward(loss)
     accelerator.clip_grad_norm_(network.parameters(), 1.0)

@@ -28,7 +28,7 @@ from difflesson import (
     similarity,
     steps,
 )
-from difflesson.digits import checkpoints, networks, sampling
+from difflesson.digits import checkpoints, networks, sampling, words
 from difflesson.digits import metrics as digit_metrics
 from difflesson.schedule import cosine, from_betas, vp_linear
 from tests.oracles.far_device import FAR, Looked, Mixed, far_device, not_far
@@ -40,6 +40,7 @@ T, S = TIMES[1], TIMES[2]
 
 UNET, CLASSIFIER = (kind(**SMALL).to(FAR) for kind in (networks.DigitUNet, networks.DigitClassifier))
 UNET.schedule, UNET.size = cosine(), 8
+WORDS, TOWERS = words.WordsUNet(**SMALL).to(FAR), words.Towers(**SMALL, space=6).to(FAR)
 
 
 class World:
@@ -138,6 +139,19 @@ FIELDS = {
     ),
     "clean_classifier.step_guess": lambda w: clean_classifier.step_guess(w.uncond, w.clean_log_prob, w.plan, 0.1),
     "clean_classifier.gaussian_cloud": lambda w: clean_classifier.gaussian_cloud(w.uncond, w.clean_log_prob, w.plan, 3),
+    "digits.words.sentence_cosine": lambda w: (
+        lambda x, t: guidance.gradient(words.sentence_cosine(TOWERS, w.plan, w.labels))(w.images, t)
+    ),
+    "digits.words.guess_cosine": lambda w: (
+        lambda x, t: guidance.gradient(words.guess_cosine(denoiser.network_denoiser(w.unet, w.plan), TOWERS, w.labels))(
+            w.images, t
+        )
+    ),
+    "digits.words.guess_style": lambda w: (
+        lambda x, t: guidance.gradient(
+            words.guess_style(denoiser.network_denoiser(w.unet, w.plan), TOWERS.image, torch.eye(8, device=FAR))
+        )(w.images, t)
+    ),
     "ode.probability_flow": lambda w: ode.probability_flow(w.cond, w.plan),
 }
 CASES = {
@@ -196,6 +210,14 @@ CASES = {
         w.images, TIMES,
     ),
     "digits.sampling.normal_of_each": lambda w: sampling.normal_of_each([torch.Generator()] * 6, w.images),
+    "digits.words.SentenceEmbedding": lambda w: WORDS.label(w.labels.to(FAR)),
+    "digits.words.WordsUNet": lambda w: WORDS(w.images, w.x.new_zeros(6, dtype=torch.float32), w.labels.to(FAR)),
+    "digits.words.Towers": lambda w: [
+        TOWERS(w.images, None, w.labels.to(FAR)), TOWERS(w.images, torch.zeros(6, device=FAR), w.labels.to(FAR)),
+        TOWERS.scale,
+    ],
+    "digits.words.contrastive_loss": lambda w: words.contrastive_loss(TOWERS, w.images, None, w.labels.to(FAR)),
+    "digits.words.places": lambda w: words.places(TOWERS.image, w.images),
     "plane.PlaneNetwork": lambda w: (network := plane.PlaneNetwork(2).to(FAR))(
         w.x, w.x.new_zeros(5), w.labels[:5].to(FAR) % 2
     ).to(next(network.parameters())),
@@ -271,7 +293,7 @@ PICKED_BY_A_MASK = {  # in training: how many rows a teacher is asked, the host 
 TABLES = ASKED_BY_OTHERS, TESTED_BELOW, OF_THE_CPU, PICKED_BY_A_MASK
 MODULES = (
     "kernels guidance denoiser steps samplers particles remedies losses metrics mixture schedule similarity "
-    "clean_classifier ode path divergence plane conventions digits.networks digits.metrics digits.sampling"
+    "clean_classifier ode path divergence plane conventions digits.networks digits.metrics digits.sampling digits.words"
 ).split()
 
 

@@ -12,11 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from difflesson.digits import checkpoints, sampling
+from difflesson.digits import captions, checkpoints, sampling
 
 STORED = Path(__file__).with_name("shipped_answers.json")
 DENOISERS = ("denoiser", "pocket", "pocket_p02", "pocket_p10", "pocket_p50")
-NAMES = (*DENOISERS, "guide", "judge")
+TOWERS = ("towers", "noisy_towers", "other_towers")
+NAMES = (*DENOISERS, "guide", "judge", "words", *TOWERS)
+SENTENCES = [
+    captions.number(f"a {text}") for text in ("zero", "bold two", "slim digit", "leaning four", "digit", "digit")
+]
 TOLERANCE = 2e-4  # of the largest number; single precision on other processors differs by less than 1e-5
 
 
@@ -27,7 +31,15 @@ def answers(name: str) -> dict[str, list[float]]:
     images[:, :, 8:20, 10:18] += torch.linspace(-1, 1, 6).view(6, 1, 1, 1)
     log_snr, labels = torch.linspace(-6, 6, 6), torch.tensor([0, 7, 3, 9, 10, 10])
     with torch.no_grad():
-        if name in DENOISERS:
+        if name in TOWERS:
+            sentences = torch.tensor(SENTENCES)
+            return {
+                "noisy": network(images, log_snr, sentences).tolist(),
+                "clean": network(images, None, sentences).tolist(),
+            }
+        if name == "words":
+            labels = torch.tensor(SENTENCES)
+        if name == "words" or name in DENOISERS:
             v = network(images, log_snr, labels)
             return {"pixels": v[:, 0, 3::8, 5::9].flatten().tolist(), "norms": v.flatten(1).norm(dim=1).tolist()}
         return {
