@@ -43,6 +43,7 @@ from difflesson.samplers import draw
 
 ROWS = Path(__file__).resolve().parents[1] / "difflesson" / "digits" / "logs" / "classifier.json"
 LOW = torch.bfloat16
+LEVELS = (-8.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ class Point:
 
 def points(seeds: int) -> list[Point]:
     """All rows, the most useful first."""
-    methods = {"noisy": (1.0, 4.0, 16.0), "through": (1.0, 2.0, 4.0), "scaled": (1.0, 4.0), "clean": (1.0, 4.0)}
+    methods = {"noisy": (1.0, 2.0, 4.0, 16.0), "through": (0.5, 1.0, 4.0, 16.0), "scaled": (1.0, 4.0, 16.0, 32.0), "clean": (0.25, 1.0, 4.0, 16.0)}
     rows = []
     for seed in range(seeds):
-        rows += [Point("witness", "all", 1.0, "", lam, seed) for lam in (-5.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)]
+        rows += [Point("witness", "all", 1.0, "", lam, seed) for lam in LEVELS]
         rows += [Point("control", "real", 1.0, "", seed=seed), Point("control", "free", 0.0, seed=seed)]
         rows += [Point("steer", method, gamma, seed=seed) for method, scales in methods.items() for gamma in scales]
         rows += [Point("control", "free", gamma, seed=seed) for gamma in (1.0, 2.0)]

@@ -1,175 +1,702 @@
 # %% [markdown]
 # # 14 · Classifier guidance on digits: who is being convinced?
 #
-# TODO open with the question that the reader already has, in two or three sentences
+# You have a model that draws digits and was never told their names, and a classifier that knows them. So let the
+# classifier push each noisy picture towards the name you want. Turn the push up, and the classifier says "a seven,
+# 100 %". Do you believe it? And if it fails: was the push too weak, or was it no push towards a seven at all?
 #
 # **After this chapter you can**
-# * TODO three or four things, each with a verb: derive, predict, measure, choose
+# * steer a network without labels by a classifier of noisy or of clean pictures, and say what each costs;
+# * test how *long* a classifier's gradient should be, from its cross-entropy alone;
+# * estimate how far a gradient points the right way, though nobody knows the right way;
+# * say whose word counts when guided pictures are judged.
 #
-# **You need** TODO the chapters and the mathematics that this one builds on.
+# **You need** [chapter 11](11_classifier_free_guidance.ipynb#two-guesses-are-two-scores), where a difference of guesses is
+# a gradient, and gradients in PyTorch. [Chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb) has the theory of clean classifiers; nothing here needs it.
 #
-# *6 minutes to read, 1 more for Deeper, 5 seconds to run, on a laptop, without a GPU or a network connection.*
+# *36 minutes to read, 14 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
+from itertools import combinations
 
 import torch
+from torch.nn.functional import cross_entropy
 
-from difflesson import exercises, plotting
+from difflesson import exercises, guidance, kernels, plane, plotting
+from difflesson.denoiser import network_denoiser, network_pair
+from difflesson.digits import checkpoints, metrics, sampling, tradeoff
+from difflesson.digits.witnesses import PIXEL_VARIANCE, agreement, clean_verdict, scaled_slope, truthfulness, verdict_on_guess
+from difflesson.divergence import mixture_nodes
+from difflesson.metrics import wasserstein
+from difflesson.samplers import draw, time_grid
 from difflesson.schedule import cosine
 
-torch.set_num_threads(1)  # small arrays: one thread is as fast, and a busy core then does no harm
+torch.set_num_threads(1)
 
 # %% [markdown]
-# ## TODO a picture of the question, before the first formula
+# ## One steers, another looks on
 #
-# TODO say what happens and why, in words: who stops reading here has the idea. Then what is drawn, and what to look for
+# Four networks. The *pocket* network of [chapter 13](13_training.ipynb) guesses noise; we use its half that is not told a label.
+# `guide` is a classifier that was trained on digits with all amounts of noise. `clean` is a small classifier that has only
+# seen clean digits, like one that you would download. And `judge`, another classifier of clean digits, never steers. It looks on.
+
+# %%
+network, guide, clean, judge = (checkpoints.load(name).network for name in ("pocket", "guide", "clean", "judge"))
+schedule = network.schedule
+untold = network_denoiser(network, schedule)
+wanted = torch.arange(16) % 10
+
+
+def seeded(number):
+    return torch.Generator().manual_seed(number)
+
+
+def drawn(gradient, gamma):
+    """A digit for each label in `wanted`, by 16 steps of DDPM; the noise is the same each time."""
+    start, times = torch.randn(16, 1, 28, 28, generator=seeded(1)), sampling.digit_times(16, schedule)
+    return draw(kernels.ddpm(guidance.tilt(untold, gradient, gamma, schedule), schedule), start, times, seeded(2))
+
+
+# %% [markdown]
+# `guidance.tilt` subtracts $\gamma\, \sigma_t\, g$ from the guess of the noise, where $g$ is a gradient in the picture
+# ([chapter 10](10_general_case.ipynb#only-the-arrow-knows-the-data)). First let `guide` steer, then `clean`, which is asked about the noisy picture
+# as if it were clean.
+
+# %%
+by_guide = guidance.gradient(guidance.classifier_log_prob(guide, schedule, wanted))
+by_clean = guidance.gradient(clean_verdict(clean, wanted))
+sheets = {(who, gamma): drawn(field, gamma) for who, field in (("guide", by_guide), ("clean", by_clean)) for gamma in (1.0, 4.0, 16.0)}
+
+
+def word(classifier, images):
+    """The mean probability that a classifier gives to the labels wanted."""
+    return float(metrics.judged(classifier, images)[1].gather(1, wanted[:, None]).exp().mean())
+
+
+words = {key: (word(guide if key[0] == "guide" else clean, sheet), word(judge, sheet)) for key, sheet in sheets.items()}
 
 # %% tags=["hide-input"]
-schedule = cosine()
-times = torch.linspace(0, 1, 101)
 with plotting.style():
-    figure, axes = plotting.plt.subplots(figsize=(4.5, 2.6))
-    axes.plot(times, schedule.alpha(times), color=plotting.COLOURS["conditional"])
-    axes.plot(times, schedule.sigma(times), color=plotting.COLOURS["unconditional"])
-    axes.text(0.3, 0.92, "$\\alpha_t$", color=plotting.COLOURS["conditional"])
-    axes.text(0.3, 0.32, "$\\sigma_t$", color=plotting.COLOURS["unconditional"])
-    axes.set(xlabel="$t$", ylabel="factor")
-    # TODO draw the chapter's own picture, and look at the file under figures/
-    shown = plotting.show(figure, "14_question", alt="Two curves over time: the factor of the signal falls from 1 to 0, the factor of the noise rises from 0 to 1.")
+    figure, axes = plotting.plt.subplots(2, 3, figsize=(8.8, 4.1))
+    for panel, ((who, gamma), sheet) in zip(axes.flat, sheets.items(), strict=True):
+        plotting.show_digits(panel, sheet, columns=8, title=f"{who} steers, $\\gamma = {gamma:g}$: it says {words[who, gamma][0]:.2f},\nthe judge {words[who, gamma][1]:.2f}")
+        panel.title.set_fontsize(9)
+    shown = plotting.show(figure, "14_who_is_convinced", alt="Six sheets of sixteen pictures from the same starts. Above, steered by the classifier of noisy digits: at gamma 1 most are the digits zero to nine in turn, at 4 and 16 all are, with bolder strokes. Below, steered by the classifier of clean digits: whatever gamma, they are other digits than those asked for, and at 16 scribbles.")
 shown
 
 # %% [markdown]
-# *TODO a caption in italics, a paragraph of its own: what to conclude from the picture.*
+# *The same sixteen starts; asked for were the labels 0 to 9, then 0 to 5, row by row. Above, a classifier that knows noise: the
+# more it is heard, the surer it is, and the judge agrees. Below, a classifier that knows clean digits only, asked at each noisy picture: at no scale is anybody convinced, not even the one who steers.*
 #
-# TODO one sentence that reads the picture
+# The upper row is what the papers promise. The lower row has a surprise in it. One would expect the trick of adversarial
+# examples: a picture that the steering classifier is sure of and nobody else. But it did not even convince *itself*.
 #
-# ## TODO the derivation, in small steps; what the reader came for stands in the first half
+# **What happens.** A classifier is trained to say the right *value*. Guidance uses its *slope*, which nobody trained. In
+# 784 dimensions a function can have nearly the right values and slopes that point anywhere. Look at one noisy picture. Its neighbours in the
+# direction of "more like a seven" are few; there are hundreds of directions in which nothing changes for you, and in which the classifier
+# may still wiggle. A classifier that was trained on noisy pictures has seen that noise in those directions means nothing. One that has not, has no reason to be flat there, and its long slope is spent on them. The sampler adds it to the picture, and the next step of the denoiser
+# takes it for noise, and removes it.
 #
-# A noisy picture is the clean one times a factor, plus noise times another. A numbered equation has a label (the build
-# numbers it). The next cell computes it: first as one writes it, then as the package has it. Elsewhere on this page it is
-# called $\eqref{eq-forward-marginal}$.
+# So two things decide: how *long* the slope is, and *where* it points. A wrong length you mend with $\gamma$. A wrong direction you cannot mend. This
+# chapter measures both, for four ways to use a classifier, **without knowing the true slope.**
 #
-# TODO replace the example; `python -m tools.ledger check` knows which labels exist
+# ## How long should it be?
 #
-# $$ x_t = \alpha_t\, x_0 + \sigma_t\, \varepsilon. \label{eq-forward-marginal} $$
+# Call the true slope $g = \nabla \log p_t(y \mid x)$. Its length is tied to something that every training log shows. At the log signal-to-noise ratio
+# $\lambda = \log(\alpha_t^2 / \sigma_t^2)$ let $L$ be the best possible cross-entropy, the mean of $-\log p_t(y \mid x_t)$ over noisy pictures and their labels. Then
+#
+# $$ \frac{dL}{d\lambda} = -\frac12\, \mathbb E \big\| \sigma_t\, g \big\|^2 . \label{eq-slope-of-doubt} $$
+#
+# *Why.* The entropy of the label less $L$ is the information that the picture has about its label. By [chapter
+# 13](13_training.ipynb#counted-in-nats) this grows with $\lambda$ at the rate $\frac12 \mathbb E \|\hat\varepsilon_c - \hat\varepsilon_u\|^2$, for the best guesses with and without the label. And by [chapter
+# 11](11_classifier_free_guidance.ipynb#two-guesses-are-two-scores) $\hat\varepsilon_u - \hat\varepsilon_c = \sigma_t\, g$. $\square$
+#
+# In words: **a step of noise level in which the classifier learns nothing has no slope to offer; where it learns much, the slope is long.** Where everything is known, both classes of blobs agree:
 
 # %%
-generator = torch.Generator().manual_seed(0)
-x_0, eps = torch.randn(2, 1000, 2, generator=generator, dtype=torch.float64)
-by_hand = schedule.alpha(0.5) * x_0 + schedule.sigma(0.5) * eps
-compact = schedule.add_noise(x_0, eps, 0.5)
-print(f"largest difference {float((by_hand - compact).abs().max()):.0e}")
-torch.testing.assert_close(compact, by_hand)
+# [eq-slope-of-doubt]
+def least_cross_entropy(mixture, schedule, t):
+    """The mean of -log p_t(y | x_t), by quadrature."""
+    noisy = mixture.noised(schedule.alpha(t), schedule.sigma(t))
+    x, weights = mixture_nodes(noisy, 12)
+    log_p = torch.stack([noisy.class_log_prob(x, y) for y in range(2)], 1)
+    return -(weights[:, None] * log_p.exp() * log_p).sum()
 
-# %% [markdown]
-# TODO one sentence that reads the output. Papers are plain links, with an entry in book/references.bib:
-# [Ho & Salimans (2022)](https://arxiv.org/abs/2207.12598).
-#
-# ### Pitfall: TODO the plausible wrong version
-#
-# TODO why one would write it. Then run it, and print how wrong it is
+
+def mean_square_slope(mixture, schedule, t):
+    """The mean of |sigma_t g|^2 over noisy points and their labels."""
+    noisy = mixture.noised(schedule.alpha(t), schedule.sigma(t))
+    x, weights = mixture_nodes(noisy, 12)
+    each = [noisy.class_log_prob(x, y).exp() * noisy.class_gradient(x, y).square().sum(1) for y in range(2)]
+    return schedule.sigma(t) ** 2 * (weights @ sum(each))
+
 
 # %%
-wrong = (1 - schedule.sigma(0.5)) * x_0 + schedule.sigma(0.5) * eps
-lost = 1 - float(wrong.var() / compact.var())
-print(f"with 1 - sigma for alpha, {lost:.0%} of the variance is lost")
-assert lost > 0.1
+blobs = plane.four_blobs()
+for level in (-2.0, 0.0, 2.0):
+    below, here, above = (schedule.time(torch.tensor(level + d).double()) for d in (-0.01, 0.0, 0.01))
+    rate = (least_cross_entropy(blobs, schedule, above) - least_cross_entropy(blobs, schedule, below)) / 0.02
+    half = mean_square_slope(blobs, schedule, here) / 2
+    print(f"log-SNR {level:2.0f}: dL / d log-SNR = {rate:.5f}, minus half the mean square {-half:.5f}")
+    assert abs(rate + half) < 1e-4
 
 # %% [markdown]
-# TODO one sentence that reads the error
+# So there is a *budget*. From nothing but noise to a clean digit, $L$ falls from $\log 10 = 2.30$ to almost 0. Half the mean square length of $\sigma_t g$, summed over $\lambda$, cannot be more than 2.30 nats. Whoever spends more is not the true slope.
+#
+# Four ways to get a slope out of a classifier:
+#
+# * **noisy**: ask `guide` at the noisy picture, as above;
+# * **clean**: ask `clean` at the noisy picture;
+# * **through**: ask `clean` about the denoiser's guess $\hat x_0(x)$ of the clean picture, and differentiate through the denoiser (DPS, [Chung et al. (2023)](https://arxiv.org/abs/2209.14687));
+# * **scaled**: the same without backpropagation through the denoiser, with one number for its derivative. If pixels were
+#   independent Gaussians of variance $v$, that would be
+#
+# $$ \frac{\partial \hat x_0}{\partial x} = \frac{\alpha_t\, v}{\alpha_t^2\, v + \sigma_t^2}\; I. \label{eq-scaled-slope} $$
+#
+# (A clean pixel has variance $v$, the noisy one $\alpha_t^2 v + \sigma_t^2$, and the two the covariance $\alpha_t v$: that is a regression. On MNIST $v = 0.27$.) A fifth way needs no classifier: **difference**, $(\hat\varepsilon_u - \hat\varepsilon_c) / \sigma_t$ of a network that knows labels. We ask two such networks, the large `denoiser` and `pocket_p50`, which was trained by itself.
+
+# %%
+# [eq-scaled-slope]
+def regression_slope(clean, noisy):
+    """The number that predicts a clean pixel best from a noisy one, from pairs (N,)."""
+    return ((clean - clean.mean()) * noisy).mean() / noisy.var()
+
+
+# %%
+t = schedule.time(torch.tensor(-1.0).double())
+pixel = PIXEL_VARIANCE**0.5 * torch.randn(400_000, generator=seeded(3)).double()
+noised = schedule.add_noise(pixel, torch.randn(400_000, generator=seeded(4)).double(), t)
+alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+compact = alpha * PIXEL_VARIANCE / (alpha**2 * PIXEL_VARIANCE + sigma**2)
+print(f"by regression {regression_slope(pixel, noised):.3f}, by the formula {compact:.3f}")
+assert abs(regression_slope(pixel, noised) - compact) < 0.003
+x = torch.randn(3, 1, 28, 28, generator=seeded(5))
+at_guess = guidance.gradient(clean_verdict(clean, 7))(untold(x, t).x0, t)
+torch.testing.assert_close(scaled_slope(untold, clean_verdict(clean, 7), schedule)(x, t), (compact * at_guess).float())
+
+# %% [markdown]
+# Asking thousands of digits takes longer than a page may, so `benchmarks/digits_classifier.py` did it: test digits of MNIST with noise, each asked for its own label. Its rows ship. Here is what each spends, in nats.
+
+# %% tags=["hide-input"]
+rows = [row for row in tradeoff.load_rows("classifier")]
+witness_rows = [row for row in rows if row["part"] == "witness"]
+levels = sorted({row["log_snr"] for row in witness_rows})
+FIELDS = ("noisy", "clean", "through", "scaled", "large", "half")
+
+
+def mean_of(name, level):
+    """Of a number in the witness rows, over the seeds."""
+    found = [row[name] for row in witness_rows if row["log_snr"] == level]
+    return sum(found) / len(found)
+
+
+grid = torch.tensor(levels).double()
+lengths = {name: torch.tensor([mean_of(f"length_{name}", level) for level in levels]).double() for name in FIELDS}
+spent = {name: float(torch.trapezoid(length.square() / 2, grid)) for name, length in lengths.items()}
+losses = torch.tensor([mean_of("cross_entropy", level) for level in levels]).double()
+print(f"the budget: log 10 = {math.log(10):.2f} nats; {sum(row['count'] for row in witness_rows) // len(levels)} digits at each of {len(levels)} noise levels")
+for name in FIELDS:
+    print(f"{name:>8} spends {spent[name]:8.2f} nats")
+print(f"   guide's cross-entropy falls by {float(losses[0] - losses[-1]):.2f} nats")
+
+# %% tags=["remove-cell"]
+assert 0.75 < spent["noisy"] / math.log(10) < 1.35 and abs(float(losses[0] - losses[-1]) - math.log(10)) < 0.15
+assert spent["clean"] > 10 * math.log(10) and spent["through"] > 10 * math.log(10) and spent["scaled"] < 0.1 * math.log(10)
+assert spent["large"] > 1.3 * math.log(10) and spent["half"] > 1.3 * math.log(10)
+
+# %% [markdown]
+# The noisy classifier keeps its budget, within what this coarse sum over levels can tell. The three others do not: asked at the noisy picture, or through the guess, `clean` spends more than ten times what there is to spend (chapter 12 has the reason for the guess: [its verdict is about one picture where it should be about a cloud](12_when_the_classifier_only_knows_clean_data.ipynb#why-a-slope-at-one-point-or-the-slopes-of-a-cloud)); scaled, it spends less than a tenth. And the two differences overdraw as well. We shall see where.
+#
+# That is length, and length is what $\gamma$ is for. Now for what $\gamma$ cannot mend.
+#
+# ## Where does it point? Ask three witnesses
+#
+# Nobody knows $g$. But suppose three people estimate it independently. If they agree, they are probably right; if one is at odds with the two others, who agree, it is probably him. That can be made exact. Measure how far two estimates $a$ and $b$ agree by the cosine of the two, taken over all pictures at once:
+#
+# $$ \rho_{ab} = \frac{\mathbb E[a \cdot b]}{\sqrt{\mathbb E \|a\|^2\; \mathbb E \|b\|^2}} . \label{eq-agreement} $$
+#
+# With the truth for $b$, call it the *truthfulness* $\rho_a$ of $a$. It is what no scale can mend: of all multiples of $a$ the best one leaves
+#
+# $$ \min_\gamma\; \frac{\mathbb E \|\gamma\, a - g\|^2}{\mathbb E \|g\|^2} = 1 - \rho_a^2 . \label{eq-what-no-scale-mends} $$
+#
+# (Left stands a parabola in $\gamma$ over $\mathbb E\|g\|^2$; its lowest point is at $\gamma = \mathbb E[a \cdot g] / \mathbb E \|a\|^2$. Put that in.)
+#
+# Now write each estimate as a multiple of the truth plus an error: $a = h_a\, g + e_a$, with $h_a$ such that $\mathbb E[e_a \cdot g] = 0$. *Suppose that the errors of different witnesses have nothing to do with each other:* $\mathbb E[e_a \cdot e_b] = 0$. Then $\mathbb E[a \cdot b] = h_a h_b\, \mathbb E\|g\|^2$, so $\rho_{ab} = \rho_a \rho_b$. Of three such products one can solve for the factors:
+#
+# $$ \rho_a = \sqrt{\frac{\rho_{ab}\; \rho_{ac}}{\rho_{bc}}} . \label{eq-three-witnesses} $$
+#
+# Oceanographers judge satellites in this way, by each other, and call it triple collocation ([Stoffelen (1998)](https://doi.org/10.1029/97JC03180)).
+
+# %%
+# [eq-agreement] [eq-what-no-scale-mends]
+def agree(a, b):
+    """The cosine of two fields (N, ...), over all points at once."""
+    return (a * b).sum() / (a.square().sum() * b.square().sum()).sqrt()
+
+
+def what_no_scale_mends(a, g):
+    """The share of g that is left by the best multiple of a."""
+    best = (a * g).sum() / a.square().sum()
+    return (best * a - g).square().sum() / g.square().sum()
+
+
+# %%
+# [eq-three-witnesses]
+def one_of_three(a, b, c):
+    """The truthfulness of a, from how the three agree."""
+    return (agree(a, b) * agree(a, c) / agree(b, c)).sqrt()
+
+
+# %%
+t = schedule.time(torch.tensor(-1.0).double())
+noisy_blobs = blobs.noised(schedule.alpha(t), schedule.sigma(t))
+points, owner = noisy_blobs.sample(6000, seeded(6))
+ones = points[owner == 1]
+g = noisy_blobs.class_gradient(ones, 1)
+trio = [h * g + size * torch.randn(g.shape, generator=seeded(k)).double() for k, (h, size) in enumerate([(1, 0.5), (3, 2.0), (0.5, 0.9)], 7)]
+for k, a in enumerate(trio):
+    b, c = trio[:k] + trio[k + 1 :]
+    print(f"witness {k}: from the three {one_of_three(a, b, c):.3f}, against the truth {agree(a, g):.3f}")
+    torch.testing.assert_close(what_no_scale_mends(a, g), 1 - agree(a, g) ** 2)
+    by_package = truthfulness(agreement(a, b), agreement(a, c), agreement(b, c))
+    torch.testing.assert_close(float(one_of_three(a, b, c)), by_package)
+    assert abs(one_of_three(a, b, c) - agree(a, g)) < 0.03
+
+# %% [markdown]
+# Errors that we drew ourselves are uncorrelated. Are those of networks? Here is a test where the truth is known: three small classifiers of the noisy blobs, each trained on its own data.
+
+# %%
+def trained(seed, count):
+    """A classifier of the noisy blobs, from so many examples."""
+    x, y = noisy_blobs.sample(count, seeded(seed))
+    torch.manual_seed(seed)
+    layers = [torch.nn.Linear(2, 64), torch.nn.SiLU(), torch.nn.Linear(64, 64), torch.nn.SiLU(), torch.nn.Linear(64, 2)]
+    net, draws = torch.nn.Sequential(*layers), seeded(seed)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(300):
+        chosen = torch.randint(count, (256,), generator=draws)
+        optimizer.zero_grad()
+        cross_entropy(net(x[chosen].float()), y[chosen]).backward()
+        optimizer.step()
+    return net
+
+
+# %%
+def slope_and_loss(net):
+    """Its slope at the noisy points of class 1, and its cross-entropy at all points."""
+    slope = guidance.gradient(lambda x, _: net(x).log_softmax(1)[:, 1])(ones.float(), t)
+    with torch.no_grad():
+        return slope.double(), float(cross_entropy(net(points.float()), owner))
+
+
+least = float(least_cross_entropy(blobs, schedule, t))
+control = {}
+for count in (300, 1000):
+    slopes, loss = zip(*(slope_and_loss(trained(seed, count)) for seed in (1, 2, 3)), strict=True)
+    for k, a in enumerate(slopes):
+        b, c = slopes[:k] + slopes[k + 1 :]
+        control[count, k] = loss[k] - least, float(one_of_three(a, b, c)), float(agree(a, g))
+        print(f"{count:5d} examples: cross-entropy {loss[k] - least:.3f} above the least; truthfulness from the three {control[count, k][1]:.2f}, true {control[count, k][2]:.2f}")
+
+# %% tags=["remove-cell"]
+off = {count: max(abs(control[count, k][1] - control[count, k][2]) for k in range(3)) for count in (300, 1000)}
+assert off[1000] < 0.06 and 0.04 < off[300] < 0.2 and min(control[1000, k][2] for k in range(3)) > 0.9
+assert max(control[300, k][0] for k in range(3)) < 0.08 and min(control[300, k][2] for k in range(3)) < 0.9
+
+# %% [markdown]
+# The three find out how good they are without having seen the truth: to a few hundredths where they have learned well, and to a tenth or so, in no reliable order, where they have not. So take differences of a tenth for nothing. (Note the other half of the lesson: a cross-entropy a few hundredths of a nat above the least, and a slope that is off. [Deeper](#deeper-the-right-values-and-any-slope-you-like) shows how far that can go.)
+#
+# ## The four, on real digits
+#
+# Now with the digits. Witnesses for each of the four are the two differences. They are no classifiers, and were trained apart. (For `guide` we also try `through` in place of either, and print the range.)
+
+# %% tags=["hide-input"]
+def rho(a, b, level):
+    """The agreement of two estimates in the shipped rows."""
+    a, b = sorted((a, b), key=FIELDS_IN_ROWS.index)
+    return mean_of(f"{a}~{b}", level)
+
+
+def told_by(a, b, c, level):
+    """The truthfulness of a at this noise level, told by b and c."""
+    return truthfulness(*(max(rho(*pair, level), 1e-4) for pair in ((a, b), (a, c), (b, c))))
+
+
+FIELDS_IN_ROWS = ("noisy", "clean", "through", "scaled", "large", "half")
+early = [level for level in levels if level <= 0]
+told = {name: [told_by(name, "large", "half", level) for level in early] for name in FIELDS[:4]}
+told |= {name: [told_by(name, other, "noisy", level) for level in early] for name, other in (("large", "half"), ("half", "large"))}
+other_way = {name: [told_by(name, "noisy", "half", level) for level in early] for name in ("clean", "through", "scaled")}
+other_way["noisy"] = [told_by("noisy", "through", "half", level) for level in early]
+true_length = (-2 * (losses[1:] - losses[:-1]) / (grid[1:] - grid[:-1])).clamp_min(0).sqrt()
+print("log-SNR -3:  length (true: about {:.1f})   truthfulness   share that no scale mends".format(float(true_length[levels.index(-3.0) - 1 : levels.index(-3.0) + 1].mean())))
+at = early.index(-3.0)
+for name in FIELDS:
+    second = f" to {other_way[name][at]:.2f}" if name in other_way else "        "
+    print(f"{name:>10}  {float(lengths[name][levels.index(-3.0)]):20.2f}  {told[name][at]:17.2f}{second}  {1 - told[name][at] ** 2:12.2f}")
+
+# %% tags=["hide-input"]
+look = {"noisy": ("guided", "-"), "clean": ("guided", ":"), "through": ("other", "-"), "scaled": ("other", ":"), "large": ("conditional", "-"), "half": ("conditional", ":")}
+names = {"noisy": "noisy", "clean": "clean", "through": "through", "scaled": "scaled", "large": "difference, large", "half": "difference, small"}
+with plotting.style():
+    figure, axes = plotting.plt.subplots(1, 2, figsize=(9.2, 3.6))
+    middle = (grid[1:] + grid[:-1]) / 2
+    axes[0].plot(middle, true_length, "--", color=plotting.COLOURS["truth"], linewidth=1.6, zorder=5)
+    for name, (colour, dash) in look.items():
+        axes[0].plot(levels, lengths[name], dash, color=plotting.COLOURS[colour], marker="o", markersize=3)
+        axes[1].plot(early, told[name], dash, color=plotting.COLOURS[colour], marker="o", markersize=3)
+    axes[0].set(yscale="log", ylim=(0.008, 12), xlabel="log-SNR (noise on the left)", title="length of $\\sigma_t\\, g$, root mean square")
+    axes[1].set(ylim=(-0.03, 1.03), xlim=(-8.3, 2.6), xlabel="log-SNR (noise on the left)", title="truthfulness, told by two others")
+    for name, (x_text, y_text) in {"noisy": (-6.6, 0.16), "clean": (-7.9, 3.2), "through": (-3.9, 8.0), "scaled": (-6.2, 0.06), "large": (0.2, 1.25)}.items():
+        label = "differences" if name == "large" else name
+        axes[0].text(x_text, y_text, label, color=plotting.COLOURS[look[name][0]], fontsize=8)
+    axes[0].text(-2.6, 0.05, "from the fall of the\ncross-entropy", color=plotting.COLOURS["truth"], fontsize=8)
+    for name in FIELDS:
+        axes[1].text(0.15, told[name][-1] - 0.02, names[name], color=plotting.COLOURS[look[name][0]], fontsize=8)
+    shown = plotting.show(figure, "14_length_and_truth", alt="Left: lengths of six estimates of the slope over log-SNR, on a logarithmic axis, and dashed the length that follows from the fall of the cross-entropy, a hump around minus three. The noisy classifier follows the hump. Clean asked at noisy pictures is far above it everywhere, through the guess far above it on the noisy side, scaled far below. The differences follow it on the noisy side and stay high where it has fallen. Right: truthfulness up to log-SNR 0. The differences start near one and fall; the noisy classifier stays between a half and 0.8; through the guess about a half; scaled a quarter; clean near zero.")
+shown
+
+# %% tags=["remove-cell"]
+three = [levels.index(level) for level in (-4.0, -3.0, -2.0)]
+assert all(abs(float(lengths["noisy"][k] / ((true_length[k - 1] + true_length[k]) / 2)) - 1) < 0.3 for k in three)
+assert all(lengths["through"][k] > 3 * lengths["noisy"][k] and lengths["scaled"][k] < lengths["noisy"][k] / 3 for k in three)
+assert all(lengths["clean"][levels.index(level)] > 2 * lengths["noisy"][levels.index(level)] for level in levels if level <= 1)
+for k, level in enumerate(early):
+    if -6 <= level <= -1:
+        assert told["noisy"][k] > told["through"][k] + 0.1 > told["scaled"][k] + 0.15 > told["clean"][k] + 0.25
+        assert other_way["through"][k] > other_way["scaled"][k] > other_way["clean"][k] + 0.1
+assert max(told["clean"][:5]) < 0.1 and 0.6 < told["noisy"][at] < 0.9 and 0.35 < told["through"][at] < 0.6 and 0.15 < told["scaled"][at] < 0.4
+assert min(told["large"][: at + 1]) > 0.85 and all(lengths[n][levels.index(2.0)] > 4 * lengths["noisy"][levels.index(2.0)] for n in ("large", "half"))
+
+# %% [markdown]
+# *Left: how long each estimate is, and how long the true slope should be by $\eqref{eq-slope-of-doubt}$ (dashed, from the cross-entropy of `guide`). Right: how far each points the right way, by $\eqref{eq-three-witnesses}$, where there is something to point to. Only the noisy classifier and the differences have the right length; of the classifiers only the noisy one has most of the direction.*
+#
+# Here is the answer to the opening's puzzle, in two numbers a row.
+#
+# * **clean** is several times too long *and* at right angles to everything. No $\gamma$ turns it into guidance. So the sampler got noise.
+# * **through** has about half of the direction, at several times the length. A smaller $\gamma$ would mend the length, and leave three quarters of the slope wrong.
+# * **scaled** has a quarter of the direction and a quarter of the length: it will need a larger $\gamma$.
+# * **noisy** has the right length, and most of the direction. Still, at log-SNR $-3$, where most is decided, some 40 % of the slope (a quarter, by other witnesses) is such that no scale mends it. Its cross-entropy does not show that.
+# * The **differences** point best, until log-SNR $-2$. To the right they stay long when there is nothing left to say: that is where they overdrew their budget, and there they are errors of a network (truthfulness falls, and the two agree ever less).
+#
+# The assumption was that errors have nothing to do with each other. The two differences come from two trainings of one kind of network on the same digits. If they share errors, $\rho_{bc}$ is too large, and the four look worse than they are ([Deeper](#deeper-what-shared-errors-do)). The range printed for the noisy one says how much that may matter; the order of the four is the same by other witnesses.
+#
+# ## Does it show in the samples?
+#
+# If these two numbers matter, then the order of truthfulness should be that of the samples, whatever the scale. The sweep drew digits at several scales. *Doubt* is the mean of $1 - p(\text{label})$, as the steering classifier says it and as the judge does; the digit-FID is that of [chapter 15](15_classifier_free_guidance_on_digits.ipynb#two-questions-about-a-set) (small is good).
+
+# %% tags=["hide-input"]
+def line(name, row):
+    own = "doubt_guide" if row["method"] in ("noisy", "free", "real") else "doubt_clean"
+    cells = f"{row[own]:.4f}±{row[own + '_error']:.4f}  {row['doubt_judge']:.4f}±{row['doubt_judge_error']:.4f}"
+    return f"{name:>22}  {cells}   {row['accuracy']:.3f}  {row['digit_fid']:6.2f}    {row['recall']:.2f}"
+
+
+steered = {(row["method"], row["gamma"]): row for row in tradeoff.pick(rows, part="steer")}
+controls = {(row["method"], row["gamma"]): row for row in tradeoff.pick(rows, part="control")}
+print(f"{'':22}  doubt: who steers  the judge        right      FID  recall")
+for (method, gamma), row in steered.items():
+    print(line(f"{method}, gamma {gamma:g}", row))
+for (method, gamma), row in controls.items():
+    print(line("real digits" if method == "real" else f"no classifier, gamma {gamma:g}", row))
+
+# %% tags=["remove-cell"]
+best = {method: max(row["accuracy"] for (name, _), row in steered.items() if name == method) for method in FIELDS[:4]}
+least_fid = {method: min(row["digit_fid"] for (name, _), row in steered.items() if name == method) for method in FIELDS[:4]}
+assert best["noisy"] > 0.97 and best["clean"] < 0.4 and 0.75 < best["through"] < 0.97 and best["scaled"] > 0.75
+assert least_fid["noisy"] < min(least_fid[name] for name in ("through", "scaled", "clean")) - 0.3
+assert steered["through", 4.0]["digit_fid"] > steered["through", 1.0]["digit_fid"]
+assert controls["free", 1.0]["digit_fid"] < least_fid["noisy"] and steered["clean", 16.0]["accuracy"] < 0.4
+
+# %% [markdown]
+# What was asked for, in the judge's words ("right"): the noisy classifier gets nearly all, `through` and `scaled` most at their best scale, `clean` hardly more than by chance at any. So the order is nearly that of truthfulness; `through` and `scaled` come out alike in how often they are right, though one has twice the direction of the other. By FID the noisy classifier is far ahead of all.
+
+LENGTHTEXT
+
+No classifier reaches the last rows, the same network told its labels at $\gamma = 1$ ([chapter 15](15_classifier_free_guidance_on_digits.ipynb#along-the-dial)). Two reasons lie on this page: the direction that is missing, and the half without a label that all of them steer, which by itself (the row $\gamma = 0$) draws many that are no digits.
+#
+# ## Pitfall: ask the one who steers
+#
+# The table has two columns of doubt. Where the steering classifier doubts less than the judge, one would like to say: it convinced itself alone. But two classifiers differ on *any* pictures. So first see how they differ where neither of them steered, and then ask for more than that.
+
+# %% tags=["hide-input"]
+def ratio(row, own):
+    """The judge's doubt over that of another, with its standard error to first order."""
+    a, b = row["doubt_judge"], row[f"doubt_{own}"]
+    spread = ((row["doubt_judge_error"] / a) ** 2 + (row[f"doubt_{own}_error"] / b) ** 2) ** 0.5
+    return a / b, a / b * spread
+
+
+print("the judge's doubt over that of")
+for own, chosen in (("guide", [("noisy", 1.0), ("noisy", 4.0), ("noisy", 16.0)]), ("clean", [("through", 1.0), ("scaled", 4.0), ("scaled", 16.0)])):
+    for key in [("free", 1.0), *chosen]:
+        row = controls[key] if key[0] == "free" else steered[key]
+        print(f"{own:>8}, {'it did not steer' if key[0] == 'free' else f'{key[0]}, gamma {key[1]:g}':>18}: {ratio(row, own)[0]:.2f}±{ratio(row, own)[1]:.2f}")
+
+# %% [markdown]
+# GAPTEXT
 #
 # ## In practice
 #
-# TODO the decision a practitioner takes home, three to six rows
+# All of it measured here, on digits and with these networks.
 #
-# | if you have | do | because |
+# | if you | do | because |
 # |---|---|---|
-# | TODO the first case | ... | ... |
-# | ... | ... | ... |
-# | ... | ... | ... |
+# | have labelled data and a network without labels | train a classifier on *noisy* data at all noise levels, and ask it at $x_t$ | right length, most of the direction: its samples were right nearly always, at the least FID of the four |
+# | have only a classifier of clean pictures | ask it about the denoiser's guess, through the denoiser | half of the direction, and at the lowest FID of the three that use it |
+# | cannot afford that backward pass | one number for the derivative and a large scale; never the noisy picture itself | at the noisy picture the slope was at right angles to everything |
+# | train the classifier yourself | compare half the mean square of $\sigma_t g$ with the fall of its cross-entropy, level by level | a slope that spends more than is learned is not the true one |
+# | have two other estimates of the slope | compute the truthfulness of yours; believe a tenth | it tells what no scale can mend |
+# | report results | judge by a classifier that never steered, beside pictures that nobody steered, and a distance | two classifiers differ on any pictures; only what goes beyond that is the steering's |
 #
 # ## Exercises
-#
-# Write your answer where the function says `raise NotImplementedError("your turn")`, run the cell, then run the check
-# below it.
 
 # %% [markdown]
-# ### Exercise 14.1 (easy): TODO a question
+# ### Exercise 14.1 (easy): the length, from a training log
 #
-# TODO the task, and the signature in words. The example: which share of the variance of $x_t$ is signal, given
-# $\log(\alpha_t^2 / \sigma_t^2)$?
+# At log-SNR `low` a perfect classifier has the cross-entropy `loss_low`, at `high` it has `loss_high`. Return the root mean square of $\|\sigma_t\, g\|$ between the two levels, as one number.
 #
 # <details><summary>Hint</summary>
 #
-# TODO where to look: a step, not the formula.
+# $\eqref{eq-slope-of-doubt}$, with a difference for the derivative. The length is not its square.
 #
 # </details>
 
 # %% tags=["exercise"]
-def signal_share(log_snr):
-    """alpha^2, a number in (0, 1)."""
+def length_between(loss_low, loss_high, low, high):
     ### BEGIN SOLUTION
-    return 1 / (1 + math.exp(-log_snr))
+    return math.sqrt(2 * (loss_low - loss_high) / (high - low))
     ### END SOLUTION
 
 
 # %%
-exercises.check("14.1", signal_share)
+exercises.check("14.1", length_between)
 
 # %% [markdown]
-# ### Exercise 14.2 (medium): TODO a question
+# ### Exercise 14.2 (medium): the scale that you should have used
 #
-# TODO the task. The example: the same for the noise.
+# Three estimates of a slope, (N, d) each, with errors that have nothing to do with each other; the root mean square length of the truth is known to be `length`. Return the factor by which `a` must be multiplied to come nearest to the truth.
 #
 # <details><summary>Hint</summary>
 #
-# TODO where to look.
+# The lowest point of the parabola under $\eqref{eq-what-no-scale-mends}$, with $\mathbb E[a \cdot g] = \rho_a \sqrt{\mathbb E \|a\|^2\, \mathbb E \|g\|^2}$. And $\rho_a$ from $\eqref{eq-three-witnesses}$.
 #
 # </details>
 
 # %% tags=["exercise"]
-def noise_share(log_snr):
-    """sigma^2, a number in (0, 1)."""
+def right_scale(a, b, c, length):
     ### BEGIN SOLUTION
-    return 1 / (1 + math.exp(log_snr))
+    def product(u, v):
+        return (u * v).sum(1).mean()
+
+    size = product(a, a).sqrt()
+    squared = product(a, b) * product(a, c) / (product(b, c) * product(a, a))
+    return squared.sqrt() * length / size
     ### END SOLUTION
 
 
 # %%
-exercises.check("14.2", noise_share)
+exercises.check("14.2", right_scale)
 
 # %% [markdown]
-# ### Exercise 14.3 (hard): TODO a question
+# ### Exercise 14.3 (hard): a calibrated classifier
 #
-# TODO the task, of the kind that a research question begins with. The example: both shares at once.
+# A classifier's logits are divided by a temperature $T$ so that its probabilities are right on average: $p_T(y \mid x) \propto e^{\ell_y(x) / T}$. You have the logits (N, K), their slopes (N, K, d), the label `y` (an integer) and `T`. Return the slope of $\log p_T(y \mid x)$, (N, d).
 #
 # <details><summary>Hint</summary>
 #
-# TODO where to look.
+# Differentiate $\ell_y / T - \log \sum_k e^{\ell_k / T}$. Which softmax weighs the slopes?
 #
 # </details>
 
 # %% tags=["exercise"]
-def both_shares(log_snr):
-    """(alpha^2, sigma^2), two numbers."""
+def calibrated_slope(logits, slopes, y, T):
     ### BEGIN SOLUTION
-    signal = 1 / (1 + math.exp(-log_snr))
-    return signal, 1 - signal
+    weights = (logits / T).softmax(1)
+    return (slopes[:, y] - (weights[:, :, None] * slopes).sum(1)) / T
     ### END SOLUTION
 
 
 # %%
-exercises.check("14.3", both_shares)
+exercises.check("14.3", calibrated_slope)
+
+# %% [markdown]
+# ### Exercise 14.4 (research): two witnesses are better than one
+#
+# You have two estimates of a slope. Their truthfulness is `rho_a` and `rho_b`, they agree by `rho_ab`, and their root mean square lengths are `len_a`, `len_b`; that of the truth is `len_g`. Which weights make $w_a\, a + w_b\, b$ come nearest to the truth, and what share of the truth's mean square is left? Return the three numbers. (Errors may be shared: `rho_ab` need not be the product of the two.)
+#
+# <details><summary>Hint</summary>
+#
+# Least squares: two equations in $w_a$ and $w_b$ with $\mathbb E \|a\|^2$, $\mathbb E[a \cdot b]$, $\mathbb E \|b\|^2$ and on the right $\mathbb E[a \cdot g]$, $\mathbb E[b \cdot g]$. Divide each vector by its length first.
+#
+# </details>
+
+# %% tags=["exercise"]
+def best_of_two(rho_a, rho_b, rho_ab, len_a, len_b, len_g):
+    ### BEGIN SOLUTION
+    unique = 1 - rho_ab**2
+    w_a, w_b = (rho_a - rho_ab * rho_b) / unique, (rho_b - rho_ab * rho_a) / unique
+    return w_a * len_g / len_a, w_b * len_g / len_b, 1 - w_a * rho_a - w_b * rho_b
+    ### END SOLUTION
+
+
+# %%
+exercises.check("14.4", best_of_two)
 
 # %% [markdown]
 # ## Remember
 #
-# 1. TODO five lines at most
+# 1. The best possible cross-entropy falls by half the mean square of $\sigma_t g$ for each unit of log-SNR (exact). So a classifier's log says how long its slope should be, and $\log 10 = 2.30$ nats is all that ten equally frequent labels have to give.
+# 2. The cosine of an estimate with the true slope, squared, is the share that some scale can reach; the rest no scale mends (exact). Three estimates whose errors are unrelated tell each other's cosine with the truth (exact under that assumption; off by a tenth for badly trained classifiers of our blobs).
+# 3. On our digits the classifier of noisy pictures has the right length and a truthfulness of some 0.7 to 0.9 where most is decided; the clean one has half of the direction through the guess, a quarter without backpropagation, and next to none at the noisy picture.
+# 4. The samples come in nearly that order. Even at its best scale a classifier's digits are farther from real ones than those of the same network told its labels.
+# 5. Do not ask the one who steers. And where two classifiers are compared, see first how they differ on pictures that neither steered.
 #
-# **Where it comes from.** TODO for each result its paper and equation, or "derived here".
+# **Where it comes from.** Classifier guidance: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233), who trained their classifiers on noisy pictures and raised the scale above 1. The clean classifier at the guess: [Chung et al. (2023)](https://arxiv.org/abs/2209.14687), [Bansal et al. (2023)](https://arxiv.org/abs/2302.07121). That information grows with the mean square: [Guo, Shamai & Verdú (2005)](https://arxiv.org/abs/cs/0412108). Judging three by each other: [Stoffelen (1998)](https://doi.org/10.1029/97JC03180).
+#
+# ## Deeper: the right values, and any slope you like
+#
+# *For you if you choose classifiers by their cross-entropy. It adds how little that says, exactly.*
+#
+# Take the exact classifier of the blobs, with the log-odds $\ell(x)$ of class 1, and put a ripple on it: $\tilde p(x) = 1 / (1 + e^{-\ell(x) - a \sin(k \cdot x)})$. Let $p$ be the exact probability. At each point the divergence (the cross-entropy that it costs) is
+#
+# $$ \mathrm{KL}(p \,\|\, \tilde p) \approx \frac12\, p\, (1 - p)\; \big(a \sin(k \cdot x)\big)^2, \label{eq-ripple-divergence} $$
+#
+# whatever the frequency $k$ (the next term is of order $a^3$; and since $p(1-p) \le \frac14$, the log-odds off by $a$ cost at most $a^2 / 8$ nats at any $a$). The slope is
+#
+# $$ \nabla \log \tilde p = (1 - \tilde p)\, \big( \nabla \ell + a\, k \cos(k \cdot x) \big). \label{eq-ripple-slope} $$
+#
+# The error of the slope grows with $a |k|$. So at one cross-entropy it may be as large as you like.
+
+# %%
+# [eq-ripple-divergence] [eq-ripple-slope]
+def ripple_cost(p, x, a, k):
+    """The divergence of a rippled classifier from the exact one, to second order in a."""
+    return p * (1 - p) / 2 * (a * torch.sin(x @ k)) ** 2
+
+
+def rippled_slope(log_odds, slope_of_odds, x, a, k):
+    """The gradient of the logarithm of the rippled probability of class 1."""
+    rippled = torch.sigmoid(log_odds + a * torch.sin(x @ k))
+    return (1 - rippled)[:, None] * (slope_of_odds + a * torch.cos(x @ k)[:, None] * k)
+
+
+# %%
+def log_odds_at(x, t):
+    noisy = blobs.noised(schedule.alpha(t), schedule.sigma(t))
+    return noisy.class_log_prob(x, 1) - noisy.class_log_prob(x, 0)
+
+
+odds = log_odds_at(points, t)
+p, odds_slope = odds.sigmoid(), guidance.gradient(log_odds_at)(points, t)
+right_slope = noisy_blobs.class_gradient(points, 1)
+direction = torch.tensor([0.6, 0.8]).double()
+print("   a   |k|   divergence, predicted   error of the slope / its size   truthfulness")
+ripples = {}
+for a, size in ((0.1, 2), (0.1, 8), (0.1, 32), (0.2, 8)):
+    q = torch.sigmoid(odds + a * torch.sin(points @ (size * direction)))
+    cost = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+    predicted = ripple_cost(p, points, a, size * direction).mean()
+    slope = rippled_slope(odds, odds_slope, points, a, size * direction)
+    error = ((slope - right_slope).square().sum() / right_slope.square().sum()).sqrt()
+    ripples[a, size] = float(cost), float(error), float(agree(slope, right_slope))
+    print(f"{a:4.1f}  {size:4d}   {cost:.2e}    {predicted:.2e}   {error:28.2f}   {ripples[a, size][2]:.2f}")
+    assert abs(cost / predicted - 1) < 0.1
+
+# %% tags=["remove-cell"]
+costs, off_by = zip(*((c, e) for (a, _), (c, e, _) in ripples.items() if a == 0.1), strict=True)
+assert max(costs) < 1.1 * min(costs) and off_by[2] > 12 * off_by[0] and ripples[0.2, 8][0] / ripples[0.1, 8][0] > 3.6
+assert ripples[0.1, 32][2] < 0.75 < 0.95 < ripples[0.1, 8][2] and 1.8 < ripples[0.2, 8][1] / ripples[0.1, 8][1] < 2.2
+one_rippled = noisy_blobs.class_log_prob(points[:9], 1)
+check = rippled_slope(odds[:9], odds_slope[:9], points[:9], 0.0, direction)
+torch.testing.assert_close(check, right_slope[:9])
 
 # %% [markdown]
-# ## Deeper: TODO what the expert asks next
+# The first three have one divergence and slopes that are wrong by a little and by all. What rules it out is smoothness: the second derivative of the ripple is $a |k|^2$. If that is at most $M$, the squared error is about $(a|k|)^2 = a \cdot a |k|^2 \le a M$, of the order of the *root* of the divergence. That is the rate of the bound that [Sahu, Banerjee & Wu (2026)](https://arxiv.org/abs/2601.21200) prove for smooth classifiers: a divergence $\epsilon^2$ gives squared errors of order $d\, \epsilon$, up to logarithms. Ripples of one curvature attain it.
 #
-# TODO one line: what this section adds, and for whom. Nothing above depends on it. Leave Deeper out if there is none.
+# Does a sampler feel it? With the ripple at each noise level (times $\alpha_t$, since at pure noise no classifier knows anything):
+
+# %%
+def with_ripple(a, size):
+    def log_prob(x, t):
+        ripple = a * schedule.alpha(t) * torch.sin(x @ (size * direction))
+        return torch.nn.functional.logsigmoid(log_odds_at(x, t) + ripple)
+
+    return guidance.tilt(blobs.denoiser(schedule), guidance.gradient(log_prob), 1.0, schedule)
+
+
+class_1, start = blobs.given(1), torch.randn(300, 2, generator=seeded(12), dtype=torch.float64)
+target = class_1.sample(300, seeded(13))[0]
+fallen = {}
+for name, solver in (("DDIM", kernels.ddim), ("DDPM", kernels.ddpm)):
+    for size in (0, 8):
+        cloud = draw(solver(with_ripple(0.5 if size else 0.0, size), schedule), start, time_grid(40), seeded(14))
+        fallen[name, size] = wasserstein(cloud, target)
+        print(f"{name}, {'a ripple of |k| = 8' if size else 'no ripple':>19}: distance W2 to class 1 {fallen[name, size]:.2f}")
+print(f"two true samples: {wasserstein(class_1.sample(300, seeded(15))[0], target):.2f}")
+assert fallen["DDIM", 8] > 1.8 * fallen["DDIM", 0] and fallen["DDPM", 8] < 1.35 * fallen["DDPM", 0]
+
+# %% [markdown]
+# The noiseless sampler is thrown far off by a ripple that costs at most $0.5^2 / 8 = 0.03$ nats; the noisy one hardly notices. Its noise carries each point across many ripples, whose slopes cancel. One frequency and one mixture, so no law; but if your classifier is rough, draw with noise.
+#
+# ## Deeper: what shared errors do
+#
+# *For you if you do not trust the assumption. It adds in which direction the answer is then wrong.*
+#
+# Let the errors of two witnesses $b$ and $c$ agree, so that their agreement is $\rho_b \rho_c + s$ instead of $\rho_b \rho_c$. Then $\eqref{eq-three-witnesses}$ answers
+#
+# $$ \hat\rho_a = \rho_a \sqrt{\frac{\rho_b\, \rho_c}{\rho_b\, \rho_c + s}}, \qquad \hat\rho_b = \rho_b \sqrt{\frac{\rho_b\, \rho_c + s}{\rho_b\, \rho_c}} . \label{eq-shared-errors} $$
+#
+# Who shares errors with another looks better than he is, and makes the third look worse. In the main line the two that may share are the differences; so the four may be better than they look there, all by one factor, and their order stands.
+
+# %%
+# [eq-shared-errors]
+def with_shared_errors(rho_a, rho_b, rho_c, s):
+    """What three witnesses find for a and for b where the errors of b and c agree by s."""
+    apart = rho_b * rho_c
+    return rho_a * (apart / (apart + s)) ** 0.5, rho_b * ((apart + s) / apart) ** 0.5
+
+
+# %%
+common = torch.randn(g.shape, generator=seeded(20)).double()
+own = [torch.randn(g.shape, generator=seeded(k)).double() for k in (21, 22, 23)]
+a, b, c = g + own[0], g + own[1] + 0.7 * common, g + own[2] + 0.7 * common
+true_rho = [float(agree(part, g)) for part in (a, b, c)]
+s = float(agree(b, c)) - true_rho[1] * true_rho[2]
+expected = with_shared_errors(*true_rho, s)
+print(f"a: found {one_of_three(a, b, c):.3f}, foretold {expected[0]:.3f}, true {true_rho[0]:.3f}")
+print(f"b: found {one_of_three(b, a, c):.3f}, foretold {expected[1]:.3f}, true {true_rho[1]:.3f}")
+assert abs(one_of_three(a, b, c) - expected[0]) < 0.03 and abs(one_of_three(b, a, c) - expected[1]) < 0.03
+
+# %% [markdown]
+# ## Deeper: is the classifier too sure?
+#
+# *For you if you calibrate. It adds where our noisy classifier is over- or underconfident.*
+#
+# Dividing the logits by a temperature $T$ makes a classifier's probabilities softer ($T > 1$) or harder. In the rows stands, for each noise level, the temperature at which the cross-entropy of `guide` would be least, and what it would gain. (Exercise 14.3 asks what $T$ does to the slope: it is not only divided by $T$.)
+
+# %%
+print("log-SNR   temperature   cross-entropy   gain")
+gains = {}
+for level in levels:
+    gains[level] = mean_of("cross_entropy", level) - mean_of("least", level)
+    print(f"{level:7.0f}   {mean_of('temperature', level):11.2f}   {mean_of('cross_entropy', level):13.3f}   {gains[level]:.4f}")
+assert max(gains.values()) < 0.02 and all(0.85 < mean_of("temperature", level) < 1.2 for level in (-4.0, -3.0, -2.0))
+
+# %% [markdown]
+# Where most is decided it is close to 1, and nowhere would more than 0.02 nats be gained. So what is missing in the direction of this classifier's slope is not a matter of confidence. (Far on the noisy side the best temperature is large, for there it knows nothing, and what it says is too much; the gain is small since there is little to gain.)
+#
+# ## Deeper: a larger network to steer
+#
+# *For you if you think that the pocket network is to blame. It adds the same classifier on the large one.*
+
+# %% tags=["hide-input"]
+bigger = {row["gamma"]: row for row in tradeoff.pick(rows, part="large")}
+print(f"{'':22}  doubt: who steers  the judge        right      FID  recall")
+for gamma, row in bigger.items():
+    print(line(f"large, gamma {gamma:g}", row))
+    print(line(f"pocket, gamma {gamma:g}", steered["noisy", gamma]))
+
+# %% [markdown]
+# LARGETEXT
