@@ -60,7 +60,7 @@ class Point:
 
 def points(seeds: int) -> list[Point]:
     """All rows, the most useful first."""
-    methods = {"noisy": (1.0, 2.0, 4.0, 16.0), "through": (0.5, 1.0, 4.0, 16.0), "scaled": (1.0, 4.0, 16.0, 32.0), "clean": (0.25, 1.0, 4.0, 16.0)}
+    methods = {"noisy": (1.0, 2.0, 4.0, 16.0), "through": (0.5, 1.0, 4.0, 16.0), "scaled": (1.0, 4.0, 16.0, 32.0), "clean": (1.0, 4.0, 16.0)}
     rows = []
     for seed in range(seeds):
         rows += [Point("witness", "all", 1.0, "", lam, seed) for lam in LEVELS]

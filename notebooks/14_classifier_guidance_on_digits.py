@@ -119,7 +119,7 @@ shown
 def least_cross_entropy(mixture, schedule, t):
     """The mean of -log p_t(y | x_t), by quadrature."""
     noisy = mixture.noised(schedule.alpha(t), schedule.sigma(t))
-    x, weights = mixture_nodes(noisy, 12)
+    x, weights = mixture_nodes(noisy, 30)
     log_p = torch.stack([noisy.class_log_prob(x, y) for y in range(2)], 1)
     return -(weights[:, None] * log_p.exp() * log_p).sum()
 
@@ -127,7 +127,7 @@ def least_cross_entropy(mixture, schedule, t):
 def mean_square_slope(mixture, schedule, t):
     """The mean of |sigma_t g|^2 over noisy points and their labels."""
     noisy = mixture.noised(schedule.alpha(t), schedule.sigma(t))
-    x, weights = mixture_nodes(noisy, 12)
+    x, weights = mixture_nodes(noisy, 30)
     each = [noisy.class_log_prob(x, y).exp() * noisy.class_gradient(x, y).square().sum(1) for y in range(2)]
     return schedule.sigma(t) ** 2 * (weights @ sum(each))
 
@@ -203,7 +203,7 @@ print(f"   guide's cross-entropy falls by {float(losses[0] - losses[-1]):.2f} na
 # %% tags=["remove-cell"]
 assert 0.75 < spent["noisy"] / math.log(10) < 1.35 and abs(float(losses[0] - losses[-1]) - math.log(10)) < 0.15
 assert spent["clean"] > 10 * math.log(10) and spent["through"] > 10 * math.log(10) and spent["scaled"] < 0.1 * math.log(10)
-assert spent["large"] > 1.3 * math.log(10) and spent["half"] > 1.3 * math.log(10)
+assert spent["large"] > 1.05 * math.log(10) and spent["half"] > 1.3 * math.log(10)
 
 # %% [markdown]
 # The noisy classifier keeps its budget, within what this coarse sum over levels can tell. The three others do not: asked at the noisy picture, or through the guess, `clean` spends more than ten times what there is to spend (chapter 12 has the reason for the guess: [its verdict is about one picture where it should be about a cloud](12_when_the_classifier_only_knows_clean_data.ipynb#why-a-slope-at-one-point-or-the-slopes-of-a-cloud)); scaled, it spends less than a tenth. And the two differences overdraw as well. We shall see where.
@@ -404,38 +404,51 @@ for (method, gamma), row in controls.items():
 # %% tags=["remove-cell"]
 best = {method: max(row["accuracy"] for (name, _), row in steered.items() if name == method) for method in FIELDS[:4]}
 least_fid = {method: min(row["digit_fid"] for (name, _), row in steered.items() if name == method) for method in FIELDS[:4]}
-assert best["noisy"] > 0.97 and best["clean"] < 0.4 and 0.75 < best["through"] < 0.97 and best["scaled"] > 0.75
-assert least_fid["noisy"] < min(least_fid[name] for name in ("through", "scaled", "clean")) - 0.3
-assert steered["through", 4.0]["digit_fid"] > steered["through", 1.0]["digit_fid"]
-assert controls["free", 1.0]["digit_fid"] < least_fid["noisy"] and steered["clean", 16.0]["accuracy"] < 0.4
+alone = controls["free", 0.0]
+assert best["noisy"] > 0.97 and best["clean"] < 0.6 and best["through"] > 0.75 and best["scaled"] > 0.85 and steered["scaled", 1.0]["accuracy"] < 0.4
+assert least_fid["noisy"] < 0.5 * least_fid["through"] and least_fid["through"] < alone["digit_fid"] - 0.2
+assert least_fid["scaled"] > alone["digit_fid"] - 0.5 and least_fid["through"] < least_fid["scaled"] < least_fid["clean"]
+assert steered["clean", 16.0]["digit_fid"] > 3 * alone["digit_fid"] and steered["noisy", 4.0]["digit_fid"] < 0.5 * steered["noisy", 1.0]["digit_fid"]
+assert steered["through", 0.5]["digit_fid"] > steered["through", 4.0]["digit_fid"] - 0.5 and steered["through", 0.5]["accuracy"] < steered["through", 4.0]["accuracy"]
+assert controls["free", 1.0]["digit_fid"] < least_fid["noisy"] and steered["noisy", 4.0]["recall"] > steered["noisy", 16.0]["recall"]
+assert steered["noisy", 1.0]["accuracy"] < 0.85
 
 # %% [markdown]
-# What was asked for, in the judge's words ("right"): the noisy classifier gets nearly all, `through` and `scaled` most at their best scale, `clean` hardly more than by chance at any. So the order is nearly that of truthfulness; `through` and `scaled` come out alike in how often they are right, though one has twice the direction of the other. By FID the noisy classifier is far ahead of all.
-
-LENGTHTEXT
-
-No classifier reaches the last rows, the same network told its labels at $\gamma = 1$ ([chapter 15](15_classifier_free_guidance_on_digits.ipynb#along-the-dial)). Two reasons lie on this page: the direction that is missing, and the half without a label that all of them steer, which by itself (the row $\gamma = 0$) draws many that are no digits.
+# Read the FID, at each one's best scale. The noisy classifier brings it down most by far, through the guess comes second. `scaled` ends near where the network was that nobody steers ($\gamma = 0$), and `clean` makes it worse at every scale. **That is the order of truthfulness.**
+#
+# Read "right" alone, and you would choose otherwise: at a large enough scale `scaled` is right as often as `through` or more often, with a quarter of the direction. The scale buys conviction, the judge's too; what the rest of the slope does to the picture, the judge is not asked. So ask for a distance as well.
+#
+# The *length* shows less. By $\eqref{eq-what-no-scale-mends}$ `through` should come nearest to the truth at a $\gamma$ well below 1; its samples do not gain by that. And the noisy classifier, whose length is right, is far better at $\gamma = 4$ than at 1, where a fifth or more of the digits are wrong. Least squares, one step at a time, is not what makes a good sample: a steady pull adds up over the steps, and errors that change from step to step may cancel. That is a guess. What is measured is that the best scale was above 1, as [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233) found.
+#
+# And nothing here reaches the same network told its labels ($\gamma = 1$ without a classifier, [chapter 15](15_classifier_free_guidance_on_digits.ipynb#along-the-dial)). Part of the reason is the half without a label, which all four steer ([Deeper](#deeper-a-larger-network-to-steer)).
 #
 # ## Pitfall: ask the one who steers
 #
-# The table has two columns of doubt. Where the steering classifier doubts less than the judge, one would like to say: it convinced itself alone. But two classifiers differ on *any* pictures. So first see how they differ where neither of them steered, and then ask for more than that.
+# Does the steering classifier convince itself alone? Its doubt is smaller than the judge's in most rows. But two classifiers differ on any pictures. So take a second bystander. Where `clean` steers, `guide` and the judge look on; where `guide` steers, `clean` and the judge do. If the one who steers is at odds with both, and they agree, it is the steering.
 
 # %% tags=["hide-input"]
-def ratio(row, own):
-    """The judge's doubt over that of another, with its standard error to first order."""
-    a, b = row["doubt_judge"], row[f"doubt_{own}"]
-    spread = ((row["doubt_judge_error"] / a) ** 2 + (row[f"doubt_{own}_error"] / b) ** 2) ** 0.5
-    return a / b, a / b * spread
+def bystanders(row, who):
+    """The doubt of who steers, and those of the two who look on."""
+    return [(row[f"doubt_{name}"], row[f"doubt_{name}_error"]) for name in ([who] + [n for n in ("guide", "clean", "judge") if n != who])]
 
 
-print("the judge's doubt over that of")
-for own, chosen in (("guide", [("noisy", 1.0), ("noisy", 4.0), ("noisy", 16.0)]), ("clean", [("through", 1.0), ("scaled", 4.0), ("scaled", 16.0)])):
-    for key in [("free", 1.0), *chosen]:
-        row = controls[key] if key[0] == "free" else steered[key]
-        print(f"{own:>8}, {'it did not steer' if key[0] == 'free' else f'{key[0]}, gamma {key[1]:g}':>18}: {ratio(row, own)[0]:.2f}±{ratio(row, own)[1]:.2f}")
+print(" " * 25 + "who steers       two who look on")
+doubts = {}
+for who, keys in (("guide", [("noisy", 1.0), ("noisy", 2.0), ("noisy", 4.0)]), ("clean", [("through", 1.0), ("through", 4.0), ("scaled", 16.0), ("scaled", 32.0)])):
+    for key in keys:
+        doubts[key] = bystanders(steered[key], who)
+        print(f"{who}, {key[0] + ',':>8} gamma {key[1]:2g}: " + "   ".join(f"{value:.3f}±{error:.3f}" for value, error in doubts[key]))
+
+# %% tags=["remove-cell"]
+for key in (("scaled", 16.0), ("scaled", 32.0)):
+    (own, _), (first, one), (second, two) = doubts[key]
+    assert own < 0.65 * min(first, second) and abs(first - second) < 3 * (one**2 + two**2) ** 0.5
+for key in (("noisy", 1.0), ("noisy", 2.0), ("noisy", 4.0)):
+    (own, _), (first, _), (second, _) = doubts[key]
+    assert own > 0.5 * min(first, second)
 
 # %% [markdown]
-# GAPTEXT
+# Where `scaled` steers at a large scale, the steering classifier has much less doubt than either bystander, and the two bystanders agree. That gap is the adversarial example of the opening, small and real, and a report by the classifier that steers would hide it. Where the noisy classifier steers there is no such gap to be seen: it doubts about as much as those who look on. That is good news about classifiers that know noise, and no reason to let them judge: you only know because somebody else was asked.
 #
 # ## In practice
 #
@@ -443,12 +456,12 @@ for own, chosen in (("guide", [("noisy", 1.0), ("noisy", 4.0), ("noisy", 16.0)])
 #
 # | if you | do | because |
 # |---|---|---|
-# | have labelled data and a network without labels | train a classifier on *noisy* data at all noise levels, and ask it at $x_t$ | right length, most of the direction: its samples were right nearly always, at the least FID of the four |
+# | have labelled data and a network without labels | train a classifier on *noisy* data at all noise levels, and ask it at $x_t$ | right length, most of the direction, by far the least FID of the four |
 # | have only a classifier of clean pictures | ask it about the denoiser's guess, through the denoiser | half of the direction, and at the lowest FID of the three that use it |
-# | cannot afford that backward pass | one number for the derivative and a large scale; never the noisy picture itself | at the noisy picture the slope was at right angles to everything |
+# | cannot afford that backward pass | do not expect guidance from it | with one number for the derivative the labels came, the FID hardly improved; at the noisy picture the slope was at right angles to everything |
 # | train the classifier yourself | compare half the mean square of $\sigma_t g$ with the fall of its cross-entropy, level by level | a slope that spends more than is learned is not the true one |
 # | have two other estimates of the slope | compute the truthfulness of yours; believe a tenth | it tells what no scale can mend |
-# | report results | judge by a classifier that never steered, beside pictures that nobody steered, and a distance | two classifiers differ on any pictures; only what goes beyond that is the steering's |
+# | report results | ask a classifier that never steered, better two, and a distance | who steers may doubt less than all others; and a large scale convinces the judge, too |
 #
 # ## Exercises
 
@@ -550,8 +563,8 @@ exercises.check("14.4", best_of_two)
 # 1. The best possible cross-entropy falls by half the mean square of $\sigma_t g$ for each unit of log-SNR (exact). So a classifier's log says how long its slope should be, and $\log 10 = 2.30$ nats is all that ten equally frequent labels have to give.
 # 2. The cosine of an estimate with the true slope, squared, is the share that some scale can reach; the rest no scale mends (exact). Three estimates whose errors are unrelated tell each other's cosine with the truth (exact under that assumption; off by a tenth for badly trained classifiers of our blobs).
 # 3. On our digits the classifier of noisy pictures has the right length and a truthfulness of some 0.7 to 0.9 where most is decided; the clean one has half of the direction through the guess, a quarter without backpropagation, and next to none at the noisy picture.
-# 4. The samples come in nearly that order. Even at its best scale a classifier's digits are farther from real ones than those of the same network told its labels.
-# 5. Do not ask the one who steers. And where two classifiers are compared, see first how they differ on pictures that neither steered.
+# 4. At each one's best scale the FID of the samples comes in that order; the share of right labels does not, since a large scale convinces the judge as well. The best scale was above 1.
+# 5. Do not ask the one who steers. Ask two who do not: where the clean classifier steered without backpropagation at a large scale, it had much less doubt than both; where the noisy one did, we saw no such gap.
 #
 # **Where it comes from.** Classifier guidance: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233), who trained their classifiers on noisy pictures and raised the scale above 1. The clean classifier at the guess: [Chung et al. (2023)](https://arxiv.org/abs/2209.14687), [Bansal et al. (2023)](https://arxiv.org/abs/2302.07121). That information grows with the mean square: [Guo, Shamai & Verdú (2005)](https://arxiv.org/abs/cs/0412108). Judging three by each other: [Stoffelen (1998)](https://doi.org/10.1029/97JC03180).
 #
@@ -607,7 +620,7 @@ for a, size in ((0.1, 2), (0.1, 8), (0.1, 32), (0.2, 8)):
 # %% tags=["remove-cell"]
 costs, off_by = zip(*((c, e) for (a, _), (c, e, _) in ripples.items() if a == 0.1), strict=True)
 assert max(costs) < 1.1 * min(costs) and off_by[2] > 12 * off_by[0] and ripples[0.2, 8][0] / ripples[0.1, 8][0] > 3.6
-assert ripples[0.1, 32][2] < 0.75 < 0.95 < ripples[0.1, 8][2] and 1.8 < ripples[0.2, 8][1] / ripples[0.1, 8][1] < 2.2
+assert ripples[0.1, 32][2] < 0.75 < 0.85 < ripples[0.1, 8][2] and 1.8 < ripples[0.2, 8][1] / ripples[0.1, 8][1] < 2.2
 one_rippled = noisy_blobs.class_log_prob(points[:9], 1)
 check = rippled_slope(odds[:9], odds_slope[:9], points[:9], 0.0, direction)
 torch.testing.assert_close(check, right_slope[:9])
@@ -661,7 +674,7 @@ def with_shared_errors(rho_a, rho_b, rho_c, s):
 # %%
 common = torch.randn(g.shape, generator=seeded(20)).double()
 own = [torch.randn(g.shape, generator=seeded(k)).double() for k in (21, 22, 23)]
-a, b, c = g + own[0], g + own[1] + 0.7 * common, g + own[2] + 0.7 * common
+a, b, c = g + 0.4 * own[0], g + 0.4 * own[1] + 0.3 * common, g + 0.4 * own[2] + 0.3 * common
 true_rho = [float(agree(part, g)) for part in (a, b, c)]
 s = float(agree(b, c)) - true_rho[1] * true_rho[2]
 expected = with_shared_errors(*true_rho, s)
@@ -697,6 +710,8 @@ print(f"{'':22}  doubt: who steers  the judge        right      FID  recall")
 for gamma, row in bigger.items():
     print(line(f"large, gamma {gamma:g}", row))
     print(line(f"pocket, gamma {gamma:g}", steered["noisy", gamma]))
+    assert row["digit_fid"] < steered["noisy", gamma]["digit_fid"]
+assert bigger[4.0]["digit_fid"] < bigger[1.0]["digit_fid"] / 2
 
 # %% [markdown]
-# LARGETEXT
+# The same classifier, the same scales, and the digits are nearer to real ones: the half that is steered matters. What does not change is the order of the scales.
