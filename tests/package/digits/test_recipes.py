@@ -13,7 +13,7 @@ def test_every_named_recipe_is_allowed_and_bears_its_name():
     for name in RECIPES:
         made = recipe(name)
         assert made.name == name and (made.data, made.prediction, made.weighting) == ("mnist", "v", "plain")
-    assert {name for name in RECIPES if recipe(name).task != "denoiser"} == {"judge", "guide"}
+    assert {name for name in RECIPES if recipe(name).task != "denoiser"} == {"judge", "guide", "clean"}
     assert Recipe("judge").name == "judge" and recipe("pocket", seed=4).name == "pocket"
 
 

@@ -16,7 +16,7 @@ from difflesson.digits import checkpoints, sampling
 
 STORED = Path(__file__).with_name("shipped_answers.json")
 DENOISERS = ("denoiser", "pocket", "pocket_p02", "pocket_p10", "pocket_p50")
-NAMES = (*DENOISERS, "guide", "judge")
+NAMES = (*DENOISERS, "guide", "judge", "clean")
 TOLERANCE = 2e-4  # of the largest number; single precision on other processors differs by less than 1e-5
 
 
