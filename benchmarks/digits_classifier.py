@@ -16,9 +16,9 @@ error by the jackknife, and the *doubt* of three classifiers, the mean of 1 - p(
     network   whose half without a label is steered          gamma    the guidance scale
     log_snr   of the noise, in `witness`
 
-`witness`: test digits with noise at one log-SNR; the agreement of each two estimates of the gradient for the digit's own
-label, their lengths (root mean squares, times sigma), the guide's cross-entropy and accuracy, and the temperature at
-which its cross-entropy is least. `large` and `half` are the difference of the two guesses of `denoiser` and `pocket_p50`.
+`witness`: test digits with noise at one log-SNR; the agreement of each two estimates of the gradient for the digit's
+own label, their lengths (root mean squares, times sigma), the guide's cross-entropy and accuracy, and the temperature
+at which its cross-entropy is least. `large` and `half`: the two guesses of `denoiser`, of `pocket_p50`, subtracted.
 """
 
 import argparse
@@ -60,7 +60,12 @@ class Point:
 
 def points(seeds: int) -> list[Point]:
     """All rows, the most useful first."""
-    methods = {"noisy": (1.0, 2.0, 4.0, 16.0), "through": (0.5, 1.0, 4.0, 16.0), "scaled": (1.0, 4.0, 16.0, 32.0), "clean": (1.0, 4.0, 16.0)}
+    methods = {
+        "noisy": (1.0, 2.0, 4.0, 16.0),
+        "through": (0.5, 1.0, 4.0, 16.0),
+        "scaled": (1.0, 4.0, 16.0, 32.0),
+        "clean": (1.0, 4.0, 16.0),
+    }
     rows = []
     for seed in range(seeds):
         rows += [Point("witness", "all", 1.0, "", lam, seed) for lam in LEVELS]
@@ -129,7 +134,10 @@ def witnesses(point: Point, count: int) -> dict:
     eps = torch.randn(count, 1, 28, 28, generator=torch.Generator().manual_seed(point.seed))
     noisy_images = schedule.add_noise(data.to_unit(images[mine]), eps, t)
     for x, y in zip(noisy_images.split(250), labels[mine].split(250), strict=True):
-        pairs = {name: network_pair(networks[n], schedule, y, LOW) for name, n in (("large", "denoiser"), ("half", "pocket_p50"))}
+        pairs = {
+            name: network_pair(networks[n], schedule, y, LOW)
+            for name, n in (("large", "denoiser"), ("half", "pocket_p50"))
+        }
         estimates = {name: gradient(name, networks["pocket"], y) for name in ("noisy", "clean", "through", "scaled")}
         estimates |= {name: guidance.implicit_gradient(pair, schedule) for name, pair in pairs.items()}
         for name, estimate in estimates.items():
@@ -142,7 +150,11 @@ def witnesses(point: Point, count: int) -> dict:
     row |= {f"length_{name}": float(g.double().square().flatten(1).sum(1).mean().sqrt()) for name, g in fields.items()}
     scales = torch.linspace(0.5, 1.5, 101).double()
     losses = torch.stack([cross_entropy(scale * logits, labels[mine]) for scale in scales])
-    row |= {"cross_entropy": float(losses[50]), "least": float(losses.min()), "temperature": float(1 / scales[losses.argmin()])}
+    row |= {
+        "cross_entropy": float(losses[50]),
+        "least": float(losses.min()),
+        "temperature": float(1 / scales[losses.argmin()]),
+    }
     right = (logits.argmax(1) == labels[mine]).double().mean()
     return {"count": count} | {name: round(value, 5) for name, value in (row | {"right": float(right)}).items()}
 

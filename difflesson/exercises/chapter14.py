@@ -49,7 +49,10 @@ def witnesses() -> dict[str, tuple]:
          (60, 5, (0.2, 1.0, 4.0), (0.3, 0.5, 2.0), 5.0)]
     ):  # fmt: skip
         g = normal(count, d, seed=140 + k)
-        fields = [h * g + e * normal(count, d, seed=150 + 10 * k + j) for j, (h, e) in enumerate(zip(factors, sizes, strict=True))]
+        fields = [
+            h * g + e * normal(count, d, seed=150 + 10 * k + j)
+            for j, (h, e) in enumerate(zip(factors, sizes, strict=True))
+        ]
         cases[f"{count} points in {d} dimensions, witness 1 times {factors[0]:g}"] = (*fields, length)
     return cases
 
@@ -168,15 +171,15 @@ EXERCISES = [
         classifiers,
         slope_by_autograd,
         [
-            Mistake("only divided", lambda l, s, y, T: weighed(l, s, y, l.softmax(1)) / T,
+            Mistake("only divided", lambda v, s, y, T: weighed(v, s, y, v.softmax(1)) / T,
                     "the weights of the other labels are probabilities too: which ones?"),
-            Mistake("not divided", lambda l, s, y, T: weighed(l, s, y, (l / T).softmax(1)),
+            Mistake("not divided", lambda v, s, y, T: weighed(v, s, y, (v / T).softmax(1)),
                     "the logits are divided; so what happens to their slopes?"),
-            Mistake("multiplied", lambda l, s, y, T: T * weighed(l, s, y, (T * l).softmax(1)),
+            Mistake("multiplied", lambda v, s, y, T: T * weighed(v, s, y, (T * v).softmax(1)),
                     "is a large temperature softer or harder?"),
-            Mistake("no other labels", lambda l, s, y, T: s[:, y] / T,
+            Mistake("no other labels", lambda v, s, y, T: s[:, y] / T,
                     "the normaliser depends on the point as well."),
-            Mistake("equal weights", lambda l, s, y, T: (s[:, y] - s.mean(1)) / T,
+            Mistake("equal weights", lambda v, s, y, T: (s[:, y] - s.mean(1)) / T,
                     "a mean, yes: weighed by what?"),
         ],
     ),

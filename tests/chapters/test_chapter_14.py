@@ -1,6 +1,8 @@
 """The claims of chapter 14, each compared with an independent computation."""
 
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,8 @@ from torch import Tensor
 
 from difflesson import guidance
 from difflesson.denoiser import Prediction
-from difflesson.digits import tradeoff
-from difflesson.digits.witnesses import agreement, scaled_slope, truthfulness
+from difflesson.digits import checkpoints, data, recipes, tradeoff
+from difflesson.digits.witnesses import PIXEL_VARIANCE, agreement, scaled_slope, truthfulness
 from difflesson.schedule import cosine
 from tests.oracles.chapter_cells import names_of
 from tests.oracles.mixtures import FOUR
@@ -179,7 +181,24 @@ def test_at_one_divergence_the_error_of_the_slope_grows_with_the_frequency():
     assert 3.6 < errors[1] / errors[0] < 4.4 and 3.6 < errors[2] / errors[1] < 4.4
 
 
-# ---- the rows that ship
+# ---- the networks, the pixels and the rows that ship
+
+
+def test_the_networks_of_the_page_are_what_it_says_of_them():
+    made = {name: recipes.recipe(name) for name in ("pocket", "pocket_p50", "denoiser", "guide", "judge", "clean")}
+    assert made["guide"].task == "guide" and made["clean"].task == made["judge"].task == "judge"
+    assert made["clean"].seed != made["judge"].seed and made["clean"].shift == 0 < made["judge"].shift
+    sizes = {name: checkpoints.load(name).card["parameters"] for name in ("clean", "judge", "guide")}
+    assert 4 * sizes["clean"] < sizes["judge"] == sizes["guide"]
+    assert made["pocket"].teacher == "denoiser" and made["pocket_p50"].teacher == made["pocket_p50"].start == ""
+
+
+def test_a_pixel_of_mnist_has_the_variance_that_the_scaled_slope_takes():
+    folder = Path(os.environ.get("DIFFLESSON_DATA", ""))
+    if not (folder / "t10k-images-idx3-ubyte.gz").exists():
+        pytest.skip("MNIST is not on this machine, and no test asks the network for it")
+    images = data.to_unit(data.load("mnist", "test", folder).images)
+    assert float(images.var(dim=0).mean()) == pytest.approx(PIXEL_VARIANCE, abs=0.01)
 
 
 def test_in_the_rows_every_classifier_that_did_not_steer_is_the_judge():

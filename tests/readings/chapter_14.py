@@ -87,7 +87,8 @@ def what_no_scale_mends() -> Reading:
         return values.expand(35, 1, 1).reshape(5, 7).mean(1).repeat_interleave(7)[:, None, None]
 
     letters = {
-        r"\min_\gamma": lambda values: values.expand(35, 1, 1).amin(0, keepdim=True), r"\gamma": scales.repeat_interleave(7),
+        r"\min_\gamma": lambda values: values.expand(35, 1, 1).amin(0, keepdim=True),
+        r"\gamma": scales.repeat_interleave(7),
         r"\mathbb E": mean, "a": A.repeat(5, 1), "g": B.repeat(5, 1),
         r"\rho_a": torch.nn.functional.cosine_similarity(A.flatten(), B.flatten(), dim=0),
     }  # fmt: skip

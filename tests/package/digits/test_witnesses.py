@@ -63,7 +63,9 @@ def test_the_scaled_slope_asks_the_denoiser_once_and_takes_one_time_for_each_ima
 
     def denoiser(x, t):
         calls.append(x.requires_grad)
-        return Prediction.from_x0(x, 0.5 * x, *(level[:, None, None, None] for level in (SCHEDULE.alpha(t), SCHEDULE.sigma(t))))
+        return Prediction.from_x0(
+            x, 0.5 * x, *(level[:, None, None, None] for level in (SCHEDULE.alpha(t), SCHEDULE.sigma(t)))
+        )
 
     verdict, times = clean_verdict(random_network(DigitClassifier, 1), 1), torch.tensor([0.2, 0.4, 0.6, 0.8]).double()
     slope = scaled_slope(denoiser, verdict, SCHEDULE, variance=0.4)(images, times)
