@@ -12,6 +12,8 @@ error by the jackknife, and the *doubt* of three classifiers, the mean of 1 - p(
               clean     the classifier of clean images `clean`, at x_t as if it were clean
               through   `clean` at the denoiser's guess, differentiated through the denoiser
               scaled    `clean` at the denoiser's guess, times one number for the denoiser's derivative
+              fixed     as noisy, with a random error added to each gradient, one direction for each digit and all steps,
+                        so long that the cosine with what was there is 0.26;  fresh: another direction in each step
               free      classifier-free guidance, in which no classifier has a part;  real: MNIST's training digits
     network   whose half without a label is steered          gamma    the guidance scale
     log_snr   of the noise, in `witness`
@@ -62,7 +64,7 @@ def points(seeds: int) -> list[Point]:
     """All rows, the most useful first."""
     methods = {
         "noisy": (1.0, 2.0, 4.0, 16.0),
-        "through": (0.5, 1.0, 4.0, 16.0),
+        "through": (0.1, 0.5, 1.0, 4.0, 16.0),
         "scaled": (1.0, 4.0, 16.0, 32.0),
         "clean": (1.0, 4.0, 16.0),
     }
@@ -71,6 +73,7 @@ def points(seeds: int) -> list[Point]:
         rows += [Point("witness", "all", 1.0, "", lam, seed) for lam in LEVELS]
         rows += [Point("control", "real", 1.0, "", seed=seed), Point("control", "free", 0.0, seed=seed)]
         rows += [Point("steer", method, gamma, seed=seed) for method, scales in methods.items() for gamma in scales]
+        rows += [Point("control", method, 4.0, seed=seed) for method in ("fixed", "fresh")]
         rows += [Point("control", "free", gamma, seed=seed) for gamma in (1.0, 2.0)]
         rows += [Point("large", "noisy", gamma, "denoiser", seed=seed) for gamma in (1.0, 4.0)]
     return rows
@@ -79,15 +82,29 @@ def points(seeds: int) -> list[Point]:
 def gradient(method: str, network, label: torch.Tensor):
     """The gradient that steers the half of the network without a label."""
     schedule, cheap = network.schedule, network_denoiser(network, network.schedule, None, LOW)
-    if method == "noisy":
+    if method in ("noisy", "fixed", "fresh"):
         log_prob = guidance.classifier_log_prob(checkpoints.load("guide").network, schedule, label)
-        return guidance.gradient(log_prob)
+        plain = guidance.gradient(log_prob)
+        return plain if method == "noisy" else with_random_error(plain, len(label), fixed=method == "fixed")
     verdict = clean_verdict(checkpoints.load("clean").network, label)
     if method == "clean":
         return guidance.gradient(verdict)
     if method == "through":
         return guidance.gradient(verdict_on_guess(network_denoiser(network, schedule, None), verdict))
     return scaled_slope(cheap, verdict, schedule)
+
+
+def with_random_error(gradient, count: int, fixed: bool, cosine: float = 0.26):
+    """The gradient plus a random vector for each digit, so long that their sum has this cosine with the gradient."""
+    generator = torch.Generator().manual_seed(5)
+    once = torch.randn(count, 1, 28, 28, generator=generator)
+
+    def disturbed(x, t):
+        right, error = gradient(x, t), once if fixed else torch.randn(x.shape, generator=generator)
+        size = right.flatten(1).norm(dim=1) / error.flatten(1).norm(dim=1) * (cosine**-2 - 1) ** 0.5
+        return right + size[:, None, None, None] * error
+
+    return disturbed
 
 
 def digits(point: Point, labels: torch.Tensor, batch: int = 250) -> torch.Tensor:
@@ -148,10 +165,10 @@ def witnesses(point: Point, count: int) -> dict:
     fields, logits = {name: torch.cat(parts) for name, parts in fields.items()}, torch.cat(logits).double()
     row = {f"{a}~{b}": agreement(fields[a], fields[b]) for a, b in combinations(fields, 2)}
     row |= {f"length_{name}": float(g.double().square().flatten(1).sum(1).mean().sqrt()) for name, g in fields.items()}
-    scales = torch.linspace(0.5, 1.5, 101).double()
+    scales = torch.linspace(0.2, 1.8, 161).double()
     losses = torch.stack([cross_entropy(scale * logits, labels[mine]) for scale in scales])
     row |= {
-        "cross_entropy": float(losses[50]),
+        "cross_entropy": float(losses[80]),
         "least": float(losses.min()),
         "temperature": float(1 / scales[losses.argmin()]),
     }

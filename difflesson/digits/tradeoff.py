@@ -76,7 +76,7 @@ def measures(
 
 
 def load_rows(path: Path | str = "guidance") -> list[dict[str, Any]]:
-    """The rows of a sweep: settings, `count` digits, numbers as in NAMES and their standard errors, `accuracy_error`, ...
+    """The rows of a sweep: settings, `count` digits, numbers as in NAMES and their errors, `accuracy_error`, ...
 
     Args: path: a file that a sweep has written, or the name of a shipped one: "guidance", of
     `benchmarks/digits_guidance.py`, or "classifier", of `benchmarks/digits_classifier.py`, which has further numbers.
