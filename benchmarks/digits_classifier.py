@@ -12,8 +12,8 @@ error by the jackknife, and the *doubt* of three classifiers, the mean of 1 - p(
               clean     the classifier of clean images `clean`, at x_t as if it were clean
               through   `clean` at the denoiser's guess, differentiated through the denoiser
               scaled    `clean` at the denoiser's guess, times one number for the denoiser's derivative
-              fixed     as noisy, with a random error added to each gradient, one direction for each digit and all steps,
-                        so long that the cosine with what was there is 0.26;  fresh: another direction in each step
+              fixed     as noisy, with a random error added to each gradient, one direction for a digit and all steps,
+                        so long that the cosine with what was there is 0.26;  fresh: another direction each step
               free      classifier-free guidance, in which no classifier has a part;  real: MNIST's training digits
     network   whose half without a label is steered          gamma    the guidance scale
     log_snr   of the noise, in `witness`

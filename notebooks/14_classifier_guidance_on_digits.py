@@ -14,7 +14,7 @@
 # **You need** [chapter 11](11_classifier_free_guidance.ipynb#two-guesses-are-two-scores), where a difference of guesses is
 # a gradient, and gradients in PyTorch. [Chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb) has the theory of clean classifiers; nothing here needs it.
 #
-# *36 minutes to read, 14 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
+# *40 minutes to read, 17 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -400,7 +400,7 @@ shown
 #
 # ## What the samples care about
 #
-# The sweep drew digits at several scales. *Doubt* is the mean of $1 - p(\text{label})$, as the steering classifier says it and as the judge does; *right* is the share whose label the judge finds the likeliest; the digit-FID is [chapter 15's](15_classifier_free_guidance_on_digits.ipynb#two-questions-about-a-set) distance from real digits (small is good). Standard errors after $\pm$. The pull is $\gamma\, h_a$ at log-SNR $-3$.
+# The sweep drew digits at several scales. *Doubt* is the mean of $1 - p(\text{label})$, as the steering classifier says it and as the judge does; *right* is the share whose label the judge finds the likeliest; the digit-FID is [chapter 15's](15_classifier_free_guidance_on_digits.ipynb#two-questions-about-a-set) distance from real digits (small is good). Standard errors after $\pm$. The pull is $\gamma$ times the last column of the table above.
 
 # %% tags=["hide-input"]
 def line(name, row, pulled=""):
@@ -439,6 +439,9 @@ assert abs(0.26**-2 - 1 - 14) < 0.5 and controls["free", 1.0]["accuracy"] > stee
 # %%
 for kind, row in {"noisy": steered["noisy", 4.0], "error, new in each step": controls["fresh", 4.0], "error, the same in all": controls["fixed", 4.0], "scaled, gamma 32": steered["scaled", 32.0]}.items():
     print(f"{kind:>24}: right {row['accuracy']:.3f}±{row['accuracy_error']:.3f}, FID {row['digit_fid']:.2f}±{row['digit_fid_error']:.2f}")
+nearest = told["through"][at] ** 2 / pull["through"]
+print(f"through: nearest to g at gamma = {nearest:.2f}; at gamma = 0.1, right {steered['through', 0.1]['accuracy']:.2f}")
+assert nearest < 0.1
 
 # %% [markdown]
 # **A slope that is nearly all random error steers almost as well as one without**, even where the error is the same in all sixteen steps. So truthfulness says what no scale can mend, and *not* how much harm the rest does. A random error has nothing to do with the picture; it looks like noise, and removing noise is what the denoiser is for. What `scaled` and `clean` add depends on the picture, and goes wherever a classifier that never saw noise is fooled. (That last sentence is our reading. What the control shows is that the cosine is not the cause.)
