@@ -109,6 +109,8 @@ def pairs() -> dict[str, tuple]:
         "b adds nothing": (0.9, 0.45, 0.5, 1.0, 3.0, 2.0),
         "b by its errors alone": (0.6, 0.0, 0.5, 1.0, 0.3, 1.0),
         "at right angles": (0.6, 0.3, 0.0, 1.5, 2.5, 1.2),
+        "both away from the truth": (-0.3, -0.5, 0.4, 1.5, 0.5, 1.2),
+        "one away from the truth": (-0.3, 0.5, -0.4, 1.0, 0.7, 2.0),
     }
 
 
