@@ -450,7 +450,7 @@ assert nearest < 0.1
 #
 # ## Pitfall: ask the one who steers
 #
-# Does the steering classifier convince itself alone? Its doubt is smaller than the judge's, or equal within the error, in every row. But two classifiers differ on any pictures. So take a second bystander, and pictures that no classifier steered (last rows). If the one who steers differs from both, they do not differ from each other, and it is more than without steering, then it is the steering.
+# Does the steering classifier convince itself alone? Its doubt is smaller than the judge's, or equal within the error, in every row. But two classifiers differ on any pictures. So take a second bystander, and pictures that no classifier steered (last rows). If the one who steers differs from both, more than they do from each other, and more than without steering, then it is the steering.
 
 # %% tags=["hide-input"]
 def bystanders(row, who):
@@ -470,14 +470,14 @@ for gamma in (1.0, 2.0):
 
 # %% tags=["remove-cell"]
 for key, most in {("scaled", 16.0): 0.65, ("scaled", 32.0): 0.65, ("clean", 16.0): 0.85}.items():
-    (own, _), (first, one), (second, two) = doubts[key]
-    assert own < most * min(first, second) and abs(first - second) < 4 * (one**2 + two**2) ** 0.5
+    (own, _), (first, _), (second, _) = doubts[key]
+    assert own < most * min(first, second) and abs(first - second) < 0.8 * (min(first, second) - own)
 for key in (("noisy", 1.0), ("noisy", 2.0), ("noisy", 4.0)):
     (own, _), (first, _), (second, _) = doubts[key]
     assert own > 0.5 * min(first, second)
 
 # %% [markdown]
-# Where `clean` steers, through a number for the derivative or by itself, it has much less doubt than either bystander, and they agree. That gap is the adversarial example of the opening; a report by the classifier that steers would hide it. Where the noisy classifier steers no such gap is to be seen: it doubts about as much as those who look on. That is good news about classifiers that know noise, and no reason to let them judge: you only know because somebody else was asked.
+# Where `clean` steers, through a number for the derivative or by itself, it has less doubt than either bystander, and they are nearer to each other than to it. That gap is the adversarial example of the opening; a report by the classifier that steers would hide it. Where the noisy classifier steers no such gap is to be seen: it doubts about as much as those who look on. That is good news about classifiers that know noise, and no reason to let them judge: you only know because somebody else was asked.
 #
 # ## In practice
 #
@@ -592,8 +592,8 @@ exercises.check("14.4", best_of_two)
 # 1. The best possible cross-entropy falls by half the mean square of $\sigma_t g$ for each unit of log-SNR (exact). So a classifier's log says how long its slope should be, and $\log 10 = 2.30$ nats is all that ten equally frequent labels have to give.
 # 2. The cosine of an estimate with the true slope, squared, is the share that some scale can reach (exact). Three estimates whose errors are unrelated tell each other's cosine with the truth (exact under that assumption; off by about a tenth for badly trained classifiers of our blobs).
 # 3. On our digits, at log-SNR $-3$: the noisy classifier has the right length and a cosine of seven to nine tenths; the clean one has a half through the guess, a quarter without backpropagation, next to none at the noisy picture.
-# 4. Right labels go with the pull $\gamma h_a$. The cosine is not what makes the FID: a random error that lowers it to 0.26 did next to no harm. What counts is what kind of error it is.
-# 5. Do not ask the one who steers. Ask two who do not: where the clean classifier steered, it had much less doubt than both; where the noisy one did, we saw no such gap.
+# 4. Right labels go with the pull $\gamma h_a$. The cosine is not what makes the FID: a random error that lowered it to 0.26 did little harm, the error of a clean classifier much.
+# 5. Do not ask the one who steers. Ask two who do not: where the clean classifier steered, it had less doubt than both; where the noisy one did, we saw no such gap.
 #
 # **Where it comes from.** Classifier guidance: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233), who trained their classifiers on noisy pictures and raised the scale above 1. The clean classifier at the guess: [Chung et al. (2023)](https://arxiv.org/abs/2209.14687), [Bansal et al. (2023)](https://arxiv.org/abs/2302.07121). That information grows with the mean square: [Guo, Shamai & Verdú (2005)](https://arxiv.org/abs/cs/0412108). Judging three by each other: [Stoffelen (1998)](https://doi.org/10.1029/97JC03180).
 #
