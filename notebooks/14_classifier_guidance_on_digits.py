@@ -434,7 +434,7 @@ assert abs(0.26**-2 - 1 - 14) < 0.5 and controls["free", 1.0]["accuracy"] > stee
 # %% [markdown]
 # **Right** goes with the pull, whatever the direction: below a pull of a half fewer than three digits in five are right, above it more. That is why `scaled`, with a cosine of a quarter, is right as often as others once $\gamma$ is 32, and why the noisy classifier wants a scale above 1, as [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233) found. The exception is `clean`.
 #
-# The **FID** goes with something else. `scaled` at its best pull is right, and far from real digits; the noisy classifier is near them. Is it the direction? The order of the four almost suggests it. So try to refute it. Take the noisy classifier at $\gamma = 4$, and add a random error to each slope, so long that the cosine with what was there falls to 0.26, that of `scaled`. The error is then 14 times the square of the slope.
+# The **FID** goes with something else. `scaled` at its best pull is right, and far from real digits; the noisy classifier is near them. Is it the direction? The order of the four almost suggests it. So try to refute it. Take the noisy classifier at $\gamma = 4$, and add a random error to each slope, so long that the cosine with what was there falls to 0.26, that of `scaled`. The square of the error is then 14 times that of the slope, and the pull stays what it was.
 
 # %%
 for kind, row in {"noisy": steered["noisy", 4.0], "error, new in each step": controls["fresh", 4.0], "error, the same in all": controls["fixed", 4.0], "scaled, gamma 32": steered["scaled", 32.0]}.items():
@@ -444,7 +444,7 @@ print(f"through: nearest to g at gamma = {nearest:.2f}; at gamma = 0.1, right {s
 assert nearest < 0.1
 
 # %% [markdown]
-# **A slope that is nearly all random error steers almost as well as one without**, even where the error is the same in all sixteen steps. So truthfulness says what no scale can mend, and *not* how much harm the rest does. A random error has nothing to do with the picture; it looks like noise, and removing noise is what the denoiser is for. What `scaled` and `clean` add depends on the picture, and goes wherever a classifier that never saw noise is fooled. (That last sentence is our reading. What the control shows is that the cosine is not the cause.)
+# **A slope that is nearly all random error steers almost as well as one without**, even where the error is the same in all sixteen steps. (At this size; a longer one must do harm in the end.) So truthfulness says what no scale can mend, and *not* how much harm the rest does. A random error has nothing to do with the picture; it looks like noise, and removing noise is what the denoiser is for. What `scaled` and `clean` add depends on the picture, and goes wherever a classifier that never saw noise is fooled. (That last sentence is our reading. What the control shows is that the cosine is not the cause.)
 #
 # Nor is the best scale that of least squares. By $\eqref{eq-what-no-scale-mends}$, `through` comes nearest to $g$ at $\gamma = \rho_a^2 / h_a$, below 0.1; at 0.1 it is right less than half the time.
 #
