@@ -444,7 +444,7 @@ print(f"through: nearest to g at gamma = {nearest:.2f}; at gamma = 0.1, right {s
 assert nearest < 0.1
 
 # %% [markdown]
-# **A slope that is nearly all random error steers almost as well as one without**, even where the error is the same in all sixteen steps. (At this size; a longer one must do harm in the end.) So truthfulness says what no scale can mend, and *not* how much harm the rest does. A random error has nothing to do with the picture; it looks like noise, and removing noise is what the denoiser is for. What `scaled` and `clean` add depends on the picture, and goes wherever a classifier that never saw noise is fooled. (That last sentence is our reading. What the control shows is that the cosine is not the cause.)
+# **A slope that is nearly all random error still steers well**, even where the error is the same in all sixteen steps. It costs something, far less than what is wrong with `scaled` at the same cosine. (At this size; a longer one must do more harm.) So truthfulness says what no scale can mend, and *not* how much harm the rest does. A random error has nothing to do with the picture; it looks like noise, and removing noise is what the denoiser is for. What `scaled` and `clean` add depends on the picture, and goes wherever a classifier that never saw noise is fooled. (That last sentence is our reading. What the control shows is that the cosine is not the cause.)
 #
 # Nor is the best scale that of least squares. By $\eqref{eq-what-no-scale-mends}$, `through` comes nearest to $g$ at $\gamma = \rho_a^2 / h_a$, below 0.1; at 0.1 it is right less than half the time.
 #
@@ -592,7 +592,7 @@ exercises.check("14.4", best_of_two)
 # 1. The best possible cross-entropy falls by half the mean square of $\sigma_t g$ for each unit of log-SNR (exact). So a classifier's log says how long its slope should be, and $\log 10 = 2.30$ nats is all that ten equally frequent labels have to give.
 # 2. The cosine of an estimate with the true slope, squared, is the share that some scale can reach (exact). Three estimates whose errors are unrelated tell each other's cosine with the truth (exact under that assumption; off by about a tenth for badly trained classifiers of our blobs).
 # 3. On our digits, at log-SNR $-3$: the noisy classifier has the right length and a cosine of seven to nine tenths; the clean one has a half through the guess, a quarter without backpropagation, next to none at the noisy picture.
-# 4. Right labels go with the pull $\gamma h_a$. The cosine is not what makes the FID: a random error that lowered it to 0.26 did little harm, the error of a clean classifier much.
+# 4. Right labels go with the pull $\gamma h_a$. The cosine is not what makes the FID: a random error that lowered it to 0.26 did far less harm than the error of a clean classifier.
 # 5. Do not ask the one who steers. Ask two who do not: where the clean classifier steered, it had less doubt than both; where the noisy one did, we saw no such gap.
 #
 # **Where it comes from.** Classifier guidance: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233), who trained their classifiers on noisy pictures and raised the scale above 1. The clean classifier at the guess: [Chung et al. (2023)](https://arxiv.org/abs/2209.14687), [Bansal et al. (2023)](https://arxiv.org/abs/2302.07121). That information grows with the mean square: [Guo, Shamai & Verdú (2005)](https://arxiv.org/abs/cs/0412108). Judging three by each other: [Stoffelen (1998)](https://doi.org/10.1029/97JC03180).
