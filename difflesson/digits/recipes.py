@@ -123,6 +123,7 @@ RECIPES = {  # of the networks that ship
     "pocket_p50": POCKET | {"label_dropout": 0.5, "steps": 4_000},
     "judge": {"task": "judge", "steps": 4_700, "ema_decay": 0.998, "shift": 2, "weight_decay": 0.05},
     "guide": {"task": "guide", "steps": 4_000, "ema_decay": 0.998, "weight_decay": 0.05},
+    "clean": {"task": "judge", "arguments": (("widths", (24, 48)),), "steps": 2_500, "ema_decay": 0.998, "seed": 1},
     "words": POCKET
     | {"task": "words", "start": "pocket", "label_dropout": 0.0, "steps": 1_500, "warmup": 100, "ema_decay": 0.99},
     "towers": TOWERS | {"task": "towers"},

@@ -28,7 +28,7 @@ from difflesson import (
     similarity,
     steps,
 )
-from difflesson.digits import checkpoints, networks, sampling, words
+from difflesson.digits import checkpoints, networks, sampling, witnesses, words
 from difflesson.digits import metrics as digit_metrics
 from difflesson.schedule import cosine, from_betas, vp_linear
 from tests.oracles.far_device import FAR, Looked, Mixed, far_device, not_far
@@ -218,6 +218,11 @@ CASES = {
     ],
     "digits.words.contrastive_loss": lambda w: words.contrastive_loss(TOWERS, w.images, None, w.labels.to(FAR)),
     "digits.words.places": lambda w: words.places(TOWERS.image, w.images),
+    "digits.witnesses.clean_verdict": lambda w: witnesses.clean_verdict(w.classifier, w.labels.to(FAR))(w.images),
+    "digits.witnesses.verdict_on_guess": lambda w: guidance.gradient(witnesses.verdict_on_guess(
+        denoiser.network_denoiser(w.unet, w.plan), witnesses.clean_verdict(w.classifier, 3)))(w.images, T),
+    "digits.witnesses.scaled_slope": lambda w: witnesses.scaled_slope(
+        denoiser.network_denoiser(w.unet, w.plan), witnesses.clean_verdict(w.classifier, 3), w.plan)(w.images, T),
     "plane.PlaneNetwork": lambda w: (network := plane.PlaneNetwork(2).to(FAR))(
         w.x, w.x.new_zeros(5), w.labels[:5].to(FAR) % 2
     ).to(next(network.parameters())),
@@ -286,6 +291,7 @@ OF_THE_CPU = {  # answers in float64 on the CPU, or builds something there that 
     "conventions": ("card", "markdown"),
     "digits.metrics": ("Statistics", "statistics", "frechet_distance", "save_reference", "load_reference"),
     "digits.sampling": ("digit_times",),
+    "digits.witnesses": ("agreement", "truthfulness"),
 }
 PICKED_BY_A_MASK = {  # in training: how many rows a teacher is asked, the host must know
     "losses": ("taught_target",),
@@ -293,7 +299,8 @@ PICKED_BY_A_MASK = {  # in training: how many rows a teacher is asked, the host 
 TABLES = ASKED_BY_OTHERS, TESTED_BELOW, OF_THE_CPU, PICKED_BY_A_MASK
 MODULES = (
     "kernels guidance denoiser steps samplers particles remedies losses metrics mixture schedule similarity "
-    "clean_classifier ode path divergence plane conventions digits.networks digits.metrics digits.sampling digits.words"
+    "clean_classifier ode path divergence plane conventions digits.networks digits.metrics digits.sampling "
+    "digits.words digits.witnesses"
 ).split()
 
 

@@ -230,6 +230,16 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
         **{f"{name} -> abs({name})": "a mean square is positive" for name in ("floor_untold", "floor_told")},
         "1 - m -> m - 1": "it is squared",
     },
+    "14.1": {f"{name} -> abs({name})": "a cross-entropy is not negative" for name in ("loss_low", "loss_high")},
+    "14.2": {
+        **{f"product({u}, {v}) -> product({v}, {u})": "it is symmetric" for u, v in ("ab", "ac", "bc")},
+        "length -> abs(length)": "a length is positive",
+    },
+    "14.3": {"T -> abs(T)": "a temperature is positive", "y -> abs(y)": "labels count from 0"},
+    "14.4": {
+        **{f"{name} -> abs({name})": "a length is positive" for name in ("len_a", "len_b", "len_g")},
+        **{f"rho_ab -> {other}": "it is squared there" for other in ("-rho_ab", "abs(rho_ab)")},
+    },
     "15.2": {
         **{
             f"labels -> {other}": "only the length counts there, one for each sample"

@@ -13,7 +13,7 @@ def test_every_named_recipe_is_allowed_and_bears_its_name():
     for name in RECIPES:
         made = recipe(name)
         assert made.name == name and (made.data, made.prediction, made.weighting) == ("mnist", "v", "plain")
-    others = {"judge", "guide", "words", "towers", "noisy_towers", "other_towers"}
+    others = {"judge", "guide", "clean", "words", "towers", "noisy_towers", "other_towers"}
     assert {name for name in RECIPES if recipe(name).task != "denoiser"} == others
     assert Recipe("judge").name == "judge" and recipe("pocket", seed=4).name == "pocket"
 

@@ -17,7 +17,7 @@ from difflesson.digits import captions, checkpoints, sampling
 STORED = Path(__file__).with_name("shipped_answers.json")
 DENOISERS = ("denoiser", "pocket", "pocket_p02", "pocket_p10", "pocket_p50")
 TOWERS = ("towers", "noisy_towers", "other_towers")
-NAMES = (*DENOISERS, "guide", "judge", "words", *TOWERS)
+NAMES = (*DENOISERS, "guide", "judge", "clean", "words", *TOWERS)
 SENTENCES = [
     captions.number(f"a {text}") for text in ("zero", "bold two", "slim digit", "leaning four", "digit", "digit")
 ]
