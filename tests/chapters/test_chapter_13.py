@@ -378,6 +378,23 @@ def test_the_one_trial_on_digits():
     assert wrong[1] - wrong[0] > 2 * sum(wrong) ** 0.5  # of 1,000 each: more than chance
 
 
+def test_on_digits_eps_draws_worse_and_x0_draws_as_well_as_v_with_a_loss_in_v_two_hundred_times_as_large():
+    tried = {name: runs.log(f"run_{name}") for name in ("eps", "x0", "v")}
+    same = ("steps", "batch", "label_dropout", "images")
+    assert all([log[key] for key in same] == [tried["v"][key] for key in same] for log in tried.values())
+    seen = {name: log["stages"]["2000"]["digits"] for name, log in tried.items()}
+    right = {name: report["accuracy"] for name, report in seen.items()}
+    scatter = (0.93 * 0.07 / 1000) ** 0.5
+    assert abs(right["x0"] - right["v"]) < 2 * scatter and 0.3 < 1 - right["eps"] < 0.34
+    assert seen["x0"]["digit_fid"] < seen["v"]["digit_fid"] < 0.2 * seen["eps"]["digit_fid"]
+    means = {name: log["stages"]["2000"]["test_loss"]["0.99"]["told"] for name, log in tried.items()}
+    assert round(means["x0"]) == 25 and round(means["v"], 2) == 0.12
+    harm = {name: [log["told"][LOG_SNR.tolist().index(level)] for level in (-6.0, 10.0)] for name, log in tried.items()}
+    assert harm["eps"][0] / harm["v"][0] > 5 and harm["x0"][1] / harm["v"][1] > 100
+    assert harm["eps"][1] < harm["v"][1] and abs(harm["x0"][0] / harm["v"][0] - 1) < 0.01  # each fails at one end only
+    assert harm["x0"][1] / (1 + math.exp(10)) < 0.005 < 0.02 * harm["x0"][1]
+
+
 def test_a_network_may_err_and_stay_below_the_entropy():
     mixture, t = FOUR.mixture(), torch.tensor(0.5, dtype=F64)
     x, weights, label = information.labelled_nodes(mixture, SCHEDULE, t)
