@@ -10,9 +10,9 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from difflesson import guidance
+from difflesson import guidance, kernels
 from difflesson.denoiser import Prediction
-from difflesson.digits import checkpoints, data, recipes, tradeoff
+from difflesson.digits import checkpoints, data, recipes, sampling, tradeoff
 from difflesson.digits.witnesses import PIXEL_VARIANCE, agreement, scaled_slope, truthfulness
 from difflesson.schedule import cosine
 from tests.oracles.chapter_cells import names_of
@@ -206,3 +206,18 @@ def test_in_the_rows_every_classifier_that_did_not_steer_is_the_judge():
         if row["part"] == "steer":
             assert row["method"] in ("noisy", "clean", "through", "scaled")
             assert 0 <= row["doubt_judge"] <= 1 and row["network"] == "pocket"
+
+
+def test_in_few_steps_the_mean_shift_pays_about_half_of_the_push_and_what_it_owes_halves_with_the_step():
+    schedule, owed = checkpoints.load("pocket").network.schedule, {}
+    for steps in (16, 32, 64, 128):
+        times = sampling.digit_times(steps, schedule)
+        k = int((schedule.log_snr(times[:-1]) + 3).abs().argmin())
+        t, s = times[k], times[k + 1]
+        alpha_ts = schedule.alpha(t) / schedule.alpha(s)
+        beta = 1 - alpha_ts**2
+        owed[steps] = 1 - float(schedule.sigma(s) ** 2 / schedule.sigma(t) ** 2 * alpha_ts)  # beta cancels
+        variance = float(beta * schedule.sigma(s) ** 2 / schedule.sigma(t) ** 2)
+        assert float(kernels.posterior_variance(schedule, t, s)) == pytest.approx(variance, rel=1e-6)
+    assert 0.4 < owed[16] < 0.5
+    assert all(1.7 < owed[n] / owed[2 * n] < 2.1 for n in (16, 32, 64))
