@@ -5,8 +5,9 @@
     python benchmarks/digits_classifier.py --only witness     a part: witness, steer, control, large
 
 Each row is written when it is measured, so a run that was stopped goes on where it was; rows of one setting with other
-seeds are independent. `steer`, `control` and `large` have the seven numbers of tradeoff.NAMES, each with its standard
-error by the jackknife, and the *doubt* of three classifiers, the mean of 1 - p(label that was asked for). The settings:
+seeds are independent: two, and five along the scale of the noisy classifier. `steer`, `control` and `large` have the
+seven numbers of tradeoff.NAMES, each with its standard error by the jackknife, and the *doubt* of three classifiers,
+the mean of 1 - p(label that was asked for). The settings:
 
     method    noisy     the classifier of noisy images `guide`, at x_t
               clean     the classifier of clean images `clean`, at x_t as if it were clean
@@ -76,7 +77,8 @@ def points(seeds: int) -> list[Point]:
         rows += [Point("control", method, 4.0, seed=seed) for method in ("fixed", "fresh")]
         rows += [Point("control", "free", gamma, seed=seed) for gamma in (1.0, 2.0)]
         rows += [Point("large", "noisy", gamma, "denoiser", seed=seed) for gamma in (1.0, 4.0)]
-    return rows
+    more = range(seeds, 5 if seeds > 1 else 1)  # along the noisy classifier's scale: five thousand digits a point
+    return rows + [Point("steer", "noisy", gamma, seed=seed) for seed in more for gamma in methods["noisy"]]
 
 
 def gradient(method: str, network, label: torch.Tensor):
@@ -182,7 +184,7 @@ def main():
     options.add_argument("--only", default="", help="one part of the table")
     options.add_argument("--out", type=Path, default=None)
     options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--seeds", type=int, default=2)
     options.add_argument("--count", type=int, default=1000, help="digits a row")
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)

@@ -360,7 +360,7 @@ for k, level in enumerate(early):
         assert other_way["through"][k] > other_way["scaled"][k] > other_way["clean"][k] + 0.1
 assert max(told["clean"][:5]) < 0.1 and 0.6 < told["noisy"][at] < 0.9 and 0.35 < told["through"][at] < 0.6 and 0.15 < told["scaled"][at] < 0.4
 assert other_way["noisy"][at] > told["noisy"][at] + 0.03 and 0.3 < 1 - told["noisy"][at] ** 2 < 0.5 and 0.15 < 1 - other_way["noisy"][at] ** 2 < 0.4
-assert 0.65 < 1 - told["through"][at] ** 2 < 0.85 and 0.1 < lengths["scaled"][levels.index(-3.0)] / lengths["noisy"][levels.index(-3.0)] < 0.35
+assert 0.75 < 1 - told["through"][at] ** 2 < 0.85 and 0.1 < lengths["scaled"][levels.index(-3.0)] / lengths["noisy"][levels.index(-3.0)] < 0.35
 assert all(rho("large", "half", low) > rho("large", "half", high) for low, high in zip(levels[2:9], levels[3:10], strict=True))
 assert min(told["large"][: at + 1]) > 0.85 and all(lengths[n][levels.index(2.0)] > 4 * lengths["noisy"][levels.index(2.0)] for n in ("large", "half"))
 
@@ -391,7 +391,7 @@ shown
 # Log-SNR $-3$ is where the cross-entropy begins to fall fastest. Read the table there.
 #
 # * **clean** is too long, at most levels several times, *and* nearly at right angles to all others. (Far on the left its truthfulness cannot be told from 0.)
-# * **through** has a cosine of about a half, at several times the length: three quarters of the square of $g$ no scale mends, and it pulls three times too hard.
+# * **through** has a cosine of about a half, at several times the length: four fifths of the square of $g$ no scale mends, and it pulls three times too hard.
 # * **scaled** has a cosine of a quarter, at a quarter of the length: it hardly pulls.
 # * **noisy** has the right length and pulls about right. Still, two fifths of the square of $g$ (a quarter, by the second opinion) are such that no scale mends it. Its cross-entropy does not show that.
 # * The **differences** point best, at most as well as told here, until log-SNR $-2$. To the right they stay long where there is nothing left to say: that is where they spent too much, and there they are errors of a network (truthfulness falls, and the two agree ever less).
@@ -411,7 +411,7 @@ def line(name, row, pulled=""):
 
 steered = {(row["method"], row["gamma"]): row for row in tradeoff.pick(rows, part="steer")}
 controls = {(row["method"], row["gamma"]): row for row in tradeoff.pick(rows, part="control")}
-print(f"{'':24}pull   doubt: steers  judge         right       FID          ({steered['noisy', 4.0]['count']} digits a row)")
+print(f"{'':24}pull   doubt: steers  judge         right       FID          (digits a row: noisy {steered['noisy', 4.0]['count']:,}, others {steered['scaled', 32.0]['count']:,})")
 for (method, gamma), row in steered.items():
     print(line(f"{method}, gamma {gamma:g}", row, f"{gamma * pull[method]:.2f}"))
 for (method, gamma), row in controls.items():
@@ -474,10 +474,10 @@ for key, most in {("scaled", 16.0): 0.65, ("scaled", 32.0): 0.65, ("clean", 16.0
     assert own < most * min(first, second) and abs(first - second) < 0.8 * (min(first, second) - own)
 for key in (("noisy", 1.0), ("noisy", 2.0), ("noisy", 4.0)):
     (own, _), (first, _), (second, _) = doubts[key]
-    assert own > 0.5 * min(first, second)
+    assert 0.74 * max(first, second) < own < min(first, second)
 
 # %% [markdown]
-# Where `clean` steers, through a number for the derivative or by itself, it has less doubt than either bystander, and they are nearer to each other than to it. That gap is the adversarial example of the opening; a report by the classifier that steers would hide it. Where the noisy classifier steers no such gap is to be seen: it doubts about as much as those who look on. That is good news about classifiers that know noise, and no reason to let them judge: you only know because somebody else was asked.
+# Where `clean` steers, through a number for the derivative or by itself, it has less doubt than either bystander, and they are nearer to each other than to it. That gap is the adversarial example of the opening; a report by the classifier that steers would hide it. Where the noisy classifier steers the gap is small: at each scale it doubts less than both who look on, by a quarter at most. That is good news about classifiers that know noise, and no reason to let them judge: you only know because somebody else was asked.
 #
 # ## In practice
 #
@@ -593,7 +593,7 @@ exercises.check("14.4", best_of_two)
 # 2. The cosine of an estimate with the true slope, squared, is the share that some scale can reach (exact). Three estimates whose errors are unrelated tell each other's cosine with the truth (exact under that assumption; off by about a tenth for badly trained classifiers of our blobs).
 # 3. On our digits, at log-SNR $-3$: the noisy classifier has the right length and a cosine of seven to nine tenths; the clean one has a half through the guess, a quarter without backpropagation, next to none at the noisy picture.
 # 4. Right labels go with the pull $\gamma h_a$. The cosine is not what makes the FID: a random error that lowered it to 0.26 did far less harm than the error of a clean classifier.
-# 5. Do not ask the one who steers. Ask two who do not: where the clean classifier steered, it had less doubt than both; where the noisy one did, we saw no such gap.
+# 5. Do not ask the one who steers. Ask two who do not: where the clean classifier steered, it had less doubt than both; where the noisy one did, a little less.
 #
 # **Where it comes from.** Classifier guidance: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233), who trained their classifiers on noisy pictures and raised the scale above 1. The clean classifier at the guess: [Chung et al. (2023)](https://arxiv.org/abs/2209.14687), [Bansal et al. (2023)](https://arxiv.org/abs/2302.07121). That information grows with the mean square: [Guo, Shamai & Verdú (2005)](https://arxiv.org/abs/cs/0412108). Judging three by each other: [Stoffelen (1998)](https://doi.org/10.1029/97JC03180).
 #
@@ -724,10 +724,11 @@ gains = {}
 for level in levels:
     gains[level] = mean_of("cross_entropy", level) - mean_of("least", level)
     print(f"{level:7.0f}   {mean_of('temperature', level):11.2f}   {mean_of('cross_entropy', level):13.3f}   {gains[level]:.4f}")
-assert max(gains.values()) < 0.02 and all(0.85 < mean_of("temperature", level) < 1.2 for level in (-4.0, -3.0, -2.0))
+assert max(gains.values()) < 0.002 and all(0.95 < mean_of("temperature", level) < 1.05 for level in (-4.0, -3.0, -2.0))
+assert all(mean_of("temperature", level) < 0.9 for level in (1.0, 2.0, 3.0, 4.0))
 
 # %% [markdown]
-# Where most is decided it is close to 1, and nowhere would as much as two hundredths of a nat be gained. So what is missing in the direction of this classifier's slope is not a matter of one temperature a level. (Far on the noisy side the best temperature is large, for there it knows next to nothing, and what it says is too much; the gain is small since there is little to gain.)
+# Where most is decided it is close to 1, and nowhere would as much as two thousandths of a nat be gained. So what is missing in the direction of this classifier's slope is not a matter of one temperature a level. (At little noise the best temperature is well below 1: there the classifier is right more often than it says.)
 
 # %% [markdown]
 # ## Deeper: shift the mean, or change the guess?
