@@ -16,7 +16,7 @@
 #
 # **You need** chapter 00, Gaussians in several dimensions, Bayes' rule.
 #
-# *36 minutes to read, 19 more for Deeper, 15 seconds to run, on a laptop, without a GPU or a network connection.*
+# *32 minutes to read, 21 more for Deeper, 15 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -381,40 +381,6 @@ print(f"at t = {float(t):.2f} under both, guesses differ by {float(apart):.2f} o
 # %% [markdown]
 # So a time has no meaning without its schedule, $\lambda$ has. What a schedule chooses is where a sampler's steps, and a training's examples, lie along $\lambda$: between which ends, and how densely.
 #
-# ## What a classifier of noisy points should say
-#
-# The noise is the same for all labels, too: components keep theirs. So the class of a noisy point is a matter of adding up,
-#
-# $$ p_t(y \mid x) = \sum_{k \text{ of class } y} p_t(k \mid x), \label{eq-class-posterior} $$
-#
-# with the $p(k \mid x)$ of $\eqref{eq-mixture-score}$ for the noised mixture. Here the classes are the arcs. How sure may one be, and how sure is the classifier of clean points, asked about $x_t / \alpha_t$?
-
-# %%
-parts = data.weights * bells(x, noisy.means, noisy.covs)
-short = torch.tensor(data.labels) == 1
-by_hand = parts[:, short].sum(1) / parts.sum(1)
-torch.testing.assert_close(noisy.class_log_prob(x, label=1).exp(), by_hand)
-many, truth = noisy.sample(20_000, seeded(9))
-guessers = {"for noisy points": noisy.class_log_prob(many, 1), "for clean points": data.class_log_prob(many / alpha, 1)}
-said, right = {}, {}
-for name, log_p in guessers.items():
-    p = log_p.exp()
-    said[name] = float(torch.maximum(p, 1 - p).mean())
-    right[name] = float(((p > 0.5) == (truth == 1)).double().mean())
-    print(f"classifier {name}: mean confidence {said[name]:.3f}, right in {right[name]:.3f}")
-print(f"always the long arc: right in {float((truth == 0).double().mean()):.3f}")
-
-# %% tags=["remove-cell"]
-assert abs(said["for noisy points"] - right["for noisy points"]) < 0.01
-assert said["for clean points"] > 0.99 and right["for clean points"] < float((truth == 0).double().mean())
-
-# %% [markdown]
-# The exact one is on average as often right as it claims. At this noise level ($t = 0.45$) the clean one is nearly always certain, and right less often than one who always says "the long arc":
-# [chapter 06](06_bayes_decomposition.ipynb#pitfall-the-clean-classifier) and [chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb#what-a-noisy-classifier-should-say) show what comes of it.
-#
-# **What Part II takes from here.** Guidance adds $\nabla \log p_t(y \mid x)$, the slope of the logarithm of $\eqref{eq-class-posterior}$, to the score; by $\eqref{eq-tweedie}$ that is the same as moving the average. [Chapter 07](07_mean_shift.ipynb#the-exact-answer-tweedie-for-one-step) applies Tweedie to one step,
-# [chapter 11](11_classifier_free_guidance.ipynb#two-guesses-are-two-scores) to a network with and without the label.
-#
 # **What is exact, and what is not.** The numbered equations are exact, and so is the factor two. The least error is meant in the *square* (another error may have another best guess). Noised mixtures, Tweedie's formula and the clock need *Gaussian* noise. Not exact are: $\mathcal N(0, I)$ as the end of the noising, a sampler with finitely many steps, and a network's guess, which is only near the average.
 #
 # ## In practice
@@ -661,6 +627,7 @@ shown
 # $$ \hat x_0 = \sum_k \Big[ p_t(k \mid x)\, \big( m_k + \alpha_t C_k V_k^{-1} (x - \alpha_t m_k) \big) \Big], \qquad \hat\varepsilon = \sigma_t \sum_k \Big[ p_t(k \mid x)\, V_k^{-1} (x - \alpha_t m_k) \Big]. \label{eq-mixture-denoiser} $$
 
 # %%
+parts = data.weights * bells(x, noisy.means, noisy.covs)
 share = parts / parts.sum(1, keepdim=True)  # of each component, (200, 36)
 pulled = torch.linalg.solve(noisy.covs, (x[:, None] - noisy.means)[..., None])  # (200, 36, 2, 1)
 by_hand = data.means + alpha * (data.covs @ pulled)[..., 0]
@@ -701,7 +668,35 @@ for value in (6.0, 3.0, 0.0, -3.0, -6.0):
 #
 # ## Deeper: with a label
 #
-# *For those who go on to guidance. It adds the mixture of one class, and that it does not matter when you select it.*
+# *For those who go on to guidance. It adds what a classifier of noisy points should say, the mixture of one class, and that it does not matter when you select it.*
+#
+# The noise is the same for all labels, too: components keep theirs. So the class of a noisy point is a matter of adding up,
+#
+# $$ p_t(y \mid x) = \sum_{k \text{ of class } y} p_t(k \mid x), \label{eq-class-posterior} $$
+#
+# with the $p(k \mid x)$ of $\eqref{eq-mixture-score}$ for the noised mixture. Here the classes are the arcs. How sure may one be, and how sure is the classifier of clean points, asked about $x_t / \alpha_t$?
+
+# %%
+short = torch.tensor(data.labels) == 1
+by_hand = parts[:, short].sum(1) / parts.sum(1)
+torch.testing.assert_close(noisy.class_log_prob(x, label=1).exp(), by_hand)
+many, truth = noisy.sample(20_000, seeded(9))
+guessers = {"for noisy points": noisy.class_log_prob(many, 1), "for clean points": data.class_log_prob(many / alpha, 1)}
+said, right = {}, {}
+for name, log_p in guessers.items():
+    p = log_p.exp()
+    said[name] = float(torch.maximum(p, 1 - p).mean())
+    right[name] = float(((p > 0.5) == (truth == 1)).double().mean())
+    print(f"classifier {name}: mean confidence {said[name]:.3f}, right in {right[name]:.3f}")
+print(f"always the long arc: right in {float((truth == 0).double().mean()):.3f}")
+
+# %% tags=["remove-cell"]
+assert abs(said["for noisy points"] - right["for noisy points"]) < 0.01
+assert said["for clean points"] > 0.99 and right["for clean points"] < float((truth == 0).double().mean())
+
+# %% [markdown]
+# The exact one is on average as often right as it claims. At this noise level ($t = 0.45$) the clean one is nearly always certain, and right less often than one who always says "the long arc":
+# [chapter 06](06_bayes_decomposition.ipynb#pitfall-the-clean-classifier) and [chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb#what-a-noisy-classifier-should-say) show what comes of it.
 #
 # Keep the components of class $y$ and let their weights sum to one again:
 #
@@ -718,6 +713,8 @@ torch.testing.assert_close(select_first.log_prob(x), bayes)
 
 # %% [markdown]
 # Select, then noise, or noise, then select: the same. The last line is Bayes' rule with $\eqref{eq-class-posterior}$. Guidance will *sharpen* instead of select, and then the order matters ([chapter 08](08_gamma_normaliser.ipynb)).
+#
+# Guidance adds $\nabla \log p_t(y \mid x)$, the slope of the logarithm of $\eqref{eq-class-posterior}$, to the score; by $\eqref{eq-tweedie}$ that is the same as moving the average. [Chapter 07](07_mean_shift.ipynb#the-exact-answer-tweedie-for-one-step) applies Tweedie to one step.
 #
 # ## Deeper: in small steps, the perfect guess for a training set makes nothing new
 #
