@@ -341,7 +341,7 @@ torch.testing.assert_close(both.x0, data.denoiser(schedule)(x, t).x0)
 # %% [markdown]
 # So a network that guesses clean points has learned the score, though it never saw a density. Averages respect $x_t = \alpha_t x_0 + \sigma_t \varepsilon$, so the average noise $\hat\varepsilon$ follows
 # from the same number, and so does $\hat v = \alpha_t \hat\varepsilon - \sigma_t \hat x_0$, which many networks answer. By $\eqref{eq-tweedie}$ the score is $(\alpha_t \hat x_0 - x_t) / \sigma_t^2 = -\hat\varepsilon / \sigma_t$.
-# If $\alpha_t^2 + \sigma_t^2 = 1$, then $\hat x_0 = \alpha_t x_t - \sigma_t \hat v$, and $\hat\varepsilon$ comes from $\hat v$ in the same way (exercise 1.2)
+# If $\alpha_t^2 + \sigma_t^2 = 1$, then $\hat x_0 = \alpha_t x_t - \sigma_t \hat v$, and $\hat\varepsilon$ comes from $\hat v$ in the same way, as exercise 1.2 asks
 # ([chapter 00](00_start_here.ipynb#deeper-why-a-guess-of-the-noise-is-a-slope) has the four in one line, [chapter 11](11_classifier_free_guidance.ipynb#two-guesses-are-two-scores) the noise as a score).
 #
 # On paper, any one gives the others. On a computer, $\hat x_0 = (x_t - \sigma_t \hat\varepsilon) / \alpha_t$ divides by an $\alpha_t$ near 0 at much noise. At little noise $\hat\varepsilon = (x_t - \alpha_t \hat x_0) / \sigma_t$ divides by a $\sigma_t$ near 0. These two from $\hat v$ need no division; Deeper measures it.
