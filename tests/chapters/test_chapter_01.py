@@ -62,6 +62,9 @@ def test_uphill_hardly_knows_the_masses_and_through_noise_they_come_out():
         assert abs(through - (1 - mass)) < 4 * math.sqrt(mass * (1 - mass) / 1000)
         shares.append(direct)
     assert max(shares) - min(shares) < 0.03 and 0.3 < min(shares) < 0.5
+    long_pieces = [curves.two_arcs(mass) for mass in (0.9, 0.15)]
+    shares = [float(data.class_log_prob(uphill(data, starts, 200), 1).exp().mean()) for data in long_pieces]
+    assert max(shares) - min(shares) < 0.03 and 0.55 < min(shares) < max(shares) < 0.65
 
 
 def test_in_one_step_all_walks_end_on_one_spot_and_in_many_the_masses_come_out():
@@ -104,6 +107,10 @@ def test_clean_slopes_are_enormous_and_starts_have_no_data_nearby_but_noisy_data
 
 def test_the_arcs_are_thirty_six_gaussians_with_a_fifth_on_the_short_one():
     assert len(ARCS.weights) == 36 and abs(float(ARCS.class_weights()[1]) - 0.2) < 1e-12
+    for data, count, low, high in ((ARCS, 36, 3.5, 5), (curves.two_arcs(parts=120), 180, 1, 1.4)):
+        widths = torch.linalg.eigvalsh(data.covs).sqrt()
+        ratio = widths[:, 1] / widths[:, 0]  # of a round one: 1
+        assert len(ratio) == count and low < float(ratio.min()) and float(ratio.max()) < high
 
 
 def test_with_much_noise_the_average_knows_the_masses_with_little_the_curve():
@@ -295,6 +302,27 @@ def test_with_noise_that_is_not_gaussian_tweedie_fails():
     x = torch.tensor(0.2, dtype=F64)
     inside = weights * ((x - clean).abs() < width)
     assert abs(float((inside / inside.sum()) @ clean) - 0.2) > 0.05  # its density is flat there: no slope, no shift
+    bell = weights * torch.exp(-(x - clean).square() / 2 / 0.6**2)
+    assert abs(float(bell[0] / bell.sum() - inside[0] / inside.sum())) > 0.03  # the cloud by the clock's formula
+    density = inside.sum() / (2 * width), bell.sum() / 0.6 / math.sqrt(2 * math.pi)  # and the noised mixture's
+    assert abs(float(density[0] / density[1]) - 1) > 0.05
+
+
+def test_score_and_noise_follow_from_the_clean_guess_and_v_needs_squares_that_sum_to_one():
+    """Points with a closed form, noised without shrinking and with: the slope of their density by autograd."""
+    for alpha, sigma, works in ((0.8, 0.6, True), (1.0, 0.7, False)):
+        leaf = normal(20, 40).requires_grad_()
+        BLOBS.noised(alpha, sigma).log_prob(leaf).sum().backward()
+        x, score = leaf.detach(), leaf.grad
+        cloud = torch.cartesian_prod(*[torch.linspace(-6, 6, 401, dtype=F64)] * 2)
+        log_shares = BLOBS.log_prob(cloud) - torch.cdist(x, alpha * cloud).square() / 2 / sigma**2
+        x_0 = log_shares.softmax(1) @ cloud
+        eps = (x - alpha * x_0) / sigma
+        for made in ((alpha * x_0 - x) / sigma**2, -eps / sigma):
+            assert float((made - score).abs().max()) < 1e-6
+        v = alpha * eps - sigma * x_0
+        off = max(float((alpha * x - sigma * v - x_0).abs().max()), float((sigma * x + alpha * v - eps).abs().max()))
+        assert (off < 1e-12) == works
 
 
 @pytest.mark.parametrize("half", ["x0", "eps"])
