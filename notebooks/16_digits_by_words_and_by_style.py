@@ -421,7 +421,7 @@ assert found(towers, steered, mine) > found(other, steered, mine) + 0.08 and fou
 #
 # A sentence enters the denoiser as the sum of its words' vectors. With $c_k$ for the word that $c$ says of thing $k$ (or "unsaid", which has a vector as well),
 #
-# $$ e(c) = \sum_k W_{k, c_k}, \label{eq-sum-of-words} $$
+# $$ e(c) = W_{1, c_1} + W_{2, c_2} + W_{3, c_3} + W_{4, c_4}, \label{eq-sum-of-words} $$
 #
 # so there is a vector for words that no training sentence held together. For each digit one pair of words was kept out, with all training digits of which both are true: thin slanted sixes, bold slanted threes, and so on.
 
