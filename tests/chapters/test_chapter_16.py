@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from difflesson.denoiser import Prediction
-from difflesson.digits import captions, checkpoints, data, runs
+from difflesson import guidance, kernels
+from difflesson.denoiser import Prediction, network_denoiser
+from difflesson.digits import captions, checkpoints, data, metrics, runs, sampling, words
+from difflesson.samplers import draw
 from difflesson.schedule import vp_linear
 from tests.oracles.chapter_cells import names_of
 
@@ -31,6 +33,23 @@ def test_the_cells_width_is_the_packages_and_that_of_a_loop_over_pixels():
     for one, width in zip(np.pad(page.numpy(), ((0, 0), (1, 1), (1, 1))), found.tolist(), strict=True):
         slopes = [np.hypot(one[i + 1, j] - one[i, j], one[i, j + 1] - one[i, j]) for i in range(8) for j in range(7)]
         assert abs(width - 2 * one.sum() / sum(slopes)) < 1e-10
+
+
+def stroke(lean: float, width: float = 3.0, fine: int = 20) -> torch.Tensor:
+    """A straight stroke, 16 high and `width` wide across, each pixel the mean of fine x fine points; ink."""
+    axis = (torch.arange(28 * fine, dtype=F64) + 0.5) / fine - 14
+    v, u = -axis[:, None], axis[None, :]
+    inside = ((u - lean * v).abs() < width / 2 * np.sqrt(1 + lean**2)) & (v.abs() < 8)
+    return inside.double().view(28, fine, 28, fine).mean((1, 3))[None]
+
+
+@pytest.mark.parametrize("lean", [0.3, 0.5, 0.7])
+def test_the_width_of_a_stroke_that_leans_to_the_right_is_right_and_to_the_left_too_small(lean):
+    """Against area and outline of the parallelogram, in closed form."""
+    long = 16 * np.sqrt(1 + lean**2)
+    area, outline = 3 * long, 2 * long + 2 * 3 * np.sqrt(1 + lean**2)
+    right, left = (float(captions.stroke_width(stroke(sign * lean))) for sign in (1, -1))
+    assert abs(right / (2 * area / outline) - 1) < 0.03 and left / (2 * area / outline) < 0.97
 
 
 @pytest.mark.equation("eq-slant")
@@ -169,6 +188,65 @@ def test_clean_encoders_at_the_noisy_picture_reach_a_lower_cosine_than_every_oth
     assert all(
         reached < rows["scale", *key]["towers"] - 0.05 for key in (("cfg", 3.0), ("guess", 16.0), ("noisy", 16.0))
     )
+
+
+def test_the_guess_is_blurred_at_first_and_at_the_end_a_digit():
+    """Its slopes, summed, beside those of the digits that were noised."""
+    network = checkpoints.load("words").network
+    silent = network_denoiser(network, network.schedule, None, torch.bfloat16)
+    digits = captions.SIZES.expand(20, 4) - 1  # nothing said but the digit
+    digits = captions.numbers(torch.cat([torch.arange(20)[:, None] % 10, digits[:, 1:]], 1))
+    sheet = sampling.generate(network, digits, 1.5, seed=3, dtype=torch.bfloat16).clamp(-1, 1)
+    noise = torch.randn(sheet.shape, generator=torch.Generator().manual_seed(4))
+    times = sampling.digit_times(16, network.schedule)
+
+    def edge(images):
+        return float(sum(images.diff(dim=d).abs().sum() for d in (2, 3)))
+
+    def guess(t):
+        return silent(network.schedule.alpha(t) * sheet + network.schedule.sigma(t) * noise, t).x0
+
+    first, last = guess(times[0]), guess(times[-2])
+    assert edge(first) < 0.6 * edge(sheet) and abs(edge(last) / edge(sheet) - 1) < 0.1
+    judge = checkpoints.load("judge").network
+    seen = [metrics.judged(judge, images)[1].argmax(1) for images in (last, sheet)]
+    assert (seen[0] == seen[1]).double().mean() > 0.9
+
+
+def test_the_best_of_four_costs_as_many_passes_as_told_and_pushed():
+    """Pictures that go through the denoiser; the way back of a gradient counts twice."""
+    network, towers = (checkpoints.load(name).network for name in ("words", "towers"))
+    sentence, passes = torch.tensor([captions.number("a bold slanted four")]), []
+    hook = network.register_forward_hook(
+        lambda module, args, out: passes.append(len(out) * (3 if torch.is_grad_enabled() and out.requires_grad else 1))
+    )
+    try:
+        told = sampling.guided_denoiser(network, sentence, 2.0)
+        pushed = guidance.tilt(
+            told, guidance.gradient(words.guess_cosine(told, towers, sentence)), 4.0, network.schedule
+        )
+        costs = []
+        for denoiser in (told, pushed):
+            passes.clear()
+            draw(
+                kernels.ddpm(denoiser, network.schedule), torch.randn(1, 1, 28, 28),
+                sampling.digit_times(16, network.schedule), torch.Generator().manual_seed(1),
+            )  # fmt: skip
+            costs.append(sum(passes))
+    finally:
+        hook.remove()
+    assert 0.9 < costs[1] / (4 * costs[0]) < 1.1, costs
+
+
+def test_of_wrong_sentences_nine_of_ten_are_wrong_in_several_words():
+    """Of a true sentence, words drawn as often as they are true, all independent."""
+    generator = np.random.default_rng(5)
+    mine, other = (
+        np.column_stack([generator.integers(10, size=100_000), generator.choice(3, (100_000, 3), p=[0.3, 0.4, 0.3])])
+        for _ in range(2)
+    )
+    wrong = (mine != other).sum(1)
+    assert (wrong[wrong > 0] > 1).mean() > 0.9
 
 
 def test_told_and_pushed_obeys_more_than_either_at_every_scale():

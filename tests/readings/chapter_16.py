@@ -137,12 +137,12 @@ def best_similarity() -> Reading:
 
 @reads("eq-sum-of-words")
 def sum_of_words() -> Reading:
-    """The package's vector of one sentence; a row for each thing that may be said, from the table, by hand."""
+    """The package's vector of one sentence; the row for each thing that may be said, from the table, by hand."""
     torch.manual_seed(5)
     embedding = words.SentenceEmbedding(4).double().requires_grad_(False)
     sentence = torch.tensor([captions.number("a receding broad four")])
     rows = embedding.word.weight[torch.tensor([0 + 4, 11 + 5, 17 + 1, 23 + 4])]
-    return Reading({"e(c)": embedding(sentence), "W_{k, c_k}": rows, r"\sum_k": summed})
+    return Reading({"e(c)": embedding(sentence)} | {f"W_{{{k + 1}, c_{k + 1}}}": rows[[k]] for k in range(4)})
 
 
 @reads("eq-style-at-the-guess")
