@@ -752,7 +752,7 @@ for steps in (16, 32, 64):
 assert all(1.7 < (1 - share[n]) / (1 - share[2 * n]) < 2.1 for n in (16, 32)) and apart[16] > 1.4 * apart[32] > 2 * apart[64]
 
 # %% [markdown]
-# (The difference is a root mean square; from black to white it is 2.) With 16 steps, where most is decided, the shift pays little more than half of the push. What it does not pay falls by about half as the steps double, and the digits of the two ways come together. So a scale that was found with a mean shift in few steps is too large for the other way, and for more steps.
+# (The difference is a root mean square; from black to white it is two.) With 16 steps, where most is decided, the shift pays little more than half of the push. What it does not pay falls by about half as the steps double, and the digits of the two ways come together. So a scale that was found with a mean shift in few steps is too large for the other way, and for more steps.
 #
 # ## Deeper: a larger network to steer
 #
