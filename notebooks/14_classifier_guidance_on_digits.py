@@ -434,7 +434,7 @@ assert abs(0.26**-2 - 1 - 14) < 0.5 and controls["free", 1.0]["accuracy"] > stee
 # %% [markdown]
 # **Right** goes with the pull, whatever the direction: below a pull of a half fewer than three digits in five are right, above it more. That is why `scaled`, with a cosine of a quarter, is right as often as others once $\gamma$ is 32, and why the noisy classifier wants a scale above 1, as [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233) found. The exception is `clean`.
 #
-# The **FID** goes with something else. `scaled` at its best pull is right, and far from real digits; the noisy classifier is near them. Is it the direction? The order of the four almost suggests it. So try to refute it. Take the noisy classifier at $\gamma = 4$, and add a random error to each slope, so long that the cosine with what was there falls to 0.26, that of `scaled`. The square of the error is then 14 times that of the slope, and the pull stays what it was.
+# The **FID** goes with something else. `scaled` at its best pull is right, and far from real digits; the noisy classifier is near them. Is it the direction? The order of the four almost suggests it. So try to refute it. Take the noisy classifier at $\gamma = 4$, and add a random error to each slope, so long that the cosine with what was there falls to about a quarter, that of `scaled`. The square of the error is then 14 times that of the slope, and the pull stays what it was.
 
 # %%
 for kind, row in {"noisy": steered["noisy", 4.0], "error, new in each step": controls["fresh", 4.0], "error, the same in all": controls["fixed", 4.0], "scaled, gamma 32": steered["scaled", 32.0]}.items():
@@ -446,7 +446,7 @@ assert nearest < 0.1
 # %% [markdown]
 # **A slope that is nearly all random error still steers well**, even where the error is the same in all sixteen steps. It costs something, far less than what is wrong with `scaled` at the same cosine. (At this size; a longer one must do more harm.) So truthfulness says what no scale can mend, and *not* how much harm the rest does. A random error has nothing to do with the picture; it looks like noise, and removing noise is what the denoiser is for. What `scaled` and `clean` add depends on the picture, and goes wherever a classifier that never saw noise is fooled. (That last sentence is our reading. What the control shows is that the cosine is not the cause.)
 #
-# Nor is the best scale that of least squares. By $\eqref{eq-what-no-scale-mends}$, `through` comes nearest to $g$ at $\gamma = \rho_a^2 / h_a$, below 0.1; at 0.1 it is right less than half the time.
+# Nor is the best scale that of least squares. By $\eqref{eq-what-no-scale-mends}$, `through` comes nearest to $g$ at $\gamma = \rho_a^2 / h_a$, below a tenth; at a tenth it is right less than half the time.
 #
 # ## Pitfall: ask the one who steers
 #
@@ -488,7 +488,7 @@ for key in (("noisy", 1.0), ("noisy", 2.0), ("noisy", 4.0)):
 # | have labelled data and a network without labels | train a classifier on *noisy* data at all noise levels, and ask it at $x_t$ | right length, the best direction of the four, by far the least FID |
 # | have only a classifier of clean pictures | ask it about the denoiser's guess, through the denoiser | it pulls without a large scale; its FID stayed far above the noisy one's |
 # | cannot afford that backward pass | one number for the derivative, and a large scale; look at the distance as well | the labels came, the FID stayed high; asked at the noisy picture, `clean` gave scribbles |
-# | look for the scale | begin where $\gamma h_a$ is between 1 and 4 at the level where the cross-entropy falls fastest | right labels went with that number, but for `clean` |
+# | look for the scale | begin where $\gamma h_a$ is between one and four at the level where the cross-entropy falls fastest | right labels went with that number, but for `clean` |
 # | train the classifier yourself | compare half the mean square of $\sigma_t g$ with the fall of its cross-entropy, level by level | a slope that spends more than is there to learn is not the true one |
 # | report results | ask a classifier that never steered, better two, and a distance | who steers may doubt less than all others, and a large scale convinces the judge, too |
 #
@@ -592,7 +592,7 @@ exercises.check("14.4", best_of_two)
 # 1. The best possible cross-entropy falls by half the mean square of $\sigma_t g$ for each unit of log-SNR (exact). So a classifier's log says how long its slope should be, and $\log 10 = 2.30$ nats is all that ten equally frequent labels have to give.
 # 2. The cosine of an estimate with the true slope, squared, is the share that some scale can reach (exact). Three estimates whose errors are unrelated tell each other's cosine with the truth (exact under that assumption; off by about a tenth for badly trained classifiers of our blobs).
 # 3. On our digits, at log-SNR $-3$: the noisy classifier has the right length and a cosine of seven to nine tenths; the clean one has a half through the guess, a quarter without backpropagation, next to none at the noisy picture.
-# 4. Right labels go with the pull $\gamma h_a$. The cosine is not what makes the FID: a random error that lowered it to 0.26 did far less harm than the error of a clean classifier.
+# 4. Right labels go with the pull $\gamma h_a$. The cosine is not what makes the FID: a random error that lowered it to about a quarter did far less harm than the error of a clean classifier.
 # 5. Do not ask the one who steers. Ask two who do not: where the clean classifier steered, it had less doubt than both; where the noisy one did, a little less.
 #
 # **Where it comes from.** Classifier guidance: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233), who trained their classifiers on noisy pictures and raised the scale above 1. The clean classifier at the guess: [Chung et al. (2023)](https://arxiv.org/abs/2209.14687), [Bansal et al. (2023)](https://arxiv.org/abs/2302.07121). That information grows with the mean square: [Guo, Shamai & Verdú (2005)](https://arxiv.org/abs/cs/0412108). Judging three by each other: [Stoffelen (1998)](https://doi.org/10.1029/97JC03180).
@@ -680,7 +680,7 @@ print(f"two true samples: {wasserstein(class_1.sample(300, seeded(15))[0], targe
 assert round(0.5**2 / 8, 2) == 0.03 and fallen["DDIM", 8] > 1.8 * fallen["DDIM", 0] and fallen["DDPM", 8] < 1.35 * fallen["DDPM", 0]
 
 # %% [markdown]
-# The noiseless sampler is thrown far off by a ripple that costs at most $0.5^2 / 8 = 0.03$ nats; the noisy one hardly notices. (A noisy sampler is drawn to the density whose slope it follows, at each level, and that is off by the ripple's height only.) One frequency and one mixture, so no law; but if your classifier is rough, draw with noise.
+# The noiseless sampler is thrown far off by a ripple that costs at most $0.5^2 / 8$ nats; the noisy one hardly notices. (A noisy sampler is drawn to the density whose slope it follows, at each level, and that is off by the ripple's height only.) One frequency and one mixture, so no law; but if your classifier is rough, draw with noise.
 #
 # ## Deeper: what shared errors do
 #
