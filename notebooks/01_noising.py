@@ -171,6 +171,8 @@ digit = sampling.generate(network, torch.tensor([3, 5, 8]), 1.0, seed=3, sampler
 pixels = torch.randn(digit.shape, generator=seeded(3))
 one, push = torch.tensor([[1.24, -0.12]]).double(), torch.tensor([[-1.02, 0.99]]).double()
 spine = [data.means[torch.tensor(data.labels) == y] for y in (0, 1)]
+
+# %% tags=["hide-input"]
 edges, plausible = [], []
 with plotting.style():
     figure, axes = plotting.plt.subplots(2, 5, figsize=(9.2, 3.5), height_ratios=(1.9, 1))

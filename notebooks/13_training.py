@@ -305,6 +305,8 @@ axis, rate = (torch.tensor(digits[name]).double() for name in ("log_snr", "dista
 guide = math.log(10) - torch.tensor(runs.log("guide")["guide_cross_entropy"]).double()
 before_it, beyond_it = (running(rate, axis)[axis == level] for level in (-2, -1))
 assert before_it < math.log(10) < beyond_it
+
+# %% tags=["hide-input"]
 with plotting.style():
     figure, (left, right) = plotting.plt.subplots(1, 2, figsize=(8.6, 3.3))
     left.plot(log_snr, running(rates, log_snr), "--", color=plotting.COLOURS["truth"])
