@@ -1,4 +1,4 @@
-"""Training the digit networks: one loop for the denoiser, the judge and the guide.
+"""Training the digit networks: one loop for every task.
 
 All randomness of step k is drawn from generators seeded by (seed, k), and the training state is saved atomically:
 a run killed at any moment and started again (on the same hardware, with as many processes and in the same precision)
@@ -18,14 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from difflesson import __version__
 from difflesson.digits import ancestors, checkpoints, data, lessons, recipes, states
 from difflesson.digits.recipes import Recipe
-from difflesson.losses import denoising_loss, times_and_noise
 
 
 def step_generator(seed: int, step: int, stream: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -59,28 +57,6 @@ def build(recipe: Recipe) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         return recipe.blueprint.build()
-
-
-def denoiser_loss(
-    network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int, teacher=None
-) -> Tensor:
-    """`losses.denoising_loss`, as the recipe has it."""
-    return denoising_loss(
-        network, recipe.noise, x0, label, recipe.label_dropout, generator, null, prediction=recipe.prediction,
-        weighting=recipe.weighting, teacher=teacher, only_hidden=recipe.teacher == "itself",
-    )  # fmt: skip
-
-
-def classifier_loss(
-    network, x0: Tensor, label: Tensor, recipe: Recipe, generator: torch.Generator, null: int
-) -> Tensor:
-    """Cross-entropy: on shifted clean images for the judge, at stratified noise levels for the guide."""
-    if recipe.task == "judge":
-        by = torch.randint(-recipe.shift, recipe.shift + 1, (2,), generator=generator, device=x0.device).tolist()
-        return functional.cross_entropy(network(x0.roll(by, dims=(2, 3))).float(), label)
-    t, eps = times_and_noise(x0, generator)
-    noisy, log_snr = recipe.noise.add_noise(x0, eps, t), recipe.noise.log_snr(t)
-    return functional.cross_entropy(network(noisy, log_snr).float(), label)
 
 
 def start_accelerator(recipe: Recipe, device: str | None, precision: str | None):
@@ -218,12 +194,9 @@ def _take_step(recipe, step, accelerator, model, network, optimizer, images, lab
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(recipe, step)
     generator = step_generator(recipe.seed, step, 2 + accelerator.process_index, accelerator.device)
-    given = model, images, labels, recipe, generator, network.classes
+    given = (model, images, labels, recipe, generator, network.classes) + ((teacher,) if teacher else ())
     with accelerator.autocast():
-        if recipe.task in recipes.OF_SENTENCES:
-            loss = lessons.sentence_loss(*given)
-        else:
-            loss = denoiser_loss(*given, teacher) if recipe.task == "denoiser" else classifier_loss(*given)
+        loss = lessons.LOSSES[recipe.task](*given)
     optimizer.zero_grad()
     accelerator.backward(loss)
     accelerator.clip_grad_norm_(network.parameters(), 1.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from difflesson.digits import ancestors, checkpoints, data, training
+from difflesson.digits import ancestors, checkpoints, data, lessons, training
 from difflesson.digits.recipes import Recipe, recipe
 from difflesson.digits.training import batch_indices, step_generator
 
@@ -115,12 +115,12 @@ def test_each_row_learns_from_its_own_teacher(folder, monkeypatch, way):
     """
     made, seen = tiny(**way, steps=2, learning_rate=1e-12), []
 
-    def keep(*arguments, original=training.denoiser_loss):
+    def keep(*arguments, original=lessons.denoiser_loss):
         loss = original(*arguments)
         seen.append(float(loss.detach()))
         return loss
 
-    monkeypatch.setattr(training, "denoiser_loss", keep)
+    monkeypatch.setitem(lessons.LOSSES, "denoiser", keep)
     run(folder, made)
     there = checkpoints.load(folder / "old.safetensors").network
     network = there if made.start else training.build(made)
@@ -133,11 +133,11 @@ def test_each_row_learns_from_its_own_teacher(folder, monkeypatch, way):
 def test_a_run_taught_by_itself_asks_the_running_average_of_its_weights(folder, monkeypatch):
     asked = []
 
-    def keep(*arguments, original=training.denoiser_loss):
+    def keep(*arguments, original=lessons.denoiser_loss):
         asked.append((arguments[-1], arguments[0]))
         return original(*arguments)
 
-    monkeypatch.setattr(training, "denoiser_loss", keep)
+    monkeypatch.setitem(lessons.LOSSES, "denoiser", keep)
     path = run(folder, tiny(teacher="itself", ema_decay=0.5))
     (average, network), *rest = asked
     assert all(teacher is average for teacher, _ in rest) and average is not network
@@ -149,11 +149,11 @@ def test_a_run_taught_by_itself_asks_the_running_average_of_its_weights(folder, 
 def test_a_teacher_learns_nothing(folder, monkeypatch):
     teachers = []
 
-    def keep(*arguments, original=training.denoiser_loss):
+    def keep(*arguments, original=lessons.denoiser_loss):
         teachers.append(arguments[-1])
         return original(*arguments)
 
-    monkeypatch.setattr(training, "denoiser_loss", keep)
+    monkeypatch.setitem(lessons.LOSSES, "denoiser", keep)
     run(folder, tiny(teacher="old", steps=3))
     kept = checkpoints.load(folder / "old.safetensors").network.state_dict()
     assert all(torch.equal(weight, kept[name]) for name, weight in teachers[-1].state_dict().items())

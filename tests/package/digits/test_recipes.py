@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from difflesson.digits import checkpoints, sampling, training
-from difflesson.digits.recipes import RECIPES, Recipe, recipe
+from difflesson.digits import checkpoints, lessons, sampling, training
+from difflesson.digits.recipes import RECIPES, TASKS, Recipe, recipe
 
 SMALL = {"data": "embedded", "batch": 16, "warmup": 2, "arguments": (("widths", (8, 16)), ("embedding", 16))}
 
@@ -59,9 +59,13 @@ def test_a_network_that_predicts_something_else_than_v_is_trained_saved_and_samp
 
 def test_the_loss_of_training_is_that_of_the_recipes_prediction_and_weighting(monkeypatch):
     seen = {}
-    monkeypatch.setattr(training, "denoising_loss", lambda *_, **options: seen.update(options))
+    monkeypatch.setattr(lessons, "denoising_loss", lambda *_, **options: seen.update(options))
     made = recipe("denoiser", prediction="x0", weighting="min_snr", teacher="pocket")
-    training.denoiser_loss(None, None, None, made, None, 10, "the teacher")
+    lessons.denoiser_loss(None, None, None, made, None, 10, "the teacher")
     assert seen == {"prediction": "x0", "weighting": "min_snr", "teacher": "the teacher", "only_hidden": False}
-    training.denoiser_loss(None, None, None, recipe("denoiser", teacher="itself"), None, 10, "itself")
+    lessons.denoiser_loss(None, None, None, recipe("denoiser", teacher="itself"), None, 10, "itself")
     assert seen["only_hidden"] and (seen["prediction"], seen["weighting"]) == ("v", "plain")
+
+
+def test_every_task_has_a_network_and_a_loss():
+    assert lessons.LOSSES.keys() == TASKS.keys()

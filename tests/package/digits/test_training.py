@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import difflesson
-from difflesson.digits import checkpoints, data, training
+from difflesson.digits import checkpoints, data, lessons, training
 from difflesson.digits.recipes import Recipe, recipe
 from difflesson.digits.training import batch_indices, learning_rate, step_generator, train
 
@@ -195,11 +195,11 @@ def broken_from(monkeypatch, step: int, value: float) -> None:
     """Let the loss be NaN or infinite from this step on, counted from 1."""
     calls = []
 
-    def loss(*arguments, original=training.denoiser_loss):
+    def loss(*arguments, original=lessons.denoiser_loss):
         calls.append(None)
         return original(*arguments) * (value if len(calls) >= step else 1)
 
-    monkeypatch.setattr(training, "denoiser_loss", loss)
+    monkeypatch.setitem(lessons.LOSSES, "denoiser", loss)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -305,10 +305,10 @@ def test_three_steps_are_those_of_adam_with_clipped_gradients_by_hand(tmp_path, 
     made = tiny(steps=3, warmup=0, learning_rate=0.02, weight_decay=0.1, ema_decay=0.0)
     scale = 50.0  # a loss so large that its gradients are clipped
 
-    def louder(*arguments, original=training.denoiser_loss):
+    def louder(*arguments, original=lessons.denoiser_loss):
         return scale * original(*arguments)
 
-    monkeypatch.setattr(training, "denoiser_loss", louder)
+    monkeypatch.setitem(lessons.LOSSES, "denoiser", louder)
     network, digits = training.build(made), data.load("embedded", "train")
     images, lengths = data.to_unit(digits.images), []
     first = [torch.zeros_like(p) for p in network.parameters()]
@@ -410,7 +410,7 @@ def test_the_denoiser_that_knows_the_picture_has_no_loss():
 
     label = torch.zeros(256, dtype=torch.long)
     for rule, low, high in ((oracle, 0, 1e-4), (wrong, 1, 10)):
-        loss = training.denoiser_loss(
+        loss = lessons.denoiser_loss(
             Recorder(rule), c.expand(256, 1, 8, 8), label, tiny(), step_generator(0, 0, 2), null=10
         )
         assert low <= float(loss) < high
@@ -421,7 +421,7 @@ def test_the_denoiser_loss_is_the_mean_square_error_of_v():
     """Recomputed from what the network saw: eps from x_t and x_0, alpha and sigma from the log-SNR."""
     x0, network = images(64), Recorder(lambda x, log_snr, label: 0.3 * x + 0.1)
     generator = step_generator(5, 0, 2)
-    loss = training.denoiser_loss(network, x0, torch.zeros(64, dtype=torch.long), tiny(), generator, null=10)
+    loss = lessons.denoiser_loss(network, x0, torch.zeros(64, dtype=torch.long), tiny(), generator, null=10)
     x, log_snr, _ = network.calls[0]
     alpha, sigma = levels(log_snr, x)
     eps = (x - alpha * x0) / sigma
@@ -434,8 +434,8 @@ def test_the_times_of_a_batch_are_stratified_over_the_whole_schedule():
     """Sorted, the times of a batch are exactly 1 / batch apart; over the steps they are uniform."""
     classes = Recorder(lambda x, *_: x.new_zeros(len(x), 10))
     for task, loss_of, network in (
-        ("denoiser", training.denoiser_loss, Recorder()),
-        ("guide", training.classifier_loss, classes),
+        ("denoiser", lessons.denoiser_loss, Recorder()),
+        ("guide", lessons.guide_loss, classes),
     ):
         first = []
         for step in range(200):
@@ -455,7 +455,7 @@ def test_the_times_of_a_batch_are_stratified_over_the_whole_schedule():
 def test_the_schedule_of_the_recipe_is_the_one_trained_under(task):
     """The log-SNR that the network is told, inverted by the schedule's own formula, gives stratified times."""
     made = tiny(task, schedule="vp_linear", schedule_arguments=(("beta_max", 15.0),))
-    loss_of = training.denoiser_loss if task == "denoiser" else training.classifier_loss
+    loss_of = lessons.LOSSES[task]
     network = Recorder((lambda x, *_: x) if task == "denoiser" else (lambda x, *_: x.new_zeros(len(x), 10)))
     loss_of(network, images(8), torch.zeros(8, dtype=torch.long), made, step_generator(0, 0, 2), null=10)
     b = torch.nn.functional.softplus(-network.calls[0][1].double())  # the integral of beta = 0.1 + t (15 - 0.1)
@@ -483,7 +483,7 @@ def test_a_checkpoint_says_what_the_network_was_trained_for(tmp_path):
 def test_label_dropout_hides_its_share_of_the_labels_and_changes_no_other(dropout):
     made, network, label = tiny(label_dropout=dropout), Recorder(), torch.arange(500) % 10
     for step in range(40):
-        training.denoiser_loss(network, images(500), label, made, step_generator(0, step, 2), null=10)
+        lessons.denoiser_loss(network, images(500), label, made, step_generator(0, step, 2), null=10)
     seen = torch.stack([call[2] for call in network.calls])  # (40, 500)
     hidden = seen == 10
     assert torch.equal(seen[~hidden], label.expand(40, 500)[~hidden])
@@ -499,7 +499,7 @@ def test_the_guide_is_trained_on_noisy_images_and_told_their_noise_level():
         return torch.stack([(k + 1) * x.mean(dim=(1, 2, 3)) for k in range(10)], dim=1)
 
     network = Recorder(rule)
-    loss = training.classifier_loss(network, x0, label, tiny("guide"), step_generator(0, 0, 2), null=10)
+    loss = lessons.guide_loss(network, x0, label, tiny("guide"), step_generator(0, 0, 2), null=10)
     x, log_snr, _ = network.calls[0]
     alpha, sigma = levels(log_snr, x)
     eps = (x - alpha * x0) / sigma
@@ -517,7 +517,7 @@ def test_the_judge_is_trained_on_clean_images_shifted_by_whole_pixels():
     network, seen = Recorder(rule), set()
     for step in range(150):
         made, generator = tiny("judge", shift=1), step_generator(0, step, 2)
-        loss = training.classifier_loss(network, x0, label, made, generator, null=10)
+        loss = lessons.judge_loss(network, x0, label, made, generator, null=10)
         x, log_snr, _ = network.calls[-1]
         assert log_snr is None
         shifts = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if torch.equal(x, x0.roll((i, j), (2, 3)))]
@@ -526,7 +526,7 @@ def test_the_judge_is_trained_on_clean_images_shifted_by_whole_pixels():
         assert abs(float(loss) + float(log_prob.mean())) < 1e-6
         seen.add(shifts[0])
     assert len(seen) == 9
-    training.classifier_loss(network, x0, label, tiny("judge", shift=0), step_generator(0, 0, 2), 10)
+    lessons.judge_loss(network, x0, label, tiny("judge", shift=0), step_generator(0, 0, 2), 10)
     assert torch.equal(network.calls[-1][0], x0)
 
 
@@ -636,7 +636,7 @@ WORKER = """
 import json, sys
 from dataclasses import replace
 from pathlib import Path
-from difflesson.digits import recipes, training
+from difflesson.digits import lessons, recipes, training
 
 folder, rank, seeds = Path(sys.argv[1]), sys.argv[2], []
 made = recipes.recipe(
@@ -664,11 +664,11 @@ try:
 except ValueError as error:
     (folder / f"error-{rank}").write_text(str(error))
 
-def watched(network, x0, label, made, generator, *rest, original=training.denoiser_loss):
+def watched(network, x0, label, made, generator, *rest, original=lessons.denoiser_loss):
     seeds.append([len(x0), generator.initial_seed()])
     return original(network, x0, label, made, generator, *rest)
 
-training.denoiser_loss = watched
+lessons.LOSSES["denoiser"] = watched
 run("denoiser", replace(made, task="denoiser", name="denoiser", steps=4, teacher="itself", label_dropout=0.5))
 (folder / f"seeds-{rank}").write_text(json.dumps(seeds))
 """
