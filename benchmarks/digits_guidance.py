@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from difflesson import guidance
-from difflesson.digits import checkpoints, data, diversity, metrics, tradeoff
+from difflesson.digits import checkpoints, data, diversity, metrics, runs, tradeoff
 from difflesson.digits.sampling import SAMPLERS, digit_times, guided_denoiser
 from difflesson.samplers import draw
 from difflesson.steps import Gaussian
@@ -154,7 +154,7 @@ def main():
 
 def rows_of(out: Path) -> list[dict]:
     """What has been measured."""
-    return tradeoff.load_rows(out) if out.exists() else []
+    return runs.rows(out) if out.exists() else []
 
 
 if __name__ == "__main__":

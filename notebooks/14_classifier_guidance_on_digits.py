@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from difflesson import exercises, guidance, kernels, plane, plotting
 from difflesson.denoiser import network_denoiser
-from difflesson.digits import checkpoints, metrics, sampling, tradeoff
+from difflesson.digits import checkpoints, metrics, runs, sampling
 from difflesson.digits.witnesses import (
     PIXEL_VARIANCE,
     agreement,
@@ -187,24 +187,17 @@ torch.testing.assert_close(scaled_slope(untold, clean_verdict(clean, 7), schedul
 # Asking many digits takes longer than a page may, so `benchmarks/digits_classifier.py` did it: test digits of MNIST with noise, each asked for its own label. Its rows ship. Here is what each spends, in nats (between two levels the square is taken to be exponential in $\lambda$).
 
 # %% tags=["hide-input"]
-rows = [row for row in tradeoff.load_rows("classifier")]
-witness_rows = [row for row in rows if row["part"] == "witness"]
-levels = sorted({row["log_snr"] for row in witness_rows})
+rows = runs.rows("classifier")
+asked = {row["log_snr"]: row for row in sorted(runs.pick(rows, part="witness"), key=lambda row: row["log_snr"])}
+levels = list(asked)
 FIELDS = ("noisy", "clean", "through", "scaled", "large", "half")
 
-
-def mean_of(name, level):
-    """Of a number in the witness rows, over the seeds."""
-    found = [row[name] for row in witness_rows if row["log_snr"] == level]
-    return sum(found) / len(found)
-
-
 grid = torch.tensor(levels).double()
-lengths = {name: torch.tensor([mean_of(f"length_{name}", level) for level in levels]).double() for name in FIELDS}
+lengths = {name: torch.tensor([asked[level][f"length_{name}"] for level in levels]).double() for name in FIELDS}
 squares = {name: length.square() / 2 for name, length in lengths.items()}
 spent = {name: float(((u[1:] - u[:-1]) / (u[1:] / u[:-1]).log() * (grid[1:] - grid[:-1])).sum()) for name, u in squares.items()}
-losses = torch.tensor([mean_of("cross_entropy", level) for level in levels]).double()
-print(f"the budget: log 10 = {math.log(10):.2f} nats; {sum(row['count'] for row in witness_rows) // len(levels)} digits at each of {len(levels)} noise levels")
+losses = torch.tensor([asked[level]["cross_entropy"] for level in levels]).double()
+print(f"the budget: log 10 = {math.log(10):.2f} nats; {asked[0.0]['count']} digits at each of {len(levels)} noise levels")
 for name in FIELDS:
     print(f"{name:>8} spends {spent[name]:8.2f} nats")
 print(f"   guide's cross-entropy falls by {float(losses[0] - losses[-1]):.2f} nats")
@@ -326,7 +319,7 @@ assert max(control[300, k][0] for k in range(3)) < 0.08 and min(control[300, k][
 def rho(a, b, level):
     """The agreement of two estimates in the shipped rows."""
     a, b = sorted((a, b), key=FIELDS.index)
-    return mean_of(f"{a}~{b}", level)
+    return asked[level][f"{a}~{b}"]
 
 
 def told_by(a, b, c, level):
@@ -409,8 +402,8 @@ def line(name, row, pulled=""):
     return f"{name:>22} {pulled:>5}   {cells}   {row['accuracy']:.2f}±{row['accuracy_error']:.2f}   {row['digit_fid']:.2f}±{row['digit_fid_error']:.2f}"
 
 
-steered = {(row["method"], row["gamma"]): row for row in tradeoff.pick(rows, part="steer")}
-controls = {(row["method"], row["gamma"]): row for row in tradeoff.pick(rows, part="control")}
+steered = {(row["method"], row["gamma"]): row for row in runs.pick(rows, part="steer")}
+controls = {(row["method"], row["gamma"]): row for row in runs.pick(rows, part="control")}
 print(f"{'':24}pull   doubt: steers  judge         right       FID          (digits a row: noisy {steered['noisy', 4.0]['count']:,}, others {steered['scaled', 32.0]['count']:,})")
 for (method, gamma), row in steered.items():
     print(line(f"{method}, gamma {gamma:g}", row, f"{gamma * pull[method]:.2f}"))
@@ -722,10 +715,10 @@ assert abs(one_of_three(a, b, c) - expected[0]) < 0.03 and abs(one_of_three(b, a
 print("log-SNR   temperature   cross-entropy   gain")
 gains = {}
 for level in levels:
-    gains[level] = mean_of("cross_entropy", level) - mean_of("least", level)
-    print(f"{level:7.0f}   {mean_of('temperature', level):11.2f}   {mean_of('cross_entropy', level):13.3f}   {gains[level]:.4f}")
-assert max(gains.values()) < 0.002 and all(0.95 < mean_of("temperature", level) < 1.05 for level in (-4.0, -3.0, -2.0))
-assert all(mean_of("temperature", level) < 0.9 for level in (1.0, 2.0, 3.0, 4.0))
+    gains[level] = asked[level]["cross_entropy"] - asked[level]["least"]
+    print(f"{level:7.0f}   {asked[level]['temperature']:11.2f}   {asked[level]['cross_entropy']:13.3f}   {gains[level]:.4f}")
+assert max(gains.values()) < 0.002 and all(0.95 < asked[level]["temperature"] < 1.05 for level in (-4.0, -3.0, -2.0))
+assert all(asked[level]["temperature"] < 0.9 for level in (1.0, 2.0, 3.0, 4.0))
 
 # %% [markdown]
 # Where most is decided it is close to 1, and nowhere would as much as two thousandths of a nat be gained. So what is missing in the direction of this classifier's slope is not a matter of one temperature a level. (At little noise the best temperature is well below 1: there the classifier is right more often than it says.)
@@ -759,7 +752,7 @@ assert all(1.7 < (1 - share[n]) / (1 - share[2 * n]) < 2.1 for n in (16, 32)) an
 # *For you if you think that the pocket network is to blame. It adds the same classifier on the large one.*
 
 # %% tags=["hide-input"]
-bigger = {row["gamma"]: row for row in tradeoff.pick(rows, part="large")}
+bigger = {row["gamma"]: row for row in runs.pick(rows, part="large")}
 print(f"{'':24}       doubt: steers  judge         right       FID")
 for gamma, row in bigger.items():
     print(line(f"large, gamma {gamma:g}", row))

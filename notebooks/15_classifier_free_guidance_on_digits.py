@@ -19,7 +19,7 @@ import torch
 
 from difflesson import exercises, guidance, kernels, path, plotting
 from difflesson.denoiser import Pair
-from difflesson.digits import checkpoints, diversity, metrics, sampling, tradeoff
+from difflesson.digits import checkpoints, diversity, metrics, runs, sampling, tradeoff
 from difflesson.digits.diversity import RealFeatures
 from difflesson.digits.metrics import Statistics
 from difflesson.mixture import GaussianMixture
@@ -168,9 +168,9 @@ assert features.shape[1] == 128
 # Two more numbers stand in the table, both explained below. The *Inception Score* (IS) is large if the judge is sure of each picture and gives all classes equally often. The *Fréchet distance* (FID) compares mean and covariance of the features with those of all 10,000 test digits; small is good.
 
 # %%
-rows = tradeoff.load_rows()
-(real_row,) = tradeoff.pick(rows, part="real")
-along = tradeoff.pick(rows, part="scale")
+rows = runs.rows("guidance")
+(real_row,) = runs.pick(rows, part="real")
+along = runs.pick(rows, part="scale")
 at = {row["gamma"]: row for row in along}
 
 # %% tags=["hide-input"]
@@ -238,7 +238,7 @@ features, log_probs = metrics.judged(judge, fresh)
 (real, _), (reference, _) = diversity.load_features(), metrics.load_reference()
 values, errors = tradeoff.measures(features, log_probs, labels, real, reference)
 again = dict(zip(tradeoff.NAMES, zip(values.tolist(), errors.tolist(), strict=True), strict=True))
-(shipped,) = tradeoff.pick(rows, part="scale", gamma=2.0)
+(shipped,) = runs.pick(rows, part="scale", gamma=2.0)
 for name in ("accuracy", "precision", "spread"):
     value, error = again[name]
     print(f"{name}: {value:.2f} ± {error:.2f}, in the table {shipped[name]:.2f}")
@@ -346,7 +346,7 @@ assert abs(best_scale(0.5, 0.6, 3.0) - 1.113) < 1e-3
 # With $U = 3$, a class believed a fifth too wide is best guided at $\gamma = 1.113$; the right one at 1; one believed too *narrow*, below 1. Have we such a network? The noiseless sampler shows what ours believes: DDIM, 15 steps, 1,000 digits a row.
 
 # %%
-noiseless = {gamma: tradeoff.pick(rows, part="noiseless", gamma=gamma)[0] for gamma in (1.0, 1.25, 1.5, 2.0)}
+noiseless = {gamma: runs.pick(rows, part="noiseless", gamma=gamma)[0] for gamma in (1.0, 1.25, 1.5, 2.0)}
 print(" " * 15 + "accuracy    precision       recall           IS          FID       spread")
 for gamma, row in noiseless.items():
     print(line(f"gamma {gamma:g}", row))
@@ -438,7 +438,7 @@ for log_snr in (-6.0, -4.5, -3.5, 0.0):
 plain, full = at[1.0], at[4.0]
 ends = (-99.0, -5.0, -3.0, -1.0, 1.0, 3.0, 99.0)
 spans = list(zip(ends[:-1], ends[1:], strict=True))
-windows = {(max(a, -9.0), min(b, 8.0)): tradeoff.pick(rows, part="when", low=a, high=b)[0] for a, b in (*spans, (-99.0, -1.0), (-1.0, 99.0))}
+windows = {(max(a, -9.0), min(b, 8.0)): runs.pick(rows, part="when", low=a, high=b)[0] for a, b in (*spans, (-99.0, -1.0), (-1.0, 99.0))}
 print(" " * 15 + "accuracy    precision       recall           IS          FID       spread")
 print(line("never", plain))
 for (low, high), row in windows.items():
@@ -452,7 +452,7 @@ for row in windows.values():
     share = (row["recall"] - recalls[right - 1]) / (recalls[right] - recalls[right - 1])
     on_the_dial = precisions[right - 1] + share * (precisions[right] - precisions[right - 1])
     assert abs(row["precision"] - on_the_dial) < 0.025
-twice, slightly = (tradeoff.pick(rows, part="scale", gamma=gamma)[0] for gamma in (2.0, 1.25))
+twice, slightly = (runs.pick(rows, part="scale", gamma=gamma)[0] for gamma in (2.0, 1.25))
 lost = {span: plain["recall"] - row["recall"] for span, row in windows.items()}
 assert min(lost[-5.0, -3.0], lost[-3.0, -1.0]) > 0.2 and max(lost[-9.0, -5.0], lost[-1.0, 1.0], lost[1.0, 3.0]) < 0.06 > 4 * abs(lost[3.0, 8.0]) - 0.06
 assert all(abs(windows[span][n] - twice[n]) < 0.05 for span in ((-5.0, -3.0), (-3.0, -1.0)) for n in ("recall", "precision", "accuracy"))
@@ -539,7 +539,7 @@ costs = {}
 print("evaluations  sampler   accuracy     recall           FID")
 for count in (5, 9, 15):
     for name in sampling.SAMPLERS:
-        (row,) = tradeoff.pick(rows, part="samplers", sampler=name, steps=(count + 1) // 2 if name == "heun" else count)
+        (row,) = runs.pick(rows, part="samplers", sampler=name, steps=(count + 1) // 2 if name == "heun" else count)
         costs[name, count] = row
         told = "  ".join(f"{row[cell]:.3f}±{row[cell + '_error']:.3f}" for cell in ("accuracy", "recall", "digit_fid"))
         print(f"{count:11d}  {name:>8}  {told}")
@@ -765,7 +765,7 @@ print(" " * 23 + "accuracy    precision       recall           IS          FID  
 by_share = {}
 for gamma in (0.0, 1.0, 1.5, 2.0, 4.0):
     for name, share in hidden.items():
-        (row,) = tradeoff.pick(rows, part="dropout", network=name, gamma=gamma)
+        (row,) = runs.pick(rows, part="dropout", network=name, gamma=gamma)
         by_share[gamma, share] = row
         print(line(f"gamma {gamma:3g}, p {share:4.2f}", row))
 rare, often, half = ({gamma: by_share[gamma, share] for gamma in (0.0, 1.0, 1.5, 2.0, 4.0)} for share in (0.02, 0.1, 0.5))
@@ -789,7 +789,7 @@ assert best_of[2] < min(best_of) + 0.001 and max(best_of) - min(best_of) < 0.03
 # %% tags=["hide-input"]
 colder = {}
 for sampler, radius, kappa in (("ddpm", 0.6, 1.0), ("ddim", 0.6, 1.0), ("ddpm", 1.0, 1.05), ("ddpm", 1.0, 1.1)):
-    (row,) = tradeoff.pick(rows, part="colder", sampler=sampler, radius=radius, kappa=kappa, noise=1.0)
+    (row,) = runs.pick(rows, part="colder", sampler=sampler, radius=radius, kappa=kappa, noise=1.0)
     colder[sampler, radius, kappa] = row
 print(" " * 25 + "accuracy    precision       recall           IS          FID       spread")
 for (sampler, radius, kappa), row in colder.items():

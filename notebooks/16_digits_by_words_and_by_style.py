@@ -111,7 +111,7 @@ shown
 # * **Told *and* pushed at the guess, the sentence holds of more than four of five**: told, the digit is surer; pushed, the slant.
 
 # %% tags=["remove-cell"]
-first = {(way, gamma): row for (part, way, gamma), row in runs.pooled(runs.log("words")["rows"], ("part", "way", "gamma")).items() if part == "scale"}
+first = {(row["way"], row["gamma"]): row for row in runs.pick(runs.rows("words"), part="scale")}
 three = [first["cfg", 3.0], first["guess", 4.0], first["noisy", 4.0]]
 assert all(round(10 * row["towers_finds"]) == 9 for row in three) and [round(1 / row["all"]) for row in three] == [3, 2, 3]  # told: 0.37
 assert round(10 * first["clean", 16.0]["towers_finds"]) == 7 and round(1 / first["clean", 16.0]["all"]) == 15
@@ -292,7 +292,7 @@ assert slope.abs().max() < 1e-15 and all(expected_loss(t.log(), joint) > expecte
 # Now the sweep, run beforehand by `benchmarks/digits_words.py`: 200 sentences of four words, each word about as often as it is true of real digits, the words drawn independently; drawn twice by each way at each scale. (Real digits: 1,000, each with its own sentence. Some pairs of words were left out, as from training; see below.) To push at a scale $k$ is to add $k / \tau$ times the gradient of the cosine to the score; told is by $\gamma$. "Finds" is the usual score of such pictures, the R-precision: of how many is the own sentence nearer, in the cosine, than nine wrong ones, drawn as sentences come? "By words" is the same with nine about the same digit. "Other" are encoders from another seed, which never steer. Two controls: told the digit alone; and the best of four, told, by the cosine of the clean encoders ([chapter 06](06_bayes_decomposition.ipynb) chooses like that).
 
 # %%
-rows = runs.pooled(runs.log("words")["rows"], ("part", "way", "gamma"))
+rows = {(row["part"], row["way"], row["gamma"]): row for row in runs.pick(runs.rows("words"))}
 assert rows["scale", "cfg", 3.0]["count"] / 2 == 200
 real = rows["real", "real", 0.0]
 

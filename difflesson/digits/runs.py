@@ -22,21 +22,41 @@ def log(name: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def pooled(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> dict[tuple, dict[str, Any]]:
-    """Rows that differ in their seed alone as one: means of all numbers, `count` added up; `..._error` of independent
-    rows of one size add in squares.
+SETTINGS = (
+    "part", "way", "method", "network", "gamma", "log_snr", "sampler", "steps", "low", "high", "radius", "kappa",
+    "noise",
+)  # fmt: skip
+"""What a row of a sweep may say of how its digits were drawn, beside the seed; all else in it was measured."""
 
-    Args: keys: what names a setting.  Returns: by the values of these keys, in the order of the rows.
+
+def rows(path: Path | str) -> list[dict[str, Any]]:
+    """The rows of a sweep: settings, seed, `count` digits, and what was measured, much of it with an `..._error`.
+
+    Args: path: a file that a sweep has written, or the name of a shipped log: "guidance", "classifier" or "words", of
+    `benchmarks/digits_guidance.py`, `digits_classifier.py` and `digits_words.py`.
+    """
+    found = json.loads(Path(path).read_text(encoding="utf-8")) if Path(path).suffix else log(str(path))
+    return found["rows"]
+
+
+def pick(rows: list[dict[str, Any]], **settings) -> list[dict[str, Any]]:
+    """The rows with these settings, those that differ in their seed alone averaged, in the order of the file.
+
+    `count` is added up; the `..._error` of independent rows of one size add in squares.
+    Raises: ValueError if no row has the settings.
     """
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return {setting: _mean(group, keys) for setting, group in groups.items()}
+        if all(row.get(name) == value for name, value in settings.items()):
+            groups.setdefault(tuple(row.get(name) for name in SETTINGS), []).append(row)
+    if not groups:
+        raise ValueError(f"no row has the settings {settings}")
+    return [_average(group) for group in groups.values()]
 
 
-def _mean(group: list[dict[str, Any]], keys: tuple[str, ...]) -> dict[str, Any]:
-    mean = {key: group[0][key] for key in keys} | {"count": sum(row["count"] for row in group)}
-    for name in group[0].keys() - {*mean, "seed"}:
+def _average(group: list[dict[str, Any]]) -> dict[str, Any]:
+    mean = dict(group[0]) | {"count": sum(row["count"] for row in group)}
+    for name in group[0].keys() - {"seed", "count", *SETTINGS}:
         values = [row[name] for row in group]
         total = sum(value**2 for value in values) ** 0.5 if name.endswith("_error") else sum(values)
         mean[name] = total / len(group)

@@ -1,10 +1,6 @@
-"""Fidelity against variety along the guidance scale: the sweep that ships, and guidance for part of the way."""
+"""Fidelity against variety along the guidance scale: what a sweep measures, and guidance for part of the way."""
 
-import json
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,43 +69,3 @@ def measures(
         ]
 
     return jackknife(statistic, (torch.arange(len(features)),), labels)
-
-
-def load_rows(path: Path | str = "guidance") -> list[dict[str, Any]]:
-    """The rows of a sweep: settings, `count` digits, numbers as in NAMES and their errors, `accuracy_error`, ...
-
-    Args: path: a file that a sweep has written, or the name of a shipped one: "guidance", of
-    `benchmarks/digits_guidance.py`, or "classifier", of `benchmarks/digits_classifier.py`, which has further numbers.
-    """
-    shipped = Path(str(resources.files("difflesson.digits"))) / "logs" / f"{path}.json"
-    return json.loads((Path(path) if Path(path).suffix else shipped).read_text(encoding="utf-8"))["rows"]
-
-
-def pick(rows: list[dict[str, Any]], **settings) -> list[dict[str, Any]]:
-    """The rows with these settings, those that differ in their seed alone averaged, in the order of the file.
-
-    What was measured has an error beside it. Errors of independent rows add in squares.
-    Raises: ValueError if there is none.
-    """
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if all(row[name] == value for name, value in settings.items()):
-            measured = {"seed", "count", *(error for name in with_error(row) for error in (name, f"{name}_error"))}
-            key = json.dumps({name: value for name, value in row.items() if name not in measured})
-            groups.setdefault(key, []).append(row)
-    if not groups:
-        raise ValueError(f"no row has the settings {settings}")
-    return [_average(group) for group in groups.values()]
-
-
-def with_error(row: dict[str, Any]) -> list[str]:
-    """The names of the numbers of a row that have a standard error."""
-    return [name for name in row if f"{name}_error" in row]
-
-
-def _average(group: list[dict[str, Any]]) -> dict[str, Any]:
-    mean = dict(group[0]) | {"count": sum(row["count"] for row in group)}
-    for name in with_error(mean):
-        mean[name] = sum(row[name] for row in group) / len(group)
-        mean[f"{name}_error"] = sum(row[f"{name}_error"] ** 2 for row in group) ** 0.5 / len(group)
-    return mean

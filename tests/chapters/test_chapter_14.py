@@ -12,7 +12,7 @@ from torch import Tensor
 
 from difflesson import guidance, kernels
 from difflesson.denoiser import Prediction
-from difflesson.digits import checkpoints, data, recipes, sampling, tradeoff
+from difflesson.digits import checkpoints, data, recipes, runs, sampling
 from difflesson.digits.witnesses import PIXEL_VARIANCE, agreement, scaled_slope, truthfulness
 from difflesson.schedule import cosine
 from tests.oracles.chapter_cells import names_of
@@ -202,7 +202,7 @@ def test_a_pixel_of_mnist_has_the_variance_that_the_scaled_slope_takes():
 
 
 def test_in_the_rows_every_classifier_that_did_not_steer_is_the_judge():
-    for row in tradeoff.load_rows("classifier"):
+    for row in runs.rows("classifier"):
         if row["part"] == "steer":
             assert row["method"] in ("noisy", "clean", "through", "scaled")
             assert 0 <= row["doubt_judge"] <= 1 and row["network"] == "pocket"

@@ -155,7 +155,7 @@ def test_the_push_of_the_style_is_the_slope_of_the_distance_by_finite_difference
 
 
 def by_setting() -> dict:
-    return runs.pooled(runs.log("words")["rows"], ("part", "way", "gamma"))
+    return {(row["part"], row["way"], row["gamma"]): row for row in runs.pick(runs.rows("words"))}
 
 
 def test_told_at_the_guess_and_noise_trained_are_alike_by_the_score_and_not_by_the_ruler():

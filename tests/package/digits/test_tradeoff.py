@@ -1,11 +1,9 @@
 """The sweep's numbers against the functions they are made of, the rows that ship, and guidance for part of the way."""
 
-import json
-
 import pytest
 import torch
 
-from difflesson.digits import diversity, metrics, tradeoff
+from difflesson.digits import diversity, metrics, runs, tradeoff
 from difflesson.digits.diversity import RealFeatures
 from difflesson.schedule import cosine
 
@@ -50,23 +48,8 @@ def test_labels_that_are_not_one_a_sample_are_refused(columns):
         tradeoff.measures(features, log_probs, labels[:-1], real, reference)
 
 
-def row(gamma: float, seed: int, value: float) -> dict:
-    numbers = {name: value for name in tradeoff.NAMES} | {f"{name}_error": 0.3 for name in tradeoff.NAMES}
-    return {"part": "scale", "gamma": gamma, "seed": seed, "count": 10} | numbers
-
-
-def test_rows_that_differ_in_their_seed_are_averaged_and_their_errors_added_in_squares(tmp_path):
-    path = tmp_path / "rows.json"
-    path.write_text(json.dumps({"rows": [row(1.0, 0, 2.0), row(2.0, 0, 5.0), row(1.0, 1, 4.0)]}), encoding="utf-8")
-    first, second = tradeoff.pick(tradeoff.load_rows(path), part="scale")
-    assert (first["gamma"], first["count"], first["recall"]) == (1.0, 20, 3.0)
-    assert first["recall_error"] == pytest.approx(0.3 / 2**0.5) and second["recall_error"] == pytest.approx(0.3)
-    with pytest.raises(ValueError, match="no row has the settings"):
-        tradeoff.pick(tradeoff.load_rows(path), gamma=3.0)
-
-
 def test_the_rows_that_ship_are_numbers_in_their_ranges():
-    for one in tradeoff.load_rows():
+    for one in runs.rows("guidance"):
         assert all(0 <= one[name] <= 1 for name in ("accuracy", "precision", "recall")) and 1 <= one["digit_is"] <= 10
         assert 0 <= one["mean_part"] <= one["digit_fid"] and one["spread"] >= 0 and one["count"] >= 100
         assert all(one[f"{name}_error"] >= 0 for name in tradeoff.NAMES)
