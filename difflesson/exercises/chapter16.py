@@ -27,33 +27,8 @@ def largest_by_search(tau: float) -> float:
 # --- 16.2 ---------------------------------------------------------------------------------------------------
 
 
-def stretches() -> dict[str, tuple]:
-    """Cases of 16.2: slant, breadth; then u becomes a u + k v, and v becomes c v."""
-    return {
-        "a shear alone": (0.2, 3.0, 1.0, 0.3, 1.0),
-        "nothing": (-0.1, 2.0, 1.0, 0.0, 1.0),
-        "twice as broad": (0.25, 3.5, 2.0, 0.0, 1.0),
-        "half as high": (0.25, 3.5, 1.0, 0.0, 0.5),
-        "all at once": (-0.3, 1.5, 1.4, 0.2, 0.7),
-        "mirrored": (0.4, 2.5, -1.0, 0.0, 1.0),
-        "sheared to the left": (0.2, 3.0, 1.2, -0.5, 0.8),
-    }
-
-
-def by_grains(s: float, b: float, a: float, k: float, c: float) -> tuple[float, float]:
-    """Four grains that have this slant and breadth, moved; measured again by a regression."""
-    v = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=F64) * 1.7
-    u = s * v + b * torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=F64)
-    u, v = a * u + k * v, c * v
-    slope = float((u * v).sum() / v.square().sum())
-    return slope, float((u - slope * v).square().mean().sqrt())
-
-
-# --- 16.3 ---------------------------------------------------------------------------------------------------
-
-
 def posteriors() -> dict[str, tuple]:
-    """Cases of 16.3: chances of each thing's word given the picture, their shares, and what is said; (k,) each."""
+    """Cases of 16.2: chances of each thing's word given the picture, their shares, and what is said; (k,) each."""
 
     def case(chance: list[float], share: list[float], said: list[bool]) -> tuple:
         return torch.tensor(chance, dtype=F64), torch.tensor(share, dtype=F64), torch.tensor(said)
@@ -84,11 +59,11 @@ def chosen(values: Tensor, said: Tensor) -> float:
     return float(values[said].sum())
 
 
-# --- 16.4 ---------------------------------------------------------------------------------------------------
+# --- 16.3 ---------------------------------------------------------------------------------------------------
 
 
 def tables() -> dict[str, tuple]:
-    """Cases of 16.4: p(c | x) (pictures, sentences), p(c), and the law q the wrong sentences come from."""
+    """Cases of 16.3: p(c | x) (pictures, sentences), p(c), and the law q the wrong sentences come from."""
     generator = torch.Generator().manual_seed(164)
 
     def law(*shape: int) -> Tensor:
@@ -126,6 +101,31 @@ def first_is_0(values: Tensor) -> Tensor:
     return values - values[:, :1]
 
 
+# --- 16.4 ---------------------------------------------------------------------------------------------------
+
+
+def stretches() -> dict[str, tuple]:
+    """Cases of 16.4: slant, breadth; then u becomes a u + k v, and v becomes c v."""
+    return {
+        "a shear alone": (0.2, 3.0, 1.0, 0.3, 1.0),
+        "nothing": (-0.1, 2.0, 1.0, 0.0, 1.0),
+        "twice as broad": (0.25, 3.5, 2.0, 0.0, 1.0),
+        "half as high": (0.25, 3.5, 1.0, 0.0, 0.5),
+        "all at once": (-0.3, 1.5, 1.4, 0.2, 0.7),
+        "mirrored": (0.4, 2.5, -1.0, 0.0, 1.0),
+        "sheared to the left": (0.2, 3.0, 1.2, -0.5, 0.8),
+    }
+
+
+def by_grains(s: float, b: float, a: float, k: float, c: float) -> tuple[float, float]:
+    """Four grains that have this slant and breadth, moved; measured again by a regression."""
+    v = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=F64) * 1.7
+    u = s * v + b * torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=F64)
+    u, v = a * u + k * v, c * v
+    slope = float((u * v).sum() / v.square().sum())
+    return slope, float((u - slope * v).square().mean().sqrt())
+
+
 EXERCISES = [
     Exercise(
         "16.1",
@@ -142,31 +142,6 @@ EXERCISES = [
     ),
     Exercise(
         "16.2",
-        "u and v enter the covariance once each, v the variance twice; what is left scales with u",
-        stretches,
-        by_grains,
-        [
-            Mistake("the shear alone", lambda s, b, a, k, c: (s + k, b), "what do a and c do to the covariance?"),
-            Mistake(
-                "height forgotten",
-                lambda s, b, a, k, c: (a * s + k, abs(a) * b),
-                "v is stretched as well: it stands below.",
-            ),
-            Mistake(
-                "height once too often",
-                lambda s, b, a, k, c: ((a * s + k) / c**2, abs(a) * b),
-                "the covariance has one v in it, the variance two.",
-            ),
-            Mistake("a negative breadth", lambda s, b, a, k, c: ((a * s + k) / c, a * b), "a deviation has no sign."),
-            Mistake(
-                "breadth sheared",
-                lambda s, b, a, k, c: ((a * s + k) / c, abs(a * b + k)),
-                "a shear leaves the breadth.",
-            ),
-        ],
-    ),
-    Exercise(
-        "16.3",
         "logarithms of the ratio, summed over what is said",
         posteriors,
         similarity_by_enumeration,
@@ -190,7 +165,7 @@ EXERCISES = [
         ],
     ),
     Exercise(
-        "16.4",
+        "16.3",
         "the chance that a place is the right one is proportional to p(c | x) over the law of the wrong ones",
         tables,
         learned_by_descent,
@@ -214,6 +189,31 @@ EXERCISES = [
                 "both priors",
                 lambda given, prior, q: first_is_0((given * prior / q).log()),
                 "the right sentence comes from p(c | x), which has the prior in it.",
+            ),
+        ],
+    ),
+    Exercise(
+        "16.4",
+        "u and v enter the covariance once each, v the variance twice; what is left scales with u",
+        stretches,
+        by_grains,
+        [
+            Mistake("the shear alone", lambda s, b, a, k, c: (s + k, b), "what do a and c do to the covariance?"),
+            Mistake(
+                "height forgotten",
+                lambda s, b, a, k, c: (a * s + k, abs(a) * b),
+                "v is stretched as well: it stands below.",
+            ),
+            Mistake(
+                "height once too often",
+                lambda s, b, a, k, c: ((a * s + k) / c**2, abs(a) * b),
+                "the covariance has one v in it, the variance two.",
+            ),
+            Mistake("a negative breadth", lambda s, b, a, k, c: ((a * s + k) / c, a * b), "a deviation has no sign."),
+            Mistake(
+                "breadth sheared",
+                lambda s, b, a, k, c: ((a * s + k) / c, abs(a * b + k)),
+                "a shear leaves the breadth.",
             ),
         ],
     ),

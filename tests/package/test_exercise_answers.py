@@ -262,14 +262,14 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
     },
     "16.1": {"tau -> abs(tau)": "a temperature is positive"},
     "16.2": {
-        **{f"a -> {other}": "inside abs(a)" for other in ("-a", "abs(a)")},
-        **{f"{name} -> abs({name})": "the exercise says that it is not negative" for name in ("b", "c")},
-    },
-    "16.3": {
         **{f"{name} -> abs({name})": "chances are positive" for name in ("chance", "share")},
         "float((chance / share).log()[said].sum()) -> (chance / share).log()[said].sum()": "a number",
     },
-    "16.4": {f"{name} -> abs({name})": "chances are positive" for name in ("given", "q")},
+    "16.3": {f"{name} -> abs({name})": "chances are positive" for name in ("given", "q")},
+    "16.4": {
+        **{f"a -> {other}": "inside abs(a)" for other in ("-a", "abs(a)")},
+        **{f"{name} -> abs({name})": "the exercise says that it is not negative" for name in ("b", "c")},
+    },
     "17.1": {"rho -> -rho": "it is squared", "rho -> abs(rho)": "it is squared"},
     "17.2": {
         **{f"{name} -> abs({name})": "variances are positive" for name in "CU"},
