@@ -1,8 +1,7 @@
 # %% [markdown]
 # # 16 · Digits by words and by style: does the picture obey the sentence, or its judge?
 #
-# You type "a bold slanted four", and want eight of them. Somewhere a network has to know what the words mean. There are two
-# places for it: in the denoiser, or in a pair of encoders that compare pictures with sentences. And how do you know that you got what you asked for?
+# You type "a bold slanted four", and want eight of them. Two networks can know what the words mean: the denoiser, or a pair of encoders that compare pictures with sentences. Which should you use? And how do you know that you got what you asked for?
 #
 # **After this chapter you can**
 # * write sentences about pictures that are true by measurement, and check all but the digit itself with a ruler;
@@ -12,7 +11,7 @@
 #
 # **You need** [chapter 11](11_classifier_free_guidance.ipynb#past-the-answer) for classifier-free guidance, and the opening of [chapter 09](09_similarity_control.ipynb#a-knob-that-turns-back) for guidance by a cosine.
 #
-# *25 minutes to read, 23 more for Deeper, 20 seconds to run, on a laptop, without a GPU or a network connection.*
+# *23 minutes to read, 23 more for Deeper, 20 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -29,7 +28,7 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## Four sentences
 #
-# The denoiser below has the body of [chapter 15](15_classifier_free_guidance_on_digits.ipynb)'s *pocket*. Where that one was told a label, this one was told a sentence. Each sheet has the same eight starts.
+# The denoiser below has the body of [chapter 15](15_classifier_free_guidance_on_digits.ipynb)'s *pocket*, but it is told a sentence where that one was told a label.
 
 # %%
 network = checkpoints.load("words").network
@@ -56,28 +55,35 @@ shown
 # %% [markdown]
 # *Eight starts, four sentences, told to the denoiser, at $\gamma = 3$. Each sheet looks like its sentence.*
 #
-# Now the other place. A denoiser that is told nothing, steered by the cosine between the picture and the sentence, as two encoders see them. The encoders were trained on clean digits. Ask them about the noisy picture; or a pair that was trained on noise as well; or ask the first about the clean picture that the denoiser guesses. Or do both, tell and push.
+# Now tell the denoiser nothing, and push it along the gradient of a cosine: that of picture and sentence, as two encoders see them. The encoders were trained on clean digits. Ask them about the noisy picture ("clean encoders"). Or ask a second pair, which went on from the first with noise ("trained on noise"). Or ask the first about the clean picture that the denoiser guesses ("at the guess"). Or do both, tell and push.
 
 # %%
+def pushed_at_the_guess(denoiser, pair, sentences, scale):
+    """A denoiser pushed by scale / tau times the gradient of the cosine of its guess with the sentences."""
+    cosine = words.guess_cosine(denoiser, pair, sentences)
+    return guidance.tilt(denoiser, guidance.gradient(cosine), scale * float(pair.scale), network.schedule)
+
+
+# %% tags=["hide-input"]
 silent = network_denoiser(network, network.schedule, None, torch.bfloat16)
 encoders = {name: checkpoints.load(name).network for name in ("towers", "noisy_towers")}
 
 
 def by_cosine(way, sentences, scale, seed=5):
-    """Digits steered by scale / tau times the gradient of a cosine with their sentences; 16 steps of DDPM."""
-    pair = encoders["noisy_towers" if way == "noisy" else "towers"]
-    denoiser = sampling.guided_denoiser(network, sentences, 2.0, dtype=torch.bfloat16) if way == "both" else silent
+    """Digits pushed towards their sentences: "clean", "noisy", at the "guess", or told and at the guess, "both"; 16 steps of DDPM."""
     if way in ("guess", "both"):
-        cosine = words.guess_cosine(denoiser, pair, sentences)
+        told = sampling.guided_denoiser(network, sentences, 2.0, dtype=torch.bfloat16)
+        guided = pushed_at_the_guess(told if way == "both" else silent, encoders["towers"], sentences, scale)
     else:
+        pair = encoders["noisy_towers" if way == "noisy" else "towers"]
         cosine = words.sentence_cosine(pair, network.schedule, sentences, told=way == "noisy")
-    guided = guidance.tilt(denoiser, guidance.gradient(cosine), scale * float(pair.scale), network.schedule)
+        guided = guidance.tilt(silent, guidance.gradient(cosine), scale * float(pair.scale), network.schedule)
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(len(sentences), 1, 28, 28, generator=generator)
     return draw(kernels.ddpm(guided, network.schedule), start, sampling.digit_times(16, network.schedule), generator)
 
 
-# %%
+# %% tags=["hide-input"]
 four = torch.full((8,), captions.number(asked[1]))
 by_way = {"told": sheets[asked[1]]}
 for way, name in (("clean", "clean encoders"), ("noisy", "trained on noise"), ("guess", "at the guess")):
@@ -101,13 +107,13 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *One sentence, "a bold slanted four", by five ways, from the same starts. Above each sheet: of how many all three words hold, and the mean cosine by the encoders of clean digits. In the second there are bold strokes and blots, and few fours. (Torn fours count where the judge, a classifier, takes them for fours; the ruler does not see the digit.)*
+# *One sentence, "a bold slanted four", by five ways, from the same starts. Above each sheet: of how many all three words hold, and the mean cosine by the encoders of clean digits. In the second there are bold strokes and blots, and few fours. (Torn fours count where the judge, a classifier, takes them for fours.)*
 #
-# Why? A push along a gradient does what it should where the encoder knows what it looks at. The encoders of clean digits have never seen a noisy picture, and where there is much noise their gradient leads elsewhere ([chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb#deeper-one-step-instead-of-a-guess) has the same story for a classifier): at the end not even their own cosine is high. The guess is nearer to what they know: without noise, blurred at first, a digit at the end. (It is an [approximation](12_when_the_classifier_only_knows_clean_data.ipynb#one-verdict-about-one-point), too.)
+# Why the blots? The encoders of clean digits have never seen a noisy picture, and where there is much noise their gradient leads elsewhere ([chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb#deeper-one-step-instead-of-a-guess) has the same story for a classifier): at the end not even their own cosine is high. The guess, an [approximation](12_when_the_classifier_only_knows_clean_data.ipynb#one-verdict-about-one-point) too, is nearer to what they know: without noise, blurred at first, a digit at the end.
 #
-# So which way is best? The usual answer is to let encoders score the pictures. This chapter asks for things that a ruler can measure as well. Its results:
+# So which way is best? The usual answer is to let encoders score the pictures. Here one can ask a ruler as well:
 #
-# * **The usual score, by encoders that also steer, gives three ways of steering the same nine of ten. By the ruler the sentence holds of about a third of the pictures in two of them, and of nearly half in the third.** And the score gives seven of ten where the sentence holds of one in fifteen.
+# * **The usual score, by encoders that also steer, gives three ways of steering the same nine of ten. By the ruler the sentence holds of about a third of the pictures in two of them, and of nearly half in the third.** And the score gives seven of ten where the sentence holds of one in fifteen. It asks which sentence fits best, and not whether it fits.
 # * **Told *and* pushed at the guess, the sentence holds of more than four of five**: told, the digit is surer; pushed, the slant.
 
 # %% tags=["remove-cell"]
@@ -142,9 +148,9 @@ for (width, lean, breadth), words_hold in zip(captions.measure(fours), holds, st
 #
 # ## Nine of ten, says the encoder; a third to a half, says the ruler
 #
-# Now the sweep, run beforehand by `benchmarks/digits_words.py`: 200 sentences of four words, each word about as often as it is true of real digits, the words drawn independently; drawn twice by each way at each scale. (Real digits: 1,000, each with its own sentence.) Told is by $\gamma$. To push at a scale $k$ is to add $k / \tau$ times the gradient of the cosine to the score, where $\tau$ is the temperature that the encoders were trained with.
+# Now the sweep, run beforehand by `benchmarks/digits_words.py`: 200 sentences of four words, each drawn twice by each way at each scale. Each word comes about as often as it is true of real digits, independently. (Real digits: 1,000, each with its own sentence.) Told is by $\gamma$. To push at a scale $k$ is to add $k / \tau$ times the gradient of the cosine to the score; $\tau$ is the temperature of the encoders' training.
 #
-# "Finds" is the usual score of such pictures, the R-precision: of how many is the own sentence nearer, in the cosine, than nine wrong ones, drawn as sentences come? "Other" is the same by encoders from another seed, which never steer. Two controls: told the digit alone; and the best of four, told, by the cosine of the clean encoders ([chapter 06](06_bayes_decomposition.ipynb) chooses like that).
+# "Finds" is the usual score, the R-precision: of how many pictures is the own sentence nearer, in the cosine, than nine wrong ones, drawn as sentences come? "Other" is the same by encoders from another seed, which never steer. Two controls: told the digit alone; and the best of four, told, by the cosine of the clean encoders ([chapter 06](06_bayes_decomposition.ipynb) chooses like that).
 
 # %%
 rows = {(row["part"], row["way"], row["gamma"]): row for row in runs.pick(runs.rows("words"))}
@@ -158,10 +164,12 @@ shares = ("digit", "width", "slant", "breadth", "all")
 
 def print_table(settings, scores):
     """Prints a row for each (part, way, scale): the shares of true words, and scores by their titles."""
-    print(" " * 28 + "".join(f"{title:>9}" for title in (*shares, *scores)))
+    columns = dict.fromkeys(shares) | scores
+    width = {title: max(9, len(title) + 2) for title in columns}
+    print(" " * 28 + "".join(f"{title:>{width[title]}}" for title in columns))
     for part, way, gamma in settings:
         row, name = rows[part, way, gamma], "real digits" if part == "real" else f"{names[way]}, {gamma:g}"
-        print(f"{name:28s}" + "".join(f"{row[key]:9.2f}" for key in (*shares, *scores.values())))
+        print(f"{name:28s}" + "".join(f"{row[key or title]:{width[title]}.2f}" for title, key in columns.items()))
 
 
 quoted = [("cfg", 3.0), ("noisy", 4.0), ("guess", 4.0), ("clean", 16.0), ("digit", 3.0), ("best", 3.0), ("both", 1.0), ("both", 4.0)]
@@ -191,11 +199,11 @@ shown
 #
 # Told, trained on noise, and at the guess, about nine of ten are found, little less than of real digits. Now the column "all". Told at $\gamma = 3$, all four words hold of three in eight; trained on noise, of about a third; pushed at the guess, of nearly half. By the other pair, which never steered, told comes first, with 92.5 %, and at the guess has 85 %. So by the ruler at the guess is best, by the other pair told. Clean encoders at the noisy picture find three quarters of what they steered; the ruler finds 7 %.
 #
-# What does the score see? Not the digit alone: told no more than that, six in ten are found, and 5.5 % hold. It asks which of ten sentences fits *best*, and not whether it fits. A wrong sentence is mostly wrong in several words, so a picture with some right words can already be nearer to its own. At the guess, more than half of the pictures with a *wrong digit* are found. (Wrong sentences about the same digit do not make the score a ruler either: [Deeper](#deeper-every-scale-and-other-wrong-sentences).)
+# What does the score see? Not the digit alone: told no more than that, six in ten are found, and 5.5 % hold. It asks which of ten sentences fits *best*. A wrong sentence is mostly wrong in several words, so a picture with some right words can already be nearer to its own. At the guess, more than half of the pictures with a *wrong digit* are found. (Wrong sentences about the same digit do not make the score a ruler either: [Deeper](#deeper-every-scale-and-other-wrong-sentences).)
 #
 # Which words hold? Told at $\gamma = 3$, the digit is right in 99.5 %, and the slant in less than two of three. (The words for the digits came with the pocket; the others were learned in 1,500 steps. How much is due to that, and how much to telling, we did not separate.) At the guess the slant is right in 93.5 % and the digit in 77 %. In these two words each way is good where the other is not; in breadth both fail in about three of ten.
 #
-# So use both. Told at $\gamma = 2$ and pushed at a scale of 1, the sentence holds of 64 %; at 4, of 83 %, with the digit as right as told, and the breadth right in 86.5 %, which neither has alone. Another way needs no slope: of four digits that were told, keep the one of the largest cosine, nearly six in ten. It costs about as much. As choosers the encoders serve, as rulers they do not.
+# So use both. Told at $\gamma = 2$ and pushed at a scale of 1, the sentence holds of 64 %; at 4, of 83 %. There the digit is as right as told, and the breadth right in 86.5 %, which neither has alone. Another way needs no slope: of four digits that were told, keep the one of the largest cosine, nearly six in ten. It costs about as much. As choosers the encoders serve, as rulers they do not.
 #
 # Two cautions. Told and pushed, cosine and scores lie above those of real digits; whether variety was paid for that, nobody measured here. And clean encoders at the noisy picture and those trained on noise were best at 16, the largest scale tried; more may be better.
 
@@ -258,7 +266,7 @@ assert float((middle.mean(0) - 0.4).abs().max()) < 0.05 and float((torch.corrcoe
 # %% [markdown]
 # ### Pitfall: the score by the encoder that steers
 #
-# "My encoders find the sentence in three of four pictures, so the steering works." Steer by clean encoders at the noisy picture once more, on this page, and let the pair that steered and the pair from another seed look for each sentence among those of nine other pictures.
+# "My encoders find the sentence in three of four pictures, so the steering works." Steer by clean encoders at the noisy picture once more. Then let the pair that steered and the other pair look for each sentence among those of nine other pictures.
 
 # %%
 towers, other = encoders["towers"], checkpoints.load("other_towers").network
@@ -364,9 +372,9 @@ torch.testing.assert_close(counts / counts.mean(0), posterior_over_prior(truth),
 # %% [markdown]
 # Rows are pictures, columns sentences: 0 where a sentence is false, and else one number for each sentence, the larger the fewer pictures it is true of.
 #
-# So on *clean* pictures the best similarity is flat where the sentence holds, and its gradient steers nowhere. Encoders of clean pictures steer because they are smooth, so because they are *not* the best. For them $1 / \tau$ is a unit, not Bayes' rule.
+# Put this into $\eqref{eq-best-similarity}$: on *clean* pictures the best similarity is flat where the sentence holds, and its gradient steers nowhere. Encoders of clean pictures steer because they are smooth, so because they are *not* the best. For them $1 / \tau$ is a unit, not Bayes' rule.
 #
-# The best similarity of *noisy* pictures, told how noisy, has $x_t$ in the place of $x$, and its gradient is $\nabla \log p_t(c \mid x_t)$, what [classifier guidance](07_mean_shift.ipynb#a-slope-moves-a-bell) asks for at $\gamma = 1$. At the scale 1 our pair that was trained on noise is far too weak: 4.5 % of the sentences hold. Why, we did not separate: it was trained briefly, a cosine is bounded, and a loss about values does not ask for slopes directly.
+# The best similarity of *noisy* pictures, told how noisy, has $x_t$ in the place of $x$. Its gradient is $\nabla \log p_t(c \mid x_t)$, what [classifier guidance](07_mean_shift.ipynb#a-slope-moves-a-bell) asks for at $\gamma = 1$. At the scale 1 our pair that was trained on noise is far too weak: 4.5 % of the sentences hold. Why, we did not separate: it was trained briefly, a cosine is bounded, and a loss about values does not ask for slopes directly.
 
 # %% tags=["remove-cell"]
 assert round(by_scale["noisy", 1.0]["all"], 3) == 0.045 and (f.argmax(1) == 1).all()
@@ -457,8 +465,8 @@ exercises.check("16.3", learned_with)
 # 1. A sentence that is true by measurement can be checked by a ruler, all but its digit. If what is mentioned looks at nothing, its posterior on clean pictures is its truth, up to a factor of its own.
 # 2. The contrastive loss is least at $\log p(c \mid x) / p(c)$ up to a number, and the slope of that is a classifier's, at the scale $1 / \tau$. On clean pictures it is flat: clean encoders steer because they are not the best.
 # 3. R-precision asks which sentence fits best, not whether one fits: nine of ten, where the sentence held of a third to a half (our sentences, our encoders).
-# 4. Pushed at the guess, the slant was right more often than told, and the digit less often; told and pushed, the sentence held of 83 % (one network of each kind, 200 sentences, drawn twice).
-# 5. Of words never seen together the slant was lost. A Gram distance at the guess moved the stroke width towards that of three references of four; a large slant did not come.
+# 4. Pushed at the guess, the slant was right more often than told, and the digit less often. Told and pushed, the sentence held of 83 % (one network of each kind, 200 sentences, drawn twice).
+# 5. (Deeper) Of words never seen together the slant was lost. A Gram distance at the guess moved the stroke width towards that of three references of four; a large slant did not come.
 #
 # **Where it comes from.** Two encoders and a contrastive loss: [Radford et al. (2021)](https://arxiv.org/abs/2103.00020), after [van den Oord et al. (2018)](https://arxiv.org/abs/1807.03748). Guidance by their cosine, with encoders that were trained on noise, and by a picture's style: [Liu et al. (2021)](https://arxiv.org/abs/2112.05744), with the Gram distance of [Gatys et al. (2016)](https://doi.org/10.1109/CVPR.2016.265). [Nichol et al. (2022)](https://arxiv.org/abs/2112.10741) compared both ways on photographs: people preferred the denoiser that was told. The sentences, their ruler and the numbers are from here.
 
