@@ -7,7 +7,7 @@
 # * write sentences about pictures that are true by measurement, and check all but the digit itself with a ruler;
 # * say what a score by encoders sees of a picture, and what it does not;
 # * say what two encoders trained by contrast have learned, and which scale of their cosine is Bayes' rule;
-# * say (Deeper) how the ruler measures, which words survive in pairs never seen together, and what of one picture's style does.
+# * (Deeper) say which words survive in pairs never seen together, and what of one picture's style does.
 #
 # **You need** [chapter 11](11_classifier_free_guidance.ipynb#past-the-answer) for classifier-free guidance, and the opening of [chapter 09](09_similarity_control.ipynb#a-knob-that-turns-back) for guidance by a cosine.
 #
@@ -109,7 +109,7 @@ shown
 # %% [markdown]
 # *One sentence, "a bold slanted four", by five ways, from the same starts. Above each sheet: of how many all three words hold, and the mean cosine by the encoders of clean digits. In the second there are bold strokes and blots, and few fours. (Torn fours count where the judge, a classifier, takes them for fours.)*
 #
-# Why the blots? The encoders of clean digits have never seen a noisy picture, and where there is much noise their gradient leads elsewhere ([chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb#deeper-one-step-instead-of-a-guess) has the same story for a classifier): at the end not even their own cosine is high. The guess, an [approximation](12_when_the_classifier_only_knows_clean_data.ipynb#one-verdict-about-one-point) too, is nearer to what they know: without noise, blurred at first, a digit at the end.
+# Why the blots? The encoders of clean digits have never seen a noisy picture, and where there is much noise their gradient leads elsewhere (as a [classifier's](12_when_the_classifier_only_knows_clean_data.ipynb#deeper-one-step-instead-of-a-guess) did in chapter 12). At the end not even their own cosine is high. The guess, an [approximation](12_when_the_classifier_only_knows_clean_data.ipynb#one-verdict-about-one-point) too, is nearer to what they know: without noise, blurred at first, a digit at the end.
 #
 # So which way is best? The usual answer is to let encoders score the pictures. Here one can ask a ruler as well:
 #
