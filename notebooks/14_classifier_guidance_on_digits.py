@@ -157,33 +157,10 @@ for level in (-2.0, 0.0, 2.0):
 # * **noisy**: ask `guide` at the noisy picture, as above;
 # * **clean**: ask `clean` at the noisy picture;
 # * **through**: ask `clean` about the denoiser's guess $\hat x_0(x)$ of the clean picture, and differentiate through the denoiser, $(\partial \hat x_0 / \partial x)^\top\, \nabla \log p_o(y \mid \hat x_0)$ with the clean classifier $p_o$ (DPS, [Chung et al. (2023)](https://arxiv.org/abs/2209.14687));
-# * **scaled**: the same without backpropagation through the denoiser, with one number for its derivative. If pixels were
-#   independent Gaussians of variance $v$, that would be
+# * **scaled**: the same with one number for $\partial \hat x_0 / \partial x$, so without backpropagation through the denoiser ([Deeper](#deeper-the-number-that-stands-for-a-derivative) has the number).
 #
-# $$ \frac{\partial \hat x_0}{\partial x} = \frac{\alpha_t\, v}{\alpha_t^2\, v + \sigma_t^2}\; I. \label{eq-scaled-slope} $$
+# A fifth way needs no classifier: **difference**, $(\hat\varepsilon_u - \hat\varepsilon_c) / \sigma_t$ of a network that knows labels. We ask two: `denoiser` (**large**), and `pocket_p50` (**half**: half of its labels were hidden), which learned from digits and not from another network.
 #
-# (A clean pixel has variance $v$, the noisy one $\alpha_t^2 v + \sigma_t^2$, and the two the covariance $\alpha_t v$: that is a regression. On MNIST $v = 0.27$.) A fifth way needs no classifier: **difference**, $(\hat\varepsilon_u - \hat\varepsilon_c) / \sigma_t$ of a network that knows labels. We ask two such networks: `denoiser` (**large**), and `pocket_p50` (**half**: half of its labels were hidden), which learned from digits and not from another network.
-
-# %%
-# [eq-scaled-slope]
-def regression_slope(clean, noisy):
-    """The number that predicts a clean pixel best from a noisy one, from pairs (N,)."""
-    return ((clean - clean.mean()) * noisy).mean() / noisy.var()
-
-
-# %%
-t = schedule.time(torch.tensor(-1.0).double())
-pixel = PIXEL_VARIANCE**0.5 * torch.randn(400_000, generator=seeded(3)).double()
-noised = schedule.add_noise(pixel, torch.randn(400_000, generator=seeded(4)).double(), t)
-alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-compact = alpha * PIXEL_VARIANCE / (alpha**2 * PIXEL_VARIANCE + sigma**2)
-print(f"by regression {regression_slope(pixel, noised):.3f}, by the formula {compact:.3f}")
-assert abs(regression_slope(pixel, noised) - compact) < 0.003 and round(PIXEL_VARIANCE, 2) == 0.27
-x = torch.randn(3, 1, 28, 28, generator=seeded(5))
-at_guess = guidance.gradient(clean_verdict(clean, 7))(untold(x, t).x0, t)
-torch.testing.assert_close(scaled_slope(untold, clean_verdict(clean, 7), schedule)(x, t), (compact * at_guess).float())
-
-# %% [markdown]
 # Asking many digits takes longer than a page may, so `benchmarks/digits_classifier.py` did it: test digits of MNIST with noise, each asked for its own label. Its rows ship. Here is what each spends, in nats (between two levels the square is taken to be exponential in $\lambda$).
 
 # %% tags=["hide-input"]
@@ -208,7 +185,7 @@ assert spent["clean"] > 10 * math.log(10) and spent["through"] > 10 * math.log(1
 assert spent["large"] > 1.05 * math.log(10) and spent["half"] > 1.3 * math.log(10)
 
 # %% [markdown]
-# The noisy classifier keeps its budget, nearly: the sum over so few levels is coarse. (Its cross-entropy falls by nearly all there is. We let it stand for $L$ below, though at a single level it may fall faster or slower.) The three others do not: asked at the noisy picture, or through the guess, `clean` spends more than ten times what there is to spend (chapter 12 has the reason for the guess: [its verdict is about one picture where it should be about a cloud](12_when_the_classifier_only_knows_clean_data.ipynb#why-a-slope-at-one-point-or-the-slopes-of-a-cloud)); scaled, it spends less than a tenth. And the two differences overdraw as well. We shall see where.
+# The noisy classifier keeps its budget, nearly: the sum over so few levels is coarse. (Its cross-entropy falls by nearly all there is. We let it stand for $L$ below, though at a single level it may fall faster or slower.) The three others do not: asked at the noisy picture, or through the guess, `clean` spends more than ten times what there is to spend; scaled, it spends less than a tenth. And the two differences overdraw as well. We shall see where.
 #
 # That is length. Now for what $\gamma$ does not change.
 #
@@ -589,6 +566,38 @@ exercises.check("14.4", best_of_two)
 # 5. Do not ask the one who steers. Ask two who do not: where the clean classifier steered, it had less doubt than both; where the noisy one did, a little less.
 #
 # **Where it comes from.** Classifier guidance: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233), who trained their classifiers on noisy pictures and raised the scale above 1. The clean classifier at the guess: [Chung et al. (2023)](https://arxiv.org/abs/2209.14687), [Bansal et al. (2023)](https://arxiv.org/abs/2302.07121). That information grows with the mean square: [Guo, Shamai & Verdú (2005)](https://arxiv.org/abs/cs/0412108). Judging three by each other: [Stoffelen (1998)](https://doi.org/10.1029/97JC03180).
+#
+# ## Deeper: the number that stands for a derivative
+#
+# *For you if you cannot afford the backward pass through the denoiser. It adds the number that `scaled` takes for it.*
+#
+# If pixels were independent Gaussians of variance $v$, the derivative of the guess would be
+#
+# $$ \frac{\partial \hat x_0}{\partial x} = \frac{\alpha_t\, v}{\alpha_t^2\, v + \sigma_t^2}\; I. \label{eq-scaled-slope} $$
+#
+# A clean pixel has variance $v$, the noisy one $\alpha_t^2 v + \sigma_t^2$, and the two the covariance $\alpha_t v$: that is a regression. On MNIST $v = 0.27$.
+
+# %%
+# [eq-scaled-slope]
+def regression_slope(clean, noisy):
+    """The number that predicts a clean pixel best from a noisy one, from pairs (N,)."""
+    return ((clean - clean.mean()) * noisy).mean() / noisy.var()
+
+
+# %%
+t = schedule.time(torch.tensor(-1.0).double())
+pixel = PIXEL_VARIANCE**0.5 * torch.randn(400_000, generator=seeded(3)).double()
+noised = schedule.add_noise(pixel, torch.randn(400_000, generator=seeded(4)).double(), t)
+alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+compact = alpha * PIXEL_VARIANCE / (alpha**2 * PIXEL_VARIANCE + sigma**2)
+print(f"by regression {regression_slope(pixel, noised):.3f}, by the formula {compact:.3f}")
+assert abs(regression_slope(pixel, noised) - compact) < 0.003 and round(PIXEL_VARIANCE, 2) == 0.27
+x = torch.randn(3, 1, 28, 28, generator=seeded(5))
+at_guess = guidance.gradient(clean_verdict(clean, 7))(untold(x, t).x0, t)
+torch.testing.assert_close(scaled_slope(untold, clean_verdict(clean, 7), schedule)(x, t), (compact * at_guess).float())
+
+# %% [markdown]
+# The regression finds the number; the package multiplies the slope of the verdict at the guess by it. Why even the slope *through* the denoiser is not the true one, [chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb#why-a-slope-at-one-point-or-the-slopes-of-a-cloud) says: its verdict is about one picture where it should be about a cloud.
 #
 # ## Deeper: the right values, and any slope you like
 #
