@@ -325,23 +325,35 @@ shown
 #
 # ## What the samples care about
 #
-# The sweep drew digits at several scales. *Doubt* is the mean of $1 - p(\text{label})$, as the steering classifier says it and as the judge does; *right* is the share whose label the judge finds the likeliest; the digit-FID is [chapter 15's](15_classifier_free_guidance_on_digits.ipynb#two-questions-about-a-set) distance from real digits (small is good). Standard errors after $\pm$. The pull is $\gamma$ times the last column of the table above.
+# The sweep drew digits at several scales. *Right* is the share whose label the judge finds the likeliest; the digit-FID is [chapter 15's](15_classifier_free_guidance_on_digits.ipynb#two-questions-about-a-set) distance from real digits (small is good). Here are both over the pull ([Deeper](#deeper-every-row-and-a-larger-network) has the rows):
 
 # %% tags=["hide-input"]
-def line(name, row, pulled=""):
-    own = "doubt_clean" if row["method"] in ("clean", "through", "scaled") else "doubt_guide"
-    cells = f"{row[own]:.3f}±{row[own + '_error']:.3f}  {row['doubt_judge']:.3f}±{row['doubt_judge_error']:.3f}"
-    return f"{name:>22} {pulled:>5}   {cells}   {row['accuracy']:.2f}±{row['accuracy_error']:.2f}   {row['digit_fid']:.2f}±{row['digit_fid_error']:.2f}"
-
-
 steered = {(row["method"], row["gamma"]): row for row in runs.pick(rows, part="steer")}
 controls = {(row["method"], row["gamma"]): row for row in runs.pick(rows, part="control")}
-print(f"{'':24}pull   doubt: steers  judge         right       FID          (digits a row: noisy {steered['noisy', 4.0]['count']:,}, others {steered['scaled', 32.0]['count']:,})")
-for (method, gamma), row in steered.items():
-    print(line(f"{method}, gamma {gamma:g}", row, f"{gamma * pull[method]:.2f}"))
-for (method, gamma), row in controls.items():
-    if method in ("real", "free"):
-        print(line("real digits" if method == "real" else f"no classifier, gamma {gamma:g}", row))
+with plotting.style():
+    figure, axes = plotting.plt.subplots(1, 2, figsize=(9.2, 3.4))
+    for panel, key in zip(axes, ("accuracy", "digit_fid"), strict=True):
+        for method in FIELDS[:4]:
+            scales = [gamma for name, gamma in steered if name == method]
+            values, errors = ([steered[method, gamma][column] for gamma in scales] for column in (key, f"{key}_error"))
+            colour, dash = plotting.COLOURS[look[method][0]], look[method][1]
+            panel.errorbar([gamma * pull[method] for gamma in scales], values, errors, linestyle=dash, color=colour, marker="o", markersize=3)
+        for kind in ("fresh", "fixed"):
+            panel.plot(4 * pull["noisy"], controls[kind, 4.0][key], "x", color=plotting.COLOURS["guided"], markersize=9)
+        panel.axhline(controls["real", 1.0][key], color=plotting.COLOURS["truth"], linestyle="--", linewidth=1)
+        panel.axhline(controls["free", 0.0][key], color=plotting.COLOURS["unconditional"], linewidth=1)
+        panel.set(xscale="log", xlim=(0.055, 60), xticks=[0.1, 1, 10], xticklabels=["0.1", "1", "10"], xlabel="pull $\\gamma\\, h_a$ (times the truth)")
+    axes[0].set(ylim=(0, 1.06), title="right")
+    axes[1].set(yscale="log", ylim=(0.09, 12), yticks=[0.1, 0.3, 1, 3, 10], yticklabels=["0.1", "0.3", "1", "3", "10"], title="digit-FID")
+    for text, x_text, y_text, colour in [("noisy", 0.45, 0.79, "guided"), ("through", 14.0, 0.78, "other"), ("scaled", 0.11, 0.42, "other"), ("clean", 1.7, 0.37, "guided"), ("nobody steers", 5.0, 0.11, "unconditional")]:
+        axes[0].text(x_text, y_text, text, color=plotting.COLOURS[colour], fontsize=8)
+    for text, x_text, y_text, colour in [("noisy", 0.48, 0.55, "guided"), ("noisy, with\nrandom error", 4.6, 0.3, "guided"), ("through", 14.0, 0.85, "other"), ("scaled", 0.13, 2.6, "other"), ("clean", 0.16, 5.5, "guided"), ("nobody steers", 8.0, 1.75, "unconditional"), ("real digits", 0.065, 0.125, "truth")]:
+        axes[1].text(x_text, y_text, text, color=plotting.COLOURS[colour], fontsize=8)
+    shown = plotting.show(figure, "14_pull_and_distance", alt="Two panels over the pull, on a logarithmic axis. Left, the share of right digits: the curves of noisy, through and scaled rise together, from below a half to above four fifths; clean stays below two fifths. Right, the digit-FID: noisy falls nearly to that of real digits, and two crosses, noisy with random error, lie little above it; through stays near that of nobody steering or somewhat below, scaled near it or above, clean rises far above.")
+shown
+
+# %% [markdown]
+# *Left: the share of right digits goes with the pull, for three ways of four. Right: the FID does not. Crosses: the noisy classifier with so much random error that it points no better than `scaled`.*
 
 # %% tags=["remove-cell"]
 least_fid = {method: min(row["digit_fid"] for (name, _), row in steered.items() if name == method) for method in FIELDS[:4]}
@@ -355,27 +367,24 @@ assert steered["noisy", 1.0]["accuracy"] < 0.85 and steered["scaled", 32.0]["acc
 assert steered["through", 0.1]["accuracy"] < 0.5 and steered["through", 0.1]["digit_fid"] > 1.3
 assert all(abs(told["scaled"][at] - 0.26) < 0.05 and controls[kind, 4.0]["digit_fid"] < plain["digit_fid"] + 0.25 and controls[kind, 4.0]["accuracy"] > 0.9 for kind in ("fixed", "fresh"))
 assert abs(0.26**-2 - 1 - 14) < 0.5 and controls["free", 1.0]["accuracy"] > steered["noisy", 1.0]["accuracy"]
+assert all(0.26 * good < poor for good, poor in zip(told["noisy"], told["scaled"], strict=True))
+assert 0.45 < 32 * lengths["scaled"][here] / (4 * lengths["noisy"][here] * 15**0.5) < 0.55
 
 # %% [markdown]
 # **Right** goes with the pull, whatever the direction: below a pull of a half fewer than three digits in five are right, above it more. That is why `scaled`, with a cosine of a quarter, is right as often as others once $\gamma$ is 32, and why the noisy classifier wants a scale above 1, as [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233) found. The exception is `clean`.
 #
 # The **FID** goes with something else. `scaled` at its best pull is right, and far from real digits; the noisy classifier is near them. Is it the direction? The order of the four almost suggests it. So try to refute it. Take the noisy classifier at $\gamma = 4$, and add a random error to each slope, so long that the cosine with what was there falls to about a quarter, that of `scaled`. The square of the error is then 14 times that of the slope, and the pull stays what it was.
 
-# %%
+# %% tags=["hide-input"]
 for kind, row in {"noisy": steered["noisy", 4.0], "error, new in each step": controls["fresh", 4.0], "error, the same in all": controls["fixed", 4.0], "scaled, gamma 32": steered["scaled", 32.0]}.items():
     print(f"{kind:>24}: right {row['accuracy']:.3f}±{row['accuracy_error']:.3f}, FID {row['digit_fid']:.2f}±{row['digit_fid_error']:.2f}")
-nearest = told["through"][at] ** 2 / pull["through"]
-print(f"through: nearest to g at gamma = {nearest:.2f}; at gamma = 0.1, right {steered['through', 0.1]['accuracy']:.2f}")
-assert nearest < 0.1
 
 # %% [markdown]
 # **A slope that is nearly all random error still steers well**, even where the error is the same in all sixteen steps. It costs something, far less than what is wrong with `scaled` at the same cosine. (At this size; a longer one must do more harm.) So truthfulness says what no scale can mend, and *not* how much harm the rest does. A random error has nothing to do with the picture; it looks like noise, and removing noise is what the denoiser is for. What `scaled` and `clean` add depends on the picture, and goes wherever a classifier that never saw noise is fooled. (That last sentence is our reading. What the control shows is that the cosine is not the cause.)
 #
-# Nor is the best scale that of least squares. By $\eqref{eq-what-no-scale-mends}$, `through` comes nearest to $g$ at $\gamma = \rho_a^2 / h_a$, below a tenth; at a tenth it is right less than half the time.
-#
 # ## Pitfall: ask the one who steers
 #
-# Does the steering classifier convince itself alone? Its doubt is smaller than the judge's, or equal within the error, in every row. But two classifiers differ on any pictures. So take a second bystander, and pictures that no classifier steered (last rows). If the one who steers differs from both, more than they do from each other, and more than without steering, then it is the steering.
+# Does the steering classifier convince itself alone? Measure the *doubt*, the mean of $1 - p(\text{label})$. Two classifiers differ on any pictures. So take two bystanders, and pictures that no classifier steered (last rows). If the one who steers differs from both, more than they do from each other, and more than without steering, then it is the steering.
 
 # %% tags=["hide-input"]
 def bystanders(row, who):
@@ -774,9 +783,41 @@ assert all(1.7 < (1 - share[n]) / (1 - share[2 * n]) < 2.1 for n in (16, 32)) an
 # %% [markdown]
 # (The difference is a root mean square; from black to white it is two.) With 16 steps, where most is decided, the shift pays little more than half of the push. What it does not pay falls by about half as the steps double, and the digits of the two ways come together. So a scale that was found with a mean shift in few steps is too large for the other way, and for more steps.
 #
-# ## Deeper: a larger network to steer
+# ## Deeper: every row, and a larger network
 #
-# *For you if you think that the pocket network is to blame. It adds the same classifier on the large one.*
+# *For you if you want the numbers behind the figure, or think that the pocket network is to blame. It adds all rows, the scale of least squares, and the same classifier on the large network.*
+#
+# *Doubt* is the mean of $1 - p(\text{label})$, as the steering classifier says it and as the judge does. Standard errors stand after $\pm$.
+
+# %% tags=["hide-input"]
+def line(name, row, pulled=""):
+    own = "doubt_clean" if row["method"] in ("clean", "through", "scaled") else "doubt_guide"
+    cells = f"{row[own]:.3f}±{row[own + '_error']:.3f}  {row['doubt_judge']:.3f}±{row['doubt_judge_error']:.3f}"
+    return f"{name:>22} {pulled:>5}   {cells}   {row['accuracy']:.2f}±{row['accuracy_error']:.2f}   {row['digit_fid']:.2f}±{row['digit_fid_error']:.2f}"
+
+
+print(f"{'':24}pull   doubt: steers  judge         right       FID          (digits a row: noisy {steered['noisy', 4.0]['count']:,}, others {steered['scaled', 32.0]['count']:,})")
+for (method, gamma), row in steered.items():
+    print(line(f"{method}, gamma {gamma:g}", row, f"{gamma * pull[method]:.2f}"))
+for (method, gamma), row in controls.items():
+    if method in ("real", "free"):
+        print(line("real digits" if method == "real" else f"no classifier, gamma {gamma:g}", row))
+
+# %% tags=["remove-cell"]
+assert all(row["doubt_guide" if method == "noisy" else "doubt_clean"] < row["doubt_judge"] + 2 * row["doubt_judge_error"] for (method, _), row in steered.items())
+
+# %% [markdown]
+# In every row the doubt of the one who steers is smaller than the judge's, or equal within the error.
+#
+# Nor is the best scale that of least squares. By $\eqref{eq-what-no-scale-mends}$, `through` comes nearest to $g$ at $\gamma = \rho_a^2 / h_a$, below a tenth; at a tenth it is right less than half the time.
+
+# %%
+nearest = told["through"][at] ** 2 / pull["through"]
+print(f"through: nearest to g at gamma = {nearest:.2f}; at gamma = 0.1, right {steered['through', 0.1]['accuracy']:.2f}")
+assert nearest < 0.1
+
+# %% [markdown]
+# And the larger network?
 
 # %% tags=["hide-input"]
 bigger = {row["gamma"]: row for row in runs.pick(rows, part="large")}
