@@ -6,15 +6,15 @@
 # 100 %". Do you believe it? And if it fails: was the push too weak, or was it no push towards a seven at all?
 #
 # **After this chapter you can**
-# * steer a network without labels by a classifier of noisy or of clean pictures, and say what each costs;
+# * steer a network without labels by a classifier, and say what it costs if that only knows clean pictures;
 # * test how *long* a classifier's gradient should be, from its cross-entropy alone;
-# * estimate how far a gradient points the right way, though nobody knows the right way;
+# * estimate how far it points the right way, though nobody knows the right way;
 # * say whose word counts when guided pictures are judged.
 #
 # **You need** [chapter 11](11_classifier_free_guidance.ipynb#two-guesses-are-two-scores), where a difference of guesses is
-# a gradient, and gradients in PyTorch. [Chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb) has the theory of clean classifiers; nothing here needs it.
+# a gradient, and gradients in PyTorch. ([Chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb) has the theory of clean classifiers.)
 #
-# *40 minutes to read, 17 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
+# *27 minutes to read, 24 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -42,8 +42,8 @@ torch.set_num_threads(1)
 # ## One steers, another looks on
 #
 # Four networks. The *pocket* network of [chapter 13](13_training.ipynb) guesses noise; we use its half that is not told a label.
-# `guide` is a classifier that was trained on digits with all amounts of noise. `clean` is a small classifier that has only
-# seen clean digits, like one that you would download. And `judge`, another classifier of clean digits, never steers. It looks on.
+# `guide` is a classifier that was trained on digits with all amounts of noise. `clean` is a small one that has only
+# seen clean digits, like one that you would download. And `judge`, another classifier of clean digits, only looks on.
 
 # %%
 network, guide, clean, judge = (checkpoints.load(name).network for name in ("pocket", "guide", "clean", "judge"))
@@ -64,12 +64,14 @@ def drawn(gradient, gamma):
 
 # %% [markdown]
 # `guidance.tilt` subtracts $\gamma\, \sigma_t\, g$ from the guess of the noise, where $g$ is a gradient in the picture
-# ([chapter 10](10_general_case.ipynb#only-the-arrow-knows-the-data)). First let `guide` steer, then `clean`, which is asked about the noisy picture
-# as if it were clean.
+# ([chapter 10](10_general_case.ipynb#only-the-arrow-knows-the-data)). Let `guide` steer, then `clean`, asked about the noisy picture
+# as if it were clean. What one *says* is the mean probability that it gives to the labels asked for.
 
 # %%
 by_guide = guidance.gradient(guidance.classifier_log_prob(guide, schedule, wanted))
 by_clean = guidance.gradient(clean_verdict(clean, wanted))
+
+# %% tags=["hide-input"]
 sheets = {(who, gamma): drawn(field, gamma) for who, field in (("guide", by_guide), ("clean", by_clean)) for gamma in (1.0, 4.0, 16.0)}
 
 
@@ -96,23 +98,23 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *The same sixteen starts; asked for were the labels zero to nine, then zero to five, row by row. Above, a classifier that knows noise: the
-# more it is heard, the surer it is, and the judge agrees. Below, a classifier that knows clean digits only, asked at each noisy picture: it convinces itself slowly, the judge less, and with pictures that are hardly digits.*
+# *The same sixteen starts; asked for were the labels zero to nine, then zero to five. Above, a classifier that knows noise: the
+# more it is heard, the surer it is, and the judge agrees. Below, one that knows clean digits only: it convinces itself slowly, the judge less, and with pictures that are hardly digits.*
 #
-# The upper row is what the papers promise. The lower row has a surprise in it. One would expect the trick of adversarial
-# examples: pictures that the steering classifier is sure of, and nobody else. There is some of that, but even the classifier itself is far from sure: it says 0.63 at most.
+# The upper row is what the papers promise. Is the lower one the trick of adversarial
+# examples, pictures that the steering classifier is sure of, and nobody else? There is some of that. But at these scales it is far from sure itself: it says 0.63 at most.
 #
 # **What happens.** A classifier is trained to say the right *value*. Guidance uses its *slope*, which nobody trained. In
-# 784 dimensions a function can have nearly the right values and slopes that point anywhere. A few changes make a picture more like a seven; hundreds of others change nothing for you, and there the classifier
-# may still wiggle. A classifier that was trained on noisy pictures has seen that noise in those directions means nothing. One that has not, has no reason to be flat there. Its slope may be long, and have little to do with sevens. (So we think of it; what follows is measured.)
+# 784 dimensions a function can have nearly the right values and slopes that point anywhere. A classifier that was trained on noisy pictures has seen that noise means nothing.
+# One that has not, has no reason to be flat there: its slope may be long, and have little to do with sevens. (So we think of it; what follows is measured.)
 #
-# So ask two things of a slope: how *long* it is, and *where* it points. Length is what $\gamma$ changes. Direction it does not. This
-# chapter measures both, for four ways to use a classifier, **without knowing the true slope**. Then it asks which of the two the samples care about, and the answer is not the obvious one.
+# So ask two things of a slope: how *long* it is, which $\gamma$ changes, and *where* it points, which $\gamma$ does not. This
+# chapter measures both, **without knowing the true slope**. Its answer, on our digits: most labels come out right where a slope *pulls* enough along the true one. Whether the pictures look like digits is another matter, and not one of direction alone.
+# Drown the good slope in random error, until it points no better than a bad one: it still draws good digits.
 #
 # ## How long should it be?
 #
-# Call the true slope $g = \nabla \log p_t(y \mid x)$. Its length is tied to something that every training log shows. At the log signal-to-noise ratio
-# $\lambda = \log(\alpha_t^2 / \sigma_t^2)$ let $L$ be the best possible cross-entropy, the mean of $-\log p_t(y \mid x_t)$ over noisy pictures and their labels. With less noise it falls, at the rate
+# Call the true slope $g = \nabla \log p_t(y \mid x)$. Its length is tied to something that every training log shows. Let $L$ be the best possible cross-entropy, the mean of $-\log p_t(y \mid x_t)$ over noisy pictures and their labels. As the log signal-to-noise ratio $\lambda = \log(\alpha_t^2 / \sigma_t^2)$ grows, it falls at the rate
 #
 # $$ \frac{dL}{d\lambda} = -\frac12\, \mathbb E \big\| \sigma_t\, g \big\|^2 . \label{eq-slope-of-doubt} $$
 #
@@ -120,7 +122,7 @@ shown
 # 13](13_training.ipynb#counted-in-nats) this grows with $\lambda$ at the rate $\frac12 \mathbb E \|\hat\varepsilon_c - \hat\varepsilon_u\|^2$, for the best guesses with and without the label. And by [chapter
 # 11](11_classifier_free_guidance.ipynb#two-guesses-are-two-scores) $\hat\varepsilon_u - \hat\varepsilon_c = \sigma_t\, g$. $\square$
 #
-# In words: **a step of noise level in which the classifier learns nothing has no slope to offer; where it learns much, the slope is long.** Where everything is known (the blobs of chapter 00), both sides agree:
+# In words: **where the classifier learns nothing from less noise, the slope is nothing; where it learns much, the slope is long.** On the blobs of chapter 00, where everything is known, both sides agree:
 
 # %%
 # [eq-slope-of-doubt]
@@ -150,18 +152,18 @@ for level in (-2.0, 0.0, 2.0):
     assert abs(rate + half) < 1e-4
 
 # %% [markdown]
-# So there is a *budget*. From nothing but noise to a clean digit, $L$ falls from at most $\log 10 = 2.30$, for ten labels, and never below 0. So half the mean square of $\sigma_t\, g$, summed over $\lambda$, cannot be more than 2.30 nats. Whoever spends more is not the true slope.
+# So there is a *budget*. From nothing but noise to a clean digit, $L$ falls from at most $\log 10 = 2.30$, for ten labels, and never below 0. Half the mean square of $\sigma_t\, g$, summed over $\lambda$, cannot be more. Whatever spends more is not the true slope.
 #
 # Four ways to get a slope out of a classifier:
 #
 # * **noisy**: ask `guide` at the noisy picture, as above;
 # * **clean**: ask `clean` at the noisy picture;
-# * **through**: ask `clean` about the denoiser's guess $\hat x_0(x)$ of the clean picture, and differentiate through the denoiser, $(\partial \hat x_0 / \partial x)^\top\, \nabla \log p_o(y \mid \hat x_0)$ with the clean classifier $p_o$ (DPS, [Chung et al. (2023)](https://arxiv.org/abs/2209.14687));
-# * **scaled**: the same with one number for $\partial \hat x_0 / \partial x$, so without backpropagation through the denoiser ([Deeper](#deeper-the-number-that-stands-for-a-derivative) has the number).
+# * **through**: ask `clean` about the denoiser's guess $\hat x_0(x)$ of the clean picture, and differentiate through the denoiser: $(\partial \hat x_0 / \partial x)^\top\, \nabla \log p_o(y \mid \hat x_0)$, with $p_o$ for `clean` (DPS, [Chung et al. (2023)](https://arxiv.org/abs/2209.14687));
+# * **scaled**: the same with one number for $\partial \hat x_0 / \partial x$, so without that backward pass ([Deeper](#deeper-the-number-that-stands-for-a-derivative) has the number).
 #
-# A fifth way needs no classifier: **difference**, $(\hat\varepsilon_u - \hat\varepsilon_c) / \sigma_t$ of a network that knows labels. We ask two: `denoiser` (**large**), and `pocket_p50` (**half**: half of its labels were hidden), which learned from digits and not from another network.
+# A fifth way needs no classifier: the **difference** $(\hat\varepsilon_u - \hat\varepsilon_c) / \sigma_t$ of a network that knows labels. We ask two: `denoiser` (**large**), and `pocket_p50` (**half**: half of its labels were hidden), which learned from digits and not from another network.
 #
-# Asking many digits takes longer than a page may, so `benchmarks/digits_classifier.py` did it: test digits of MNIST with noise, each asked for its own label. Its rows ship. Here is what each spends, in nats (between two levels the square is taken to be exponential in $\lambda$).
+# `benchmarks/digits_classifier.py` asked all about test digits of MNIST with noise, each for its own label; its rows ship. Here is what each spends, in nats:
 
 # %% tags=["hide-input"]
 rows = runs.rows("classifier")
@@ -172,6 +174,7 @@ FIELDS = ("noisy", "clean", "through", "scaled", "large", "half")
 grid = torch.tensor(levels).double()
 lengths = {name: torch.tensor([asked[level][f"length_{name}"] for level in levels]).double() for name in FIELDS}
 squares = {name: length.square() / 2 for name, length in lengths.items()}
+# between two levels the square is taken to be exponential in the log-SNR
 spent = {name: float(((u[1:] - u[:-1]) / (u[1:] / u[:-1]).log() * (grid[1:] - grid[:-1])).sum()) for name, u in squares.items()}
 losses = torch.tensor([asked[level]["cross_entropy"] for level in levels]).double()
 print(f"the budget: log 10 = {math.log(10):.2f} nats; {asked[0.0]['count']} digits at each of {len(levels)} noise levels")
@@ -185,13 +188,11 @@ assert spent["clean"] > 10 * math.log(10) and spent["through"] > 10 * math.log(1
 assert spent["large"] > 1.05 * math.log(10) and spent["half"] > 1.3 * math.log(10)
 
 # %% [markdown]
-# The noisy classifier keeps its budget, nearly: the sum over so few levels is coarse. (Its cross-entropy falls by nearly all there is. We let it stand for $L$ below, though at a single level it may fall faster or slower.) The three others do not: asked at the noisy picture, or through the guess, `clean` spends more than ten times what there is to spend; scaled, it spends less than a tenth. And the two differences overdraw as well. We shall see where.
-#
-# That is length. Now for what $\gamma$ does not change.
+# The noisy classifier keeps its budget, nearly: the sum over so few levels is coarse. (Its cross-entropy falls by nearly all there is. We let it stand for $L$ below, though at a single level it may fall faster or slower.) Asked at the noisy picture, or through the guess, `clean` spends more than ten times the budget; scaled, less than a tenth. And the two differences overdraw as well: at little noise, as we shall see.
 #
 # ## Where does it point? Ask three witnesses
 #
-# Nobody knows $g$. But suppose three witnesses estimate it independently. Where all three agree, they are probably right; where two agree and the third does not, the third is probably wrong. Under one assumption that becomes exact. Measure how far two estimates $a$ and $b$ agree by the cosine of the two, taken over all pictures at once:
+# Nobody knows $g$. But suppose three witnesses estimate it independently. Where two agree and the third does not, the third is probably wrong. Under one assumption that becomes exact. Measure how far two estimates $a$ and $b$ agree by their cosine, taken over all pictures at once:
 #
 # $$ \rho_{ab} = \frac{\mathbb E[a \cdot b]}{\sqrt{\mathbb E \|a\|^2\; \mathbb E \|b\|^2}} . \label{eq-agreement} $$
 #
@@ -199,13 +200,11 @@ assert spent["large"] > 1.05 * math.log(10) and spent["half"] > 1.3 * math.log(1
 #
 # $$ \min_\gamma\; \frac{\mathbb E \|\gamma\, a - g\|^2}{\mathbb E \|g\|^2} = 1 - \rho_a^2 . \label{eq-what-no-scale-mends} $$
 #
-# (Left stands a parabola in $\gamma$ over $\mathbb E\|g\|^2$; its lowest point is at $\gamma = \mathbb E[a \cdot g] / \mathbb E \|a\|^2$. Put that in.)
+# (A parabola in $\gamma$, lowest at $\gamma = \mathbb E[a \cdot g] / \mathbb E \|a\|^2$.)
 #
 # Now write each estimate as a multiple of the truth plus an error: $a = h_a\, g + e_a$, with $h_a$ such that $\mathbb E[e_a \cdot g] = 0$. *Suppose that the errors of different witnesses have nothing to do with each other:* $\mathbb E[e_a \cdot e_b] = 0$. Then $\mathbb E[a \cdot b] = h_a h_b\, \mathbb E\|g\|^2$, so $\rho_{ab} = \rho_a \rho_b$. Of three such products one can solve for the factors (if no witness points away from the truth, for a root has no sign):
 #
 # $$ \rho_a = \sqrt{\frac{\rho_{ab}\; \rho_{ac}}{\rho_{bc}}} . \label{eq-three-witnesses} $$
-#
-# Oceanographers judge satellites in this way, by each other, and call it triple collocation ([Stoffelen (1998)](https://doi.org/10.1029/97JC03180)).
 
 # %%
 # [eq-agreement] [eq-what-no-scale-mends]
@@ -247,9 +246,9 @@ for k, a in enumerate(trio):
 #
 # ## The four, on real digits
 #
-# Now with the digits. Who may be a witness? `clean`, `through` and `scaled` ask one classifier, so none of them may tell of another. Witnesses for each of the four are the two differences: they are no classifiers. (Each difference is told by the other one and by `noisy`.)
+# Who may be a witness? `clean`, `through` and `scaled` ask one classifier, so none of them may tell of another. Witnesses for each of the four are the two differences: they are no classifiers. (Each difference is told by the other one and by `noisy`.)
 #
-# One more number follows from these. In $a = h_a\, g + e_a$ the factor is $h_a = \rho_a \sqrt{\mathbb E\|a\|^2 / \mathbb E\|g\|^2}$: how far $a$ pulls along the truth. Call $\gamma\, h_a$ the *pull*.
+# One more number follows. In $a = h_a\, g + e_a$ the factor is $h_a = \rho_a \sqrt{\mathbb E\|a\|^2 / \mathbb E\|g\|^2}$: how far $a$ pulls along the truth. Call $\gamma\, h_a$ the *pull*.
 
 # %% tags=["hide-input"]
 def rho(a, b, level):
@@ -283,6 +282,7 @@ assert all(lengths["clean"][levels.index(level)] > 2 * lengths["noisy"][levels.i
 for k, level in enumerate(early):
     if -6 <= level <= -1:
         assert told["noisy"][k] > told["through"][k] + 0.1 > told["scaled"][k] + 0.15 > told["clean"][k] + 0.25
+assert 2.5 < pull["through"] < 3
 assert max(told["clean"][:5]) < 0.1 and 0.6 < told["noisy"][at] < 0.9 and 0.35 < told["through"][at] < 0.6 and 0.15 < told["scaled"][at] < 0.4
 assert 0.3 < 1 - told["noisy"][at] ** 2 < 0.5
 assert 0.75 < 1 - told["through"][at] ** 2 < 0.85 and 0.1 < lengths["scaled"][levels.index(-3.0)] / lengths["noisy"][levels.index(-3.0)] < 0.35
@@ -291,7 +291,7 @@ assert min(told["large"][: at + 1]) > 0.85 and all(lengths[n][levels.index(2.0)]
 
 # %% tags=["hide-input"]
 look = {"noisy": ("guided", "-"), "clean": ("guided", ":"), "through": ("other", "-"), "scaled": ("other", ":"), "large": ("conditional", "-"), "half": ("conditional", ":")}
-names = {"noisy": "noisy", "clean": "clean", "through": "through", "scaled": "scaled", "large": "difference, large", "half": "difference, small"}
+names = {"noisy": "noisy", "clean": "clean", "through": "through", "scaled": "scaled", "large": "difference, large", "half": "difference, half"}
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 2, figsize=(9.2, 3.6))
     middle = (grid[1:] + grid[:-1]) / 2
@@ -313,15 +313,15 @@ shown
 # %% [markdown]
 # *Left: how long each estimate is, and how long the true slope should be by $\eqref{eq-slope-of-doubt}$ (dashed, from the cross-entropy of `guide`). Right: how far each points the right way, by $\eqref{eq-three-witnesses}$, where there is something to point to. To the left of log-SNR $-1$ the noisy classifier and the differences have the right length; of the classifiers the noisy one points best.*
 #
-# Log-SNR $-3$ is where the cross-entropy begins to fall fastest. Read the table there.
+# The table stands at log-SNR $-3$, where the cross-entropy begins to fall fastest.
 #
 # * **clean** is too long, at most levels several times, *and* nearly at right angles to all others. (Far on the left its truthfulness cannot be told from 0.)
-# * **through** has a cosine of about a half, at several times the length: four fifths of the square of $g$ no scale mends, and it pulls three times too hard.
+# * **through** has a cosine of about a half, and pulls nearly three times too hard.
 # * **scaled** has a cosine of a quarter, at a quarter of the length: it hardly pulls.
 # * **noisy** has the right length and pulls about right. Still, two fifths of the square of $g$ (a quarter, by other witnesses) are such that no scale mends it. Its cross-entropy does not show that.
-# * The **differences** point best, at most as well as told here, until log-SNR $-2$. To the right they stay long where there is nothing left to say: that is where they spent too much, and there they are errors of a network (truthfulness falls, and the two agree ever less).
+# * The **differences** point best, at most as well as told here, until log-SNR $-2$. To the right they stay long where nothing is left to say: there they spent too much.
 #
-# The assumption was that errors have nothing to do with each other. The two differences come from two trainings of one kind of network on the same digits. If they share errors, $\rho_{bc}$ is too large: the four look worse than they are, and the differences better. [Deeper](#deeper-what-shared-errors-do) asks other witnesses: by them the noisy classifier is better, and the order of `through`, `scaled` and `clean` stands.
+# The two differences come from two trainings of one kind of network on the same digits. If they share errors, against the assumption, $\rho_{bc}$ is too large: the four look worse than they are, and the differences better. Other witnesses ([Deeper](#deeper-what-shared-errors-do)) find the noisy classifier better, and the same order of `through`, `scaled` and `clean`.
 #
 # ## What the samples care about
 #
@@ -371,20 +371,20 @@ assert all(0.26 * good < poor for good, poor in zip(told["noisy"], told["scaled"
 assert 0.45 < 32 * lengths["scaled"][here] / (4 * lengths["noisy"][here] * 15**0.5) < 0.55
 
 # %% [markdown]
-# **Right** goes with the pull, whatever the direction: below a pull of a half fewer than three digits in five are right, above it more. That is why `scaled`, with a cosine of a quarter, is right as often as others once $\gamma$ is 32, and why the noisy classifier wants a scale above 1, as [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233) found. The exception is `clean`.
+# **Right** goes with the pull, whatever the direction: below a pull of a half fewer than three digits in five are right, above it more. That is why `scaled` is right as often as others once $\gamma$ is 32, and why the noisy classifier wants a scale above 1, as [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233) found. The exception is `clean`.
 #
-# The **FID** goes with something else. `scaled` at its best pull is right, and far from real digits; the noisy classifier is near them. Is it the direction? The order of the four almost suggests it. So try to refute it. Take the noisy classifier at $\gamma = 4$, and add a random error to each slope, so long that the cosine with what was there falls to about a quarter, that of `scaled`. The square of the error is then 14 times that of the slope, and the pull stays what it was.
+# The **FID** goes with something else. `scaled` at its best pull is right, and far from real digits; the noisy classifier is near them. Is it the direction? The order of the four almost suggests it. So try to refute it. Take the noisy classifier at $\gamma = 4$, and add a random error to each slope, so long that the cosine with what was there falls to about a quarter. The square of the error is then 14 times that of the slope, and the pull stays what it was. These are the crosses.
 
 # %% tags=["hide-input"]
 for kind, row in {"noisy": steered["noisy", 4.0], "error, new in each step": controls["fresh", 4.0], "error, the same in all": controls["fixed", 4.0], "scaled, gamma 32": steered["scaled", 32.0]}.items():
     print(f"{kind:>24}: right {row['accuracy']:.3f}±{row['accuracy_error']:.3f}, FID {row['digit_fid']:.2f}±{row['digit_fid_error']:.2f}")
 
 # %% [markdown]
-# **A slope that is nearly all random error still steers well**, even where the error is the same in all sixteen steps. It costs something, far less than what is wrong with `scaled` at the same cosine. (At this size; a longer one must do more harm.) So truthfulness says what no scale can mend, and *not* how much harm the rest does. A random error has nothing to do with the picture; it looks like noise, and removing noise is what the denoiser is for. What `scaled` and `clean` add depends on the picture, and goes wherever a classifier that never saw noise is fooled. (That last sentence is our reading. What the control shows is that the cosine is not the cause.)
+# **A slope that is nearly all random error still steers well**, even where the error is the same in all sixteen steps. It costs something. The error of `scaled` at $\gamma = 32$, of the same cosine and at log-SNR $-3$ half as long, costs far more. (A still longer random error must do harm, too.) So truthfulness says what no scale can mend, and *not* how much harm the rest does. A random error looks like noise, and removing noise is what the denoiser is for. What `scaled` and `clean` add depends on the picture, and goes wherever a classifier that never saw noise is fooled. (These two sentences are our reading. What the control shows is that the cosine is not the cause.)
 #
 # ## Pitfall: ask the one who steers
 #
-# Does the steering classifier convince itself alone? Measure the *doubt*, the mean of $1 - p(\text{label})$. Two classifiers differ on any pictures. So take two bystanders, and pictures that no classifier steered (last rows). If the one who steers differs from both, more than they do from each other, and more than without steering, then it is the steering.
+# Does the steering classifier convince itself alone? Measure the *doubt*, the mean of $1 - p(\text{label})$. Two classifiers differ on any pictures. So take two bystanders, and pictures that no classifier steered (last rows). If the one who steers differs from both, more than they from each other, and more than without steering, it is the steering.
 
 # %% tags=["hide-input"]
 def bystanders(row, who):
@@ -411,20 +411,20 @@ for key in (("noisy", 1.0), ("noisy", 2.0), ("noisy", 4.0)):
     assert 0.74 * max(first, second) < own < min(first, second)
 
 # %% [markdown]
-# Where `clean` steers, through a number for the derivative or by itself, it has less doubt than either bystander, and they are nearer to each other than to it. That gap is the adversarial example of the opening; a report by the classifier that steers would hide it. Where the noisy classifier steers the gap is small: at each scale it doubts less than both who look on, by a quarter at most. That is good news about classifiers that know noise, and no reason to let them judge: you only know because somebody else was asked.
+# Where `clean` steers, through a number for the derivative or by itself, it has less doubt than either bystander, and they are nearer to each other than to it. That gap is the adversarial example of the opening. Where the noisy classifier steers the gap is small: at each scale it doubts less than both who look on, by a quarter at most. You only know because somebody else was asked.
 #
 # ## In practice
 #
-# All of it measured here, on digits and with these networks.
+# Measured here, on digits and with these networks:
 #
 # | if you | do | because |
 # |---|---|---|
-# | have labelled data and a network without labels | train a classifier on *noisy* data at all noise levels, and ask it at $x_t$ | right length, the best direction of the four, by far the least FID |
+# | have labelled data and a network without labels | train a classifier on *noisy* data at all noise levels, and ask it at $x_t$ | right length, best direction of the four, by far the least FID |
 # | have only a classifier of clean pictures | ask it about the denoiser's guess, through the denoiser | it pulls without a large scale; its FID stayed far above the noisy one's |
-# | cannot afford that backward pass | one number for the derivative, and a large scale; look at the distance as well | the labels came, the FID stayed high; asked at the noisy picture, `clean` gave scribbles |
-# | look for the scale | begin where $\gamma h_a$ is between one and four at the level where the cross-entropy falls fastest | right labels went with that number, but for `clean` |
-# | train the classifier yourself | compare half the mean square of $\sigma_t g$ with the fall of its cross-entropy, level by level | a slope that spends more than is there to learn is not the true one |
-# | report results | ask a classifier that never steered, better two, and a distance | who steers may doubt less than all others, and a large scale convinces the judge, too |
+# | cannot afford that backward pass | one number for the derivative, and a large scale | labels came right, the FID stayed high; asked at the noisy picture, `clean` gave scribbles |
+# | look for the scale | begin with a pull of one to four where the cross-entropy falls fastest | right labels went with the pull, but for `clean` |
+# | train the classifier yourself | compare half the mean square of $\sigma_t g$ with the fall of its cross-entropy, level by level | a slope that spends more is not the true one |
+# | report results | ask two classifiers that never steered, and a distance | who steers may doubt less than all others, and a large scale convinces the judge, too |
 #
 # ## Exercises
 
@@ -452,7 +452,7 @@ exercises.check("14.1", length_between)
 # %% [markdown]
 # ### Exercise 14.2 (medium): the scale that you should have used
 #
-# Three estimates of a slope, (N, d) each, with errors that have nothing to do with each other; the root mean square length of the truth is known to be `length`. Return the factor by which `a` must be multiplied to come nearest to the truth.
+# Three estimates of a slope, (N, d) each, with errors that have nothing to do with each other; the root mean square length of the truth is known to be `length`. Return the factor by which `a` must be multiplied to come nearest to the truth. (For the samples that need not be the best scale: [Deeper](#deeper-every-row-and-a-larger-network).)
 #
 # <details><summary>Hint</summary>
 #
@@ -523,13 +523,13 @@ exercises.check("14.4", best_of_two)
 # %% [markdown]
 # ## Remember
 #
-# 1. The best possible cross-entropy falls by half the mean square of $\sigma_t g$ for each unit of log-SNR (exact). So a classifier's log says how long its slope should be, and $\log 10 = 2.30$ nats is all that ten equally frequent labels have to give.
-# 2. The cosine of an estimate with the true slope, squared, is the share that some scale can reach (exact). Three estimates whose errors are unrelated tell each other's cosine with the truth (exact under that assumption; off by about a tenth for badly trained classifiers of our blobs).
-# 3. On our digits, at log-SNR $-3$: the noisy classifier has the right length and a cosine of seven to nine tenths; the clean one has a half through the guess, a quarter without backpropagation, next to none at the noisy picture.
-# 4. Right labels go with the pull $\gamma h_a$. The cosine is not what makes the FID: a random error that lowered it to about a quarter did far less harm than the error of a clean classifier.
+# 1. The best possible cross-entropy falls by half the mean square of $\sigma_t g$ for each unit of log-SNR (exact). So a classifier's log says how long its slope should be. Ten equally frequent labels have $\log 10 = 2.30$ nats to give.
+# 2. The cosine of an estimate with the true slope, squared, is the share that some scale can reach (exact). Three estimates with unrelated errors tell each other's cosine with the truth (exact if so; off by about a tenth for badly trained classifiers of our blobs).
+# 3. On our digits, at log-SNR $-3$, the noisy classifier has the right length and a cosine of seven to nine tenths. The clean one has a half through the guess, a quarter without backpropagation, next to none at the noisy picture.
+# 4. Right labels go with the pull $\gamma h_a$, on our digits, but for `clean`. The cosine is not what makes the FID: a random error that lowered it to about a quarter did far less harm than the error of a clean classifier.
 # 5. Do not ask the one who steers. Ask two who do not: where the clean classifier steered, it had less doubt than both; where the noisy one did, a little less.
 #
-# **Where it comes from.** Classifier guidance: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233), who trained their classifiers on noisy pictures and raised the scale above 1. The clean classifier at the guess: [Chung et al. (2023)](https://arxiv.org/abs/2209.14687), [Bansal et al. (2023)](https://arxiv.org/abs/2302.07121). That information grows with the mean square: [Guo, Shamai & Verdú (2005)](https://arxiv.org/abs/cs/0412108). Judging three by each other: [Stoffelen (1998)](https://doi.org/10.1029/97JC03180).
+# **Where it comes from.** Classifier guidance: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233), who trained their classifiers on noisy pictures and raised the scale above 1. The clean classifier at the guess: [Chung et al. (2023)](https://arxiv.org/abs/2209.14687), [Bansal et al. (2023)](https://arxiv.org/abs/2302.07121). That information grows with the mean square: [Guo, Shamai & Verdú (2005)](https://arxiv.org/abs/cs/0412108). Judging three by each other, as oceanographers judge satellites: [Stoffelen (1998)](https://doi.org/10.1029/97JC03180).
 #
 # ## Deeper: the number that stands for a derivative
 #
