@@ -11,12 +11,12 @@
 # **After this chapter you can**
 # * derive the shift, and say which part of it is exact;
 # * judge a well-known "bug" of the reference implementation, and mend what is wrong, in one line;
-# * predict the error of a step, with its constant;
-# * say when none of this matters.
+# * say when none of this matters;
+# * predict the error of a step in nats, with its constant (Deeper).
 #
 # **You need** chapter 00, Bayes' rule, gradients and second derivatives.
 #
-# *42 minutes to read, 30 more for Deeper, 35 seconds to run, on a laptop, without a GPU or a network connection.*
+# *30 minutes to read, 42 more for Deeper, 35 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -175,7 +175,7 @@ torch.testing.assert_close(product - constant, moved.log_prob(x_s[:, None]))
 # \qquad g = g_t(x_t), \label{eq-mean-shift} $$
 #
 # where $\gamma = 1$ is the approximation of $p(x_s \mid x_t, y)$ just derived. DDPM's step has the mean $\mu = \mathbb E[x_s \mid x_t]$ (of the
-# model; exact here) and one variance for all coordinates. Two are in use: the *large* one is $\beta$; the *small* one comes below. (Our last step, to $s = 0$, adds no noise with either, so it has no shift. Algorithm 1 shifts there, too: here a small difference.)
+# model; exact here) and one variance for all coordinates. Two are in use: the *large* one, $\beta$, and the *small* one, $\beta\, \sigma_s^2 / \sigma_t^2$. (Our last step, to $s = 0$, adds no noise with either, so it has no shift. Algorithm 1 shifts there, too: here a small difference.)
 
 # %%
 free = mixture.denoiser(noise)
@@ -248,35 +248,8 @@ torch.testing.assert_close(patched(small, grad, noise, gamma=3.0)(x_t, t, s).mea
 # %% [markdown]
 # The last two lines say: for every $\gamma$, the patch is DDPM with $\gamma g$ added to the model's *score* (`guidance.tilt`, chapter 10).
 #
-# ## How wide the step is
+# ## How far off the number is
 #
-# What is the true variance? Differentiate $\nabla \log p_t = (\alpha_{t|s}\, \mathbb E[x_s \mid x, y] - x) / \sigma_{t|s}^2$ once more.
-# Under the integral, the derivative of $\mathbb E[x_s \mid x, y]$ in $x$ is $\alpha_{t|s}\, \mathrm{Cov}(x_s \mid x, y) / \sigma_{t|s}^2$. Solve for the covariance, with
-# $H_t$ for the matrix of second derivatives of $\log p_t(x \mid y)$:
-#
-# $$ \mathrm{Cov}(x_s \mid x_t, y) = \frac{\beta}{\alpha_{t|s}^2} \big( I + \beta\, H_t(x_t) \big).
-# \label{eq-second-order} $$
-
-# %%
-H = noised(mixture.given(label), noise, t).hessian(x_t)
-by_hand = (sigma_ts / alpha_ts) ** 2 * (torch.eye(2) + sigma_ts**2 * H)
-torch.testing.assert_close(kernels.moment_matched(mixture, noise, label)(x_t, t, s).cov, by_hand)
-torch.testing.assert_close(truth(x_t, t, s).cov, by_hand)
-
-# %% [markdown]
-# Exact again. DDPM's two variances are this for two data sets. For standard normal data $H_t = -I$, and the
-# covariance is $\beta I$: the large variance. For a data set of one point, $H_t = -I / \sigma_t^2$. By $\eqref{eq-forward-transition}$, noise
-# adds up as $\sigma_t^2 = \alpha_{t|s}^2 \sigma_s^2 + \beta$, so $1 - \beta / \sigma_t^2 = \alpha_{t|s}^2 \sigma_s^2 / \sigma_t^2$, and the covariance is the small variance times $I$:
-#
-# $$ \mathrm{Var}(x_s \mid x_t, x_0) = \frac{\sigma_s^2}{\sigma_t^2}\, \beta. \label{eq-posterior-variance} $$
-
-# %%
-compact = kernels.posterior_variance(noise, t, s)
-torch.testing.assert_close((noise.sigma(s) / noise.sigma(t)) ** 2 * sigma_ts**2, compact)
-torch.testing.assert_close(compact, (sigma_ts / alpha_ts) ** 2 * (1 - sigma_ts**2 / noise.sigma(t) ** 2))
-print(f"large {sigma_ts**2:.3f}, small {compact:.3f}, exact coefficient {sigma_ts**2 / alpha_ts:.3f}")
-
-# %% [markdown]
 # As a coefficient, the large variance is too small by the factor $\alpha_{t|s}$, the small one by $\alpha_{t|s}\, \sigma_s^2 / \sigma_t^2$:
 
 # %% tags=["hide-input"]
@@ -420,125 +393,6 @@ assert found["x_t, t, small"][2] > 2.5 * resolution
 # With a variance for each coordinate, as in the judged code, the shift is not parallel to $g$ (think of the ellipse). Here it is turned by less than
 # half a degree on average (Deeper); the patch mends that, too. And exact is the mean of each *step*; that of the samples is an observation. Their shape does
 # not come out right: with the small variance, the points are now *too* sure of their class ($+0.02$), and their covariance is hardly better.
-#
-# ## How large is what is left
-#
-# Measure a step by its divergence from the truth, $\mathrm{KL}(p \,\|\, q) = \mathbb E_p[\log p - \log q]$ with $p = p(x_s \mid x_t, y)$ and $q$ the
-# kernel's answer, in nats (natural logarithms), averaged over $x_t$. But first predict it, for a fixed $t$ and $\beta \ll \sigma_t^2$. Two Gaussians of variance $\beta$ whose means differ by $\delta$ are $|\delta|^2 / 2 \beta$ apart. If you ignore the label, $\delta \approx \beta g$:
-#
-# $$ \mathrm{KL}_{\text{no shift}} = \frac{\beta}{2}\, |g|^2 + O(\beta^2). \label{eq-kl-no-shift} $$
-#
-# With a shift by either variance, $\delta$ is of order $\beta^2$: both are $\beta / \alpha_{t|s}$ up to $\beta^2$. That costs only $(\beta^2)^2 / \beta = \beta^3$. What remains is the shape: by
-# $\eqref{eq-second-order}$ the true covariance is $\beta\,(I + \beta\,(I + H_t))$ up to $\beta^3$; the large variance is $\beta$, and the small one,
-# $\frac{\beta}{1 - \beta} (1 - \beta / \sigma_t^2)$, is $\beta\,(1 + \beta\,(1 - 1 / \sigma_t^2))$. They miss by $\beta^2 (H_t + I)$ and $\beta^2 (H_t + I / \sigma_t^2)$. Covariances $\beta I$ and
-# $\beta (I + E)$ are $\frac14 |E|^2$ apart to leading order, with the squares of all entries summed. Hence
-#
-# $$ \mathrm{KL}_{\text{shift}} = \frac{\beta^2}{4}\, \big| H_t + c\, I \big|^2 + O(\beta^3), \qquad
-# c = 1 \text{ (large variance)}, \quad c = 1 / \sigma_t^2 \text{ (small variance)}. \label{eq-kl-shift} $$
-
-# %%
-nodes, weights = divergence.mixture_nodes(noised(mixture.given(label), noise, t), order=8)
-gaps = [10 ** (-k / 2) for k in range(3, 12)]  # t - s
-betas = [noise.transition(t, t - gap)[1] ** 2 for gap in gaps]
-slopes, curvature = grad(nodes, t), noised(mixture.given(label), noise, t).hessian(nodes)
-predicted = {
-    "no shift, large": divergence.leading_kl_without_shift(slopes, betas[-1]),
-    "x_t, t, large": divergence.leading_kl_with_shift(curvature, betas[-1], 1.0),
-    "x_t, t, small": divergence.leading_kl_with_shift(curvature, betas[-1], 1 / noise.sigma(t) ** 2),
-}
-
-# %%
-def losses_of(kernel):
-    return [float(weights @ divergence.kl(truth(nodes, t, t - gap), kernel(nodes, t, t - gap))) for gap in gaps]
-
-
-losses = {name: losses_of(samplers[name]) for name in predicted}
-for name, values in losses.items():
-    order = math.log(values[-5] / values[-1]) / math.log(betas[-5] / betas[-1])
-    ratio = values[-1] / float(weights @ predicted[name])
-    print(f"{name:15s}  measured / predicted {ratio:.4f}, falls like beta^{order:.2f}")
-
-# %% tags=["remove-cell"]
-beta = betas[-1]
-torch.testing.assert_close(predicted["no shift, large"], beta / 2 * slopes.square().sum(1))
-excess = {"x_t, t, large": curvature + torch.eye(2), "x_t, t, small": curvature + torch.eye(2) / noise.sigma(t) ** 2}
-for name, matrix in excess.items():
-    torch.testing.assert_close(predicted[name], beta**2 / 4 * matrix.square().sum((1, 2)))
-assert all(abs(losses[name][-1] / float(weights @ predicted[name]) - 1) < 1e-3 for name in predicted)
-assert [round(losses[name][-3] / losses[name][-1]) for name in predicted] == [10, 100, 100]  # steps ten times as long
-
-# %% [markdown]
-# No constant was fitted. Ten times shorter steps cost 10 times less without the shift, 100 times less with it; a Gaussian with the exact mean *and*
-# covariance gets to $\beta^3$. The place of the gradient does not appear: it moves only the mean, by order $\beta^2$.
-
-# %% tags=["hide-input"]
-losses["exact mean and covariance"] = losses_of(kernels.moment_matched(mixture, noise, label))
-with plotting.style():
-    figure, panel = plotting.plt.subplots(figsize=(6.2, 3.6))
-    looks = {"no shift, large": ("no shift", "unconditional"), "x_t, t, small": ("shift, small variance", "guided"),
-             "x_t, t, large": ("shift, large variance", "conditional"), "exact mean and covariance": ("exact mean and covariance", "other")}
-    for name, (text, colour) in looks.items():
-        values = losses[name]
-        panel.loglog(betas, values, "o", color=plotting.COLOURS[colour], markersize=4.5)
-        lift = {"no shift": 12, "shift, small variance": 40, "shift, large variance": 0.07}.get(text, 0.1)
-        panel.text(5e-3, values[4] * lift, text, color=plotting.COLOURS[colour], va="center", ha="left" if lift < 1 else "right")
-        if name in predicted:
-            line = [float(weights @ predicted[name]) * float(b / betas[-1]) ** (1 if text == "no shift" else 2) for b in betas]
-            panel.loglog(betas, line, "--", color=plotting.COLOURS["truth"], linewidth=0.9, zorder=0)
-    panel.set(xlabel=r"length of the step, $\beta$", ylabel="KL from the exact step [nats]", xlim=(1.5e-5, 0.4))
-    panel.set_xticks([1e-4, 1e-3, 1e-2, 1e-1])
-    panel.minorticks_off()
-    shown = plotting.show(figure, "07_orders", alt="Log-log plot of the divergence of one step over its length. Four straight rows of dots: slope one without a shift, slope two with a shift, where the small variance lies above the large one, slope three with exact mean and covariance. Dashed predictions run through the first three rows.")
-shown
-
-# %% [markdown]
-# *Divergence of one step from the truth, from $t = 0.4$. Dots are measured, dashed lines predicted: for short steps, so the longest lies above them.*
-
-# %% tags=["remove-cell"]
-for name in predicted:
-    grown = [losses[name][i] / losses[name][-1] / float(betas[i] / betas[-1]) ** (1 if name == "no shift, large" else 2) for i in (0, 3)]
-    assert grown[0] > 1.08 and abs(grown[1] - 1) < 0.05
-assert losses["x_t, t, small"][-1] > 2 * losses["x_t, t, large"][-1]
-assert abs(math.log(losses["exact mean and covariance"][-5] / losses["exact mean and covariance"][-1]) / math.log(betas[-5] / betas[-1]) - 3) < 0.05
-
-# %% [markdown]
-# **Two measures disagree.** The divergences of all steps add up to that of the path (proved in Deeper). Compare with the samples:
-
-# %% tags=["hide-input"]
-def nats_of(kernel, times):
-    """The divergence of each step; they add up to that of the path."""
-    pairs = zip(times[:-1], times[1:], strict=True)
-    return [float(divergence.path_kl(mixture, noise, label, kernel, torch.stack(pair), order=6)) for pair in pairs]
-
-
-times = time_grid(25, end=0.01)
-nats = {name: nats_of(samplers[name], times) for name in ("no shift, large", "no shift, small", "x_t, t, small", "exact coefficient, small")}
-for name, each in nats.items():
-    texts = f"path {sum(each):5.2f} nats: the last two steps {sum(each[-2:]):5.2f}, the others {sum(each[:-2]):.2f}"
-    print(f"{name:25s} {texts}; mean of the samples off by {run[name][0]:.3f}")
-x, w = divergence.mixture_nodes(noised(mixture.given(label), noise, times[-2]))
-wide = float(w @ truth(x, *times[-2:]).cov.diagonal(dim1=1, dim2=2).mean(1))
-used = float(kernels.posterior_variance(noise, *times[-2:]))
-ratio = wide / used
-assert round(wide - used, 2) == 0.02
-print(f"last step: true variance {wide:.3f}, small variance {used:.4f}, ratio {ratio:.0f}")
-print(f"variance of the blobs along their axes: {float(mixture.variances.min()):.2f} to {float(mixture.variances.max()):.2f}")
-narrow, broad = ratio - 1 - math.log(ratio), 1 / ratio - 1 + math.log(ratio)
-print(f"two round bells in the plane with this ratio: too narrow {narrow:.1f} nats, too wide {broad:.1f}")
-
-# %% tags=["remove-cell"]
-total = {name: sum(each) for name, each in nats.items()}
-assert total["no shift, large"] < total["x_t, t, small"] / 10 and 0.9 < total["exact coefficient, small"] / total["x_t, t, small"] < 1
-assert total["no shift, small"] > total["x_t, t, small"] and sum(nats["x_t, t, small"][-2:]) > 0.9 * total["x_t, t, small"]
-assert sum(nats["x_t, t, small"][:-2]) < sum(nats["no shift, large"][:-2]) and narrow > 5 * broad and round(wide - used, 2) == 0.02
-assert run["no shift, large"][0] > 5 * run["x_t, t, small"][0]
-
-# %% [markdown]
-# By divergence, guidance with the small variance is *worse than no guidance with the large one*, and the exact coefficient hardly helps. By the samples both are far better. First, compare
-# like with like: with the *small* variance, no guidance costs more still. Second, $\mathrm{KL}(p \,\|\, q)$ charges
-# heavily for a $q$ that is too narrow, little for one too wide. Nearly all is charged in the last two steps, where the small variance is far too narrow; in the others, guidance wins.
-# But the variance missing in the last step, 0.02, is small beside the blobs' own. The path's divergence only *bounds* that of its end points (at $t = 0.01$; the samples go on to 0). A wrong mean is
-# the opposite: cheap in each step, but pushed the same way in all. So find orders with divergences, and compare samplers by samples.
 #
 # ## Pitfall: the standard deviation
 #
@@ -716,7 +570,8 @@ exercises.check("7.2", exact_shift_coefficient)
 #
 # <details><summary>Hint</summary>
 #
-# Equation $\eqref{eq-second-order}$ speaks of the density at time $t$, given the label. `noised` gets you from $s$ to $t$.
+# Solve $\eqref{eq-one-step-tweedie}$ for the gradient and differentiate it once more. The derivative of $\mathbb E[x_s \mid x_t, y]$ in $x_t$ is
+# $\alpha_{t|s}\, \mathrm{Cov}(x_s \mid x_t, y) / \sigma_{t|s}^2$. All densities are those at time $t$, given the label; `noised` gets you from $s$ to $t$.
 #
 # </details>
 
@@ -742,7 +597,7 @@ exercises.check("7.3", covariance_given_label)
 #    Where one variance serves all coordinates, the place of the gradient was never wrong; the coefficient was. With a variance for each coordinate, the direction is off as well (here by less than half a degree on average).
 # 3. `mean + gamma * beta / alpha_ts * grad` makes the mean of a DDPM step exact at $\gamma = 1$, whatever its variance. Without noise, add the gradient to the score.
 # 4. On our mixture the coefficient matters with few steps (at 25, the small variance acts like $0.7\, \gamma$), not at 250. A gradient 30 % too short adds to its error; one turned by 20 degrees hides it.
-# 5. Divergence of one short step: order $\beta$ without a shift, $\beta^2$ with it, $\beta^3$ with exact mean and covariance. It charges mostly for shape: to compare samplers, look at samples.
+# 5. A shift must halve when the step is halved. By the standard deviation it does not: on our mixture that mistake looks better than the usual formula at ten steps, and gets worse with more.
 #
 # **Where it comes from.** The shift, Algorithm 1: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233), section 4.1, after
 # [Sohl-Dickstein et al. (2015)](https://arxiv.org/abs/1503.03585). The variances: [Ho et al. (2020)](https://arxiv.org/abs/2006.11239), section 3.2; learned ones:
@@ -756,6 +611,139 @@ exercises.check("7.3", covariance_given_label)
 # Let $C$ be the covariance of $x_s$ and $p(y \mid x_s)$ over the model's cloud $p(x_s \mid x_t)$. Weighing the cloud by $p(y \mid x_s) / p(y \mid x_t)$, as in $\eqref{eq-bayes-step}$, moves its mean by $C / p(y \mid x_t)$. And the
 # noise is Gaussian, so differentiating the average $p(y \mid x_t) = \mathbb E[p(y \mid x_s) \mid x_t]$ in $x_t$ brings down $\alpha_{t|s}\, x_s / \beta$ less its mean: the gradient is $\alpha_{t|s}\, C / \beta$, and $g_t = \alpha_{t|s}\, C / \big(\beta\, p(y \mid x_t)\big)$.
 # The first is $\beta / \alpha_{t|s}$ times the second.
+#
+# ## Deeper: the shape of a step, and its price
+#
+# *For those who want more than the mean: how wide the exact step is, and what is left of the divergence after a shift, with its constant.*
+#
+# ### How wide the step is
+#
+# What is the true variance? Differentiate $\nabla \log p_t = (\alpha_{t|s}\, \mathbb E[x_s \mid x, y] - x) / \sigma_{t|s}^2$ once more.
+# Under the integral, the derivative of $\mathbb E[x_s \mid x, y]$ in $x$ is $\alpha_{t|s}\, \mathrm{Cov}(x_s \mid x, y) / \sigma_{t|s}^2$. Solve for the covariance, with
+# $H_t$ for the matrix of second derivatives of $\log p_t(x \mid y)$:
+#
+# $$ \mathrm{Cov}(x_s \mid x_t, y) = \frac{\beta}{\alpha_{t|s}^2} \big( I + \beta\, H_t(x_t) \big).
+# \label{eq-second-order} $$
+
+# %%
+H = noised(mixture.given(label), noise, t).hessian(x_t)
+by_hand = (sigma_ts / alpha_ts) ** 2 * (torch.eye(2) + sigma_ts**2 * H)
+torch.testing.assert_close(kernels.moment_matched(mixture, noise, label)(x_t, t, s).cov, by_hand)
+torch.testing.assert_close(truth(x_t, t, s).cov, by_hand)
+
+# %% [markdown]
+# Exact again. DDPM's two variances are this for two data sets. For standard normal data $H_t = -I$, and the
+# covariance is $\beta I$: the large variance. For a data set of one point, $H_t = -I / \sigma_t^2$. By $\eqref{eq-forward-transition}$, noise
+# adds up as $\sigma_t^2 = \alpha_{t|s}^2 \sigma_s^2 + \beta$, so $1 - \beta / \sigma_t^2 = \alpha_{t|s}^2 \sigma_s^2 / \sigma_t^2$, and the covariance is the small variance times $I$:
+#
+# $$ \mathrm{Var}(x_s \mid x_t, x_0) = \frac{\sigma_s^2}{\sigma_t^2}\, \beta. \label{eq-posterior-variance} $$
+
+# %%
+compact = kernels.posterior_variance(noise, t, s)
+torch.testing.assert_close((noise.sigma(s) / noise.sigma(t)) ** 2 * sigma_ts**2, compact)
+torch.testing.assert_close(compact, (sigma_ts / alpha_ts) ** 2 * (1 - sigma_ts**2 / noise.sigma(t) ** 2))
+print(f"large {sigma_ts**2:.3f}, small {compact:.3f}, exact coefficient {sigma_ts**2 / alpha_ts:.3f}")
+
+# %% [markdown]
+# ### How large is what is left
+#
+# Measure a step by its divergence from the truth, $\mathrm{KL}(p \,\|\, q) = \mathbb E_p[\log p - \log q]$ with $p = p(x_s \mid x_t, y)$ and $q$ the
+# kernel's answer, in nats (natural logarithms), averaged over $x_t$. But first predict it, for a fixed $t$ and $\beta \ll \sigma_t^2$. Two Gaussians of variance $\beta$ whose means differ by $\delta$ are $|\delta|^2 / 2 \beta$ apart. If you ignore the label, $\delta \approx \beta g$:
+#
+# $$ \mathrm{KL}_{\text{no shift}} = \frac{\beta}{2}\, |g|^2 + O(\beta^2). \label{eq-kl-no-shift} $$
+#
+# With a shift by either variance, $\delta$ is of order $\beta^2$: both are $\beta / \alpha_{t|s}$ up to $\beta^2$. That costs only $(\beta^2)^2 / \beta = \beta^3$. What remains is the shape: by
+# $\eqref{eq-second-order}$ the true covariance is $\beta\,(I + \beta\,(I + H_t))$ up to $\beta^3$; the large variance is $\beta$, and the small one,
+# $\frac{\beta}{1 - \beta} (1 - \beta / \sigma_t^2)$, is $\beta\,(1 + \beta\,(1 - 1 / \sigma_t^2))$. They miss by $\beta^2 (H_t + I)$ and $\beta^2 (H_t + I / \sigma_t^2)$. Covariances $\beta I$ and
+# $\beta (I + E)$ are $\frac14 |E|^2$ apart to leading order, with the squares of all entries summed. Hence
+#
+# $$ \mathrm{KL}_{\text{shift}} = \frac{\beta^2}{4}\, \big| H_t + c\, I \big|^2 + O(\beta^3), \qquad
+# c = 1 \text{ (large variance)}, \quad c = 1 / \sigma_t^2 \text{ (small variance)}. \label{eq-kl-shift} $$
+
+# %%
+nodes, weights = divergence.mixture_nodes(noised(mixture.given(label), noise, t), order=8)
+gaps = [10 ** (-k / 2) for k in range(3, 12)]  # t - s
+betas = [noise.transition(t, t - gap)[1] ** 2 for gap in gaps]
+slopes, curvature = grad(nodes, t), noised(mixture.given(label), noise, t).hessian(nodes)
+predicted = {
+    "no shift, large": divergence.leading_kl_without_shift(slopes, betas[-1]),
+    "x_t, t, large": divergence.leading_kl_with_shift(curvature, betas[-1], 1.0),
+    "x_t, t, small": divergence.leading_kl_with_shift(curvature, betas[-1], 1 / noise.sigma(t) ** 2),
+}
+
+# %%
+def losses_of(kernel):
+    return [float(weights @ divergence.kl(truth(nodes, t, t - gap), kernel(nodes, t, t - gap))) for gap in gaps]
+
+
+losses = {name: losses_of(samplers[name]) for name in predicted}
+for name, values in losses.items():
+    order = math.log(values[-5] / values[-1]) / math.log(betas[-5] / betas[-1])
+    ratio = values[-1] / float(weights @ predicted[name])
+    print(f"{name:15s}  measured / predicted {ratio:.4f}, falls like beta^{order:.2f}")
+
+# %% tags=["remove-cell"]
+beta = betas[-1]
+torch.testing.assert_close(predicted["no shift, large"], beta / 2 * slopes.square().sum(1))
+excess = {"x_t, t, large": curvature + torch.eye(2), "x_t, t, small": curvature + torch.eye(2) / noise.sigma(t) ** 2}
+for name, matrix in excess.items():
+    torch.testing.assert_close(predicted[name], beta**2 / 4 * matrix.square().sum((1, 2)))
+assert all(abs(losses[name][-1] / float(weights @ predicted[name]) - 1) < 1e-3 for name in predicted)
+assert [round(losses[name][-3] / losses[name][-1]) for name in predicted] == [10, 100, 100]  # steps ten times as long
+
+# %% [markdown]
+# No constant was fitted. Ten times shorter steps cost 10 times less without the shift, 100 times less with it; a Gaussian with the exact mean *and*
+# covariance gets to $\beta^3$. The place of the gradient does not appear: it moves only the mean, by order $\beta^2$.
+
+# %% tags=["hide-input"]
+losses["exact mean and covariance"] = losses_of(kernels.moment_matched(mixture, noise, label))
+with plotting.style():
+    figure, panel = plotting.plt.subplots(figsize=(6.2, 3.6))
+    looks = {"no shift, large": ("no shift", "unconditional"), "x_t, t, small": ("shift, small variance", "guided"),
+             "x_t, t, large": ("shift, large variance", "conditional"), "exact mean and covariance": ("exact mean and covariance", "other")}
+    for name, (text, colour) in looks.items():
+        values = losses[name]
+        panel.loglog(betas, values, "o", color=plotting.COLOURS[colour], markersize=4.5)
+        lift = {"no shift": 12, "shift, small variance": 40, "shift, large variance": 0.07}.get(text, 0.1)
+        panel.text(5e-3, values[4] * lift, text, color=plotting.COLOURS[colour], va="center", ha="left" if lift < 1 else "right")
+        if name in predicted:
+            line = [float(weights @ predicted[name]) * float(b / betas[-1]) ** (1 if text == "no shift" else 2) for b in betas]
+            panel.loglog(betas, line, "--", color=plotting.COLOURS["truth"], linewidth=0.9, zorder=0)
+    panel.set(xlabel=r"length of the step, $\beta$", ylabel="KL from the exact step [nats]", xlim=(1.5e-5, 0.4))
+    panel.set_xticks([1e-4, 1e-3, 1e-2, 1e-1])
+    panel.minorticks_off()
+    shown = plotting.show(figure, "07_orders", alt="Log-log plot of the divergence of one step over its length. Four straight rows of dots: slope one without a shift, slope two with a shift, where the small variance lies above the large one, slope three with exact mean and covariance. Dashed predictions run through the first three rows.")
+shown
+
+# %% [markdown]
+# *Divergence of one step from the truth, from $t = 0.4$. Dots are measured, dashed lines predicted: for short steps, so the longest lies above them.*
+
+# %% tags=["remove-cell"]
+for name in predicted:
+    grown = [losses[name][i] / losses[name][-1] / float(betas[i] / betas[-1]) ** (1 if name == "no shift, large" else 2) for i in (0, 3)]
+    assert grown[0] > 1.08 and abs(grown[1] - 1) < 0.05
+assert losses["x_t, t, small"][-1] > 2 * losses["x_t, t, large"][-1]
+assert abs(math.log(losses["exact mean and covariance"][-5] / losses["exact mean and covariance"][-1]) / math.log(betas[-5] / betas[-1]) - 3) < 0.05
+
+# %% [markdown]
+# ## Deeper: which of the two variances
+#
+# *For those who choose the variance: why pictures may want the small one, where this mixture wants the large.*
+#
+# Along a direction in which Gaussian data have variance $v$, the covariance $\eqref{eq-second-order}$ has $u^\top H_t u = -1 / (\alpha_t^2 v + \sigma_t^2)$. For $v = 1$ that is $-1$, and the large variance is right; for
+# $\alpha_t^2 v \ll \sigma_t^2$ it is $-1 / \sigma_t^2$, and the small one is. In between, and near the data, the two are far apart:
+
+# %%
+far, near = 0.08, 0.04
+sizes = kernels.posterior_variance(noise, far, near), noise.transition(far, near)[1] ** 2
+for v in (1.0, 0.3, 0.03, 0.003, 0.0003):
+    curve = -1 / (noise.alpha(far) ** 2 * v + noise.sigma(far) ** 2)
+    exact_variance = sizes[1] / (1 - sizes[1]) * (1 + sizes[1] * curve)
+    over = [float(exact_variance / size) for size in sizes]
+    print(f"v = {v:g}: true variance over the small one {over[0]:.2f}, over the large one {over[1]:.2f}")
+
+# %% [markdown]
+# The blobs have $v$ between 0.14 and 0.66. How many directions of a picture have so little left to vary is a question about pictures, which this page does not answer.
 #
 # ## Deeper: the time term
 #
@@ -952,25 +940,6 @@ assert all(acts_like[g, "small"][1] < acts_like[g, "small"][0] - 0.03 for g in (
 
 # %% [markdown]
 # The fraction hardly depends on $\gamma$; by class mass the small variance makes less of it than by the mean. (What $\gamma \ne 1$ samples: chapter 17.)
-#
-# ## Deeper: which of the two variances
-#
-# *For those who choose the variance: why pictures may want the small one, where this mixture wants the large.*
-#
-# Along a direction in which Gaussian data have variance $v$, the covariance $\eqref{eq-second-order}$ has $u^\top H_t u = -1 / (\alpha_t^2 v + \sigma_t^2)$. For $v = 1$ that is $-1$, and the large variance is right; for
-# $\alpha_t^2 v \ll \sigma_t^2$ it is $-1 / \sigma_t^2$, and the small one is. In between, and near the data, the two are far apart:
-
-# %%
-far, near = 0.08, 0.04
-sizes = kernels.posterior_variance(noise, far, near), noise.transition(far, near)[1] ** 2
-for v in (1.0, 0.3, 0.03, 0.003, 0.0003):
-    curve = -1 / (noise.alpha(far) ** 2 * v + noise.sigma(far) ** 2)
-    exact_variance = sizes[1] / (1 - sizes[1]) * (1 + sizes[1] * curve)
-    over = [float(exact_variance / size) for size in sizes]
-    print(f"v = {v:g}: true variance over the small one {over[0]:.2f}, over the large one {over[1]:.2f}")
-
-# %% [markdown]
-# The blobs have $v$ between 0.14 and 0.66. How many directions of a picture have so little left to vary is a question about pictures, which this page does not answer.
 #
 # ## Deeper: how a divergence is computed
 #
@@ -1175,3 +1144,43 @@ assert abs(blind - known) < 1e-3
 
 # %% [markdown]
 # That is the information that this label carries. No number of steps brings it in. A shift does, and what remains, mostly shape, falls like $1 / T$.
+#
+# ### Two measures disagree
+#
+# By $\eqref{eq-path-kl}$ the divergences of all steps add up to that of the path. Compare with the samples:
+
+# %% tags=["hide-input"]
+def nats_of(kernel, times):
+    """The divergence of each step; they add up to that of the path."""
+    pairs = zip(times[:-1], times[1:], strict=True)
+    return [float(divergence.path_kl(mixture, noise, label, kernel, torch.stack(pair), order=6)) for pair in pairs]
+
+
+times = time_grid(25, end=0.01)
+nats = {name: nats_of(samplers[name], times) for name in ("no shift, large", "no shift, small", "x_t, t, small", "exact coefficient, small")}
+for name, each in nats.items():
+    texts = f"path {sum(each):5.2f} nats: the last two steps {sum(each[-2:]):5.2f}, the others {sum(each[:-2]):.2f}"
+    print(f"{name:25s} {texts}; mean of the samples off by {run[name][0]:.3f}")
+x, w = divergence.mixture_nodes(noised(mixture.given(label), noise, times[-2]))
+wide = float(w @ truth(x, *times[-2:]).cov.diagonal(dim1=1, dim2=2).mean(1))
+used = float(kernels.posterior_variance(noise, *times[-2:]))
+ratio = wide / used
+assert round(wide - used, 2) == 0.02
+print(f"last step: true variance {wide:.3f}, small variance {used:.4f}, ratio {ratio:.0f}")
+print(f"variance of the blobs along their axes: {float(mixture.variances.min()):.2f} to {float(mixture.variances.max()):.2f}")
+narrow, broad = ratio - 1 - math.log(ratio), 1 / ratio - 1 + math.log(ratio)
+print(f"two round bells in the plane with this ratio: too narrow {narrow:.1f} nats, too wide {broad:.1f}")
+
+# %% tags=["remove-cell"]
+total = {name: sum(each) for name, each in nats.items()}
+assert total["no shift, large"] < total["x_t, t, small"] / 10 and 0.9 < total["exact coefficient, small"] / total["x_t, t, small"] < 1
+assert total["no shift, small"] > total["x_t, t, small"] and sum(nats["x_t, t, small"][-2:]) > 0.9 * total["x_t, t, small"]
+assert sum(nats["x_t, t, small"][:-2]) < sum(nats["no shift, large"][:-2]) and narrow > 5 * broad and round(wide - used, 2) == 0.02
+assert run["no shift, large"][0] > 5 * run["x_t, t, small"][0]
+
+# %% [markdown]
+# By divergence, guidance with the small variance is *worse than no guidance with the large one*, and the exact coefficient hardly helps. By the samples both are far better. First, compare
+# like with like: with the *small* variance, no guidance costs more still. Second, $\mathrm{KL}(p \,\|\, q)$ charges
+# heavily for a $q$ that is too narrow, little for one too wide. Nearly all is charged in the last two steps, where the small variance is far too narrow; in the others, guidance wins.
+# But the variance missing in the last step, 0.02, is small beside the blobs' own. The path's divergence only *bounds* that of its end points (at $t = 0.01$; the samples go on to 0). A wrong mean is
+# the opposite: cheap in each step, but pushed the same way in all. So find orders with divergences, and compare samplers by samples.
