@@ -86,12 +86,12 @@ shown
 # want (dashed). It has moved, and changed its shape.
 #
 # **Why it moves like this.** Across a *small* cloud, the logarithm of the classifier is nearly a straight slope. Weighing a
-# bell by a slope makes one flank heavier and the other lighter, so the bell slides uphill, and a wide bell slides further than a
+# bell by a slope makes one flank heavier and the other lighter. So the bell slides uphill, and a wide bell slides further than a
 # narrow one. Distance is slope times variance. That is classifier guidance. It looks like an approximation
 # twice over: across a large cloud the classifier is no straight slope, and the slope was measured at $x_t$, not where the cloud is.
 #
-# **Why it is exact all the same.** A classifier *for noisy points* has done the averaging already. Its verdict on $x_t$ is the average of its
-# verdicts on everything that $x_t$ may have come from, the whole cloud. Nudge $x_t$, and the cloud leans the same way: the noise is Gaussian,
+# **Why it is exact all the same.** A classifier *for noisy points* has done the averaging already: its verdict on $x_t$ is the average of its
+# verdicts on the whole cloud. Nudge $x_t$, and the cloud leans the same way: the noise is Gaussian,
 # so a nudge weighs the cloud by a slope. The average verdict then rises by the *covariance of position and class across the cloud*. That is the slope at
 # $x_t$. But the same covariance decides how far weighing by the verdicts moves the centre. Only the rate of exchange must be
 # right, and the variance of your sampler is not that rate.
@@ -127,7 +127,41 @@ torch.testing.assert_close(alpha_ts, noise.alpha(t) / noise.alpha(s))
 torch.testing.assert_close(alpha_ts**2 + sigma_ts**2, torch.ones(()).double())
 
 # %% [markdown]
-# Adding noise does not look at the label: given the cleaner point, the noisier one says nothing more about the class,
+# ## The exact answer: Tweedie for one step
+#
+# So $x_t$ is a noisy version of $x_s$, as it is of $x_0$. Tweedie's formula, the mean of what lies
+# under the noise, then holds for a single step. Adding noise does not look at the label, so given the class $x_t$ has the density
+# $p_t(x \mid y) = \int \mathcal N(x;\, \alpha_{t|s} x_s, \sigma_{t|s}^2 I)\, p_s(x_s \mid y)\, dx_s$. Its gradient multiplies the integrand by
+# $(\alpha_{t|s} x_s - x) / \sigma_{t|s}^2$. Divide by $p_t(x \mid y)$: what stood under the integral becomes a mean, $\nabla \log p_t(x \mid y) = (\alpha_{t|s}\, \mathbb E[x_s \mid x, y] - x) / \sigma_{t|s}^2$. Solved for the mean,
+#
+# $$ \mathbb E[x_s \mid x_t, y] = \frac{x_t + \sigma_{t|s}^2\, \nabla \log p_t(x_t \mid y)}{\alpha_{t|s}}
+# = \frac{x_t + \beta\, \nabla \log p_t(x_t \mid y)}{\sqrt{1 - \beta}}. \label{eq-one-step-tweedie} $$
+
+# %%
+x_t, x_s = torch.randn(2, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+score = noised(mixture.given(label), noise, t).score(x_t)
+by_hand = (x_t + sigma_ts**2 * score) / alpha_ts
+torch.testing.assert_close(kernels.one_step_mean(x_t, score, noise, t, s), by_hand)
+torch.testing.assert_close(truth(x_t, t, s).mean, by_hand)
+
+# %% [markdown]
+# No small step was assumed. Write it without the label as well, and subtract; $\nabla \log p_t(x \mid y) = \nabla \log p_t(x) + g_t(x)$, so
+#
+# $$ \mathbb E[x_s \mid x_t, y] - \mathbb E[x_s \mid x_t] = \frac{\beta}{\alpha_{t|s}}\; g_t(x_t). $$
+#
+# **The label moves the mean of a step by exactly $\beta / \alpha_{t|s}$ times the gradient at $x_t$, at the noise level $t$**. No expansion, no Gaussian, any length:
+
+# %%
+for far, near in [(0.4, 0.39), (0.4, 0.1), (0.9, 0.2), (1.0, 0.0)]:
+    shift = truth(x_t, far, near).mean - ignoring(x_t, far, near).mean
+    alpha, sigma = noise.transition(far, near)
+    torch.testing.assert_close(sigma**2 / alpha * grad(x_t, far), shift)
+    print(f"from {far} to {near}: moved by {float(shift.norm(dim=1).mean()):.2f}, as the formula says, to rounding")
+
+# %% [markdown]
+# ## A slope moves a bell
+#
+# Where, then, does the usual formula come from? Given the cleaner point, the noisier one says nothing more about the class,
 # $p(y \mid x_s, x_t) = p(y \mid x_s)$. So Bayes' rule for one step reads
 #
 # $$ p(x_s \mid x_t, y) = p(x_s \mid x_t)\, \frac{p(y \mid x_s)}{p(y \mid x_t)}: \label{eq-bayes-step} $$
@@ -135,7 +169,6 @@ torch.testing.assert_close(alpha_ts**2 + sigma_ts**2, torch.ones(()).double())
 # the model's cloud, weighed by the classifier. On the mixture, both sides have closed forms:
 
 # %%
-x_t, x_s = torch.randn(2, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 left_side = truth(x_t, t, s).log_prob(x_s)
 right_side = ignoring(x_t, t, s).log_prob(x_s)
 right_side += noised(mixture, noise, s).class_log_prob(x_s, label)
@@ -145,9 +178,6 @@ torch.testing.assert_close(left_side, right_side)
 # %% [markdown]
 # A Gaussian times a classifier is no Gaussian. So replace the classifier's logarithm by a
 # straight slope, $\log p(y \mid x_s) \approx \mathrm{const} + g^\top x_s$. (Normalisation removes the constant.)
-#
-# ## A slope moves a bell
-#
 # Let the model's step be a Gaussian with any covariance $\Sigma$, and try $m = \mu + \Sigma g$ as its new centre:
 # $(x - m)^\top \Sigma^{-1} (x - m) = (x - \mu)^\top \Sigma^{-1} (x - \mu) - 2\, g^\top (x - \mu) + g^\top \Sigma g$, since $\Sigma^{-1} \Sigma g = g$. Multiply by
 # $-\frac12$ and put it into the exponential:
@@ -174,8 +204,8 @@ torch.testing.assert_close(product - constant, moved.log_prob(x_s[:, None]))
 # $$ q(x_s \mid x_t) = \mathcal N\big(\mu + \gamma\, \Sigma\, g,\; \Sigma\big),
 # \qquad g = g_t(x_t), \label{eq-mean-shift} $$
 #
-# where $\gamma = 1$ is the approximation of $p(x_s \mid x_t, y)$ just derived. DDPM's step has the mean $\mu = \mathbb E[x_s \mid x_t]$ (of the
-# model; exact here) and one variance for all coordinates. Two are in use: the *large* one, $\beta$, and the *small* one, $\beta\, \sigma_s^2 / \sigma_t^2$. (Our last step, to $s = 0$, adds no noise with either, so it has no shift. Algorithm 1 shifts there, too: here a small difference.)
+# where $\gamma = 1$ is the approximation of $p(x_s \mid x_t, y)$ just derived. DDPM's step has the mean $\mu = \mathbb E[x_s \mid x_t]$ of the
+# model, here exact, and one variance for all coordinates. Two are in use: the *large* one, $\beta$, and the *small* one, $\beta\, \sigma_s^2 / \sigma_t^2$.
 
 # %%
 free = mixture.denoiser(noise)
@@ -195,41 +225,12 @@ print(f"mean {points.mean(0).numpy().round(3)}, standard errors {(points.std(0) 
 print(f"mean of class 1: {(mixture.given(label).weights @ mixture.given(label).means).numpy().round(3) + 0.0}")
 
 # %% [markdown]
-# Close, but off by many standard errors. What is approximate?
+# Close, but off by many standard errors. The last section says why: with one variance for all coordinates, classifier guidance has the right direction and the wrong coefficient. The
+# variance of its step is not $\beta / \alpha_{t|s}$. (Our last step, to $s = 0$, adds no noise, so it has no shift. Algorithm 1 shifts there, too: here a small difference.)
 #
-# ## The exact answer: Tweedie for one step
+# ## The right number
 #
-# By $\eqref{eq-forward-transition}$, $x_t$ is a noisy version of $x_s$, as it is of $x_0$. So Tweedie's formula, the mean of what lies
-# under the noise, holds for a single step: $x_t$ has the density
-# $p_t(x \mid y) = \int \mathcal N(x;\, \alpha_{t|s} x_s, \sigma_{t|s}^2 I)\, p_s(x_s \mid y)\, dx_s$. Its gradient multiplies the integrand by
-# $(\alpha_{t|s} x_s - x) / \sigma_{t|s}^2$. Divide by $p_t(x \mid y)$: $\nabla \log p_t(x \mid y) = (\alpha_{t|s}\, \mathbb E[x_s \mid x, y] - x) / \sigma_{t|s}^2$. Solved for the mean,
-#
-# $$ \mathbb E[x_s \mid x_t, y] = \frac{x_t + \sigma_{t|s}^2\, \nabla \log p_t(x_t \mid y)}{\alpha_{t|s}}
-# = \frac{x_t + \beta\, \nabla \log p_t(x_t \mid y)}{\sqrt{1 - \beta}}. \label{eq-one-step-tweedie} $$
-
-# %%
-score = noised(mixture.given(label), noise, t).score(x_t)
-by_hand = (x_t + sigma_ts**2 * score) / alpha_ts
-torch.testing.assert_close(kernels.one_step_mean(x_t, score, noise, t, s), by_hand)
-torch.testing.assert_close(truth(x_t, t, s).mean, by_hand)
-
-# %% [markdown]
-# No small step was assumed. Write it without the label as well, and subtract; $\nabla \log p_t(x \mid y) = \nabla \log p_t(x) + g_t(x)$, so
-#
-# $$ \mathbb E[x_s \mid x_t, y] - \mathbb E[x_s \mid x_t] = \frac{\beta}{\alpha_{t|s}}\; g_t(x_t). $$
-#
-# **The label moves the mean of a step by exactly $\beta / \alpha_{t|s}$ times the gradient at $x_t$, at the noise level $t$**. No expansion, no Gaussian, any length:
-
-# %%
-for far, near in [(0.4, 0.39), (0.4, 0.1), (0.9, 0.2), (1.0, 0.0)]:
-    shift = truth(x_t, far, near).mean - ignoring(x_t, far, near).mean
-    alpha, sigma = noise.transition(far, near)
-    torch.testing.assert_close(sigma**2 / alpha * grad(x_t, far), shift)
-    print(f"from {far} to {near}: moved by {float(shift.norm(dim=1).mean()):.2f}, as the formula says, to rounding")
-
-# %% [markdown]
-# So with one variance for all coordinates, classifier guidance has the right direction and the wrong coefficient: the
-# variance of its step is not $\beta / \alpha_{t|s}$. The mend is one line. It works whatever the variance, and does not change it:
+# The mend is one line. It works whatever the variance, and does not change it:
 
 # %%
 def patched(kernel, grad, schedule, gamma):
@@ -248,9 +249,7 @@ torch.testing.assert_close(patched(small, grad, noise, gamma=3.0)(x_t, t, s).mea
 # %% [markdown]
 # The last two lines say: for every $\gamma$, the patch is DDPM with $\gamma g$ added to the model's *score* (`guidance.tilt`, chapter 10).
 #
-# ## How far off the number is
-#
-# As a coefficient, the large variance is too small by the factor $\alpha_{t|s}$, the small one by $\alpha_{t|s}\, \sigma_s^2 / \sigma_t^2$:
+# How far off was the number? As a coefficient, the large variance is too small by the factor $\alpha_{t|s}$, the small one by $\alpha_{t|s}\, \sigma_s^2 / \sigma_t^2$:
 
 # %% tags=["hide-input"]
 def fractions(schedule, steps, variance):
