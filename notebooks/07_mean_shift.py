@@ -584,10 +584,10 @@ exercises.check("7.3", covariance_given_label)
 # %% [markdown]
 # ## Remember
 #
-# 1. A step given the label is the model's step, weighed by the classifier, $\eqref{eq-bayes-step}$: exact. A slope in the exponent moves a Gaussian by $\Sigma g$,
-#    $\eqref{eq-complete-square}$: classifier guidance, right for short steps.
-# 2. With an exact classifier, the label moves the mean of a step by *exactly* $\beta / \alpha_{t|s}$ times the gradient at $x_t$, however long the step, $\eqref{eq-one-step-tweedie}$.
+# 1. With an exact classifier, the label moves the mean of a step by *exactly* $\beta / \alpha_{t|s}$ times the gradient at $x_t$, however long the step, $\eqref{eq-one-step-tweedie}$.
 #    Where one variance serves all coordinates, the place of the gradient was never wrong; the coefficient was. With a variance for each coordinate, the direction is off as well (here by less than half a degree on average).
+# 2. A step given the label is the model's step, weighed by the classifier, $\eqref{eq-bayes-step}$: exact. A slope in the exponent moves a Gaussian by $\Sigma g$,
+#    $\eqref{eq-complete-square}$: classifier guidance, right for short steps.
 # 3. `mean + gamma * beta / alpha_ts * grad` makes the mean of a DDPM step exact at $\gamma = 1$, whatever its variance. Without noise, add the gradient to the score.
 # 4. On our mixture the coefficient matters with few steps (at 25, the small variance acts like $0.7\, \gamma$), not at 250. A gradient 30 % too short adds to its error; one turned by 20 degrees hides it.
 # 5. A shift must halve when the step is halved. By the standard deviation it does not: on our mixture that mistake looks better than the usual formula at ten steps, and gets worse with more.
