@@ -736,6 +736,9 @@ for v in (1.0, 0.3, 0.03, 0.003, 0.0003):
     over = [float(exact_variance / size) for size in sizes]
     print(f"v = {v:g}: true variance over the small one {over[0]:.2f}, over the large one {over[1]:.2f}")
 
+# %% tags=["remove-cell"]
+assert [round(float(v), 2) for v in (mixture.variances.min(), mixture.variances.max())] == [0.14, 0.66]
+
 # %% [markdown]
 # The blobs have $v$ between 0.14 and 0.66. How many directions of a picture have so little left to vary is a question about pictures, which this page does not answer.
 #
