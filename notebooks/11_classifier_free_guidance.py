@@ -13,7 +13,7 @@
 #
 # **You need** chapter 00, Bayes' rule, and a training loop you have written yourself.
 #
-# *26 minutes to read, 61 more for Deeper, 40 seconds to run, on a laptop, without a GPU or a network connection.*
+# *24 minutes to read, 61 more for Deeper, 40 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -32,7 +32,7 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## One network, asked twice
 #
-# The data are the four blobs of chapter 00 in the plane: two are class 0, two are class 1. A small network learns from samples to guess the noise in a noisy point, given the noise level and a label: 0, 1, or a third one for "not told", the *null label*. In training it replaced the true label of one example in five.
+# The data are the four blobs of chapter 00: two are class 0, two are class 1. A small network learned to guess the noise in a noisy point, given the noise level and a label. In training one label in five was replaced by a third one for "not told", the *null label*.
 
 # %%
 mixture, schedule = plane.four_blobs(), cosine()
@@ -40,15 +40,13 @@ network = plane.train(mixture, schedule, label_dropout=0.2, steps=1800, batch=51
 learned = network_pair(network, schedule, label=1)
 
 # %% [markdown]
-# Now ask it, halfway between data and noise, on a grid of points: what is the noise, if nothing is told, and what is it, if the class is 1? Arrows point *against* the guessed noise, for that is where a sampler goes.
+# Now ask it, halfway between data and noise: what is the noise, if nothing is told, and what, if the class is 1? Arrows point *against* the guessed noise, for that is where a sampler goes.
 
-# %%
+# %% tags=["hide-input"]
 half = torch.tensor(0.5, dtype=torch.float64)
 ticks = torch.linspace(-3, 3, 11).double()
 grid = torch.cartesian_prod(ticks, ticks)
 told, untold = learned(grid, half)
-
-# %% tags=["hide-input"]
 scale = 4  # an arrow of length 1 on the axes is a guess of this length
 answers = (
     ("nothing told", "unconditional", -untold.eps, mixture),
@@ -72,11 +70,11 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *One trained network, noise level $t = 0.5$, two questions, and what the label changes. In all panels an arrow of length 1 on the axes is a guess of length 4. Dashed: 50, 90 and 99 % of the noisy data, of both classes (left), of class 1 (middle).*
+# *One trained network, noise level $t = 0.5$, two questions, and what the label changes. Arrows are drawn at a quarter of their length. Dashed: 50, 90 and 99 % of the noisy data, of both classes (left), of class 1 (middle).*
 #
-# Without a label the arrows lead to the data, with it to the data of class 1. The third picture is what guidance uses. It points away from class 0, and where a point is plainly in class 1 it is almost nothing. Nobody trained a classifier, and yet these arrows know where the classes are.
+# Without a label the arrows lead to the data, with it to the data of class 1. The third picture is what guidance uses. It points away from class 0, and plainly inside class 1 it is almost nothing. Nobody trained a classifier, and yet these arrows know where the classes are.
 #
-# Why? A noisy point may come from many clean ones. The best arrow leads to their average, shrunk as noisy data are. The label strikes some clean points off the list. Where nearly all of them were class 1 anyway, the average of the rest is the same. Where many were class 0, it lies farther from class 0. So the difference of the arrows points to where the label becomes more probable: it is the slope of a classifier, made of two averages.
+# Why? A noisy point may come from many clean ones. The best arrow leads to their average, shrunk as noisy data are. The label strikes some off the list. Where nearly all of them were class 1 anyway, the average of the rest is the same. Where many were class 0, it lies farther from class 0. So the difference points to where the label becomes more probable: it is the slope of a classifier, made of two averages.
 #
 # Guidance adds $\gamma$ times this slope to the arrow without the label. At $\gamma = 1$ that is the arrow with it. At $\gamma = 3$ the classifier is heard three times, *at every noise level*. Early, every point still looks as if it could be of class 0, and is pushed away from it, wherever it would have ended. These pushes add up. So you do not get what is often promised, the class with sharpened odds: you get points that were moved.
 #
@@ -142,7 +140,7 @@ torch.testing.assert_close(noisy.given(1).score(x_t), noisy.score(x_t) + slope)
 #
 # [Ho & Salimans (2022)](https://arxiv.org/abs/2207.12598) call it the *implicit classifier*. The older way, *classifier guidance* ([Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233)), needs a second network, trained to classify at every noise level. How near does ours come, at noisy points of class 1?
 
-# %%
+# %% tags=["hide-input"]
 exact = mixture.pair(schedule, label=1)
 ones = x_t[label == 1]
 theirs = guidance.implicit_gradient(exact, schedule)(ones, half)
@@ -246,7 +244,7 @@ for gamma in (1.0, 3.0):
         looks[name, gamma] = draw(kernel, start, fine, seeded(7))
 
 # %% [markdown]
-# The target is summed over a fine grid. Four numbers describe a cloud: the mean of $x_1$; the share of the small blob of class 1, the right one; and how far the large and the small blob spread, in mean square distance from their own means.
+# The target is summed over a fine grid. Four numbers describe a cloud: the mean of $x_1$, the share of the small blob of class 1, and the *spread* of either blob. The small blob is the right one; a spread is the mean square distance from the blob's own mean.
 
 # %% tags=["hide-input"]
 class_1 = mixture.given(1)
@@ -375,7 +373,7 @@ assert by_share[0.0] < 0.97 * by_share[0.2]
 # |---|---|---|
 # | train for guidance | hide 10 or 20 % of the labels | on ImageNet [the paper](https://arxiv.org/abs/2207.12598) found 50 % worse; theory prefers no $p$ |
 # | trust $\gamma > 1$ | draw at $\gamma = 0$ first, compare with the training data | the loss does not show a null label that was never trained |
-# | trust a large $\gamma$ | look at its own samples, not at the loss | the loss bounds errors on data, and these points leave them |
+# | trust a large $\gamma$ | look at its own samples, not at the loss | the loss weighs errors on data, and these points leave them |
 # | compare values of $\gamma$ | fix the sampler and its noise, and report both | $\gamma = 3$ gave means from 1.54 to 2.21 with exact guesses |
 # | use somebody's $w$ | $\gamma = 1 + w$, if $w = 0$ still uses the label | else your $\gamma$ is off by one |
 # | pay less | stack the two questions in one batch | guidance doubles the arithmetic of every step |
@@ -478,8 +476,8 @@ exercises.check("11.3", guided_variances)
 #    more than its share.
 # 4. Hide the label at random, and one network learns both answers. For $0 < p < 1$ the share $p$ does not change the best
 #    function, only how a finite network shares its effort.
-# 5. The loss weighs errors where noisy data are. A large $\gamma$ leads some points out of them, and about its answers there the loss promises
-#    nothing.
+# 5. The loss weighs errors where noisy data are. At $\gamma = 6$ some of our points left them, and about answers there the loss
+#    promises nothing.
 #
 # **Where it comes from.** Label dropout, the implicit classifier, and both algorithms: [Ho & Salimans
 # (2022)](https://arxiv.org/abs/2207.12598), sections 2 to 4. The prediction of $v$: [Salimans & Ho
