@@ -6,7 +6,7 @@ from torch import Tensor
 from difflesson import conventions, guidance, kernels, losses, plane
 from difflesson.schedule import cosine
 from tests.oracles.mixtures import FOUR
-from tests.readings.common import F64, gradient, moments, normal_nodes, posterior
+from tests.readings.common import F64, gradient, normal_nodes, posterior
 from tools.formula import Reading, law, reads
 
 MIXTURE, SCHEDULE, LABEL = FOUR.mixture(), cosine(), 1
@@ -35,15 +35,6 @@ def densities() -> dict[str, object]:
         r"\nabla": gradient(x), "p_t(x)": NOISY.log_prob(x).exp(), "p_t(x | y)": NOISY.given(LABEL).log_prob(x).exp(),
         "p_t(y | x)": NOISY.class_log_prob(x, LABEL).exp(),
     }  # fmt: skip
-
-
-@reads("eq-forward-marginal")
-def forward_marginal() -> Reading:
-    eps, weights = normal_nodes(2)
-    x0 = POINTS[:1].expand_as(eps)
-    noised = {"x_0": x0, r"\varepsilon": eps, "x_t": SCHEDULE.add_noise(x0, eps, T)}
-    drawn = {r"\sim": lambda eps: moments(eps[:, :, 0], weights), r"\mathcal N": law, "I": IDENTITY}
-    return Reading(noised | drawn, LEVELS, statements=3)
 
 
 @reads("eq-guess-is-score")
