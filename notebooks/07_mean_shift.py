@@ -378,7 +378,7 @@ assert found["x_t, t, small"][2] > 2.5 * resolution
 
 # %% [markdown]
 # **The verdict.** With 25 steps, Algorithm 1 with the small variance leaves a large error of the mean. The derivation's $(\mu, s)$ removes over a third of
-# it, the library's repair $(\mu, t)$ less than a tenth. The exact coefficient at $x_t, t$ removes all that 10,000 points resolve, with either
+# it, the library's repair $(\mu, t)$ less than a tenth. The exact coefficient at $x_t, t$ removes all that the points resolve, with either
 # variance. On this mixture, **the gradient was taken at the right place, and multiplied by the wrong number.** With the 250 steps of the original
 # setting, the places differ by less than chance: *nothing changed noticeably* is what you would expect.
 #
@@ -881,7 +881,7 @@ assert shorter < longer * shorter < 1 < longer
 # [diffusers](https://github.com/huggingface/diffusers/blob/main/src/diffusers/experimental/rl/value_guided_sampling.py) multiplies the gradient by a `model_std`, the exponential of half the *variance*: about 1, however short the step.)
 #
 # The judged networks learn a variance *for each pixel*, between the small and the large one. `learned` is the ideal: the model's true variances, kept
-# between the two. With it, too, the exact coefficient removes all that 10,000 points resolve:
+# between the two. With it, too, the exact coefficient removes all that the points resolve:
 
 # %%
 def learned(x, t, s):

@@ -386,7 +386,7 @@ assert mixed_up["shift and substitution, DDPM"][1] > mixed_up["right, DDPM"][1] 
 # | any sampler, any noise, a gradient | `eps = eps - gamma * sigma * grad` before the step, and no mean shift beside it | the score is all that knows the data; with DDPM, both together are $\gamma \approx 2$ |
 # | a mean shift that must stay, $0 < \eta < 1$ | multiply it by $c / v$ (exercise 10.2) | the same step as with the substitution; at $\eta = 0$ nothing helps |
 # | code you did not write | switch the noise off and set $\gamma = 10$ | pictures as without guidance: it shifts by the variance, or by its root |
-# | results with $\gamma > 1$ to compare | keep the noise of the sampler | with the right line, $\gamma = 3$ gives other means for another $\rho$ |
+# | results with $\gamma > 1$ to compare | keep the noise of the sampler | with the right line, too, a large $\gamma$ gives other means for another $\rho$ |
 #
 # *Fails when* the classifier is not that of noisy points: then it is the right line with a wrong gradient. *Limits:* two dimensions, exact fields.
 
@@ -941,8 +941,8 @@ assert places[0] > places[1] > places[2]
 #
 # | if you have | do | because |
 # |---|---|---|
-# | $\gamma = 1$ or 3, no noise | a second-order multistep solver, at 3 with twice the evaluations | for an error of 0.1 here: 2M 8 and 16, Heun 21 and 26, DDIM 29 and 42 |
-# | $\gamma = 10$ | 2M with 24 evaluations or more, DDIM with 16 or fewer | 2M passes DDIM between 16 and 24; Heun is better at 4 and 8, but far off at 6 |
+# | $\gamma = 1$ or 3, no noise | a second-order multistep solver, at 3 with twice the evaluations | for an error of a tenth here: 2M 8 and 16, Heun 21 and 26, DDIM 29 and 42 |
+# | $\gamma = 10$ | 2M with 24 evaluations or more, DDIM with 16 or fewer | 2M passes DDIM between 16 and 24; Heun is better at 4 and 8, but far off between |
 #
 # One mixture and one schedule, in two dimensions. The solver 2M: [Lu et al. (2022)](https://arxiv.org/abs/2211.01095).
 

@@ -2,8 +2,8 @@
 # # 14 · Classifier guidance on digits: who is being convinced?
 #
 # You have a model that draws digits and was never told their names, and a classifier that knows them. So let the
-# classifier push each noisy picture towards the name you want. Turn the push up, and the classifier says "a seven,
-# 99 %". Do you believe it? And if it fails: was the push too weak, or was it no push towards a seven at all?
+# classifier push each noisy picture towards the name you want. Turn the push up, and the classifier is all but
+# sure: "a seven". Do you believe it? And if it fails: was the push too weak, or was it no push towards a seven at all?
 #
 # **After this chapter you can**
 # * steer a network without labels by a classifier, and say what it costs if that only knows clean pictures;
@@ -391,11 +391,12 @@ assert 0.45 < 32 * lengths["scaled"][here] / (4 * lengths["noisy"][here] * 15**0
 # The **FID** goes with something else. `scaled` at its best pull is right, and far from real digits; the noisy classifier is near them. Is it the direction? The order of the four almost suggests it. So try to refute it, with the drowned slope of the opening. Where the square of a random error is 14 times that of the slope, the cosine with what was there falls to about a quarter, and the pull stays what it was. These are the crosses, and here are their numbers, at $\gamma = 4$:
 
 # %% tags=["hide-input"]
-for kind, row in {"noisy": steered["noisy", 4.0], "error, new in each step": controls["fresh", 4.0], "error, the same in all": controls["fixed", 4.0], "scaled, gamma 32": steered["scaled", 32.0]}.items():
+gamma = 4.0
+for kind, row in {"noisy": steered["noisy", gamma], "error, new in each step": controls["fresh", gamma], "error, the same in all": controls["fixed", gamma], "scaled, gamma 32": steered["scaled", 32.0]}.items():
     print(f"{kind:>24}: right {row['accuracy']:.3f}±{row['accuracy_error']:.3f}, FID {row['digit_fid']:.2f}±{row['digit_fid_error']:.2f}")
 
 # %% [markdown]
-# **A slope that is nearly all random error still steers well**, even where the error is the same in all sixteen steps. It costs something. The error of `scaled` at $\gamma = 32$, of the same cosine and at log-SNR $-3$ half as long, costs far more. (A still longer random error must do harm, too.) So truthfulness says what no scale can mend, and *not* how much harm the rest does. A random error looks like noise, and removing noise is what the denoiser is for. What `scaled` and `clean` add depends on the picture, and goes wherever a classifier that never saw noise is fooled. (These two sentences are our reading. What the control shows is that the cosine is not the cause.)
+# **A slope that is nearly all random error still steers well**, even where the error is the same in all sixteen steps. It costs something. The error of `scaled` at $\gamma = 32$, of the same cosine and at the level of the table half as long, costs far more. (A still longer random error must do harm, too.) So truthfulness says what no scale can mend, and *not* how much harm the rest does. A random error looks like noise, and removing noise is what the denoiser is for. What `scaled` and `clean` add depends on the picture, and goes wherever a classifier that never saw noise is fooled. (These two sentences are our reading. What the control shows is that the cosine is not the cause.)
 #
 # ## Pitfall: ask the one who steers
 #
