@@ -251,7 +251,7 @@ shown
 # half the area under the curve of $\mathbb E \|\varepsilon - \hat\varepsilon\|^2$ over $\lambda$. It grows with its upper end, as $\frac d2 \lambda$; the reconstruction falls as $-\frac d2 \lambda$. Subtract from both what a standard normal has,
 # whose best guess errs by $d\,\alpha^2$, and an integral without ends remains:
 #
-# $$ -\log p(x) = \frac d2 \log(2 \pi e) + \frac12 \int_{-\infty}^{\infty} \big( \mathbb E \|\varepsilon - \hat\varepsilon\|^2 - d\, \alpha^2 \big)\, d\lambda . \label{eq-error-area} $$
+# $$ -\log p(x) = \frac d2 \log(2 \pi e) + \frac12 \int_{-\infty}^{\infty} \Big[ \big( \mathbb E \|\varepsilon - \hat\varepsilon\|^2 - d\, \alpha^2 \big)\, d\lambda \Big] . \label{eq-error-area} $$
 #
 # *Exactly*, at every single $x$, if $\hat\varepsilon$ is the best guess; the average is over the noise at this $x$. **Why equal, no longer at least?** A step loses something because the look is expected as a Gaussian around $\hat x_0$, while it scatters as $p(x_0 \mid x_t)$ does, with the look's own noise added. In a short step
 # that noise covers the shape; the loss is of second order in the step. So in the limit the looks down to $x_t$ cost the exact divergence of $q(x_t \mid x)$ from $p_t$. And when little noise is left, that is $\frac d2 \log \frac{\mathrm{SNR}_t}{2 \pi e} - \log p(x)$, from a narrow Gaussian's entropy and the density of $u_t$ around $x$. $\square$
@@ -306,7 +306,7 @@ assert float(wrong["error at the end of each step"]) < truth
 #
 # The integral knows no schedule, only its ends. But one estimates it with random times, $t$ uniform in $[0, 1]$, and a schedule says how fast $\lambda_t$ falls:
 #
-# $$ \frac12 \int \mathbb E \|\varepsilon - \hat\varepsilon\|^2\, d\lambda = \mathbb E_{t, \varepsilon} \Big[ -\frac12\, \frac{d\lambda_t}{dt}\; \|\varepsilon - \hat\varepsilon\|^2 \Big]. \label{eq-clock-estimate} $$
+# $$ \frac12 \int \big[ \mathbb E \|\varepsilon - \hat\varepsilon\|^2\, d\lambda \big] = \mathbb E_{t, \varepsilon} \Big[ -\frac12\, \frac{d\lambda_t}{dt}\; \|\varepsilon - \hat\varepsilon\|^2 \Big]. \label{eq-clock-estimate} $$
 #
 # The value cannot depend on the clock. Its scatter can, and so can the gap of finitely many steps. Three clocks from $\lambda = 14$ down to $-10$, with 20,000 draws, and 100 steps even in $t$:
 
@@ -707,7 +707,7 @@ torch.testing.assert_close(by_average, by_curvature, rtol=1e-3, atol=0)
 #
 # Let the model's step have the variance $v / c$ instead of $v$. The divergence of the two Gaussians becomes
 #
-# $$ \frac d2 (c - 1 - \log c) + \frac c2\, (\mathrm{SNR}_s - \mathrm{SNR}_t)\, \|x_0 - \hat x_0\|^2 , \qquad c^\ast = \frac{1}{1 + (\mathrm{SNR}_s - \mathrm{SNR}_t)\, \mathbb E \|x_0 - \hat x_0\|^2 / d} . \label{eq-wider-look} $$
+# $$ \mathrm{KL}_c = \frac d2 (c - 1 - \log c) + \frac c2\, (\mathrm{SNR}_s - \mathrm{SNR}_t)\, \|x_0 - \hat x_0\|^2 , \qquad c^\ast = \frac{1}{1 + (\mathrm{SNR}_s - \mathrm{SNR}_t)\, \mathbb E \|x_0 - \hat x_0\|^2 / d} . \label{eq-wider-look} $$
 #
 # DDPM's *small* variance is $c = 1$, its *large* one, $\sigma_{t|s}^2$, is $c = \sigma_s^2 / \sigma_t^2$. The best number for all points, $c^\ast$, follows from the loss at $t$: the look is expected with its own scatter *and* the guess's error. It costs $\frac d2 \log(1 / c^\ast)$.
 
