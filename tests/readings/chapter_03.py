@@ -85,9 +85,10 @@ def bound() -> Reading:
     last = Normal(SCHEDULE.alpha(times[0]) * x, SCHEDULE.sigma(times[0]))
     total = likelihood.variational_bound(SPACE.denoiser(SCHEDULE), SCHEDULE, x, times, order=10).total
     return Reading(
-        {"B(x)": total, "d": 3, r"\pi": math.pi, r"\mathrm{SNR}_1": snr(times[-1]), "x": x,
-         r"\mathbb E": by_level(3, weights), r"\hat x_0(x_1)": guesses[-1], r"\hat x_0(x_t)": torch.cat(guesses[:-1]),
-         r"\mathrm{KL}(q(x_T | x) \| \mathcal N(0, I))": kl_divergence(last, Normal(0.0 * x, 1.0)).sum(1),
+        {"B(x)": total, "d": 3, r"\pi": math.pi, r"\mathrm{SNR}_\text{end}": snr(times[-1]), "x": x,
+         r"\mathbb E": by_level(3, weights), r"\hat x_0(x_\text{end})": guesses[-1],
+         r"\hat x_0(x_t)": torch.cat(guesses[:-1]),
+         r"\mathrm{KL}(q(x_\text{start} | x) \| \mathcal N(0, I))": kl_divergence(last, Normal(0.0 * x, 1.0)).sum(1),
          r"\mathrm{SNR}_s": snr(times[1:]), r"\mathrm{SNR}_t": snr(times[:-1]),
          r"\sum_{t \to s}": lambda values: values.reshape(-1).sum()},
     )  # fmt: skip
