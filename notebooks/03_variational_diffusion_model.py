@@ -36,7 +36,7 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## Guess it before you see it
 #
-# The data are [chapter 01's](01_noising.ipynb#where-there-are-no-data-there-is-nothing-to-learn) two thin arcs, a mixture of 36 Gaussians: the best guess $\hat\varepsilon = \mathbb E[\varepsilon \mid x_t]$ and the truth $\log p(x)$ are known. Beside them stands *one* Gaussian with their mean and covariance.
+# The data are [chapter 01's](01_noising.ipynb#where-there-are-no-data-there-is-nothing-to-learn) two thin arcs, a mixture of narrow Gaussians: the best guess $\hat\varepsilon = \mathbb E[\varepsilon \mid x_t]$ and the truth $\log p(x)$ are known. Beside them stands *one* Gaussian with their mean and covariance.
 # Left: the mean square error of the best guess, at each log signal-to-noise ratio $\lambda = \log(\alpha^2/\sigma^2)$. Right: at two single points.
 
 
@@ -92,9 +92,13 @@ with plotting.style():
     shown = plotting.show(
         figure,
         "03_error_curves",
-        alt="Two panels over the log signal-to-noise ratio from -11 to 14. Left: the average error of the best guess of the noise rises from 0 to 2. For one Gaussian it is near 2 from 3 on; for the arcs it stays at 1 from 0 to 5 and reaches 2 only near 12; the area between is shaded, and half of it is 2.95 nats. Right: the same for two single points; for one on the arc the curve lies below that of a standard normal, for one beside the arc it rises far above 2 around 7 and comes back.",
+        alt="Two panels over the log signal-to-noise ratio. Left: the average error of the best guess of the noise rises from 0 to 2. For one Gaussian it soon is near 2; for the arcs it stays near 1 for a while and reaches 2 much later; the area between is shaded, and half of it is 2.95 nats. Right: the same for two single points; for one on the arc the curve lies below that of a standard normal, for one beside the arc it rises far above it and comes back.",
     )
 shown
+
+# %% [markdown]
+# *Left: half of the shaded area is exactly what the arcs' own density saves over the Gaussian's, in nats a point. Right: a
+# point beside the arc is harder to guess, at the noise levels that could tell it from the arc. Its $-\log p(x)$ is 2.84 plus half the area between its curve and the grey one.*
 
 # %% tags=["remove-cell"]
 flat = curve[(log_snr >= 0) & (log_snr <= 5)]
@@ -109,9 +113,6 @@ print(
 )
 
 # %% [markdown]
-# *Left: half of the shaded area is exactly what the arcs' own density saves over the Gaussian's, in nats a point. Right: a
-# point beside the arc is harder to guess, at the noise levels that could tell it from the arc. Its $-\log p(x)$ is 2.84 plus half the area between its curve and the grey one.*
-#
 # **Why.** Walk from noise to data. Each step is a new measurement of the clean point. *Before* you see it, you say what you expect, your best guess. The measurement surprises you, beyond its own scatter, by the squared error
 # of the guess in units of that scatter. All such surprises together are what *this* point cost to describe, beyond what any point costs at that precision. And the surprise of seeing $x$ is $-\log p(x)$.
 #
@@ -191,8 +192,8 @@ alpha, sigma = schedule.alpha(1.0), schedule.sigma(1.0)
 prior = torch.distributions.kl_divergence(normal(alpha * x, sigma), normal(torch.zeros_like(x), 1.0)).sum(1)
 denoising = sum((snr[k + 1] - snr[k]) / 2 * errors[k] for k in range(25))
 bound = likelihood.variational_bound(data.denoiser(schedule), schedule, x, grid, order=24)
-for mine, theirs in zip((reconstruction, prior, denoising), bound, strict=True):
-    torch.testing.assert_close(theirs, mine, rtol=1e-7, atol=1e-10)
+by_hand = torch.stack([reconstruction, prior, denoising])
+torch.testing.assert_close(torch.stack(list(bound)), by_hand, rtol=1e-7, atol=1e-10)
 
 
 # %% tags=["hide-input"]
@@ -238,7 +239,7 @@ with plotting.style():
     shown = plotting.show(
         figure,
         "03_upper_sum",
-        alt="Two panels with the arcs' error curve in blue and orange bars behind it, one a step. With 25 steps the bars rise far above the curve, to almost 5 where the curve is at 2; with 100 steps they follow it closely, a little above. The titles say 23.5 and 3.7 nats too many.",
+        alt="Two panels with the arcs' error curve in blue and orange bars behind it, one a step. With 25 steps the bars rise far above the curve, to more than twice its height; with 100 steps they follow it closely, a little above. The titles say 23.5 and 3.7 nats too many.",
     )
 shown
 
@@ -257,7 +258,7 @@ shown
 # **Why equal, no longer at least?** With the *exact* steps $p(x_s \mid x_t)$, what the steps down to $x_t$ cost is the divergence of the encoder's walk from the data's. That is the divergence of its last point, $q(x_t \mid x)$ from $p_t$: given the last point, both walks were made by the same noising. DDPM's steps cost more: they expect a Gaussian around $\hat x_0$, while the
 # measurement scatters as $p(x_0 \mid x_t)$, with its own noise added. In a short step that noise covers the shape, so the extra is of second order in the step (the tests measure it), and all extras together vanish. Finally, with little noise left, $q(x_t \mid x)$ is a narrow Gaussian at $x$, and the divergence is $\frac d2 \log \frac{\mathrm{SNR}_t}{2 \pi e} - \log p(x)$. $\square$
 #
-# This is the *I-MMSE* relation of [Guo, Shamai & Verdú (2005)](https://arxiv.org/abs/cs/0412108), read for single points by [Kong et al. (2023)](https://arxiv.org/abs/2302.03792). With 161 values of $\lambda$:
+# This is the *I-MMSE* relation of [Guo, Shamai & Verdú (2005)](https://arxiv.org/abs/cs/0412108), read for single points by [Kong et al. (2023)](https://arxiv.org/abs/2302.03792). On evenly spaced $\lambda$:
 
 # %%
 points = torch.cat([data.sample(3, seeded(3))[0], pair[1:]])
@@ -387,7 +388,9 @@ for level in inside:  # the mean fourth power of the noise's error
     error = eps[:2000] - data.denoiser(schedule)(schedule.add_noise(clean[:2000], eps[:2000], t), t).eps
     squares.append(error.square().sum(1).square().mean())
 fourth = torch.stack(squares)
-print(f"exact: {exact_area:.2f}     estimate       of one draw   small, too much by  (in the last)   large, too much by")
+print(
+    f"exact: {exact_area:.2f}     estimate       of one draw   small, too much by  (in the last)   large, too much by"
+)
 scatter, small, jump, large, estimate = {}, {}, {}, {}, {}
 finely = torch.linspace(low, high, 4801, dtype=torch.float64)
 middle = torch.from_numpy(np.interp((finely[1:] + finely[:-1]) / 2, inside, fourth))
@@ -410,6 +413,7 @@ for name, (clock, when) in clocks.items():
 # %% tags=["remove-cell"]
 assert [round(scatter[name] / scatter["even in lambda"]) for name in ("cosine", "linear rate")] == [6, 27]
 assert round(small["cosine"]) == 287 and round(large["cosine"], 1) == 0.3 and [high, low] == [14, -10]
+assert len(level) - 1 == 100
 assert all(small[name] > 200 and jump[name] > 0.99 * small[name] for name in ("cosine", "linear rate"))
 assert max(large.values()) < 1
 
@@ -510,6 +514,7 @@ for name in list(walks)[:4]:
 std = {name: [pair[1] for pair in row] for name, row in table.items()}
 drawn, both_known, one_drawn, averaged, printed = std.values()
 whole = list(walks.values())
+assert round(drawn[3] / averaged[3], -1) == 90
 assert whole[0][3] < whole[0][0] / 2 and whole[2][3] < whole[0][3] < whole[3][3] < 4
 assert (
     3.5 < drawn[3] / drawn[2] < 4.5
@@ -869,14 +874,9 @@ with plotting.style():
     shown = plotting.show(
         figure,
         "03_learned_clock",
-        alt="Time spent over the log signal-to-noise ratio from -10 to 14. Cosine: a narrow peak at 0. Dashed, the best for this network: rises from near 0 at -5 to a broad plateau above 0. The learned curve follows the dashed one.",
+        alt="Time spent over the log signal-to-noise ratio from -10 to 14. Cosine: a narrow peak at 0. Dashed, the best for this network: rises from near 0 on the left to a broad plateau on the right. The learned curve follows the dashed one.",
     )
 shown
-
-# %% tags=["remove-cell"]
-(even_mean, even_scatter), (learned_mean, learned_scatter) = results.values()
-assert abs(even_mean - learned_mean) < 3 * math.hypot(even_scatter, learned_scatter) / 200
-assert learned_scatter < 0.8 * even_scatter and least_scatter < learned_scatter < 1.15 * least_scatter
 
 # %% [markdown]
 # *Time spent at each level, by the learned clock, by `cosine`, and by the best clock for this network. The learned one spends it where the error is large.*
@@ -884,6 +884,11 @@ assert learned_scatter < 0.8 * even_scatter and least_scatter < learned_scatter 
 # The value is the same within the scatter, which fell. The best clock spends its time in proportion to the root mean square of the loss (exercise 3.4); the learned one comes near it. The network's value lies above the exact area: that is its own error, in nats.
 #
 # The cheaper trick leaves the clock alone. Subtract, draw by draw, what the one Gaussian's best guess errs at the *same* noise; its mean is known.
+
+# %% tags=["remove-cell"]
+(even_mean, even_scatter), (learned_mean, learned_scatter) = results.values()
+assert abs(even_mean - learned_mean) < 3 * math.hypot(even_scatter, learned_scatter) / 200
+assert learned_scatter < 0.8 * even_scatter and least_scatter < learned_scatter < 1.15 * least_scatter
 
 # %%
 u = torch.rand(20_000, generator=seeded(11), dtype=torch.float64)

@@ -266,14 +266,38 @@ def test_clocks_with_the_same_ends_have_the_same_mean_and_another_scatter():
     assert 1.5 * scatter["even"] < min(scatter["cosine"], scatter["linear"])
 
 
-def test_steps_even_in_time_cost_the_bound_hundreds_of_nats_and_even_in_lambda_about_one():
-    too_much = {}
+def test_with_small_variance_the_usual_grids_lose_hundreds_in_the_last_step_and_with_large_less_than_a_nat():
+    step_cost = names_of("03", "eq-wider-look")["step_cost"]
     levels = torch.linspace(-10, 14, 193, dtype=F64)
     area = float(torch.trapezoid(curve(BLOBS, levels), levels)) / 2
     for name, clock in clocks(14.0, -10.0).items():
         at = clock(torch.linspace(1, 0, 101, dtype=F64))
-        too_much[name] = float((at.exp().diff() / 2 * curve(BLOBS, at[:-1]) * (-at[:-1]).exp()).sum()) - area
-    assert 0.5 < too_much["even"] < 3 and too_much["cosine"] > 200 and too_much["linear"] > 200
+        gained, error = at.exp().diff(), curve(BLOBS, at[:-1]) * (-at[:-1]).exp()
+        variance = torch.sigmoid(-at)
+        small, large = (step_cost(gained, error, 2, c) for c in (torch.ones_like(gained), variance[1:] / variance[:-1]))
+        assert 0 < float(large.sum()) - area < 1
+        too_much = float(small.sum()) - area
+        if name == "even":
+            assert 0.5 < too_much < 3
+        else:
+            last = float(small[-1] - (at[-1] - at[-2]))  # less its half of the area
+            assert too_much > 200 and last > 0.98 * too_much and float(at[-1] - at[-2]) > 5
+
+
+def test_the_scatter_of_one_draw_under_a_usual_schedule_grows_with_the_upper_end():
+    x_0, eps, scatter = BLOBS.sample(2000, random(61))[0], normal(2000, 2, seed=62), {}
+    for end in (6.0, 9.0, 12.0):
+        levels = torch.linspace(-10, end, 89, dtype=F64)
+        fourth = []
+        for t in SCHEDULE.time(levels):
+            error = eps - BLOBS.denoiser(SCHEDULE)(SCHEDULE.add_noise(x_0, eps, t), t).eps
+            fourth.append(error.square().sum(1).square().mean())
+        fourth, mean = torch.stack(fourth), float(torch.trapezoid(curve(BLOBS, levels), levels)) / 2
+        spent = 1 / torch.cosh(levels / 2)
+        square = torch.trapezoid(fourth / (spent / torch.trapezoid(spent, levels)), levels) / 4
+        even = torch.trapezoid(fourth, levels) * (end + 10) / 4
+        scatter[end] = float((square - mean**2) / (even - mean**2)) ** 0.5
+    assert 1.3 * scatter[6.0] < scatter[9.0] < scatter[12.0] / 1.3
 
 
 @pytest.mark.equation("eq-loss-weights")
@@ -346,6 +370,25 @@ def test_as_drawn_the_scatter_grows_like_t_with_one_average_like_its_root_and_in
     assert 0.5 < far["  x_s averaged, given both"][1] / far["denoising, x_s drawn"][1] < 1.2
     assert abs(far["printed divergence"][0] / (2 * 640) - 1) < 0.1
     assert abs(far["consistency, as drawn"][1] / 640 - 2**0.5) < 0.05  # sqrt(d / 2) from each of two densities
+
+
+def test_over_whole_walks_no_form_grows_and_the_consistency_form_is_the_quieter():
+    forms, scatter = names_of("03", "eq-two-forms")["forms"], {}
+    for steps in (20, 80, 320):
+        snr = torch.linspace(8, -8, steps + 1, dtype=F64).exp()[:, None].expand(-1, 300)
+        x_0, moves = BLOBS.sample(300, random(71))[0], normal(steps + 1, 300, 2, seed=72)
+        u = [x_0 + moves[0] / snr[0].sqrt()[:, None]]
+        for k in range(1, steps + 1):
+            u.append(u[-1] + (1 / snr[k] - 1 / snr[k - 1]).sqrt()[:, None] * moves[k])
+        total = {}
+        for k in range(1, steps):
+            noises = torch.stack([(u[k - 1] - x_0) * snr[k - 1].sqrt()[:, None], moves[k], moves[k + 1]])
+            for name, term in forms(BLOBS, x_0, noises, snr[k - 1 : k + 2]).items():
+                total[name] = total.get(name, 0.0) + term
+        scatter[steps] = {name: float(value.std()) for name, value in total.items()}
+    for name in ("consistency, as drawn", "denoising, x_s drawn", "  x_s averaged"):
+        assert scatter[320][name] < 1.1 * scatter[80][name] < 1.2 * scatter[20][name]
+    assert scatter[320]["consistency, as drawn"] < 0.9 * scatter[320]["  x_s averaged"]
 
 
 def test_the_constants_add_up_to_the_difference_of_the_two_prior_terms():
