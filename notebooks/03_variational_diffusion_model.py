@@ -77,9 +77,9 @@ with plotting.style():
     axes[0].plot(log_snr, curve, color=blue, linewidth=2)
     axes[0].text(-9.3, 1.5, "one Gaussian", color=grey)
     axes[0].text(4.6, 0.62, "the arcs", color=blue)
-    axes[0].text(1.7, 1.38, "half of this:\n2.95 nats", color=orange)
+    axes[0].text(1.5, 1.4, "half of it:\n2.95 nats", color=orange)
     for k, (colour, name, x_text, y_text) in enumerate(
-        ((blue, "on the arc: {:.1f} nats", 7.2, 0.6), (green, "beside it: {:.1f} nats", 1.4, 7.9))
+        ((blue, "on the arc: {:.1f} nats", 4.0, 0.35), (green, "beside it: {:.1f} nats", 1.4, 7.9))
     ):
         axes[1].plot(log_snr, single[:, k], color=colour, linewidth=2)
         axes[1].text(x_text, y_text, name.format(-float(data.log_prob(pair)[k])), color=colour)
@@ -262,7 +262,7 @@ shown
 
 # %%
 points = torch.cat([data.sample(3, seeded(3))[0], pair[1:]])
-times = time_grid(160, schedule)
+times = time_grid(80, schedule)
 area = likelihood.error_area(data.denoiser(schedule), schedule, points, times, order=24)
 axis, excess = schedule.log_snr(times), []
 for u in times:
@@ -492,10 +492,10 @@ for name, row in table.items():
     print(f"{name:26}", *(f"{f'{mean:.1f} ({std:.0f})':>16}" for mean, std in row))
 walks = {}
 for steps in (10, 40, 160, 640):
-    snr = torch.linspace(8, -8, steps + 1, dtype=torch.float64).exp()[:, None].expand(-1, 300)
+    snr = torch.linspace(8, -8, steps + 1, dtype=torch.float64).exp()[:, None].expand(-1, 200)
     clean, moves = (
-        data.sample(300, seeded(14))[0],
-        torch.randn(steps + 1, 300, 2, generator=seeded(15), dtype=torch.float64),
+        data.sample(200, seeded(14))[0],
+        torch.randn(steps + 1, 200, 2, generator=seeded(15), dtype=torch.float64),
     )
     variances = torch.cat([1 / snr[:1], (1 / snr).diff(dim=0)])
     u = clean + (variances.sqrt()[:, :, None] * moves).cumsum(0)
@@ -811,6 +811,13 @@ def levels_of(omega):
     return torch.exp(-omega), torch.sigmoid(-omega).sqrt(), torch.sigmoid(omega).sqrt()
 
 
+# %% tags=["remove-cell"]
+ratio, *kept_and_added = levels_of(torch.tensor([-3.0, 0.5], dtype=torch.float64))
+squares = [level.square() for level in kept_and_added]
+torch.testing.assert_close(squares[0] + squares[1], torch.ones_like(ratio))
+torch.testing.assert_close(squares[0] / squares[1], ratio)
+
+
 # %%
 def nats_of(network, clock, x_0, t, eps):
     """One estimate a draw of what the bound's integral is, (N,)."""
@@ -867,8 +874,8 @@ with plotting.style():
     axes.plot(-omega.detach(), 1 / rate, color=blue, linewidth=2)
     axes.plot(14 - 24 * (torch.arange(50) + 0.5) / 50, root, color="black", linestyle="dashed")
     axes.plot(inside, time_spent, color=grey)
-    axes.text(6.2, 0.045, "learned", color=blue)
-    axes.text(1.0, 0.018, "best for this network", color="black")
+    axes.text(9.5, 0.062, "learned", color=blue)
+    axes.text(5.6, 0.028, "best for this network", color="black")
     axes.text(-6.2, 0.10, "cosine", color=grey)
     axes.set(xlabel="log signal-to-noise ratio", ylabel="time spent", ylim=(0, None))
     shown = plotting.show(
