@@ -837,19 +837,25 @@ def draws_of(count, dice):
 
 
 # %%
-torch.manual_seed(0)
-network, clock, dice = plane.PlaneNetwork(1), Clock(), seeded(0)
-optimisers = [torch.optim.Adam(part.parameters(), lr=1e-2, betas=(0.9, 0.99)) for part in (network, clock)]
-for k in range(700):
-    optimisers[0].param_groups[0]["lr"] = 1e-2 * (1 + math.cos(math.pi * k / 700)) / 2
-    nats = nats_of(network, clock, *draws_of(256, dice))
-    for part, goal in ((network, nats.mean()), (clock, nats.square().mean().log())):
-        for weight, slope in zip(
-            part.parameters(), torch.autograd.grad(goal, list(part.parameters()), retain_graph=True), strict=True
-        ):
-            weight.grad = slope
-    for optimiser in optimisers:
-        optimiser.step()
+def trained(steps):
+    """A network and a clock: each descends its own goal, on the same draws."""
+    torch.manual_seed(0)
+    network, clock, dice = plane.PlaneNetwork(1), Clock(), seeded(0)
+    optimisers = [torch.optim.Adam(part.parameters(), lr=1e-2, betas=(0.9, 0.99)) for part in (network, clock)]
+    for k in range(steps):
+        optimisers[0].param_groups[0]["lr"] = 1e-2 * (1 + math.cos(math.pi * k / steps)) / 2
+        nats = nats_of(network, clock, *draws_of(256, dice))
+        for part, goal in ((network, nats.mean()), (clock, nats.square().mean().log())):
+            for weight, slope in zip(
+                part.parameters(), torch.autograd.grad(goal, list(part.parameters()), retain_graph=True), strict=True
+            ):
+                weight.grad = slope
+        for optimiser in optimisers:
+            optimiser.step()
+    return network, clock
+
+
+network, clock = trained(700)
 
 # %% tags=["hide-input"]
 results, errors_at = {}, {}
