@@ -139,6 +139,24 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
         "g -> -g": "it is squared",
         "g -> abs(g)": "it is squared",
     },
+    "3.1": {
+        f"{name} -> {other}": "it is squared"
+        for name in ("alpha_t", "sigma_t", "alpha_s", "sigma_s")
+        for other in (f"-{name}", f"abs({name})")
+    }
+    | {"error -> abs(error)": "a squared error is positive"},
+    "3.2": {
+        f"{name} -> {other}": "it is squared" for name in ("tau_t", "tau_s") for other in (f"-{name}", f"abs({name})")
+    },
+    "3.3": {"dim -> abs(dim)": "a dimension is positive", "levels -> abs(levels)": "a number of levels is positive"},
+    "3.4": {
+        "second -> abs(second)": "a mean square is positive",
+        "first -> abs(first)": "a mean of squares is positive",
+        "first -> -first": "its integral is squared",
+        "log_snr -> -log_snr": "the integral is squared",
+    },
+    "3.5": {f"{name} -> abs({name})": "a ratio is positive" for name in ("snr_r", "snr_s", "snr_t")}
+    | {"dim -> abs(dim)": "a dimension is positive"},
     "7.2": {f"{name} -> abs({name})": "alpha is positive" for name in ("alpha_t", "alpha_s")},
     "7.3": {
         "label -> abs(label)": SAME_LABEL,

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from difflesson import guidance, information, kernels, ode, path, plane, similarity
+from difflesson import guidance, information, kernels, likelihood, ode, path, plane, similarity
 from difflesson.denoiser import Prediction
 from difflesson.schedule import cosine, from_betas, vp_linear
 from tests.oracles.mixtures import FOUR
@@ -120,6 +120,27 @@ def of_a_label() -> dict:
             "E |eps_c - eps_u|^2": weights @ (told - untold).square().sum(1)}  # fmt: skip
 
 
+def of_a_reconstruction() -> dict[str, object]:
+    """At the last time of a grid; the error by a sum over a grid of noises."""
+    axis = torch.linspace(-8, 8, 161, dtype=F64)
+    noise = torch.cartesian_prod(axis, axis)
+    chance = (-noise.square().sum(1) / 2).softmax(0)
+    error = chance @ likelihood.squared_errors(FREE, SCHEDULE, X, T, noise)
+    bound = likelihood.variational_bound(FREE, SCHEDULE, X, torch.stack([torch.tensor(0.9, dtype=F64), T]), order=60)
+    return {"reconstruction": bound.reconstruction, "d": 2, "pi": math.pi, "SNR(t_1)": (ALPHA / SIGMA) ** 2,
+            "E|x - x0_hat|^2": error}  # fmt: skip
+
+
+def of_the_least_error() -> dict[str, object]:
+    """The error, and the trace of the second derivatives, by sums over a grid of noisy points."""
+    axis = torch.linspace(-8, 8, 321, dtype=F64)
+    x = torch.cartesian_prod(axis, axis)
+    chance = NOISY.log_prob(x).softmax(0)
+    bend = chance @ NOISY.hessian(x).diagonal(dim1=1, dim2=2).sum(1)
+    return {"least": likelihood.least_error(MIXTURE, SCHEDULE, T, 40), "d": 2,
+            "E[trace grad grad log p_t(x_t)]": bend}  # fmt: skip
+
+
 SCORE = NOISY.score(X)
 CLEAN, NOISE = BEST.x0, BEST.eps
 TILTED = guidance.tilt(FREE, lambda x, t: x.flip(1), GAMMA, SCHEDULE)(X, T)
@@ -200,6 +221,12 @@ FORMULAS = {  # where it stands; the formula; what its letters are; what else it
         {"gamma'": path.corrector_scale(4.0, 0.6, 1.3), "gamma": 4.0, "predictor": 1.3, "rho": 0.6}, {}),
     "information.label_rate": (
         "d I(y; x_t) / d log_snr = E |eps_c - eps_u|^2 / 2", of_a_label(), {"tolerance": 1e-6}),
+    "likelihood.variational_bound": (
+        "reconstruction = d / 2 log(2 pi / SNR(t_1)) + SNR(t_1) / 2 E|x - x0_hat|^2", of_a_reconstruction(),
+        {"tolerance": 1e-6}),
+    "likelihood.least_error": (
+        "least = sigma^2 / alpha^2 (d + sigma^2 E[trace grad grad log p_t(x_t)])", of_the_least_error(),
+        {"tolerance": 1e-6}),
     "plane.curl": ("curl f = d f_2 / d x_1 - d f_1 / d x_2", {"curl f": plane.curl(field, X)}, {"decoys": slopes()}),
     "schedule": (
         "x_t = alpha x_0 + sigma eps,     alpha = exp(-B / 2),     sigma^2 = 1 - exp(-B)",
@@ -240,6 +267,7 @@ NOT_READ = {
     "divergence.leading_kl_with_shift": "its cases, in words; read in chapter 07",
     "guidance.linearise": "a map; chapter 07 has it as an equation, and that is read",
     "kernels.reverse_sde": "a stochastic differential equation",
+    "likelihood.error_area": "an integral along the log signal-to-noise ratio; read in chapter 03",
     "losses.v_loss": "in the words of the code; read in chapter 11",
     "losses.denoising_loss": "in the words of the code, with a sum over the labels",
     "losses.drop_labels": "in words; read in chapter 11",

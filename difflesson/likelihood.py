@@ -1,0 +1,131 @@
+"""`-log p(x)` in nats from nothing but the errors of a denoiser: the bound of a grid, and the area of the error curve.
+
+A step from t to s is a fresh look at the clean point with the precision `SNR(s) - SNR(t)`. Guessing what it will show
+costs half of that times the squared error, and everything here adds up such costs.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from difflesson.denoiser import Denoiser, predict
+from difflesson.divergence import hermite, mixture_nodes
+from difflesson.mixture import GaussianMixture
+from difflesson.noise import standard_normal
+from difflesson.samplers import checked_run
+from difflesson.schedule import Schedule, noisy
+
+
+class Bound(NamedTuple):
+    """The three terms of the variational bound, in nats, (N,) each; `total` is their sum.  [eq-bound-terms]"""
+
+    reconstruction: Tensor
+    prior: Tensor
+    denoising: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """At least `-log` of the density of what the steps draw at these points, (N,)."""
+        return self.reconstruction + self.prior + self.denoising
+
+
+def squared_errors(denoiser: Denoiser, schedule: Schedule, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """`|x - x0_hat(alpha x + sigma eps, t)|^2` for each noise and each clean point.
+
+    Args: x: clean points (N, d);  noise: (M, d), the same for all points, or (M, N, d).  Returns: (M, N).
+    Raises: ValueError if the shapes do not fit, or where `sigma_t` is 0.
+    """
+    noisy(schedule.sigma(t), t)
+    if x.dim() != 2 or noise.shape[-1] != x.shape[1] or noise.dim() == 3 and noise.shape[1] != len(x):
+        raise ValueError(f"x must be (N, d) and noise (M, d) or (M, N, d), got {tuple(x.shape)}, {tuple(noise.shape)}")
+    seen = schedule.alpha(t) * x + schedule.sigma(t) * (noise if noise.dim() == 3 else noise[:, None])  # (M, N, d)
+    guess = predict(denoiser, seen.flatten(0, 1), t).x0.view_as(seen)
+    return (x - guess).square().sum(2)
+
+
+def variational_bound(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, order: int = 12) -> Bound:
+    """The bound on `-log p(x)` of the steps through `times`, by its denoising terms.  [eq-bound-terms]
+
+        reconstruction = d / 2 log(2 pi / SNR(t_1)) + SNR(t_1) / 2 E|x - x0_hat|^2     (at t_1)
+        prior: KL(N(alpha x, sigma^2 I) || N(0, I)) at t_T
+        denoising: the sum over steps from t to s of (SNR(s) - SNR(t)) / 2 E|x - x0_hat|^2 at t
+
+    The steps are those of `kernels.ddpm`, with the posterior's variance; the last latent t_1 is decoded by
+    `N(x0_hat, I / SNR(t_1))`. E is over the noise, by Gauss-Hermite quadrature.
+
+    Args: x: (N, d);  times: from t_T down to t_1 > 0 (where sigma is above 0), as `time_grid` gives them;  order:
+    nodes a dimension.  Raises: ValueError if times do not decrease, or sigma is 0 at the last.
+    Source: Kingma et al. 2021 (arXiv 2107.00630), eq. 11-14.
+    """
+    noise, weights = hermite(order, x.shape[-1])
+    noise, weights = noise.to(x), weights.to(x)
+    return _bound(denoiser, schedule, x, times, lambda t: weights @ squared_errors(denoiser, schedule, x, t, noise))
+
+
+def sampled_bound(
+    denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, draws: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The total of `variational_bound` from `draws` fresh noises at every time, and its standard error, (N,) each.
+
+    Raises: ValueError as there, or if draws < 2 or there is no generator.
+    """
+    if draws < 2:
+        raise ValueError(f"draws must be at least 2, for a standard error, got {draws}")
+
+    def errors(t):
+        return squared_errors(denoiser, schedule, x, t, standard_normal((draws, *x.shape), x, generator))
+
+    total = _bound(denoiser, schedule, x, times, errors).total  # (draws, N)
+    return total.mean(0), total.std(0) / math.sqrt(draws)
+
+
+def error_area(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, order: int = 12) -> Tensor:
+    """`-log p(x)` as the area between the error curve and that of a standard Gaussian.  [eq-error-area]
+
+        -log p(x) = d / 2 log(2 pi e) + 1 / 2 int (E|eps - eps_hat|^2 - d alpha^2) d lambda
+
+    with `|eps - eps_hat|^2 = SNR |x - x0_hat|^2`, E over the noise at this x by quadrature, and the trapezoidal rule
+    over the log-SNR of `times`. Exact for the best denoiser, but for both rules and for the tails beyond the ends: one
+    falls like the variance of the noise, the other like that of the signal.
+
+    Args: x: (N, d);  times: decreasing, with sigma above 0 at the last, best evenly spaced in log-SNR: `time_grid(n,
+    schedule)`;  order: nodes a dimension.  Returns: (N,).  Raises: ValueError if times do not decrease or sigma is 0.
+    Source: Guo, Shamai & Verdu 2005 (arXiv cs/0412108); pointwise: Kong et al. 2023 (arXiv 2302.03792).
+    """
+    times = checked_run(x, times)
+    noise, weights = (part.to(x) for part in hermite(order, x.shape[-1]))
+    curve, log_snr = [], schedule.log_snr(times)
+    for t, level in zip(times, log_snr, strict=True):
+        error = level.exp() * (weights @ squared_errors(denoiser, schedule, x, t, noise))
+        curve.append(error - x.shape[1] * schedule.alpha(t) ** 2)
+    area = torch.trapezoid(torch.stack(curve), log_snr.to(x), dim=0)
+    return x.shape[1] / 2 * math.log(2 * math.pi * math.e) + area / 2
+
+
+def least_error(mixture: GaussianMixture, schedule: Schedule, t: Tensor, order: int = 12) -> Tensor:
+    """`E|x_0 - E[x_0 | x_t]|^2`, what no denoiser can avoid at time t, 0-dim.  [eq-least-error]
+
+        least = sigma^2 / alpha^2 (d + sigma^2 E[trace grad grad log p_t(x_t)])
+
+    Args: order: nodes a dimension and component, for the average over x_t.
+    """
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    noised = mixture.noised(alpha, sigma)
+    x, weights = mixture_nodes(noised, order)
+    trace = noised.hessian(x).diagonal(dim1=1, dim2=2).sum(1)
+    return (sigma / alpha) ** 2 * (mixture.dim + sigma**2 * (weights @ trace))
+
+
+def _bound(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, errors) -> Bound:
+    """The terms, from the squared errors at a time, `errors(t)`: (..., N)."""
+    times, dim = checked_run(x, times), x.shape[1]
+    snr = schedule.log_snr(times).exp().tolist()
+    denoising = sum(
+        (after - before) / 2 * errors(t) for t, before, after in zip(times[:-1], snr[:-1], snr[1:], strict=True)
+    )
+    reconstruction = dim / 2 * math.log(2 * math.pi / snr[-1]) + snr[-1] / 2 * errors(times[-1])
+    signal = schedule.alpha(times[0]) ** 2
+    prior = (signal * (x.square().sum(1) - dim) - dim * torch.log1p(-signal)) / 2
+    return Bound(reconstruction, prior, denoising)
