@@ -27,8 +27,8 @@ def unadjusted(score: Field, x: Tensor, c: float, count: int, generator: torch.G
 
     Leaves p alone in the limit of short steps; of a long one there is a bias, first order in c [eq-langevin-bias].
 
-    Args: score: (N, d) -> (N, d);  x: (N, d);  c: above 0, below twice the smallest variance of the data, or the walk
-    runs away;  count: at least 0;  generator: on the device of x.  Returns: (N, d).
+    Args: score: (N, d) -> (N, d);  x: (N, d);  c: above 0; from twice the variance across the data on, it
+    overshoots;  count: at least 0;  generator: on the device of x.  Returns: (N, d).
     Raises: ValueError if c or count is out of range, there is no generator, or score answers in another shape.
     Source: Roberts & Tweedie 1996; Welling & Teh 2011 write c / 2 for c.
     """

@@ -25,15 +25,19 @@ def explicit_loss(score: Field, truth: Field, x: Tensor, weights: Tensor | None 
     return _mean((_ask(score, x) - _ask(truth, x)).square().sum(1), weights)
 
 
-def denoising_loss(score: Field, x_0: Tensor, eps: Tensor, sigma: float | Tensor) -> Tensor:
+def denoising_loss(
+    score: Field, x_0: Tensor, eps: Tensor, sigma: float | Tensor, weights: Tensor | None = None
+) -> Tensor:
     """`E |score(x_0 + sigma eps) + eps / sigma|^2`, 0-dim: learns the score of noisy data.  [eq-denoising-score]
 
-    Args: x_0, eps: (N, d), data and standard normal noise;  sigma: above 0, one number or (N, 1).
+    Args: x_0, eps: (N, d), data and standard normal noise;  sigma: above 0, one number or (N, 1);  weights: (N,), what
+    each term is multiplied by before the mean; `sigma^2` makes it the square error of a guess of the noise.
     Raises: ValueError if a shape is another.  Source: Vincent 2011 (doi 10.1162/NECO_a_00142), eq. 9.
     """
     check_shape("eps", eps, x_0.shape)
     check_shape("sigma", sigma, (), (len(x_0), 1))
-    return (_ask(score, x_0 + sigma * eps) + eps / sigma).square().sum(1).mean()
+    squares = (_ask(score, x_0 + sigma * eps) + eps / sigma).square().sum(1)
+    return _mean(squares, None if weights is None else weights / len(weights))
 
 
 def implicit_loss(score: Field, x: Tensor, weights: Tensor | None = None) -> Tensor:

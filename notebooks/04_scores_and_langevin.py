@@ -20,6 +20,7 @@
 # %%
 import math
 
+import numpy
 import torch
 
 from difflesson import curves, exercises, kernels, langevin, metrics, plotting, score_matching
@@ -90,10 +91,10 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Walkers (500 of 1,000) that follow the exact slope of the data, left and middle, and of data with less and less noise, right. Dashed: the data, 50, 90 and 99 % of them. Orange: the share in each group, which should be
-# 0.2 and 0.8. Every dot is in a good place; only the noise levels give the right shares.*
+# *Walkers (500 of 1,000) on the exact slope of the data, left and middle, and of data with less and less noise, right. Dashed: 50, 90 and 99 % of the data. Orange: the share in each group, which should be
+# 0.2 and 0.8. The places are good in all panels, the shares only on noise levels.*
 #
-# After 100 steps each group looks right inside, blob by blob. But the right group has the share of walkers that *began* on its side, and ten thousand steps do not change that.
+# After 100 steps each group looks right inside, blob by blob. But the right group has the walkers that *began* on its side of the watershed, 0.58 of them, and ten thousand steps do not change that.
 #
 # **Why.** A slope says how $\log p$ changes from here to next door. Make the right group four times as heavy: inside it, $\log p$ rises by $\log 4$ *everywhere*, and no slope changes. The weights are not lost,
 # they are *hidden*: only in the valley between the groups, where both add to $p$, does the slope depend on how much lies on either side. And there is nobody in the valley.
@@ -123,11 +124,11 @@ def energy(x):
 torch.testing.assert_close(slope_of(energy, starts), data.score(starts))
 
 # %% [markdown]
-# So any network with as many outputs as inputs may stand for a score. (Not every such field is a slope: [chapter 11](11_classifier_free_guidance.ipynb) has the test.) To draw samples, step uphill by $c$ times the slope, and shake with a variance of *twice* $c$:
+# So a network may answer the score directly. To draw samples, step uphill by $c$ times the slope, and shake with a variance of *twice* $c$:
 #
 # $$ x' = x + c\, \nabla \log p(x) + \sqrt{2 c}\; \varepsilon, \qquad \varepsilon \sim \mathcal N(0, I). \label{eq-langevin-step} $$
 #
-# For $c \to 0$ this is a diffusion that leaves $p$ alone: of a cloud with density $p$, as many points are carried uphill by the slope as the noise spreads downhill (the flow is $p\, \nabla \log p - \nabla p = 0$). With finite steps it is nearly so; Deeper has the error and a cure.
+# For $c \to 0$ this is a diffusion that leaves $p$ alone: of a cloud with density $p$, the slope carries as much uphill as the noise spreads downhill, $p\, \nabla \log p - \nabla p = 0$. With finite steps it is nearly so ([Deeper](#deeper-what-a-finite-step-costs-and-a-coin-that-pays-it)).
 
 # %%
 one = langevin.unadjusted(data.score, starts, 0.05, 1, seeded(5))
@@ -137,7 +138,7 @@ torch.testing.assert_close(one, starts + 0.05 * data.score(starts) + math.sqrt(2
 # %% [markdown]
 # ### Pitfall: the two in the root
 #
-# Two slips: no noise, and $\sqrt{c}$ for $\sqrt{2c}$. The second is a proper step of length $c / 2$ along *twice* the slope, and twice the slope of $\log p$ is the slope of $\log p^2$. We look at the spread inside the right group:
+# Two slips: no noise, and $\sqrt{c}$ for $\sqrt{2c}$. The second is a proper step of length $c / 2$ along *twice* the slope, which is the slope of $\log p^2$:
 
 
 # %%
@@ -148,17 +149,691 @@ def shaken(x, c, noise, steps, generator):
 
 
 def spread(x):
-    return float(x[x[:, 0] > 0].var(0).sum())
+    return x.var(0).sum()
 
 
 # %% tags=["hide-input"]
-c, right, spreads = 0.02, data.given(1), {}
+c, right, spreads, errors = 0.02, data.given(1), {}, {}
 for power in (1, 2):
     exact = GridDensity(lambda x, power=power: power * right.log_prob(x), (-1, -4), (9, 5))
     spreads[f"p^{power}"] = float(exact.cov.trace())
 for name, noise in (("sqrt(2c)", math.sqrt(2 * c)), ("sqrt(c)", math.sqrt(c)), ("none", 0.0)):
-    spreads[name] = spread(ends := shaken(starts, c, noise, 1000, seeded(6)))
+    ends = shaken(starts, c, noise, 1000, seeded(6))
+    spreads[name], errors[name] = (float(value) for value in metrics.with_error(spread, ends[ends[:, 0] > 0]))
 peaks = len(torch.unique((100 * ends).round(), dim=0))
 print("variance in the right group, exact: " + ", ".join(f"{name} {spreads[name]:.2f}" for name in ("p^1", "p^2")))
-print("walkers with noise " + ", ".join(f"{name}: {spreads[name]:.2f}" for name in ("sqrt(2c)", "sqrt(c)", "none")) + " (+- 0.08 at most)")
+print("walkers with noise " + ", ".join(f"{name}: {spreads[name]:.2f} +- {error:.2f}" for name, error in errors.items()))
 print(f"without noise, {len(starts)} walkers stand on {peaks} points, {float((ends[:, 0] > 0).double().mean()):.2f} of them on the right")
+# %% [markdown]
+# With $\sqrt c$ the walk has the spread of $p^2 / Z$, half the temperature. Without noise all walkers stand on five peaks. The shaking keeps them from collapsing there; it does not mend the shares.
+#
+# ## What one slope cannot see, all together see
+#
+# How far apart are two densities, for one who looks at slopes? The **Fisher divergence** compares them where the data are:
+#
+# $$ F(p \,\|\, r) = \mathbb E_{x \sim p} \big\| \nabla \log p(x) - \nabla \log r(x) \big\|^2. \label{eq-fisher-divergence} $$
+#
+# It is zero only for equal densities (if $p > 0$ everywhere), and whoever fits a score makes it small. Take for $r$ our data with the shares *exchanged*, four fifths on the left:
+
+
+# %%
+def on_grid(p, reach, cells=240):
+    """Points and weights for averages over a mixture around the origin."""
+    grid = GridDensity(p.log_prob, -reach, reach, cells)
+    return grid.points, grid.weights
+
+
+points, weights = on_grid(data, 8.0)
+fisher = score_matching.explicit_loss(swapped.score, data.score, points, weights)
+kl = weights @ (data.log_prob(points) - swapped.log_prob(points))
+by_hand = weights @ (data.score(points) - swapped.score(points)).square().sum(1)
+torch.testing.assert_close(fisher, by_hand)
+together = [langevin.unadjusted(p.score, starts, 0.05, 2000, seeded(7)) for p in (data, swapped)]
+met = ((together[0] - together[1]).norm(dim=1) < 0.01).double().mean()
+print(f"Fisher divergence {float(fisher):.1e}, mean square slope {float(weights @ data.score(points).square().sum(1)):.1f}")
+print(f"KL divergence {float(kl):.3f} nats")
+print(f"2,000 steps with the same noises, along either slope: {float(met):.0%} of the walkers end within 0.01 of each other")
+
+# %% [markdown]
+# The slopes differ by three millionths in the mean square, where the slope itself has 4.0. Of 1,000 walkers, 97 % cannot tell which of the two densities they walk on. Yet the Kullback-Leibler divergence is large, 0.83 nats a point.
+#
+# Now add noise of variance $q$ to both, $p_q = p * \mathcal N(0, q I)$ (the data do not shrink here, $\alpha = 1$; [chapter 01](01_noising.ipynb#the-only-clock) says why that is the same process). How fast do they become alike? Noising is diffusion, $\partial_q\, p_q = \frac12 \Delta p_q$, and the same for $r_q$. Put this into the derivative of $\int p_q \log (p_q / r_q)$. The change of the logarithm's own $p_q$ sums to zero. The rest, integrated by parts,
+#
+# $$ \frac12 \int \Big[ \Delta p_q\, \log \frac{p_q}{r_q} - \frac{p_q}{r_q}\, \Delta r_q \Big] = -\frac12 \int \nabla \log \frac{p_q}{r_q} \cdot \Big[ \nabla p_q - \frac{p_q}{r_q}\, \nabla r_q \Big], $$
+#
+# and the last bracket is $p_q\, \nabla \log (p_q / r_q)$. So $\partial_q\, \mathrm{KL} = -\frac12 F$: *noise destroys the difference at half the rate at which slopes can see it*. With infinite noise nothing is left of it. Add up what was destroyed:
+#
+# $$ \mathrm{KL}(p \,\|\, r) = \frac12 \int_0^\infty F(p_q \,\|\, r_q)\; dq. \label{eq-kl-over-levels} $$
+#
+# **Slopes at one noise level may see nothing of a difference. Slopes at all levels together see all of it, in nats, exactly.** We integrate for three differences: in the shares of the groups, the shares of two neighbouring blobs, and the width of one blob.
+
+
+# %%
+# [eq-kl-over-levels]
+def divergence_over(q, fisher):
+    """Half the integral of F over q, on growing levels (n,), by the trapezium rule in log q."""
+    return torch.trapezoid(q * fisher / 2, q.log())
+
+
+# %% tags=["hide-input"]
+reweighted = GaussianMixture(torch.tensor([0.12, 0.08, 0.1, 0.54, 0.16]).double(), data.means, data.covs, data.labels)
+narrower = GaussianMixture(data.weights, data.means, data.covs * torch.tensor([1, 1, 0.1, 1, 1])[:, None, None], data.labels)
+rivals = {"shares of the groups": swapped, "shares of two blobs": reweighted, "width of a blob": narrower}
+levels = torch.logspace(-2.2, 2.4, 40, dtype=torch.float64)  # sigma
+q, seen, halfway, clean_fisher = levels**2, {}, {}, {}
+print("difference             F of clean data   KL exact   from F at 40 levels   half of it above sigma =")
+for name, r in rivals.items():
+    nodes = [(sigma, *on_grid(data.noised(1.0, sigma), float(8 + 5 * sigma), 160)) for sigma in levels]
+    F = torch.stack([
+        score_matching.explicit_loss(r.noised(1.0, s).score, data.noised(1.0, s).score, x, w) for s, x, w in nodes
+    ])
+    x, w = on_grid(data, 8.0)
+    exact, clean = w @ (data.log_prob(x) - r.log_prob(x)), score_matching.explicit_loss(r.score, data.score, x, w)
+    total, seen[name] = divergence_over(q, F), q * F / 2
+    below = [float(divergence_over(q[: k + 1], F[: k + 1])) for k in range(40)]
+    halfway[name] = [float(s) for s in numpy.interp([0.01 * total, total / 2, 0.98 * total], below, levels)]
+    print(f"{name:21}  {float(clean):15.1e}   {float(exact):8.3f}   {float(total):19.3f}   {halfway[name][1]:.1f}")
+    clean_fisher[name] = float(clean)
+    assert abs(total - exact) < 0.002
+first, _, last = halfway["shares of the groups"]
+middles = [data.given(y).weights @ data.given(y).means for y in (0, 1)]
+print(f"shares of the groups: 1 % below sigma = {first:.1f}, 2 % above {last:.0f}; groups {float((middles[0] - middles[1]).norm()):.1f} apart")
+print(f"F of clean data, width over shares: {clean_fisher['width of a blob'] / clean_fisher['shares of the groups'] / 1e6:.0f} million")
+
+# %% tags=["hide-input"]
+def steps_to_forget(sigma, c, cells=90):
+    """Steps in which what is wrong between the groups, and inside them, falls by e; exact for short steps."""
+    noisy, reach = data.noised(1.0, sigma), 8 + 4.5 * sigma
+    rates = langevin.relaxation_rates(noisy.log_prob, (-reach, -reach), (reach, reach), (cells, cells), 3)
+    return 1 / (rates[1:] * c)
+
+
+clean_steps = steps_to_forget(0.0, 0.05, 150)
+some = torch.logspace(-1, 1, 13, dtype=torch.float64).tolist()
+forget = torch.stack([steps_to_forget(sigma, 0.1 * (sigma**2 + 0.5)) for sigma in some])
+print(f"clean data, steps of 0.05: {float(clean_steps[1]):.0f} steps inside the groups, {float(clean_steps[0]) / 1e6:.0f} million between them")
+print("sigma and steps between the groups:", ", ".join(f"{s:.1f} {float(n):.0f}" for s, n in zip(some[4::2], forget[4::2, 0], strict=True)))
+
+# %% tags=["hide-input"]
+with plotting.style():
+    figure, axes = plotting.plt.subplots(1, 2, figsize=(8.4, 2.9))
+    for name, colour, place in zip(rivals, (orange, blue, green), ((7, 0.42), (0.055, 0.17), (0.055, 0.3)), strict=True):
+        axes[0].semilogx(levels, 2 * seen[name], color=colour, linewidth=2)
+        axes[0].text(*place, name, color=colour)
+    axes[0].set(xlabel="noise level $\\sigma$", ylabel="nats per e-fold of $\\sigma$", title="what slopes see of a difference", xlim=(0.05, 100))
+    axes[1].loglog(some, forget[:, 0], color=orange, linewidth=2)
+    axes[1].loglog(some, forget[:, 1], color=blue, linewidth=2)
+    axes[1].text(0.6, 3e4, "between the groups", color=orange)
+    axes[1].text(0.06, 60, "inside the groups", color=blue)
+    axes[1].set(xlabel="noise level $\\sigma$", title="Langevin steps to forget the start", ylabel="steps", xlim=(0.05, 100))
+    assert float(forget[0, 0]) > 1e6 and float(forget[-1, 0]) < 20 and float(forget[:, 1].max()) < 100
+    assert all(a > b for a, b in zip(forget[:-1, 0], forget[1:, 0], strict=True))
+    shown = plotting.show(figure, "04_what_slopes_see", alt="Two panels over the noise level, logarithmic. Left, three humps: the width of a blob is seen at little noise, the shares of two neighbouring blobs at more, the shares of the groups at most, with a peak at 3. Right, the steps to forget the start: inside the groups some tens at every level, between the groups millions at 0.1, falling to about ten at 10.")
+shown
+# %% [markdown]
+# *Left: $q F$ for three pairs of densities; the areas are their KL divergences. A difference is seen at noise about as wide as what differs. Right: after
+# how many Langevin steps the memory of the start has fallen by $e$, from exact rates; steps of $0.1\, (\sigma^2 + 0.5)$.*
+#
+# The integral gives the KL divergence to the last digit printed, for all three. Half of the 0.83 nats lie above $\sigma = 3.9$, half the distance between the groups. The narrower blob is as wrong in nats, 0.80; and on clean data whoever compares slopes pays nine million times as much for it as for exchanged shares.
+#
+# ## Wrong, or slow?
+#
+# Slow. The Langevin diffusion forgets any start: wait, and the shares come right. How long? On a fine grid a diffusion is a matrix, its *generator*, and the second eigenvalue of it is the rate at which the last error fades; nothing is simulated ([Deeper](#deeper-how-long-a-crossing-takes)). For the opening's walk: inside the groups, the
+# memory falls by $e$ in 31 steps; between them, in 11 *million*. Ten thousand steps are as good as none. And the wait grows exponentially: with $e$ to the power of the barrier, which for Gaussians grows with the *square* of their distance. More steps are no cure.
+#
+# ## Down the stairs
+#
+# The figure has the cure in it. At $\sigma = 10$ a walk forgets its start in 11 steps; and a mixture keeps its weights at *every* noise level ([chapter 01](01_noising.ipynb#a-mixture-stays-a-mixture)). So settle the shares up there, and go down in small ratios, with some steps on each stair:
+#
+# $$ x' = x + a \sigma^2\, \nabla \log p_{\sigma^2}(x) + \sqrt{2 a}\; \sigma\, \varepsilon, \qquad \sigma = \sigma_1 > \sigma_2 > \dots > \sigma_L, \label{eq-annealed-step} $$
+#
+# *annealed Langevin dynamics* ([Song & Ermon (2019)](https://arxiv.org/abs/1907.05600)). At much noise the slope is about as large as $1 / \sigma$; a length $a \sigma^2$ keeps step and stair in proportion.
+
+# %%
+x = high
+for sigma in ladder[:2]:
+    stair = data.noised(1.0, sigma)
+    shake = torch.randn(x.shape, generator=seeded(round(sigma)), dtype=torch.float64)
+    x = x + 0.3 * sigma**2 * stair.score(x) + math.sqrt(2 * 0.3) * sigma * shake
+compact = high
+for sigma in ladder[:2]:
+    compact = langevin.annealed(noisy_slope, compact, [sigma], 0.3, 1, seeded(round(sigma)))
+torch.testing.assert_close(compact, x)
+
+# %% [markdown]
+# Is it the crossing at the top that does it? Give the walkers the worst start: *all* in the left group, plus the noise of the stair on which they begin. Begin lower and lower. If the explanation is right, the exact rates $\lambda$ predict how much of the error is left: on each stair, $K$ steps of length $c$ leave $e^{-K c \lambda}$.
+
+# %% tags=["hide-input"]
+def rate_of(sigma):
+    return 1 / float(steps_to_forget(sigma, 1.0, 80)[0])
+
+
+left_group, found = data.given(0).sample(2000, seeded(11))[0], []
+rates = torch.tensor([rate_of(sigma) for sigma in ladder])
+print("begins at   share of the right group   predicted")
+for k in (0, 3, 5, 7, 9, 11, 13):
+    begin = left_group + ladder[k] * torch.randn(2000, 2, generator=seeded(12), dtype=torch.float64)
+    share = right_share(langevin.annealed(noisy_slope, begin, ladder[k:], 0.1, 20, seeded(13)))
+    passed = sum(20 * 0.1 * sigma**2 * rate for sigma, rate in zip(ladder[k:], rates[k:], strict=True))
+    found.append((ladder[k], share, 0.8 * (1 - math.exp(-float(passed)))))
+    print("{:9.1f}   {:24.2f}   {:9.2f}".format(*found[-1]))
+# %% [markdown]
+# Exact rates predict what real walks do, to 0.04 (steps are finite, and no stair hands the next one quite its own shape). Whoever begins below $\sigma = 1$ stays where he began. So begin with noise wider than the data.
+#
+# ## Every stair twice
+#
+# The opening's walk took 400 steps. Is that much? DDIM of chapter 00 walks down the same levels. In these coordinates $\hat\varepsilon = -\sigma \nabla \log p_{\sigma^2}$ ([chapter 01](01_noising.ipynb#one-thing-under-four-names)), and DDIM's step from $\sigma$ to $\sigma'$ is $-(\sigma - \sigma')\, \hat\varepsilon$. It has no shaking. Annealed Langevin has nothing else. Take both:
+#
+# $$ x' = x + \underbrace{\sigma (\sigma - \sigma')\, s(x)}_{\text{fall}} + \underbrace{c\, s(x) + \sqrt{2c}\; \varepsilon}_{\text{shaking}}, \qquad s = \nabla \log p_{\sigma^2}. \label{eq-fall-and-shake} $$
+#
+# Shaking leaves the density of a stair alone; the fall carries it to the next. With $c = \frac12 (\sigma^2 - \sigma'^2)$ and finer and finer stairs this is the reverse *stochastic differential equation* of [Song et al. (2021)](https://arxiv.org/abs/2011.13456).
+
+
+# %%
+# [eq-fall-and-shake]
+def descend(score, x, sigmas, fall, shake, generator):
+    """Down the levels; fall: 1 or 0; shake: c, over half the variance that goes; 0 for no shaking."""
+    for high, low in zip(sigmas[:-1], sigmas[1:], strict=True):
+        c, s = shake * (high**2 - low**2) / 2, score(x, high)
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        x = x + fall * high * (high - low) * s + c * s + math.sqrt(2 * c) * noise
+    return x
+
+
+# %%
+schedule = cosine()
+alphas = [1 / math.sqrt(1 + sigma**2) for sigma in ladder]
+times = torch.stack([schedule.time(-2 * math.log(sigma)) for sigma in ladder])
+ddim = draw(kernels.ddim(data.denoiser(schedule), schedule), alphas[0] * high, times) / alphas[-1]
+torch.testing.assert_close(descend(noisy_slope, high, ladder, 1, 0, seeded(0)), ddim)
+
+# %% tags=["hide-input"]
+def finely(count, top=10.0):
+    return torch.logspace(math.log10(top), -1, count + 1, dtype=torch.float64).tolist()
+
+
+many = torch.randn(2000, 2, generator=seeded(16), dtype=torch.float64)
+costs, ways = (20, 40, 80, 160, 320), {
+    "falls (DDIM)": lambda n: descend(noisy_slope, 10 * many, finely(n), 1, 0, seeded(17)),
+    "falls, from sigma = 100": lambda n: descend(noisy_slope, 100 * many, finely(n, 100.0), 1, 0, seeded(17)),
+    "falls and shakes (SDE)": lambda n: descend(noisy_slope, 10 * many, finely(n), 1, 1, seeded(17)),
+    "shakes as much, never falls": lambda n: descend(noisy_slope, 10 * many, finely(n), 0, 1, seeded(17)),
+    "shakes 5 times a stair (annealed)": lambda n: langevin.annealed(noisy_slope, 10 * many, finely(n // 5 - 1), 0.3, 5, seeded(17)),
+}
+print("share of the right group, 0.80 +- 0.01, after so many slopes:", *costs)
+cost = {name: [right_share(way(n)) for n in costs] for name, way in ways.items()}
+for name, row in cost.items():
+    print(f"{name:34}", "  ".join(f"{share:.2f}" for share in row))
+
+# %% [markdown]
+# Who falls and shakes has after 40 slopes the share that who only shakes has after 160, 0.78. To shake as much *without* falling, on finer and finer stairs, never gets there: the walkers lag behind. So annealed Langevin needs several steps a stair. Only to fall is cheapest, but keeps what was wrong at the start, where we took $\mathcal N(0, \sigma^2 I)$ for the noisy data; shaking forgets that.
+# (A start at $\sigma = 100$, where it is nearly true, mends it as well.) [Chapter 17](17_what_does_gamma_sample.ipynb#what-more-noise-mends) takes the same step apart for guided scores, whose stairs do *not* keep the shares.
+#
+# %% [markdown]
+# ## The slope must be learned
+#
+# Nobody has the slope. One has points. Noise $x_0$ yourself, and let a network $s$ guess, from $x = x_0 + \sigma \varepsilon$, the slope of the *one* bell around $x_0$, which is $-\varepsilon / \sigma$. At best it answers the average over all $x_0$ that may lie under $x$, and that is the score of the noisy data ([chapter 01](01_noising.ipynb#one-thing-under-four-names)). The square splits as there:
+#
+# $$ \mathbb E \Big\| s(x_0 + \sigma \varepsilon) + \frac{\varepsilon}{\sigma} \Big\|^2 = \mathbb E \big\| s - \nabla \log p_{\sigma^2} \big\|^2 + \frac{d}{\sigma^2} - \mathbb E \big\| \nabla \log p_{\sigma^2} \big\|^2. \label{eq-denoising-score} $$
+#
+# Left, *denoising score matching* ([Vincent (2011)](https://doi.org/10.1162/NECO_a_00142)), a loss that you can compute. Right, averages over noisy points: the Fisher divergence that you want, and a floor that no network changes. With the score of our exchanged shares in the place of the network:
+
+# %%
+sigma, noisy = 2.0, data.noised(1.0, 2.0)
+x_0, eps = data.sample(40_000, seeded(18))[0], torch.randn(40_000, 2, generator=seeded(19), dtype=torch.float64)
+rival, x = swapped.noised(1.0, sigma).score, x_0 + sigma * eps
+points, weights = on_grid(noisy, 20.0)
+floor = 2 / sigma**2 - weights @ noisy.score(points).square().sum(1)
+wanted = score_matching.explicit_loss(rival, noisy.score, points, weights)
+each = (rival(x) + eps / sigma).square().sum(1)
+torch.testing.assert_close(score_matching.denoising_loss(rival, x_0, eps, sigma), each.mean())
+error = float(each.std()) / 200
+print(f"denoising loss {float(each.mean()):.3f} +- {error:.3f}; Fisher divergence {float(wanted):.3f} + constant {float(floor):.3f}")
+assert abs(float(each.mean() - wanted - floor)) < 3 * error
+
+# %% [markdown]
+# One network for all levels gets $\sigma$ as an input, and each level's loss the weight $\sigma^2$: then all ask for the noise, as in [chapter 00](00_start_here.ipynb). We train it, and the same network at the one level $\sigma = 0.3$.
+
+# %% tags=["hide-input"]
+class Slope(torch.nn.Module):
+    """A score of noisy points, (N, 2) and sigma -> (N, 2)."""
+
+    def __init__(self, width=64):
+        super().__init__()
+        sizes = (3, width, width, 2)
+        layers = [torch.nn.Linear(*pair) for pair in zip(sizes[:-1], sizes[1:], strict=True)]
+        self.layers = torch.nn.Sequential(layers[0], torch.nn.SiLU(), layers[1], torch.nn.SiLU(), layers[2])
+
+    def forward(self, x, sigma):
+        sigma = torch.as_tensor(sigma).to(x).expand(len(x), 1)
+        return self.layers(torch.cat([x / (9 + sigma**2).sqrt(), sigma.log()], 1)) / sigma
+
+
+def trained(low, high, steps=800, batch=512):
+    """Denoising score matching at levels from low to high, even in log sigma."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Slope()
+    generator = seeded(0)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / steps)
+        clean = data.sample(batch, generator)[0].float()
+        noise, u = torch.randn(batch, 2, generator=generator), torch.rand(batch, 1, generator=generator)
+        level = low ** (1 - u) * high**u
+        loss = score_matching.denoising_loss(lambda x, level=level: network(x, level), clean, noise, level, level[:, 0] ** 2)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network.double().requires_grad_(False)
+
+
+one_level, all_levels = trained(0.3, 0.3), trained(0.1, 10.0)
+
+# %% tags=["hide-input"]
+def report(x, name):
+    apart = metrics.energy_distance(x, fresh)
+    print(f"{name:44} right group {right_share(x):.2f}, energy distance {apart:.3f}")
+    return right_share(x), apart
+
+
+def relative_error(network, sigma, x):
+    """Root mean square error of a slope, over its root mean square size."""
+    exact = data.noised(1.0, sigma).score(x)
+    return float(((network(x, sigma) - exact).square().sum() / exact.square().sum()).sqrt())
+
+
+errors, fresh = {}, data.sample(1000, seeded(14))[0]
+print("relative error of the slope       where the noisy data are   where walks start")
+for name, network, sigma, spread_out in (("one level, sigma = 0.3", one_level, 0.3, 3.0), ("all levels, at sigma = 10", all_levels, 10.0, 10.0),
+                                        ("all levels, at sigma = 0.3", all_levels, 0.3, 3.0)):
+    seen = data.noised(1.0, sigma).sample(4000, seeded(20))[0]
+    begin = spread_out * torch.randn(4000, 2, generator=seeded(21), dtype=torch.float64)
+    errors[name] = relative_error(network, sigma, seen), relative_error(network, sigma, begin)
+    print("{:33} {:25.2f}   {:17.2f}".format(name, *errors[name]))
+learned = {
+    "one level, 400 steps": langevin.unadjusted(lambda x: one_level(x, 0.3), starts, 0.03, 400, seeded(22)),
+    "all levels, 400 steps": langevin.annealed(all_levels, high, ladder, 0.3, 20, seeded(22)),
+}
+for name, x in learned.items():
+    report(x, name)
+
+# %% tags=["hide-input"]
+across = torch.stack([torch.linspace(-8, 8, 200), torch.zeros(200)], 1).double()
+with plotting.style():
+    figure, axes = plotting.plt.subplots(1, 2, figsize=(8.4, 2.7), sharex=True)
+    for panel, network, sigma in zip(axes, (one_level, all_levels), (0.3, 3.0), strict=True):
+        exact = data.noised(1.0, sigma)
+        panel.plot(across[:, 0], exact.score(across)[:, 0], color="black", linestyle="dashed", linewidth=1)
+        panel.plot(across[:, 0], network(across, sigma)[:, 0], color=orange, linewidth=2)
+        density = exact.log_prob(across).exp()
+        bottom, top = panel.get_ylim()
+        panel.fill_between(across[:, 0], bottom, bottom + 0.35 * (top - bottom) * density / density.max(), color=grey, alpha=0.4, linewidth=0)
+        panel.set(xlabel="$x_1$", title=f"noise level {sigma:g}", ylim=(bottom, top))
+    axes[0].set_ylabel("slope along $x_1$, at $x_2 = 0$")
+    shown = plotting.show(figure, "04_learned_slope", alt="Two panels of the slope along a line through both groups. Left, noise level 0.3: in the empty valley the exact slope, dashed, runs down, jumps up and runs down again; the learned one, orange, passes smoothly through. At both ends they part, too. Right, noise level 3: the two curves lie on each other, and the density, grey, covers the valley.")
+shown
+# %% [markdown]
+# *The slope along a line through both groups: exact (dashed) and learned (orange); grey: where the data are. At little noise (left) the network does well on the data and invents the rest. At much noise (right) there are data everywhere.*
+#
+# A loss averages over the data, so nobody corrects a network where none come. At the one level it is off by 0.44 of the slope's size on the data and by 0.94 where walks begin. (Its walk's share, 0.68, is that of an invented valley, not the exact slope's 0.58.) With all levels it is right to 0.08 where its walk *begins*; and when the walk comes to little noise, it stands among data.
+#
+# ## Three failures, one cure
+#
+# The third failure is of data on a thin curve: a slope as large as one over the width, and steps as short as the width squared. Take the arcs of chapter 01, 0.03 wide:
+
+# %% tags=["hide-input"]
+arcs, normal = curves.two_arcs(), torch.randn(1000, 2, generator=seeded(23), dtype=torch.float64)
+width, on_arcs = 0.03, arcs.sample(1000, seeded(24))[0]
+size = float(arcs.score(on_arcs).square().sum(1).mean().sqrt())
+short = langevin.unadjusted(arcs.score, normal, width**2 / 2, 400, seeded(25))
+down = torch.logspace(0.5, math.log10(width), 20, dtype=torch.float64).tolist()
+stairs = langevin.annealed(lambda x, s: arcs.noised(1.0, s).score(x), down[0] * normal, down, 0.3, 20, seeded(25))
+curve = [metrics.energy_distance(x, on_arcs) for x in (short, stairs)]
+print(f"root mean square slope {size:.0f}; 1 / width {1 / width:.0f}")
+print("                                            clean slope   noise levels")
+print("arcs: energy distance after 400 steps       {:11.3f}   {:12.3f}".format(*curve))
+print("empty regions: relative error at the start  {:11.2f}   {:12.2f}".format(errors["one level, sigma = 0.3"][1], errors["all levels, at sigma = 10"][1]))
+print("weights: share of the right group, of 0.80  {:11.2f}   {:12.2f}".format(right_share(walkers["10,000 steps"]), right_share(walkers["400 steps on 20 noise levels"])))
+
+# %% [markdown]
+# One cure, three reasons. Noise fills the space, so steps may be long. Noise brings data to where walks pass, so the slope is learned there. And noise joins what is apart, so the weights are in the slope.
+#
+# **What is exact, and what is not.** $\eqref{eq-energy-score}$, $\eqref{eq-fisher-divergence}$, $\eqref{eq-kl-over-levels}$ and $\eqref{eq-denoising-score}$ are exact (for densities whose integrals exist). The times to forget are those of the diffusion, with short steps, and to a tenth. That noise restores the weights assumes a start at a level at which walks cross, and a slope that is right there. All numbers are of this mixture and these arcs.
+#
+# ## In practice
+#
+# | if you | do | because |
+# |---|---|---|
+# | sample by Langevin at one level | judge by the shares of far groups, from two different starts | each group looked perfect after 100 steps; the shares were those of the start after 10,000 |
+# | write the step | $c$ times the slope, noise of variance $2c$; or $c / 2$ and $c$ | noise of variance $c$ with $c$ times the slope samples $p^2 / Z$ |
+# | choose the highest noise level | wider than the largest distance in the data | here 97 % of what slopes see of the shares lay between $\sigma = 1$ and 25, and whoever began below 1 stayed in his group |
+# | shake on many levels | step by $a \sigma^2$, $a$ at most some tenths, several times a level; or add the fall | shaking alone needed 160 slopes for what shaking and falling had after 40 |
+# | look at a training loss at one noise level | subtract its floor, and look at the other levels | the slope of little noise pays three millionths for exchanged shares |
+#
+# ## Exercises
+#
+# Write your answer where the function says `raise NotImplementedError("your turn")`, run the cell, then run the check
+# below it.
+
+# %% [markdown]
+# ### Exercise 4.1 (easy): which density is it?
+#
+# Somebody's code steps by $x' = x + u\, \nabla \log p(x) + \sqrt{v}\; \varepsilon$. For short steps it samples $p^k / Z$. Return the exponent $k$, for numbers $u \ge 0$ and $v > 0$.
+#
+# <details><summary>Hint</summary>
+#
+# Which length $c$ has a Langevin step with this noise? By which factor is the slope too large for it?
+#
+# </details>
+
+# %% tags=["exercise"]
+def exponent(u, v):
+    ### BEGIN SOLUTION
+    return 2 * u / v
+    ### END SOLUTION
+
+
+# %%
+exercises.check("4.1", exponent)
+
+# %% [markdown]
+# ### Exercise 4.2 (medium): how long may a step be?
+#
+# On data $\mathcal N(0, v)$ a Langevin step of length $c$ is $x' = (1 - c / v)\, x + \sqrt{2c}\, \varepsilon$. In the long run the walkers have a variance a little larger than $v$. Return the $c$ for which it is $(1 + b)\, v$ exactly, for $b > 0$; `v` is a tensor (one variance for each coordinate), and so is the answer.
+#
+# <details><summary>Hint</summary>
+#
+# In the long run the variance of $x'$ is that of $x$. That is one equation for it.
+#
+# </details>
+
+# %% tags=["exercise"]
+def step_for_bias(v, b):
+    ### BEGIN SOLUTION
+    return 2 * v * b / (1 + b)  # the variance is v / (1 - c / (2 v))
+    ### END SOLUTION
+
+
+# %%
+exercises.check("4.2", step_for_bias)
+
+# %% [markdown]
+# ### Exercise 4.3 (hard): what your noise levels see
+#
+# Training sees noise levels from $\sigma_1$ to $\sigma_2$ only, $\sigma_1 < \sigma_2$. The data are $p = \mathcal N(m, v)$ on the line and the model is $r = \mathcal N(n, w)$. Return the part of $\mathrm{KL}(p \,\|\, r)$ that is seen there, $\frac12 \int F\, dq$ over those levels divided by the KL of the clean densities.
+#
+# <details><summary>Hint</summary>
+#
+# What is $\frac12 \int F\, dq$ from a level up to infinity? Both densities are noised, $\mathcal N(m, v + q)$ and $\mathcal N(n, w + q)$ with $q = \sigma^2$, and $\mathrm{KL}(\mathcal N(m, v) \,\|\, \mathcal N(n, w)) = \frac12 \big( \log \frac wv + \frac{v + (m - n)^2}{w} - 1 \big)$.
+#
+# </details>
+
+# %% tags=["exercise"]
+def part_seen(m, v, n, w, sigma_1, sigma_2):
+    ### BEGIN SOLUTION
+    def kl(q):
+        return (math.log((w + q) / (v + q)) + (v + q + (m - n) ** 2) / (w + q) - 1) / 2
+
+    return (kl(sigma_1**2) - kl(sigma_2**2)) / kl(0.0)
+    ### END SOLUTION
+
+
+# %%
+exercises.check("4.3", part_seen)
+
+# %% [markdown]
+# ### Exercise 4.4 (research): nats from losses
+#
+# Two networks are true scores of two models, $r$ and $u$, at every noise level. You do not know the score of the data, but you have both networks' losses $\eqref{eq-denoising-score}$ at falling levels $\sigma_1 > \dots > \sigma_n$, high and low enough that nothing is missed: tensors `loss_r`, `loss_u`, `sigmas`. By how many nats a point is $r$ the better model, $\mathbb E_p[\log r(x) - \log u(x)]$? Integrate by the trapezium rule in $q = \sigma^2$.
+#
+# <details><summary>Hint</summary>
+#
+# Write $\mathrm{KL}(p \,\|\, u) - \mathrm{KL}(p \,\|\, r)$ with $\eqref{eq-kl-over-levels}$. What does the constant of $\eqref{eq-denoising-score}$ do in a difference? Mind the sign: the levels fall.
+#
+# </details>
+
+# %% tags=["exercise"]
+def better_by(loss_r, loss_u, sigmas):
+    ### BEGIN SOLUTION
+    return torch.trapezoid(loss_r - loss_u, sigmas**2) / 2  # q falls: the sign turns round
+    ### END SOLUTION
+
+
+# %%
+exercises.check("4.4", better_by)
+
+# %% [markdown]
+# ## Remember
+#
+# 1. The score needs no normaliser: $-\nabla f$. A Langevin step is $c$ times it plus noise of variance $2c$; with variance $c$ it samples $p^2 / Z$, in the limit of short steps.
+# 2. Slopes at one noise level may be blind: exchanging shares of 0.2 and 0.8 changed them by three millionths in the mean square, and the KL divergence by 0.83 nats. Half the Fisher divergence, integrated over all noise variances, *is* the KL divergence.
+# 3. Plain Langevin is right in the end, and the end may be out of reach: on our groups 31 steps inside, 11 million between.
+# 4. Walk down from noise wider than the data. On each level the mixture has its weights, and where noise joins the groups, walkers find them. To shake and to fall is cheaper than to shake alone.
+# 5. A score is learned without being known, by guessing the noise; the loss has a floor, and where data never come, nothing is learned.
+#
+# **Where it comes from.** Noise levels and the three failures: [Song & Ermon (2019)](https://arxiv.org/abs/1907.05600). Denoising score matching: [Vincent (2011)](https://doi.org/10.1162/NECO_a_00142). KL and Fisher divergence along noise: [Lyu (2009)](https://arxiv.org/abs/1205.2629); along an SDE: [Song et al. (2021)](https://arxiv.org/abs/2101.09258). Walks that are blind to weights: [Wenliang & Kanagawa (2020)](https://arxiv.org/abs/2008.10087).
+
+# %% [markdown]
+# ## Deeper: how long a crossing takes
+#
+# *For those who ask where the eleven million come from. It adds the generator, its matrix, and the formula for high barriers.*
+#
+# How does the average of a function $f$ change in a Langevin step? Expand $f$ to second order; the noise has variance $2c$ in each direction, so the second derivatives count once:
+#
+# $$ \lim_{c \to 0} \frac{\mathbb E[f(x')] - f(x)}{c} = \nabla \log p(x) \cdot \nabla f(x) + \Delta f(x). \label{eq-langevin-generator} $$
+#
+# The right side is linear in $f$: on a grid it is a matrix. Its eigenvalues are $0$ (for constants) and then $-\lambda_1, -\lambda_2, \dots$: errors along the eigenvectors fade like $e^{-\lambda n c}$ after $n$ steps. `langevin.relaxation_rates` makes the matrix as a walk from cell to cell that leaves $p$ alone exactly, so the grid cannot invent a drift.
+
+# %%
+def f(x):
+    return torch.sin(x[:, 0]) + x[:, 0] * x[:, 1]
+
+
+x = torch.tensor([[0.4, -0.3]], dtype=torch.float64)
+slope = torch.tensor([[math.cos(0.4) - 0.3, 0.4]], dtype=torch.float64)  # grad f; its Laplacian is -sin(x_1)
+right_side = (data.score(x) * slope).sum() - math.sin(0.4)
+nodes = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]).double() * 3**0.5] * 2)
+nodes = torch.cat([nodes, math.sqrt(3) * torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1], [0, 0]]).double()])
+chances = torch.tensor([1 / 36] * 4 + [1 / 9] * 4 + [4 / 9], dtype=torch.float64)  # Gauss-Hermite, 3 by 3
+for c in (1e-2, 1e-3, 1e-4):
+    left_side = (chances @ f(x + c * data.score(x) + math.sqrt(2 * c) * nodes) - f(x)[0]) / c
+    print(f"c = {c:g}: {float(left_side):.4f}, generator {float(right_side):.4f}")
+assert abs(left_side - right_side) < 1e-3
+bell = GaussianMixture([1.0], torch.zeros(1, 1).double(), [[[0.7]]])
+print("N(0, 0.7):", langevin.relaxation_rates(bell.log_prob, [-5.0], [5.0], [400], 4).numpy().round(3), "exact: multiples of", round(1 / 0.7, 3))
+
+# %% [markdown]
+# On the line, with a small well and a large one farther and farther apart, the walk still crosses often enough to be measured, at first:
+
+
+# %% tags=["hide-input"]
+def two_wells(apart):
+    return GaussianMixture([0.2, 0.8], torch.tensor([[-apart / 2], [apart / 2]]).double(), [[[0.5]], [[1.0]]])
+
+
+def missing(wells, x):
+    """How much the share of the right well lacks."""
+    return 0.8 - float(wells.class_log_prob(x, 1).exp().mean())
+
+
+waits, fallen = {}, {}
+print("apart   barrier (nats)   steps to fall by e   measured: falls to")
+for apart in (3.0, 4.0, 5.0, 6.0, 7.0, 8.0):
+    wells = two_wells(apart)
+    line = torch.linspace(-apart / 2, apart / 2, 999)[:, None].double()
+    barrier = float(wells.log_prob(line).max() - wells.log_prob(line).min())
+    rate = float(langevin.relaxation_rates(wells.log_prob, [-apart / 2 - 6], [apart / 2 + 7], [800])[1])
+    wait, text = 1 / (0.02 * rate), ""
+    if wait < 1000:
+        early = langevin.unadjusted(wells.score, wells.given(0).sample(4000, seeded(9))[0], 0.02, round(wait / 2), seeded(10))
+        late = langevin.unadjusted(wells.score, early, 0.02, round(wait), seeded(11))
+        fallen[apart] = missing(wells, late) / missing(wells, early)
+        text = f"{fallen[apart]:.2f} +- 0.02 (1 / e = {1 / math.e:.2f})"
+    waits[apart] = wait
+    print(f"{apart:5g}   {barrier:14.1f}   {wait:18.0f}   {text}")
+
+# %% [markdown]
+# Where it can be measured, theory and walk agree. Each further unit of distance multiplies the wait by more than the one before.
+#
+# For high barriers there is a formula, due to [Kramers (1940)](https://doi.org/10.1016/S0031-8914(40)90098-2). With $V = -\log p$, the two wells at $a$ and $b$ and the top between them,
+#
+# $$ \lambda_1 \approx \sum_{w = a, b} \frac{1}{2\pi} \sqrt{V''(w)\; |V''(\text{top})|}\;\; e^{-(V(\text{top}) - V(w))}. $$
+
+# %% tags=["hide-input"]
+def curvature(wells, x):
+    return float(-wells.hessian(x)[0, 0, 0])
+
+
+print("apart   exact wait / Kramers'")
+for apart in (6.0, 8.0, 10.0):
+    wells = two_wells(apart)
+    line = torch.linspace(-apart / 2 - 1, apart / 2 + 1, 40_001)[:, None].double()
+    V = -wells.log_prob(line)
+    inner = slice(int(V[:20_000].argmin()), 20_000 + int(V[20_000:].argmin()) + 1)
+    ends, top = (inner.start, inner.stop - 1), inner.start + int(V[inner].argmax())
+    kramers = sum(
+        math.sqrt(curvature(wells, line[[w]]) * abs(curvature(wells, line[[top]]))) / (2 * math.pi) * math.exp(V[w] - V[top])
+        for w in ends
+    )
+    exact = float(langevin.relaxation_rates(wells.log_prob, [-apart / 2 - 6], [apart / 2 + 7], [1200])[1])
+    print(f"{apart:5g}   {kramers / exact:.2f}")
+
+# %% [markdown]
+# The exponent is right; the factor is a third off, and gets better slowly: two Gaussians meet in a kink, and the formula takes the top for a parabola.
+#
+# ## Deeper: what a finite step costs, and a coin that pays it
+#
+# *For those who use Langevin steps as they are, or as correctors. It adds the bias of a step, exactly on a Gaussian, and Metropolis' correction.*
+#
+# On $\mathcal N(0, v)$ a step is $x' = (1 - c / v)\, x + \sqrt{2 c}\, \varepsilon$. Ask that the variance $V$ stays: $V = (1 - c / v)^2\, V + 2c$, so
+#
+# $$ V = \frac{v}{1 - c / (2v)}. \label{eq-langevin-bias} $$
+#
+# The bias is of first order, $c / (2v)$ of the variance. From $c = 2v$ on the walk runs away: the *narrowest* direction limits the step.
+
+
+# %%
+# [eq-langevin-bias]
+def walked_variance(v, c):
+    """Where the variance of Langevin steps of length c on N(0, v) ends."""
+    return v / (1 - c / (2 * v))
+
+
+variance = torch.tensor(0.0, dtype=torch.float64)
+for _ in range(500):
+    variance = (1 - 0.3 / 0.7) ** 2 * variance + 2 * 0.3
+torch.testing.assert_close(variance, torch.tensor(walked_variance(0.7, 0.3)).double())
+
+# %% [markdown]
+# The cure for one level: take the step as a *proposal*, from the Gaussian $k(x' \mid x)$ of a step, and accept it with the probability
+#
+# $$ A(x' \mid x) = \min\Big( 1,\; \frac{p(x')\, k(x \mid x')}{p(x)\, k(x' \mid x)} \Big), \qquad k(x' \mid x) = \mathcal N\big(x';\; x + c\, \nabla \log p(x),\; 2c\, I\big), \label{eq-metropolis} $$
+#
+# else stay. Then as many walkers go from $x$ to $x'$ as come back, if they have the density $p$: $p(x)\, k(x' \mid x)\, A(x' \mid x)$ is the smaller of two numbers that exchange their roles. So $p$ is left alone exactly, for any $c$. ($Z$ drops out again. But it needs $\log p$ itself, which a network of slopes does not have.)
+
+# %% tags=["hide-input"]
+start_right, exact = right.sample(1000, seeded(26))[0], float(right.covs.diagonal(dim1=1, dim2=2).sum(1) @ right.weights)
+middle = right.weights @ right.means
+exact += float(right.weights @ (right.means - middle).square().sum(1))
+plain, adjusted = {}, {}
+print(f"variance of the right group {exact:.2f}\n   c   unadjusted       adjusted         accepted")
+for c in (0.02, 0.1, 0.3, 0.45):
+    steps = round(12 / c)
+    plain[c] = metrics.with_error(spread, langevin.unadjusted(right.score, start_right, c, steps, seeded(27)))
+    ends, taken = langevin.metropolis_adjusted(right.log_prob, right.score, start_right, c, steps, seeded(27))
+    adjusted[c] = metrics.with_error(spread, ends)
+    print("{:5} {:7.2f} +- {:.2f}  {:7.2f} +- {:.2f}  {:12.2f}".format(c, *map(float, (*plain[c], *adjusted[c], taken))))
+
+# %% [markdown]
+# Unadjusted, the spread grows with the step; adjusted, it stays within three standard errors, and more and more steps are refused. Neither crosses the valley any sooner.
+#
+# ## Deeper: one length, another stair
+#
+# *For those who write the stairs themselves. It adds two slips, one of which does no harm.*
+#
+# The first: one length of step for all stairs. The second: the noise level $\sigma$ taken for a variance. (The *energy distance* is near 0 for data.)
+
+# %% tags=["hide-input"]
+def mistaken(x, sigma):
+    return noisy_slope(x, math.sqrt(sigma))
+
+
+one_length = high
+for sigma in ladder:
+    one_length = langevin.unadjusted(lambda z, sigma=sigma: noisy_slope(z, sigma), one_length, 0.05, 20, seeded(4))
+slips = {
+    "other data": data.sample(1000, seeded(15))[0],
+    "annealed Langevin, as in the opening": walkers["400 steps on 20 noise levels"],
+    "one length, 0.05, on all stairs": one_length,
+    "variance for deviation, annealed Langevin": langevin.annealed(mistaken, high, ladder, 0.1, 20, seeded(4)),
+    "variance for deviation, DDIM": descend(mistaken, high, ladder, 1, 0, seeded(4)),
+}
+reports = {name: report(x, name) for name, x in slips.items()}
+
+# %% [markdown]
+# With one length the walkers hardly move on the high stairs. The other slip ruins DDIM, whose step is right only for points with the noise that it supposes. It does nothing visible to annealed Langevin: each stair draws to *its* density whatever comes, and the slip only takes other stairs (from 3.2 to 0.3). So good samples do not prove that your noise levels are right.
+#
+# ## Deeper: two losses without noise
+#
+# *For those who want the score of clean data, or read older papers. It adds implicit and sliced score matching, and the price of little noise.*
+#
+# In the Fisher divergence of a network $s$ to $p$, the mixed term is $\int p\; s \cdot \nabla \log p = \int s \cdot \nabla p = -\int p\; \nabla \cdot s$, by parts, if $p\, s$ vanishes far out. So
+#
+# $$ \mathbb E \big\| s - \nabla \log p \big\|^2 = \mathbb E \Big[ \|s(x)\|^2 + 2\, \nabla \cdot s(x) \Big] + \mathbb E \big\| \nabla \log p \big\|^2 . \label{eq-implicit-score} $$
+#
+# *Implicit* score matching ([Hyvärinen (2005)](https://jmlr.org/papers/v6/hyvarinen05a.html)): a loss from points alone, without noise. The divergence costs $d$ derivatives, though. A random direction $v$ with mean 0 and covariance $I$ needs one, *sliced* ([Song et al. (2019)](https://arxiv.org/abs/1905.07088)):
+#
+# $$ \nabla \cdot s(x) = \mathbb E_v \big[ v^\top\, \nabla s(x)\, v \big]. \label{eq-sliced-score} $$
+
+# %%
+points, weights = on_grid(data, 9.0, 200)
+size = weights @ data.score(points).square().sum(1)
+for s in (swapped.score, right.score, lambda x: -x / 4):
+    explicit = score_matching.explicit_loss(s, data.score, points, weights)
+    implicit = score_matching.implicit_loss(s, points, weights)
+    torch.testing.assert_close(explicit, implicit + size, rtol=1e-4, atol=1e-6)
+at, signs = points[:300], torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
+both = [score_matching.sliced_loss(right.score, at, sign.expand_as(at)) for sign in signs]
+torch.testing.assert_close((both[0] + both[1]) / 2, score_matching.implicit_loss(right.score, at))
+
+# %% [markdown]
+# (Over the four signs in the plane the average over $v$ is exact.) Why then learn from noisy points? At little noise the target $-\varepsilon / \sigma$ is nearly all noise: the constant of $\eqref{eq-denoising-score}$ is about $d / \sigma^2$, the scatter of one term about as large, and the Fisher divergence that one looks for does not grow. The losses of one and the same slope, at smaller and smaller $\sigma$:
+
+# %% tags=["hide-input"]
+print("sigma   Fisher divergence   constant   scatter of one term: denoising   implicit")
+scatter = []
+for sigma in (1.0, 0.3, 0.1, 0.03):
+    noisy, guess = data.noised(1.0, sigma), right.noised(1.0, sigma).score
+    x_0 = data.given(1).sample(5000, seeded(28))[0]
+    eps = torch.randn(5000, 2, generator=seeded(29), dtype=torch.float64)
+    x = x_0 + sigma * eps
+    points, weights = on_grid(noisy, 9 + 5 * sigma)
+    floor = 2 / sigma**2 - float(weights @ noisy.score(points).square().sum(1))
+    terms = (1.1 * guess(x) + eps / sigma).square().sum(1)
+    trace = right.noised(1.0, sigma).hessian(x).diagonal(dim1=1, dim2=2).sum(1)
+    others = (1.1 * guess(x)).square().sum(1) + 2 * 1.1 * trace
+    wanted = float((1.1 * guess(x) - noisy.score(x)).square().sum(1).mean())
+    scatter.append((float(terms.std()), float(others.std())))
+    print("{:5} {:19.3f} {:10.0f} {:31.1f} {:10.1f}".format(sigma, wanted, floor, *scatter[-1]))
+
+# %% [markdown]
+# A slope that is a tenth too long costs a few hundredths at every level; to see that through a scatter of 2,000 takes ten thousand times as many points as through one of 20. The implicit loss has no such scatter, but needs the network's derivatives. So one learns at moderate noise, or divides the noise out as the weight $\sigma^2$ does.
+#
+# ## Deeper: along a thin curve
+#
+# *For those who think of pictures as a thin set. It adds how the number of steps grows as the set gets thinner.*
+#
+# Across a curve of width $w$ the walk must not step farther than $w$, so $c$ is a fraction of $w^2$ (by $\eqref{eq-langevin-bias}$, on a straight line it runs away from $c = 2 w^2$ on). *Along* the curve it diffuses as on a line, and its length does not shrink with $w$. The exact rates on the long arc:
+
+# %% tags=["hide-input"]
+thin = {}
+for width in (0.4, 0.2, 0.1):
+    arc = curves.two_arcs(width=width, parts=60).given(0)
+    cells = round(10 / width)
+    rate = langevin.relaxation_rates(arc.log_prob, (-2.2 - 3 * width,) * 2, (2.1 + 3 * width,) * 2, (cells, cells))[1]
+    thin[width] = 1 / float(rate * width**2 / 2)
+    print(f"width {width}: rate {float(rate):.2f}, steps of width^2 / 2 to forget: {thin[width]:.0f}")
+
+# %% [markdown]
+# The rate hardly changes; the steps grow like $1 / w^2$. In the limit of no width there is no slope off the curve at all: $\log 0$. With noise levels the length of the arc is settled while $\sigma$ is as large as the arc, and each later stair has only detail of its own size to mend.
