@@ -15,7 +15,7 @@
 #
 # **You need** chapters 00 and 01, gradients, Gaussians.
 #
-# *30 minutes to read, 20 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
+# *30 minutes to read, 22 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -257,7 +257,7 @@ print("sigma and steps between the groups:", ", ".join(f"{s:.1f} {float(n):.0f}"
 # %% tags=["hide-input"]
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 2, figsize=(8.4, 2.9))
-    for name, colour, place in zip(rivals, (orange, blue, green), ((7, 0.42), (0.055, 0.17), (0.055, 0.3)), strict=True):
+    for name, colour, place in zip(rivals, (orange, blue, green), ((7, 0.48), (7, 0.42), (7, 0.36)), strict=True):
         axes[0].semilogx(levels, 2 * seen[name], color=colour, linewidth=2)
         axes[0].text(*place, name, color=colour)
     axes[0].set(xlabel="noise level $\\sigma$", ylabel="nats per e-fold of $\\sigma$", title="what slopes see of a difference", xlim=(0.05, 100))
@@ -318,57 +318,7 @@ for k in (0, 3, 5, 7, 9, 11, 13):
     found.append((ladder[k], share, 0.8 * (1 - math.exp(-float(passed)))))
     print("{:9.1f}   {:24.2f}   {:9.2f}".format(*found[-1]))
 # %% [markdown]
-# Exact rates predict what real walks do, to 0.04 (steps are finite, and no stair hands the next one quite its own shape). Whoever begins below $\sigma = 1$ stays where he began. So begin with noise wider than the data.
-#
-# ## Every stair twice
-#
-# The opening's walk took 400 steps. Is that much? DDIM of chapter 00 walks down the same levels. In these coordinates $\hat\varepsilon = -\sigma \nabla \log p_{\sigma^2}$ ([chapter 01](01_noising.ipynb#one-thing-under-four-names)), and DDIM's step from $\sigma$ to $\sigma'$ is $-(\sigma - \sigma')\, \hat\varepsilon$. It has no shaking. Annealed Langevin has nothing else. Take both:
-#
-# $$ x' = x + \underbrace{\sigma (\sigma - \sigma')\, s(x)}_{\text{fall}} + \underbrace{c\, s(x) + \sqrt{2c}\; \varepsilon}_{\text{shaking}}, \qquad s = \nabla \log p_{\sigma^2}. \label{eq-fall-and-shake} $$
-#
-# Shaking leaves the density of a stair alone; the fall carries it to the next. With $c = \frac12 (\sigma^2 - \sigma'^2)$ and finer and finer stairs this is the reverse *stochastic differential equation* of [Song et al. (2021)](https://arxiv.org/abs/2011.13456).
-
-
-# %%
-# [eq-fall-and-shake]
-def descend(score, x, sigmas, fall, shake, generator):
-    """Down the levels; fall: 1 or 0; shake: c, over half the variance that goes; 0 for no shaking."""
-    for high, low in zip(sigmas[:-1], sigmas[1:], strict=True):
-        c, s = shake * (high**2 - low**2) / 2, score(x, high)
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        x = x + fall * high * (high - low) * s + c * s + math.sqrt(2 * c) * noise
-    return x
-
-
-# %%
-schedule = cosine()
-alphas = [1 / math.sqrt(1 + sigma**2) for sigma in ladder]
-times = torch.stack([schedule.time(-2 * math.log(sigma)) for sigma in ladder])
-ddim = draw(kernels.ddim(data.denoiser(schedule), schedule), alphas[0] * high, times) / alphas[-1]
-torch.testing.assert_close(descend(noisy_slope, high, ladder, 1, 0, seeded(0)), ddim)
-
-# %% tags=["hide-input"]
-def finely(count, top=10.0):
-    return torch.logspace(math.log10(top), -1, count + 1, dtype=torch.float64).tolist()
-
-
-many = torch.randn(2000, 2, generator=seeded(16), dtype=torch.float64)
-costs, ways = (20, 40, 80, 160, 320), {
-    "falls (DDIM)": lambda n: descend(noisy_slope, 10 * many, finely(n), 1, 0, seeded(17)),
-    "falls, from sigma = 100": lambda n: descend(noisy_slope, 100 * many, finely(n, 100.0), 1, 0, seeded(17)),
-    "falls and shakes (SDE)": lambda n: descend(noisy_slope, 10 * many, finely(n), 1, 1, seeded(17)),
-    "shakes as much, never falls": lambda n: descend(noisy_slope, 10 * many, finely(n), 0, 1, seeded(17)),
-    "shakes 5 times a stair (annealed)": lambda n: langevin.annealed(noisy_slope, 10 * many, finely(n // 5 - 1), 0.3, 5, seeded(17)),
-}
-print("share of the right group, 0.80 +- 0.01, after so many slopes:", *costs)
-cost = {name: [right_share(way(n)) for n in costs] for name, way in ways.items()}
-for name, row in cost.items():
-    print(f"{name:34}", "  ".join(f"{share:.2f}" for share in row))
-
-# %% [markdown]
-# Who falls and shakes has after 40 slopes the share that who only shakes has after 160, 0.78. To shake as much *without* falling, on finer and finer stairs, never gets there: the walkers lag behind. So annealed Langevin needs several steps a stair. Only to fall is cheapest, but keeps what was wrong at the start, where we took $\mathcal N(0, \sigma^2 I)$ for the noisy data; shaking forgets that.
-# (A start at $\sigma = 100$, where it is nearly true, mends it as well.) [Chapter 17](17_what_does_gamma_sample.ipynb#what-more-noise-mends) takes the same step apart for guided scores, whose stairs do *not* keep the shares.
-#
+# Exact rates predict what real walks do, to 0.04 (steps are finite, and no stair hands the next one quite its own shape). Whoever begins below $\sigma = 1$ stays where he began. So begin with noise wider than the data. (Four hundred slopes are many. [Deeper](#deeper-every-stair-twice-and-the-sde) takes the same stairs in forty, with the step that becomes the SDE; [chapter 17](17_what_does_gamma_sample.ipynb#what-more-noise-mends) takes that step apart for guided scores, whose stairs do *not* keep the shares.)
 # %% [markdown]
 # ## The slope must be learned
 #
@@ -508,7 +458,7 @@ print("weights: share of the right group, of 0.80  {:11.2f}   {:12.2f}".format(r
 # | sample by Langevin at one level | judge by the shares of far groups, from two different starts | each group looked perfect after 100 steps; the shares were those of the start after 10,000 |
 # | write the step | $c$ times the slope, noise of variance $2c$; or $c / 2$ and $c$ | noise of variance $c$ with $c$ times the slope samples $p^2 / Z$ |
 # | choose the highest noise level | wider than the largest distance in the data | here 97 % of what slopes see of the shares lay between $\sigma = 1$ and 25, and whoever began below 1 stayed in his group |
-# | shake on many levels | step by $a \sigma^2$, $a$ at most some tenths, several times a level; or add the fall | shaking alone needed 160 slopes for what shaking and falling had after 40 |
+# | walk down levels | step by $a \sigma^2$, several times a level; or use DDIM or an SDE (Deeper) | in our walks, shaking alone needed 160 slopes for what shaking and falling had after 40 |
 # | look at a training loss at one noise level | subtract its floor, and look at the other levels | the slope of little noise pays three millionths for exchanged shares |
 #
 # ## Exercises
@@ -561,7 +511,7 @@ exercises.check("4.2", step_for_bias)
 # %% [markdown]
 # ### Exercise 4.3 (hard): what your noise levels see
 #
-# Training sees noise levels from $\sigma_1$ to $\sigma_2$ only, $\sigma_1 < \sigma_2$. The data are $p = \mathcal N(m, v)$ on the line and the model is $r = \mathcal N(n, w)$. Return the part of $\mathrm{KL}(p \,\|\, r)$ that is seen there, $\frac12 \int F\, dq$ over those levels divided by the KL of the clean densities.
+# Training sees noise levels from $\sigma_1$ to $\sigma_2$ only, $\sigma_1 < \sigma_2$. The data are $p = \mathcal N(m, v)$ on the line and the model is $r = \mathcal N(n, w)$. Return how many nats of $\mathrm{KL}(p \,\|\, r)$ are seen there, $\frac12 \int F\, dq$ over those levels.
 #
 # <details><summary>Hint</summary>
 #
@@ -570,17 +520,17 @@ exercises.check("4.2", step_for_bias)
 # </details>
 
 # %% tags=["exercise"]
-def part_seen(m, v, n, w, sigma_1, sigma_2):
+def nats_seen(m, v, n, w, sigma_1, sigma_2):
     ### BEGIN SOLUTION
-    def kl(q):
-        return (math.log((w + q) / (v + q)) + (v + q + (m - n) ** 2) / (w + q) - 1) / 2
+    def kl(q):  # up to a constant
+        return (math.log((w + q) / (v + q)) + (v + q + (m - n) ** 2) / (w + q)) / 2
 
-    return (kl(sigma_1**2) - kl(sigma_2**2)) / kl(0.0)
+    return kl(sigma_1**2) - kl(sigma_2**2)
     ### END SOLUTION
 
 
 # %%
-exercises.check("4.3", part_seen)
+exercises.check("4.3", nats_seen)
 
 # %% [markdown]
 # ### Exercise 4.4 (research): nats from losses
@@ -609,12 +559,89 @@ exercises.check("4.4", better_by)
 # 1. The score needs no normaliser: $-\nabla f$. A Langevin step is $c$ times it plus noise of variance $2c$; with variance $c$ it samples $p^2 / Z$, in the limit of short steps.
 # 2. Slopes at one noise level may be blind: exchanging shares of 0.2 and 0.8 changed them by three millionths in the mean square, and the KL divergence by 0.83 nats. Half the Fisher divergence, integrated over all noise variances, *is* the KL divergence.
 # 3. Plain Langevin is right in the end, and the end may be out of reach: on our groups 31 steps inside, 11 million between.
-# 4. Walk down from noise wider than the data. On each level the mixture has its weights, and where noise joins the groups, walkers find them. To shake and to fall is cheaper than to shake alone.
+# 4. Walk down from noise wider than the data. On each level the mixture has its weights, and where noise joins the groups, walkers find them.
 # 5. A score is learned without being known, by guessing the noise; the loss has a floor, and where data never come, nothing is learned.
 #
 # **Where it comes from.** Noise levels and the three failures: [Song & Ermon (2019)](https://arxiv.org/abs/1907.05600). Denoising score matching: [Vincent (2011)](https://doi.org/10.1162/NECO_a_00142). KL and Fisher divergence along noise: [Lyu (2009)](https://arxiv.org/abs/1205.2629); along an SDE: [Song et al. (2021)](https://arxiv.org/abs/2101.09258). Walks that are blind to weights: [Wenliang & Kanagawa (2020)](https://arxiv.org/abs/2008.10087).
 
 # %% [markdown]
+# ## Deeper: every stair twice, and the SDE
+#
+# *For those who go on to samplers. It adds what a DDIM step has and a Langevin step lacks, the cost of each, and the limit of many levels.*
+#
+# The opening's walk took 400 steps. Is that much? DDIM of chapter 00 walks down the same levels. In these coordinates $\hat\varepsilon = -\sigma \nabla \log p_{\sigma^2}$ ([chapter 01](01_noising.ipynb#one-thing-under-four-names)), and DDIM's step from $\sigma$ to $\sigma'$ is $-(\sigma - \sigma')\, \hat\varepsilon$. It has no shaking. Annealed Langevin has nothing else. Take both:
+#
+# $$ x' = x + \underbrace{\sigma (\sigma - \sigma')\, s(x)}_{\text{fall}} + \underbrace{c\, s(x) + \sqrt{2c}\; \varepsilon}_{\text{shaking}}, \qquad s = \nabla \log p_{\sigma^2}. \label{eq-fall-and-shake} $$
+#
+# Shaking leaves the density of a stair alone; the fall carries it to the next. With $c = \frac12 (\sigma^2 - \sigma'^2)$ and finer and finer stairs this is the reverse *stochastic differential equation* of [Song et al. (2021)](https://arxiv.org/abs/2011.13456).
+
+
+# %%
+# [eq-fall-and-shake]
+def descend(score, x, sigmas, fall, shake, generator):
+    """Down the levels; fall: 1 or 0; shake: c, over half the variance that goes; 0 for no shaking."""
+    for high, low in zip(sigmas[:-1], sigmas[1:], strict=True):
+        c, s = shake * (high**2 - low**2) / 2, score(x, high)
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        x = x + fall * high * (high - low) * s + c * s + math.sqrt(2 * c) * noise
+    return x
+
+
+# %%
+schedule = cosine()
+alphas = [1 / math.sqrt(1 + sigma**2) for sigma in ladder]
+times = torch.stack([schedule.time(-2 * math.log(sigma)) for sigma in ladder])
+ddim = draw(kernels.ddim(data.denoiser(schedule), schedule), alphas[0] * high, times) / alphas[-1]
+torch.testing.assert_close(descend(noisy_slope, high, ladder, 1, 0, seeded(0)), ddim)
+
+# %% tags=["hide-input"]
+def finely(count, top=10.0):
+    return torch.logspace(math.log10(top), -1, count + 1, dtype=torch.float64).tolist()
+
+
+many = torch.randn(2000, 2, generator=seeded(16), dtype=torch.float64)
+costs, ways = (20, 40, 80, 160, 320), {
+    "falls (DDIM)": lambda n: descend(noisy_slope, 10 * many, finely(n), 1, 0, seeded(17)),
+    "falls, from sigma = 100": lambda n: descend(noisy_slope, 100 * many, finely(n, 100.0), 1, 0, seeded(17)),
+    "falls and shakes (SDE)": lambda n: descend(noisy_slope, 10 * many, finely(n), 1, 1, seeded(17)),
+    "shakes as much, never falls": lambda n: descend(noisy_slope, 10 * many, finely(n), 0, 1, seeded(17)),
+    "shakes 5 times a stair (annealed)": lambda n: langevin.annealed(noisy_slope, 10 * many, finely(n // 5 - 1), 0.3, 5, seeded(17)),
+}
+print("share of the right group, 0.80 +- 0.01, after so many slopes:", *costs)
+cost = {name: [right_share(way(n)) for n in costs] for name, way in ways.items()}
+for name, row in cost.items():
+    print(f"{name:34}", "  ".join(f"{share:.2f}" for share in row))
+
+# %% [markdown]
+# Who falls and shakes has after 40 slopes the share that who only shakes has after 160, 0.78. To shake as much *without* falling, on finer and finer stairs, never gets there: the walkers lag behind. So annealed Langevin needs several steps a stair. Only to fall is cheapest, but keeps what was wrong at the start, where we took $\mathcal N(0, \sigma^2 I)$ for the noisy data; shaking forgets that.
+# (A start at $\sigma = 100$, where it is nearly true, mends it as well.)
+#
+# ## Deeper: one length, another stair
+#
+# *For those who write the stairs themselves. It adds two slips, one of which does no harm.*
+#
+# The first: one length of step for all stairs. The second: the noise level $\sigma$ taken for a variance. (The *energy distance* is near 0 for data.)
+
+# %% tags=["hide-input"]
+def mistaken(x, sigma):
+    return noisy_slope(x, math.sqrt(sigma))
+
+
+one_length = high
+for sigma in ladder:
+    one_length = langevin.unadjusted(lambda z, sigma=sigma: noisy_slope(z, sigma), one_length, 0.05, 20, seeded(4))
+slips = {
+    "other data": data.sample(1000, seeded(15))[0],
+    "annealed Langevin, as in the opening": walkers["400 steps on 20 noise levels"],
+    "one length, 0.05, on all stairs": one_length,
+    "variance for deviation, annealed Langevin": langevin.annealed(mistaken, high, ladder, 0.1, 20, seeded(4)),
+    "variance for deviation, DDIM": descend(mistaken, high, ladder, 1, 0, seeded(4)),
+}
+reports = {name: report(x, name) for name, x in slips.items()}
+
+# %% [markdown]
+# With one length the walkers hardly move on the high stairs. The other slip ruins DDIM, whose step is right only for points with the noise that it supposes. It does nothing visible to annealed Langevin: each stair draws to *its* density whatever comes, and the slip only takes other stairs (from 3.2 to 0.3). So good samples do not prove that your noise levels are right.
+#
 # ## Deeper: how long a crossing takes
 #
 # *For those who ask where the eleven million come from. It adds the generator, its matrix, and the formula for high barriers.*
@@ -747,32 +774,6 @@ for c in (0.02, 0.1, 0.3, 0.45):
 
 # %% [markdown]
 # Unadjusted, the spread grows with the step; adjusted, it stays within three standard errors, and more and more steps are refused. Neither crosses the valley any sooner.
-#
-# ## Deeper: one length, another stair
-#
-# *For those who write the stairs themselves. It adds two slips, one of which does no harm.*
-#
-# The first: one length of step for all stairs. The second: the noise level $\sigma$ taken for a variance. (The *energy distance* is near 0 for data.)
-
-# %% tags=["hide-input"]
-def mistaken(x, sigma):
-    return noisy_slope(x, math.sqrt(sigma))
-
-
-one_length = high
-for sigma in ladder:
-    one_length = langevin.unadjusted(lambda z, sigma=sigma: noisy_slope(z, sigma), one_length, 0.05, 20, seeded(4))
-slips = {
-    "other data": data.sample(1000, seeded(15))[0],
-    "annealed Langevin, as in the opening": walkers["400 steps on 20 noise levels"],
-    "one length, 0.05, on all stairs": one_length,
-    "variance for deviation, annealed Langevin": langevin.annealed(mistaken, high, ladder, 0.1, 20, seeded(4)),
-    "variance for deviation, DDIM": descend(mistaken, high, ladder, 1, 0, seeded(4)),
-}
-reports = {name: report(x, name) for name, x in slips.items()}
-
-# %% [markdown]
-# With one length the walkers hardly move on the high stairs. The other slip ruins DDIM, whose step is right only for points with the noise that it supposes. It does nothing visible to annealed Langevin: each stair draws to *its* density whatever comes, and the slip only takes other stairs (from 3.2 to 0.3). So good samples do not prove that your noise levels are right.
 #
 # ## Deeper: two losses without noise
 #
