@@ -37,7 +37,10 @@ def denoising_loss(
     check_shape("eps", eps, x_0.shape)
     check_shape("sigma", sigma, (), (len(x_0), 1))
     squares = (_ask(score, x_0 + sigma * eps) + eps / sigma).square().sum(1)
-    return _mean(squares, None if weights is None else weights / len(weights))
+    if weights is None:
+        return squares.mean()
+    check_shape("weights", weights, squares.shape)
+    return (weights * squares).mean()
 
 
 def implicit_loss(score: Field, x: Tensor, weights: Tensor | None = None) -> Tensor:

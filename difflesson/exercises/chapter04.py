@@ -156,7 +156,7 @@ EXERCISES = [
             ),
             Mistake(
                 "temperature", lambda u, v: v / (2 * u) if u else 1e9,
-                "this is the temperature: with more noise the walkers spread more. Is p^k then flatter or sharper than p?",
+                "this is the temperature. With more noise the walkers spread more: is p^k then flatter or sharper?",
             ),
             Mistake("nothing changes", lambda u, v: 1.0, "right for v = 2 u only."),
         ],
