@@ -106,7 +106,7 @@ shown
 #
 # Why slopes at all? A density must sum to one. Write it with any function $f$, an *energy*, $p(x) = e^{-f(x)} / Z$: the normaliser $Z = \int e^{-f}$ is an integral over all pictures. In the slope of the logarithm, the *score*, it is a constant that drops out:
 #
-# $$ p(x) = \frac{e^{-f(x)}}{Z} \quad\Longrightarrow\quad \nabla \log p(x) = -\nabla f(x). \label{eq-energy-score} $$
+# $$ p(x) = \frac{e^{-f(x)}}{Z}, \qquad \nabla \log p(x) = -\nabla f(x). \label{eq-energy-score} $$
 
 
 # %%
@@ -124,9 +124,9 @@ def energy(x):
 torch.testing.assert_close(slope_of(energy, starts), data.score(starts))
 
 # %% [markdown]
-# So a network may answer the score directly. To draw samples, step uphill by $c$ times the slope, and shake with a variance of *twice* $c$:
+# So a network may answer the score directly. To draw samples, step uphill by $c$ times the slope, and shake with a variance of *twice* $c$, from fresh $\varepsilon \sim \mathcal N(0, I)$:
 #
-# $$ x' = x + c\, \nabla \log p(x) + \sqrt{2 c}\; \varepsilon, \qquad \varepsilon \sim \mathcal N(0, I). \label{eq-langevin-step} $$
+# $$ x' = x + c\, \nabla \log p(x) + \sqrt{2 c}\; \varepsilon. \label{eq-langevin-step} $$
 #
 # For $c \to 0$ this is a diffusion that leaves $p$ alone: of a cloud with density $p$, the slope carries as much uphill as the noise spreads downhill, $p\, \nabla \log p - \nabla p = 0$. With finite steps it is nearly so ([Deeper](#deeper-what-a-finite-step-costs-and-a-coin-that-pays-it)).
 
@@ -283,9 +283,9 @@ shown
 #
 # ## Down the stairs
 #
-# The figure has the cure in it. At $\sigma = 10$ a walk forgets its start in 11 steps; and a mixture keeps its weights at *every* noise level ([chapter 01](01_noising.ipynb#a-mixture-stays-a-mixture)). So settle the shares up there, and go down in small ratios, with some steps on each stair:
+# The figure has the cure in it. At $\sigma = 10$ a walk forgets its start in 11 steps; and a mixture keeps its weights at *every* noise level ([chapter 01](01_noising.ipynb#a-mixture-stays-a-mixture)). So settle the shares up there, and go down in small ratios, $\sigma = \sigma_1 > \sigma_2 > \dots > \sigma_L$, with some steps on each stair:
 #
-# $$ x' = x + a \sigma^2\, \nabla \log p_{\sigma^2}(x) + \sqrt{2 a}\; \sigma\, \varepsilon, \qquad \sigma = \sigma_1 > \sigma_2 > \dots > \sigma_L, \label{eq-annealed-step} $$
+# $$ x' = x + a \sigma^2\, \nabla \log p_{\sigma^2}(x) + \sqrt{2 a}\; \sigma\, \varepsilon, \label{eq-annealed-step} $$
 #
 # *annealed Langevin dynamics* ([Song & Ermon (2019)](https://arxiv.org/abs/1907.05600)). At much noise the slope is about as large as $1 / \sigma$; a length $a \sigma^2$ keeps step and stair in proportion.
 
@@ -569,9 +569,9 @@ exercises.check("4.4", better_by)
 #
 # *For those who go on to samplers. It adds what a DDIM step has and a Langevin step lacks, the cost of each, and the limit of many levels.*
 #
-# The opening's walk took 400 steps. Is that much? DDIM of chapter 00 walks down the same levels. In these coordinates $\hat\varepsilon = -\sigma \nabla \log p_{\sigma^2}$ ([chapter 01](01_noising.ipynb#one-thing-under-four-names)), and DDIM's step from $\sigma$ to $\sigma'$ is $-(\sigma - \sigma')\, \hat\varepsilon$. It has no shaking. Annealed Langevin has nothing else. Take both:
+# The opening's walk took 400 steps. Is that much? DDIM of chapter 00 walks down the same levels. In these coordinates $\hat\varepsilon = -\sigma \nabla \log p_{\sigma^2}$ ([chapter 01](01_noising.ipynb#one-thing-under-four-names)), and DDIM's step from $\sigma$ to $\sigma'$ is $-(\sigma - \sigma')\, \hat\varepsilon$. It has no shaking. Annealed Langevin has nothing else. Take both, first the *fall*, then the *shaking*:
 #
-# $$ x' = x + \underbrace{\sigma (\sigma - \sigma')\, s(x)}_{\text{fall}} + \underbrace{c\, s(x) + \sqrt{2c}\; \varepsilon}_{\text{shaking}}, \qquad s = \nabla \log p_{\sigma^2}. \label{eq-fall-and-shake} $$
+# $$ x' = x + \sigma (\sigma - \sigma')\, s(x) + \Big[ c\, s(x) + \sqrt{2c}\; \varepsilon \Big], \qquad s = \nabla \log p_{\sigma^2}. \label{eq-fall-and-shake} $$
 #
 # Shaking leaves the density of a stair alone; the fall carries it to the next. With $c = \frac12 (\sigma^2 - \sigma'^2)$ and finer and finer stairs this is the reverse *stochastic differential equation* of [Song et al. (2021)](https://arxiv.org/abs/2011.13456).
 
