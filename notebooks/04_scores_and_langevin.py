@@ -119,6 +119,7 @@ def slope_of(energy, x):
     return -torch.autograd.grad(energy(leaf).sum(), leaf)[0]
 
 
+# %%
 def energy(x):
     return 7.0 - data.log_prob(x)  # log Z = -7 or anything else
 
