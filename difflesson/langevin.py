@@ -73,7 +73,7 @@ def annealed(
     Args: score: `score(x, sigma)`, slopes (N, d) at a noise level;  x: (N, d), as the data are at the first level;
     sigmas: above 0, usually falling;  a: above 0 and below 2;  count: at each level.  Returns: (N, d).
     Raises: ValueError if a level is not above 0, or as `unadjusted`.
-    Source: Song & Ermon 2019 (arXiv 1907.05600), algorithm 1, with `a = epsilon / (2 sigma_L^2)`.
+    Source: Song & Ermon 2019 (arXiv 1907.05600), algorithm 1, whose `epsilon / (2 sigma_L^2)` is a.
     """
     for sigma in sigmas:
         if not sigma > 0:

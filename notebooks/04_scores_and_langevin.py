@@ -782,13 +782,13 @@ for c in (0.02, 0.1, 0.3, 0.45):
     assert abs(adjusted[c][0] - exact) < 3 * adjusted[c][1]
 
 # %% [markdown]
-# Unadjusted, the spread grows with the step; adjusted, it stays within three standard errors, and more and more steps are refused. Neither crosses the valley any sooner.
+# Unadjusted, the spread grows with the step; adjusted, it stays within three standard errors, and more and more steps are refused.
 #
 # ## Deeper: two losses without noise
 #
 # *For those who want the score of clean data, or read older papers. It adds implicit and sliced score matching, and the price of little noise.*
 #
-# In the Fisher divergence of a network $s$ to $p$, the mixed term is $\int p\; s \cdot \nabla \log p = \int s \cdot \nabla p = -\int p\; \nabla \cdot s$, by parts, if $p\, s$ vanishes far out. So
+# In the Fisher divergence of a network $s$ to $p$, the mixed term is $\int p\; s \cdot \nabla \log p = \int s \cdot \nabla p = -\int p\; \nabla \cdot s$, by parts, if $p\, s$ vanishes far out:
 #
 # $$ \mathbb E \big\| s - \nabla \log p \big\|^2 = \mathbb E \Big[ \|s(x)\|^2 + 2\, \nabla \cdot s(x) \Big] + \mathbb E \big\| \nabla \log p \big\|^2 . \label{eq-implicit-score} $$
 #
