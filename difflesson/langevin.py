@@ -83,7 +83,7 @@ def annealed(
 
 
 def score_of(denoiser: Denoiser, schedule: Schedule) -> Callable[[Tensor, float], Tensor]:
-    """The score of unshrunk noisy data, `score(x, sigma)` at `x = x_0 + sigma eps`, from a denoiser of shrunk ones.
+    """The score of noisy data that were not shrunk, `score(x, sigma)`, from a denoiser of those that were.
 
     It asks at the time at which the noise is as loud, `sigma_t / alpha_t` = sigma, with x shrunk by alpha_t; the guess
     of the noise is the same, and divided by -sigma it is the score.  [eq-snr-clock]

@@ -21,7 +21,6 @@ def steps() -> dict[str, tuple]:
         "noise of variance u": (0.03, 0.03),
         "uphill twice as far": (0.2, 0.2),
         "the other convention": (0.005, 0.01),
-        "no slope": (0.0, 0.4),
         "much noise": (0.01, 0.5),
         "little noise": (0.6, 0.03),
     }
@@ -155,7 +154,7 @@ EXERCISES = [
                 "v stands under the root: which of the two, variance or deviation, is it?",
             ),
             Mistake(
-                "temperature", lambda u, v: v / (2 * u) if u else 1e9,
+                "temperature", lambda u, v: v / (2 * u),
                 "this is the temperature. With more noise the walkers spread more: is p^k then flatter or sharper?",
             ),
             Mistake("nothing changes", lambda u, v: 1.0, "right for v = 2 u only."),

@@ -269,6 +269,18 @@ def test_kramers_formula_has_the_exponent_and_misses_a_third_of_the_factor():
         total = sum(float((bend[w] * bend[top].abs()).sqrt() * torch.exp(V[w] - V[top])) for w in ends) / (2 * math.pi)
         ratios.append(total / line_rate(apart, 1500))
     assert 1.2 < ratios[-1] < ratios[0] < 1.5
+    for apart in (8.0, 20.0, 30.0):  # for high barriers the wait is w_1 w_2 times the integral of 1 / p
+        p = wells(apart)
+        line = torch.linspace(-apart / 2 - 1, apart / 2 + 1, 400_001, dtype=F64)[:, None]
+        V, bend = -p.log_prob(line), -p.hessian(line)[:, 0, 0]
+        top = int(V[100_000:300_000].argmax()) + 100_000
+        wait = 0.3 * 0.7 * float(torch.exp(V[100_000:300_000] - V[top]).sum() * (line[1] - line[0])[0])
+        ends = int(V[:top].argmin()), int(V[top:].argmin()) + top
+        rate = sum(float((bend[w] * bend[top].abs()).sqrt() * torch.exp(V[w])) for w in ends) / (2 * math.pi)
+        if apart == 8.0:
+            assert abs(wait * float(torch.exp(V[top])) * line_rate(8.0, 2000) - 1) < 0.02
+        else:
+            assert 1.22 < wait * rate < 1.32
 
 
 # ---- down the stairs
@@ -487,20 +499,24 @@ def test_a_random_direction_has_the_divergence_on_average():
     assert abs(sum(both) / 2 - float((field(x).square().sum(1) + 2 * trace).mean())) < 1e-12
 
 
-def test_the_scatter_of_the_denoising_loss_grows_like_one_over_the_variance_and_the_error_does_not():
+def test_differences_of_denoising_losses_scatter_like_one_over_sigma_and_the_error_does_not_grow():
     scatter, wanted = [], []
-    for sigma in (0.3, 0.1, 0.03):
+    for sigma in (0.2, 0.05, 0.0125):
         noisy = DATA.noised(1.0, sigma)
         x_0, eps = DATA.sample(8000, random(40))[0], normal(8000, 41)
         x = x_0 + sigma * eps
-        guess = 1.1 * noisy.score(x)
-        terms = (guess + eps / sigma).square().sum(1)
-        implicit = guess.square().sum(1) + 2.2 * noisy.hessian(x).diagonal(dim1=1, dim2=2).sum(1)
-        scatter.append([float(terms.std()) * sigma**2 / 2, float(implicit.std())])
-        wanted.append(float((guess - noisy.score(x)).square().sum(1).mean()))
-        assert abs(float(terms.mean()) * sigma**2 / 2 - 1) < 0.2
-    assert all(0.8 < one < 1.2 for one, _ in scatter) and max(two for _, two in scatter) < 12
-    assert max(wanted) < 2 * min(wanted) < 0.1
+        exact, trace = noisy.score(x), noisy.hessian(x).diagonal(dim1=1, dim2=2).sum(1)
+        denoising = (1.1 * exact + eps / sigma).square().sum(1) - (exact + eps / sigma).square().sum(1)
+        implicit = 0.21 * exact.square().sum(1) + 0.2 * trace
+        scatter.append([float(denoising.std()), float(implicit.std())])
+        wanted.append(float((0.1 * exact).square().sum(1).mean()))
+        for difference in (denoising, implicit):
+            assert abs(float(difference.mean()) - wanted[-1]) < 4.5 * float(difference.std()) / 8000**0.5
+        assert abs(2 / sigma**2 - float(exact.square().sum(1).mean())) * sigma**2 / 2 > 0.8
+        weighted = sigma**2 * denoising  # the weight changes nothing of the ratio
+        assert abs(float(weighted.std() / weighted.mean() - denoising.std() / denoising.mean())) < 1e-6 * scatter[-1][0]
+    assert all(3.4 < later[0] / sooner[0] < 4.6 for sooner, later in zip(scatter[:-1], scatter[1:], strict=True))
+    assert max(two for _, two in scatter) < 2 * min(two for _, two in scatter) and max(wanted) < 2 * min(wanted)
 
 
 # ---- steps of finite length
