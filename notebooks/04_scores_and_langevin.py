@@ -15,7 +15,7 @@
 #
 # **You need** chapters 00 and 01, gradients, Gaussians.
 #
-# *30 minutes to read, 22 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
+# *30 minutes to read, 23 more for Deeper, 30 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -89,6 +89,7 @@ with plotting.style():
         panel.set(title=name, xlabel="$x_1$", xlim=(-7.5, 7.5), ylim=(-3.2, 3.8))
     axes[0].set_ylabel("$x_2$")
     shares = [round(right_share(x), 2) for x in walkers.values()]
+    assert abs(right_share(walkers["wide start"]) - 0.51) < 0.005
     assert shares[0] == shares[1] and abs(shares[0] - 0.58) < 0.03 and abs(shares[2] - 0.8) < 0.04
     shown = plotting.show(figure, "04_wrong_shares", alt="Three panels with the same dashed contours of two groups of blobs, a small one on the left and a large one on the right, and blue dots inside the contours. After 100 and after 10,000 steps more than four dots in ten are in the left group, after 400 steps on 20 noise levels two in ten.")
 shown
@@ -107,7 +108,7 @@ shown
 #
 # ## A slope needs no normaliser
 #
-# Why slopes at all? A density must sum to one. Write it with any function $f$, an *energy*, $p(x) = e^{-f(x)} / Z$: the normaliser $Z = \int e^{-f}$ is an integral over all pictures. In the slope of the logarithm, the *score*, it is a constant that drops out:
+# Why slopes at all? A density must sum to one. Write it with any function $f$, an *energy*: the normaliser $Z = \int e^{-f}$ is an integral over all pictures. In the slope of the logarithm, the *score*, it drops out:
 #
 # $$ p(x) = \frac{e^{-f(x)}}{Z}, \qquad \nabla \log p(x) = -\nabla f(x). \label{eq-energy-score} $$
 
@@ -132,7 +133,7 @@ torch.testing.assert_close(slope_of(energy, starts), data.score(starts))
 #
 # $$ x' = x + c\, \nabla \log p(x) + \sqrt{2 c}\; \varepsilon. \label{eq-langevin-step} $$
 #
-# For $c \to 0$ this is a diffusion that leaves $p$ alone: of a cloud with density $p$, the slope carries as much uphill as the noise spreads downhill, $p\, \nabla \log p - \nabla p = 0$. With finite steps it is nearly so ([Deeper](#deeper-what-a-finite-step-costs-and-a-coin-that-pays-it)).
+# For $c \to 0$ this is a diffusion that leaves $p$ alone: the slope carries as much uphill as the noise spreads downhill, $p\, \nabla \log p - \nabla p = 0$. With finite steps it is nearly so ([Deeper](#deeper-what-a-finite-step-costs-and-a-coin-that-pays-it)).
 
 # %%
 one = langevin.unadjusted(data.score, starts, 0.05, 1, seeded(5))
@@ -142,7 +143,7 @@ torch.testing.assert_close(one, starts + 0.05 * data.score(starts) + math.sqrt(2
 # %% [markdown]
 # ### Pitfall: the two in the root
 #
-# Two slips: no noise, and $\sqrt{c}$ for $\sqrt{2c}$. The second is a proper step of length $c / 2$ along *twice* the slope, which is the slope of $\log p^2$:
+# Two slips: no noise, and $\sqrt{c}$ for $\sqrt{2c}$, which is a proper step of length $c / 2$ along *twice* the slope, which is the slope of $\log p^2$:
 
 
 # %%
@@ -188,7 +189,7 @@ print(f"clean data, steps of 0.05: {float(clean_steps[1]):.0f} steps inside the 
 print(f"after 100 steps {float(torch.exp(-100 / clean_steps[1])):.0%} are left inside")
 
 # %% [markdown]
-# Inside the groups what is wrong falls by $e$ in 31 steps (so 100 leave 4 % of it), between them in 11 *million*. Ten thousand steps are as good as none. And the wait grows exponentially: with $e$ to the power of the *barrier*, the drop of $\log p$ from the lower group to the valley, which for Gaussians grows with the square of their distance.
+# Inside the groups what is wrong falls by $e$ in 31 steps (so 100 leave 4 % of it), between them in 11 *million*. The wait grows like $e$ to the power of the *barrier*, the drop of $\log p$ from the lower group to the valley, which for Gaussians grows with the square of their distance.
 #
 # ## What one slope cannot see, all together see
 #
@@ -196,7 +197,7 @@ print(f"after 100 steps {float(torch.exp(-100 / clean_steps[1])):.0%} are left i
 #
 # $$ F(p \,\|\, r) = \mathbb E_{x \sim p} \big\| \nabla \log p(x) - \nabla \log r(x) \big\|^2. \label{eq-fisher-divergence} $$
 #
-# It is zero only for equal densities (if $p > 0$ everywhere), and whoever fits a score makes it small. Take for $r$ our data with the shares *exchanged*, four fifths on the left:
+# If $p > 0$ everywhere, it is zero only for equal densities. Take for $r$ our data with the shares *exchanged*, four fifths on the left:
 
 
 # %%
@@ -222,7 +223,7 @@ print(f"2,000 steps with the same noises: {float(met[0]):.0%} of the walkers end
 # %% [markdown]
 # The slopes differ by three millionths in the mean square; the slope itself has 4.0. With the same noises, 97 % of the walkers end in the same place on either slope. (If two blobs of *one* group exchange their shares instead, 43 % do.) Yet the Kullback-Leibler divergence is large, 0.83 nats a point.
 #
-# Now add noise of variance $q$ to both, $p_q = p * \mathcal N(0, q I)$ (the data do not shrink here, $\alpha = 1$; [chapter 01](01_noising.ipynb#the-only-clock) says why that is the same process). How fast do they become alike? Noising is diffusion, $\partial_q\, p_q = \frac12 \Delta p_q$, and the same for $r_q$. Put this into the derivative of $\int p_q \log (p_q / r_q)$. Where the derivative falls on $\log p_q$ it gives nothing, $\int p_q\, \partial_q \log p_q = \partial_q \int p_q = 0$. The rest, integrated by parts,
+# Now add noise of variance $q$ to both, $p_q = p * \mathcal N(0, q I)$ (without shrinking the data; by [chapter 01](01_noising.ipynb#the-only-clock) it is the same process). How fast do they become alike? Noising is diffusion, $\partial_q\, p_q = \frac12 \Delta p_q$, and the same for $r_q$. Put this into the derivative of $\int p_q \log (p_q / r_q)$. Where the derivative falls on $\log p_q$ it gives nothing, $\int p_q\, \partial_q \log p_q = \partial_q \int p_q = 0$. The rest, integrated by parts,
 #
 # $$ \frac12 \int \Big[ \Delta p_q\, \log \frac{p_q}{r_q} - \frac{p_q}{r_q}\, \Delta r_q \Big] = -\frac12 \int \nabla \log \frac{p_q}{r_q} \cdot \Big[ \nabla p_q - \frac{p_q}{r_q}\, \nabla r_q \Big], $$
 #
@@ -307,7 +308,7 @@ x = high + a * sigma**2 * data.noised(1.0, sigma).score(high) + math.sqrt(2 * a)
 torch.testing.assert_close(langevin.annealed(noisy_slope, high, [sigma], a, 1, seeded(8)), x)
 
 # %% [markdown]
-# Is it the crossing at the top that does it? Give the walkers the worst start: *all* in the left group, plus the noise of the stair on which they begin. Begin lower and lower. If the explanation is right, the smallest rate above 0 of each stair, $\lambda$, predicts how much of the error is left: $K$ steps of length $c$ on this stair leave $e^{-K c \lambda}$ of it.
+# Is it the crossing at the top that does it? Let *all* walkers come from the left group, plus the noise of the stair on which they begin, lower and lower. If so, the smallest rate $\lambda$ above 0 of each stair predicts how much of the error is left: $K$ steps of length $c$ leave $e^{-K c \lambda}$ of it.
 
 # %% tags=["hide-input"]
 def rate_of(sigma):
@@ -325,11 +326,11 @@ for k in (0, 3, 5, 7, 9, 11, 13):
     print("{:9.1f}   {:24.2f}   {:9.2f}".format(*found[-1]))
 assert round(max(abs(share - predicted) for _, share, predicted in found), 2) == 0.04
 # %% [markdown]
-# One rate a stair predicts the shares to 0.04. Walks that begin below $\sigma = 1$ stay where they began. So begin with noise wider than the data. ([Deeper](#deeper-every-stair-twice-and-the-sde) goes down in forty slopes instead of four hundred, by the step that becomes the SDE. [Chapter 17](17_what_does_gamma_sample.ipynb#what-more-noise-mends) takes that step apart for guided scores, whose stairs do *not* keep the shares.)
+# One rate a stair predicts the shares to 0.04. Walks that begin below $\sigma = 1$ stay where they began. So begin with noise wider than the data. ([Deeper](#deeper-every-stair-twice-and-the-sde) goes down in forty slopes instead of four hundred, by the step that becomes the SDE. Under guidance the stairs do *not* keep the shares: [chapter 17](17_what_does_gamma_sample.ipynb#what-more-noise-mends).)
 # %% [markdown]
 # ## The slope must be learned
 #
-# Nobody has the slope. One has points. Noise $x_0$ yourself, and let a network $s$ guess, from $x = x_0 + \sigma \varepsilon$, the slope of the *one* bell around $x_0$, which is $-\varepsilon / \sigma$. At best it answers the average over all $x_0$ that may lie under $x$, and that is the score of the noisy data ([chapter 01](01_noising.ipynb#one-thing-under-four-names)). In $d$ dimensions the square splits as there:
+# One has points, and no slope. Noise $x_0$ yourself, and let a network $s$ guess, from $x = x_0 + \sigma \varepsilon$, the slope of the *one* bell around $x_0$, which is $-\varepsilon / \sigma$. At best it answers the average over all $x_0$ that may lie under $x$, and that is the score of the noisy data ([chapter 01](01_noising.ipynb#one-thing-under-four-names)). In $d$ dimensions the square splits as there:
 #
 # $$ \mathbb E \Big\| s(x_0 + \sigma \varepsilon) + \frac{\varepsilon}{\sigma} \Big\|^2 = \mathbb E \big\| s - \nabla \log p_{\sigma^2} \big\|^2 + \frac{d}{\sigma^2} - \mathbb E \big\| \nabla \log p_{\sigma^2} \big\|^2. \label{eq-denoising-score} $$
 #
@@ -435,10 +436,10 @@ with plotting.style():
     shown = plotting.show(figure, "04_learned_slope", alt="Two panels of the slope along a line through both groups. Left, noise level 0.3: in the empty valley the exact slope, dashed, runs down, jumps up and runs down again; the learned one, orange, passes smoothly through with a third of the height. At the right end they part, too. Right, noise level 3: the two curves have the same course and are close in the right half, and the density, grey, covers the valley.")
 shown
 # %% [markdown]
-# *The slope along a line through both groups: exact (dashed) and learned (orange); grey: where the data are. At little noise (left) the learned slope follows the exact one roughly where data are, and not in the valley. At much noise (right) there are data everywhere, and it has the right course.*
+# *The slope along a line through both groups: exact (dashed) and learned (orange); grey: where the data are. At little noise (left) the learned one follows roughly where data are, and not in the valley. At much noise (right) there are data everywhere.*
 #
-# A loss averages over the data, so nobody corrects a network where none come. The network of one level is off by 0.43 of the slope's size on the data, and by 0.80 where walks begin. In the valley it has less than half of the exact slope, so walkers cross more easily, and 0.74 end on the right instead of 0.58: an error that happens to help. The network of
-# all levels, walked at 0.3 only, gets 0.68; walked *down*, 0.81, right within the scatter. So the walk through the levels mends the shares. Training on them lets each slope be learned where its walk passes: at $\sigma = 10$ it is off by 0.06 where the walk begins.
+# A loss averages over the data, so nobody corrects a network where none come. At one level it is off by 0.43 of the slope's size on the data, and by 0.80 where walks begin. In the valley it has less than half of the exact slope, so walkers cross, and 0.74 end on the right instead of 0.58: an error that happens to help. The network of
+# all levels, walked at 0.3 only, gets 0.68; walked *down*, 0.81. So the walk mends the shares; the training on all levels lets each slope be learned where its walk passes (at $\sigma = 10$ it is off by 0.06 where the walk begins).
 #
 # ## Three failures, one cure
 #
@@ -461,17 +462,17 @@ print("weights: share of the right group, of 0.80  {:11.2f}   {:12.2f}".format(r
 # %% [markdown]
 # Noise fills the space, so steps may be long. Noise brings data to where walks pass, so the slope is learned there. And noise joins what is apart, so the weights are in the slope.
 #
-# **What is exact, and what is not.** $\eqref{eq-energy-score}$, $\eqref{eq-fisher-divergence}$, $\eqref{eq-kl-over-levels}$ and $\eqref{eq-denoising-score}$ are exact (for densities whose integrals exist). The times to forget are those of the diffusion (short steps), on a grid that costs a tenth at most. That noise restores the weights assumes a start at a level at which walks cross, and a slope that is right there. All numbers are of this mixture and these arcs, in the plane; what many dimensions cost, the page does not show.
+# **What is exact, and what is not.** $\eqref{eq-energy-score}$, $\eqref{eq-fisher-divergence}$, $\eqref{eq-kl-over-levels}$ and $\eqref{eq-denoising-score}$ are exact (for densities whose integrals exist). The times to forget are those of the diffusion (short steps), on a grid, to a tenth. That noise restores the weights assumes a start where walks cross, and a slope that is right there. All numbers are of this mixture and these arcs, in the plane; what many dimensions cost, the page does not show.
 #
 # ## In practice
 #
 # | if you | do | because |
 # |---|---|---|
-# | sample by Langevin at one level | judge by the shares of far groups, from two different starts | each group looked perfect after 100 steps; the shares were those of the start after 10,000 |
+# | sample by Langevin at one level | judge by the shares of far groups, from two starts | each group looked right after 100 steps; the shares were those of the start after 10,000 |
 # | write the step | $c$ times the slope, noise of variance $2c$; or $c / 2$ and $c$ | noise of variance $c$ with $c$ times the slope samples $p^2 / Z$ |
 # | choose the highest noise level | wider than the largest distance in the data; for DDIM, much wider | with groups 7.6 apart, shaking from 10 had the shares right; DDIM from 10 had 0.76 of 0.80, from 100 all |
 # | walk down levels | shake *and* fall (an SDE, Deeper); if you only shake, with $a \sigma^2$ on every level, however fine | at 40 slopes, shaking alone was at an energy distance of 0.129 from data, shaking and falling near 0 |
-# | look at a training loss at one noise level | subtract its floor, and look at the other levels | on clean data, exchanged shares cost three millionths, where the slope's mean square is 4.0 |
+# | look at a loss at one noise level | subtract its floor, and look at the other levels | on clean data, exchanged shares cost three millionths |
 #
 # ## Exercises
 #
@@ -569,9 +570,9 @@ exercises.check("4.4", better_by)
 # ## Remember
 #
 # 1. The score needs no normaliser: $-\nabla f$. A Langevin step is $c$ times it plus noise of variance $2c$; with variance $c$ it samples $p^2 / Z$, in the limit of short steps.
-# 2. Slopes at one noise level may be blind: exchanging shares of 0.2 and 0.8 changed them by three millionths in the mean square (of 4.0), at a KL divergence of 0.83 nats. Half the Fisher divergence, integrated over all noise variances, *is* the KL divergence.
+# 2. Slopes at one noise level may be nearly blind: exchanging shares of 0.2 and 0.8 changed them by three millionths in the mean square (of 4.0), at a KL divergence of 0.83 nats. Half the Fisher divergence, integrated over all noise variances, *is* the KL divergence.
 # 3. Plain Langevin with short steps is right in the end, and the end may be out of reach: on our groups, errors fell by $e$ in 31 steps inside, and in 11 million between.
-# 4. Walk down from noise wider than the data. On each level the mixture has its weights, and where noise joins the groups, walkers find them.
+# 4. Walk down from noise wider than the data. Every level has the weights, and where noise joins the groups, walkers find them.
 # 5. A score is learned without being known, by guessing the noise; the loss has a floor, and where data never come, nothing is learned.
 #
 # **Where it comes from.** Noise levels and the three failures: [Song & Ermon (2019)](https://arxiv.org/abs/1907.05600). Denoising score matching: [Vincent (2011)](https://doi.org/10.1162/NECO_a_00142). KL and Fisher divergence along noise: [Lyu (2009)](https://arxiv.org/abs/1205.2629); along an SDE: [Song et al. (2021)](https://arxiv.org/abs/2101.09258). Walks that are blind to weights: [Wenliang & Kanagawa (2020)](https://arxiv.org/abs/2008.10087).

@@ -471,6 +471,34 @@ def test_a_network_errs_where_no_data_come_and_the_same_one_does_not_if_they_do(
     assert errors["data"][1] > 2 * errors["everywhere"][1] and errors["data"][1] > 1.3 * errors["data"][0]
 
 
+@pytest.mark.nightly
+def test_the_walk_through_levels_and_not_the_training_on_them_mends_the_shares():
+    torch.manual_seed(0)
+    sizes = ((3, 64), (64, 64), (64, 2))
+    layers = [part for pair_of in sizes for part in (torch.nn.Linear(*pair_of), torch.nn.SiLU())][:-1]
+    network, generator = torch.nn.Sequential(*layers), random(60)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+
+    def score(x, sigma):
+        level = torch.as_tensor(sigma).to(x).expand(len(x), 1)
+        return network(torch.cat([x / (9 + level**2).sqrt(), level.log()], 1)) / level
+
+    for step in range(1500):
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / 1500)
+        level = torch.exp(math.log(0.13) + math.log(100) * torch.rand(512, 1, generator=generator))
+        clean, eps = DATA.sample(512, generator)[0].float(), torch.randn(512, 2, generator=generator)
+        loss = score_matching.denoising_loss(lambda x, s=level: score(x, s), clean, eps, level, level[:, 0] ** 2)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    network.double().requires_grad_(False)
+    flat = share(
+        langevin.unadjusted(lambda x: score(x, 0.3), DATA.given(0).sample(1000, random(61))[0], 0.03, 400, random(62))
+    )
+    down = share(langevin.annealed(score, LADDER[0] * normal(1000, 63), LADDER, 0.3, 20, random(64)))
+    assert flat < 0.5 and abs(down - 0.7) < 0.07
+
+
 @pytest.mark.equation("eq-implicit-score")
 def test_implicit_score_matching_needs_no_score_of_the_data():
     p = wells(2.0)
