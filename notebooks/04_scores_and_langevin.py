@@ -729,7 +729,7 @@ def curvature(wells, x):
     return float(-wells.hessian(x)[0, 0, 0])
 
 
-print("apart   exact wait / Kramers'")
+print("apart   wait by the grid / Kramers'")
 for apart in (6.0, 8.0, 10.0):
     wells = two_wells(apart)
     line = torch.linspace(-apart / 2 - 1, apart / 2 + 1, 40_001)[:, None].double()
@@ -848,7 +848,7 @@ assert round((scatter[-1][0] / scatter[-1][1]) ** 2, -1) == 140
 #
 # *For those who think of pictures as a thin set. It adds how the number of steps grows as the set gets thinner.*
 #
-# Across a curve of width $w$ the walk must not step farther than $w$, so $c$ is a fraction of $w^2$ (by $\eqref{eq-langevin-bias}$, on a straight line it runs away from $c = 2 w^2$ on). *Along* the curve it diffuses as on a line, and its length does not shrink with $w$. The exact rates on the long arc:
+# Across a curve of width $w$ the walk must not step farther than $w$, so $c$ is a fraction of $w^2$ (by $\eqref{eq-langevin-bias}$, on a straight line it runs away from $c = 2 w^2$ on). *Along* the curve it diffuses as on a line, and its length does not shrink with $w$. The rates on the long arc, by the grid:
 
 # %% tags=["hide-input"]
 thin = {}
