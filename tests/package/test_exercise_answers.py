@@ -118,7 +118,7 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
         for other in (f"-{name}", f"abs({name})")
     }
     | {"m - n -> n - m": "it is squared"}
-    | {f"{name} -> abs({name})": "a variance is positive" for name in "vwq"},
+    | {"q -> abs(q)": "a variance is positive"},
     "4.4": {f"{name} -> abs({name})": "losses of scores are positive" for name in ("loss_r", "loss_u")}
     | {f"sigmas -> {other}": "it is squared" for other in ("-sigmas", "abs(sigmas)")},
     "6.1": {
