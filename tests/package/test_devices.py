@@ -17,6 +17,7 @@ from difflesson import (
     divergence,
     guidance,
     kernels,
+    langevin,
     losses,
     metrics,
     ode,
@@ -25,6 +26,7 @@ from difflesson import (
     plane,
     remedies,
     samplers,
+    score_matching,
     similarity,
     steps,
 )
@@ -249,6 +251,18 @@ CASES = {
     "divergence.leading_kl_with_shift": lambda w: divergence.leading_kl_with_shift(
         w.mixture.hessian(w.x), w.plan.sigma(T), 1.0
     ),
+    "langevin.unadjusted": lambda w: langevin.unadjusted(w.mixture.score, w.x, 0.1, 2, w.generator),
+    "langevin.metropolis_adjusted": lambda w: langevin.metropolis_adjusted(
+        w.mixture.log_prob, w.mixture.score, w.x, 0.1, 2, w.generator
+    ),
+    "langevin.annealed": lambda w: langevin.annealed(
+        langevin.score_of(w.uncond, w.plan), w.x, [2.0, 1.0], 0.1, 2, w.generator
+    ),
+    "langevin.score_of": lambda w: langevin.score_of(w.uncond, w.plan)(w.x, 1.0),
+    "score_matching.explicit_loss": lambda w: score_matching.explicit_loss(lambda x: -x, w.mixture.score, w.x),
+    "score_matching.denoising_loss": lambda w: score_matching.denoising_loss(lambda x: -x, w.x, w.x, 1.0),
+    "score_matching.implicit_loss": lambda w: score_matching.implicit_loss(lambda x: -x, w.x),
+    "score_matching.sliced_loss": lambda w: score_matching.sliced_loss(lambda x: -x, w.x, w.x),
     "path.combined_log_density": lambda w: path.combined_log_density(w.mixture, 1, 2.0, w.x, 0.5),
     "path.source": lambda w: path.source(w.mixture, 1, 2.0, w.x, 0.5),
     "path.follow": lambda w: path.follow(w.mixture, 1, 2.0, w.x, TIMES.flip(0)),
@@ -286,6 +300,7 @@ OF_THE_CPU = {  # answers in float64 on the CPU, or builds something there that 
     "similarity": ("tilted_by_direction",),
     "ode": ("solve",),
     "path": ("guided_variance", "corrector_scale"),
+    "langevin": ("relaxation_rates",),
     "divergence": ("hermite",),
     "plane": ("four_blobs", "train"),
     "conventions": ("card", "markdown"),
@@ -299,8 +314,8 @@ PICKED_BY_A_MASK = {  # in training: how many rows a teacher is asked, the host 
 TABLES = ASKED_BY_OTHERS, TESTED_BELOW, OF_THE_CPU, PICKED_BY_A_MASK
 MODULES = (
     "kernels guidance denoiser steps samplers particles remedies losses metrics mixture schedule similarity "
-    "clean_classifier ode path divergence plane conventions digits.networks digits.metrics digits.sampling "
-    "digits.words digits.witnesses"
+    "clean_classifier ode path divergence plane conventions langevin score_matching digits.networks "
+    "digits.metrics digits.sampling digits.words digits.witnesses"
 ).split()
 
 

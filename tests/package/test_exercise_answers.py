@@ -110,6 +110,17 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
     }
     | {f"{name} -> abs({name})": "none of them is negative" for name in ("often", "r", "alpha")}
     | {"alpha -> -alpha": "it is squared there"},
+    "4.1": {f"{name} -> abs({name})": "it is not negative" for name in "uv"},
+    "4.2": {f"{name} -> abs({name})": "it is positive" for name in "vb"},
+    "4.3": {
+        f"{name} -> {other}": "it is squared"
+        for name in ("sigma_1", "sigma_2")
+        for other in (f"-{name}", f"abs({name})")
+    }
+    | {"m - n -> n - m": "it is squared"}
+    | {"q -> abs(q)": "a variance is positive"},
+    "4.4": {f"{name} -> abs({name})": "losses of scores are positive" for name in ("loss_r", "loss_u")}
+    | {f"sigmas -> {other}": "it is squared" for other in ("-sigmas", "abs(sigmas)")},
     "6.1": {
         f"{name} -> abs({name})": "probabilities are positive" for name in ("bound", "chance_at_x_t", "chance_of_label")
     },

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from difflesson import guidance, information, kernels, likelihood, ode, path, plane, similarity
+from difflesson import guidance, information, kernels, langevin, likelihood, ode, path, plane, similarity
 from difflesson.denoiser import Prediction
 from difflesson.schedule import cosine, from_betas, vp_linear
 from tests.oracles.mixtures import FOUR
@@ -219,6 +219,10 @@ FORMULAS = {  # where it stands; the formula; what its letters are; what else it
     "path.corrector_scale": (
         "gamma' = gamma + (gamma - predictor) / rho^2",
         {"gamma'": path.corrector_scale(4.0, 0.6, 1.3), "gamma": 4.0, "predictor": 1.3, "rho": 0.6}, {}),
+    "langevin.unadjusted": (
+        "x' = x + c score + sqrt(2 c) eps",
+        {"x'": langevin.unadjusted(NOISY.score, X, 0.3, 1, torch.Generator().manual_seed(8)), "x": X, "c": 0.3,
+         "score": SCORE, "eps": torch.randn(X.shape, generator=torch.Generator().manual_seed(8), dtype=F64)}, {}),
     "information.label_rate": (
         "d I(y; x_t) / d log_snr = E |eps_c - eps_u|^2 / 2", of_a_label(), {"tolerance": 1e-6}),
     "likelihood.variational_bound": (
