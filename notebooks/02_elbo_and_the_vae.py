@@ -390,3 +390,122 @@ with plotting.style():
     axes[2].set(title="posterior of the worst point", xlabel="cause $z$", ylabel="density", xlim=(-3, 2))
     shown = plotting.show(figure, "02_gaps", alt="x")
 shown
+
+# %% [markdown]
+# *Left: the decoder's curve, 500 data (grey), 500 draws of the VAE (orange). Middle: the two gaps of each of 150 points; below the line the family of guesses is to blame, not the encoder. Right: the posterior of the point with the largest gap (dashed), the encoder's answer (orange), the best Gaussian (blue): the posterior has two humps, where two stretches of the curve explain the point.*
+#
+# Seven tenths of the gap no better encoder would close: at the typical point nearly all of it. The encoder's own part is large at few points. (For a linear model the approximation gap is 0.)
+#
+# And the gap is not what makes the draws look washed out:
+
+# %%
+many = vae.sample(5000, seeded(14))
+odd = float(blobs.log_prob(blobs.sample(5000, seeded(15))[0]).quantile(0.05))
+print(f"learned noise s = {float(vae.log_s.exp()):.2f}; less likely than 95 % of the data: {float((blobs.log_prob(many) < odd).double().mean()):.0%} of its draws")
+
+# %% [markdown]
+# The reconstruction term is a square: for given $q$, the best decoder answers the *average* of all points that come to one $z$, and $s^2$ is the mean square of what is left. One number cannot tell where a point lies in the plane. The average of points of two blobs is no point of the data ([chapter 01](01_noising.ipynb#the-best-guess-is-no-point-of-the-data)), and the noise smears it alike everywhere.
+#
+# ## When a latent switches off, and is right to
+#
+# In many trained VAEs the encoder answers the prior for some latents, whatever $x$: *posterior collapse*. The bound is often blamed. So look at the exact likelihood of the linear model, without bound or encoder, for given noise $s$. Along an axis of the data's covariance, with variance $\lambda_j$, the model has the variance $v = w_j^2 + s^2$,
+# and the log-likelihood is $-\frac12 (\log v + \lambda_j / v)$ up to a constant. It is highest at $v = \lambda_j$. But $v \ge s^2$, and beyond $\lambda_j$ it only falls. So
+#
+# $$ w_j^2 = \max(\lambda_j - s^2, 0), \qquad \mathbb E[\mathrm{KL}_j] = \frac12 \log \frac{\max(\lambda_j, s^2)}{s^2}, \label{eq-collapse} $$
+#
+# with $\mathrm{KL}_j$ the divergence of the posterior of latent $j$ from the prior. **A latent is off exactly where the data vary less than the decoder's noise.** Training from random weights finds it:
+
+# %%
+share_of = blobs.weights
+off = blobs.means - share_of @ blobs.means
+data_cov = (share_of[:, None, None] * (blobs.covs + off[:, :, None] * off[:, None])).sum(0)
+
+
+def trained_linear(s, steps=400):
+    """The W that plain gradient steps on the exact log-likelihood of Gaussian data lead to, from a small random one."""
+    W = (0.3 * torch.randn(2, 2, generator=seeded(16), dtype=torch.float64)).requires_grad_()
+    descent = torch.optim.Adam([W], lr=0.03)
+    for _ in range(steps):
+        cov = W @ W.T + s**2 * torch.eye(2)
+        loss = (torch.logdet(cov) + torch.linalg.solve(cov, data_cov).trace()) / 2
+        descent.zero_grad()
+        loss.backward()
+        descent.step()
+    return W.detach()
+
+
+variances = torch.linalg.eigvalsh(data_cov).flip(0)
+print(f"variances of the data: {variances.numpy().round(2)}")
+for s in (0.5, 1.2, 1.8):
+    found_by_steps = torch.linalg.svdvals(trained_linear(s)).square()
+    W_best = elbo.likeliest_linear(data_cov, s, latent=2)
+    nats = torch.log(variances.clamp_min(s**2) / s**2) / 2
+    print(f"s^2 = {s * s:.2f}: w^2 {found_by_steps.numpy().round(2)}, KL of each latent {nats.numpy().round(2)}")
+    torch.testing.assert_close(found_by_steps, (variances - s**2).clamp_min(0), rtol=0, atol=0.01)
+    torch.testing.assert_close(W_best.square().sum(0), (variances - s**2).clamp_min(0))
+
+# %% [markdown]
+# So more latents than needed do no harm to the likelihood: they switch off. But not every collapse is right. On the two arcs of chapter 01, from the same network, seed and number of steps, and only another *first* value of the decoder's noise:
+
+# %%
+arcs = curves.two_arcs()
+test = arcs.sample(1000, seeded(17))[0]
+push = torch.randn(20, 1000, 1, generator=seeded(18), dtype=torch.float64)
+reached = {}
+for start in (1.0, 0.2):
+    one, _ = elbo.train_vae(arcs, steps=800, noise=start)
+    m, log_tau = one.guess(test)
+    bound = elbo.log_ratio(lambda z, one=one: one.log_joint(test, z), m + log_tau.exp() * push, m, log_tau).mean()
+    prior_kl = ((m.square() + (2 * log_tau).exp() - 1) / 2 - log_tau).mean()
+    reached[start] = float(bound), float(prior_kl)
+    print(f"noise {start} at first, {float(one.log_s.exp()):.2f} at last: bound {float(bound):.2f}, KL to the prior {float(prior_kl):.3f}")
+
+# %% tags=["remove-cell"]
+assert reached[1.0][1] < 0.005 and reached[0.2][1] > 2 and reached[0.2][0] - reached[1.0][0] > 1.2
+
+# %% [markdown]
+# The first one ignores its latent, and more than a nat is lost. With much noise there is next to nothing to gain from bending the curve, so training stays where it began. That is an accident of optimisation; $\eqref{eq-collapse}$ is none.
+#
+# ## From here to diffusion
+#
+# Take a *chain* of causes: $x_0$ is the picture, $z = (x_1, \dots, x_T)$, the model walks from $x_T$ down to $x_0$, the guess from $x_0$ up. $\eqref{eq-elbo-split}$ holds as it stands:
+#
+# $$ \log p(x_0) = \mathbb E_q\Big[ \log p(x_T) + \sum_t \log \frac{p(x_{t-1} \mid x_t)}{q(x_t \mid x_{t-1})} \Big] + \mathrm{KL}\big( q(x_{1:T} \mid x_0) \,\|\, p(x_{1:T} \mid x_0) \big). \label{eq-chain-bound} $$
+#
+# Three restrictions make it a diffusion model:
+#
+# | restriction | gives up | buys |
+# |---|---|---|
+# | each latent is as large as the picture | a short code | one network for all levels |
+# | the encoder is fixed: shrink, add Gaussian noise | a code made for the data | nothing to amortise, no encoder that could collapse; any level in one draw |
+# | the last latent is nearly pure noise | long jumps: many small steps are needed | the prior is right, sampling can begin there |
+#
+# So the roles are exchanged: the guess is fixed, and the *model* learns to have the posterior that is guessed. Where can one see the climax of this page again? Blobs have exact reverse steps. Noise a point in 10 steps, once, and add up the log-ratio of that walk; then replace each step by the Gaussian of the same mean and covariance:
+
+
+# %%
+# [eq-chain-bound]
+def log_ratio_of_walks(kernel, log_end, schedule, x, times, generator):
+    """For each x_0 (N, d), one walk up the times (from 0), and its log-ratio (N,)."""
+    total = torch.zeros(len(x), dtype=x.dtype)
+    for before, after in zip(times[:-1], times[1:], strict=True):
+        alpha, sigma = schedule.transition(after, before)
+        push = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        x_next = alpha * x + sigma * push
+        log_q = -(push.square().sum(1) + x.shape[1] * torch.log(2 * math.pi * sigma**2)) / 2
+        total = total + kernel(x_next, after, before).log_prob(x) - log_q
+        x = x_next
+    return total + log_end(x)
+
+
+# %%
+schedule, ten = cosine(), torch.linspace(0, 1, 11, dtype=torch.float64)
+noised_end = blobs.noised(schedule.alpha(1.0), schedule.sigma(1.0)).log_prob
+x_0 = blobs.sample(2000, seeded(19))[0]
+walks = log_ratio_of_walks(kernels.exact(blobs, schedule), noised_end, schedule, x_0, ten, seeded(20))
+print(f"exact steps: off by at most {float((walks - blobs.log_prob(x_0)).abs().max()):.0e}")
+for count in (10, 40):
+    times = torch.linspace(0, 1, count + 1, dtype=torch.float64)
+    error = blobs.log_prob(x_0) - log_ratio_of_walks(kernels.moment_matched(blobs, schedule), noised_end, schedule, x_0, times, seeded(21))
+    print(f"Gaussian steps, {count}: gap {float(error.mean()):.3f} +- {float(error.std()) / 2000**0.5:.3f}, deviation of a walk {float(error.std()):.2f}")
+torch.testing.assert_close(walks, blobs.log_prob(x_0))
