@@ -91,7 +91,7 @@ class LinearGaussian:
     def elbo(self, x: Tensor, q: FullGaussian) -> Tensor:
         """The bound of `log p(x)` for any Gaussian guess `q(z | x)`, (N,), exactly.  [eq-elbo-terms]
 
-            ELBO = E_q[log p(x | z)] - KL(q(z | x) || p(z))
+        ELBO = E_q[log p(x | z)] - KL(q(z | x) || p(z))
         """
         return self.reconstruction(x, q) - gaussian_kl(q, standard(q))
 

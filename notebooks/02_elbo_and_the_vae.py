@@ -33,8 +33,8 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## You would have to try all causes
 #
-# A model with one hidden number: $z$ is drawn from $\mathcal N(0, 1)$, a curve says where it puts its point, and noise of deviation $s = 0.1$ is added. With
-# *one* number we can try all causes, on a fine grid, and so know the truth.
+# A model with one hidden number: $z$ is drawn from $\mathcal N(0, 1)$, a curve says where it puts its point, and noise of deviation $s = 0.1$ is added. All causes
+# of *one* number fit on a fine grid, so we know the truth.
 
 
 # %%
@@ -62,6 +62,7 @@ mean = log_posterior.exp() @ grid
 std = (log_posterior.exp() @ (grid - mean).square()).sqrt()
 print(f"log p(x) = {float(log_p):.3f}; causes that explain x: {float(mean):.2f} +- {float(std):.2f}")
 
+
 # %% tags=["hide-input"]
 def of_prior_draws(count, repeats=400):
     z = torch.randn(repeats, count, 1, generator=seeded(1), dtype=torch.float64)
@@ -71,9 +72,15 @@ def of_prior_draws(count, repeats=400):
 
 draws = mean + std * torch.randn(10_000, 1, generator=seeded(2), dtype=torch.float64)
 guessed = joint(draws) - elbo.log_guess(draws, mean, std.log())
-tried = {"10 prior draws": of_prior_draws(10), "1,000 prior draws": of_prior_draws(1000), "1 draw of a good guess": guessed}
+tried = {
+    "10 prior draws": of_prior_draws(10),
+    "1,000 prior draws": of_prior_draws(1000),
+    "1 draw of a good guess": guessed,
+}
 for name, found in tried.items():
-    print(f"{name}: median {float(found.median()):.2f}, mean {float(found.mean()):.2f}, standard deviation {float(found.std()):.2f}")
+    print(
+        f"{name}: median {float(found.median()):.2f}, mean {float(found.mean()):.2f}, standard deviation {float(found.std()):.2f}"
+    )
 grey, blue, orange = (plotting.COLOURS[name] for name in ("unconditional", "conditional", "guided"))
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 2, figsize=(8.4, 3.1), width_ratios=(1.1, 1))
@@ -94,44 +101,50 @@ with plotting.style():
         if below:
             axes[1].text(column, floor + 0.7, f"{below:.0%} lower", ha="center", color=colour)
     axes[1].axhline(float(log_p), color="black", linestyle="dashed", linewidth=1)
-    axes[1].set(xticks=range(3), xticklabels=["10 prior\ndraws", "1,000 prior\ndraws", "1 draw of\na good guess"], ylabel="estimate of $\\log p(x)$", ylim=(-12.6, 1))
-    shown = plotting.show(figure, "02_all_causes", alt="Left, a curve that crosses itself, with grey dots of a hundred prior draws along it, hardly any near a black cross at the lower left end, and blue dots of a good guess gathered beside the cross. Right, sixty estimates of the log-likelihood in three columns: with ten prior draws most lie far below the dashed truth, many off the picture; with a thousand they scatter around it; with one draw of a good guess they lie on it.")
+    axes[1].set(
+        xticks=range(3),
+        xticklabels=["10 prior\ndraws", "1,000 prior\ndraws", "1 draw of\na good guess"],
+        ylabel="estimate of $\\log p(x)$",
+        ylim=(-12.6, 1),
+    )
+    shown = plotting.show(
+        figure,
+        "02_all_causes",
+        alt="Left, a curve that crosses itself, with grey dots of a hundred prior draws along it, hardly any near a black cross at the lower left end, and blue dots of a good guess gathered beside the cross. Right, sixty estimates of the log-likelihood in three columns: with ten prior draws most lie far below the dashed truth, many off the picture; with a thousand they scatter around it; with one draw of a good guess they lie on it.",
+    )
 shown
 
 # %% [markdown]
 # *Left: few of the causes that the model draws (grey) put their point near the cross; a good guess of the cause (blue) knows which. Right: 60 estimates of $\log p(x)$ each; dashed: the truth. One draw of a good guess beats 1,000 of the prior.*
 #
-# **What happens.** $p(x)$ is the average of $p(x \mid z)$ over causes. Most causes explain nothing of this point, so an average of few draws misses
-# nearly all of it; and the logarithm of an average that is mostly too small is, on average, too low. For one hidden number 1,000 draws do. If $n$ of them must be right at once, it takes the $n$-th power of that.
+# **What happens.** $p(x)$ is the average of $p(x \mid z)$ over causes. Most causes explain nothing of this point, so few draws miss nearly all of
+# the average, and its logarithm comes out far too low. For one hidden number 1,000 draws do. If $n$ of them must be right at once, it takes the $n$-th power of that.
 #
-# **What a guess changes.** Draw causes near those that explain the point, from a distribution $q$, and make up for the preference: count a cause by $p(x, z) / q(z)$, and average the logarithm. That is the bound.
+# **What a guess changes.** Draw causes that explain the point, from a distribution $q$, and make up for the preference: count each by $p(x, z) / q(z)$. The average of the logarithm is the bound.
 #
 # **Why one draw can be enough.** Let $q$ draw each cause exactly as often as it is to blame, once the point is seen. A cause that is to blame twice as much is drawn twice as
-# often, and divided by twice as much. The quotient is the same for *every* cause, and nothing is left to average. The better the guess, the higher the bound *and* the quieter.
+# often, and divided by twice as much. So the quotient is the same for *every* cause, and nothing is left to average. The better the guess, the higher the bound *and* the quieter.
 #
 # ## What the bound leaves out, exactly
 #
-# Bayes' rule says $p(x, z) = p(x)\, p(z \mid x)$. Take logarithms and subtract $\log q(z \mid x)$. For every single $z$, the *log-ratio* is
-#
-# $$ r(z) = \log p(x, z) - \log q(z \mid x) = \log p(x) - \log \frac{q(z \mid x)}{p(z \mid x)}. \label{eq-log-ratio} $$
-#
-# Average it over draws of $q$. The average of the last term is the divergence $\mathrm{KL}(q \,\|\, p) = \mathbb E_q[\log (q / p)]$:
+# Bayes' rule says $p(x, z) = p(x)\, p(z \mid x)$. So for every single $z$ the *log-ratio* $r(z) = \log p(x, z) - \log q(z \mid x)$ is $\log p(x) - \log \frac{q(z \mid x)}{p(z \mid x)}$.
+# Average over draws of $q$, with the divergence $\mathrm{KL}(q \,\|\, p) = \mathbb E_q[\log (q / p)]$:
 #
 # $$ \log p(x) = \mathbb E_q\big[ \log p(x, z) - \log q(z \mid x) \big] + \mathrm{KL}\big( q(z \mid x) \,\|\, p(z \mid x) \big). \label{eq-elbo-split} $$
 #
-# The first term is the ELBO (*evidence lower bound*): a divergence is never negative. What is left out, the *gap*, is the divergence of the guess from the
-# posterior. $\log p(x)$ knows nothing of $q$. So whatever raises the bound *by changing $q$* lowers that divergence by as much, though nobody can compute it. (Changing the *model* is another matter: the bound then also
-# rises if causes become easier to guess.)
+# The first term is the ELBO (*evidence lower bound*): a divergence is never negative. What it leaves out, the *gap*, is the divergence of the guess from the
+# posterior. $\log p(x)$ knows nothing of $q$. So a better $q$ raises the bound by exactly what it takes off the gap, though nobody can compute that gap. (A change of the *model* moves all three terms.)
 #
-# In the form that is coded, $p(x, z) = p(z)\, p(x \mid z)$ is taken apart:
+# For code, take $p(x, z) = p(z)\, p(x \mid z)$ apart:
 #
 # $$ \mathrm{ELBO} = \mathbb E_q\big[ \log p(x \mid z) \big] - \mathrm{KL}\big( q(z \mid x) \,\|\, p(z) \big). \label{eq-elbo-terms} $$
 #
-# Reconstruct well, and stay near the prior. Keep the two divergences apart: the one to the *posterior* is the loss, the one to the *prior* is part of the bound. Between Gaussians in $k$ dimensions, with means $m, m'$ and covariances $C, C'$, a divergence has a closed form:
+# Reconstruct well, and stay near the prior. Keep the two divergences apart: the one from the *posterior* is the gap, the one from the *prior* is part of the bound. Between Gaussians in $k$ dimensions, with means $m, m'$ and covariances $C, C'$,
 #
 # $$ \mathrm{KL} = \frac12 \Big( \log \frac{\det C'}{\det C} - k + \mathrm{tr}\big( C'^{-1} C \big) + (m' - m)^\top C'^{-1} (m' - m) \Big). \label{eq-gaussian-kl} $$
 #
-# Where all is linear and Gaussian, $x = W z + b + s\, \varepsilon$, every term is exact: the posterior is Gaussian as well (Deeper). Three coordinates, two hidden numbers, guesses with full covariances:
+# Where all is linear and Gaussian, $x = W z + b + s\, \varepsilon$, the posterior is Gaussian (Deeper), and all terms are exact:
+
 
 # %%
 W = torch.tensor([[1.2, 0.3], [-0.4, 0.9], [0.5, 0.8]]).double()
@@ -140,21 +153,23 @@ seen = torch.tensor([[1.0, 0.4, -0.3], [-2.0, -1.5, 1.1]]).double()
 right = model.posterior(seen)
 wrong = FullGaussian(right.mean + 0.2, right.cov + torch.tensor([[0.2, 0.1], [0.1, 0.3]]).double())
 gap = elbo.gaussian_kl(wrong, right)
-print(f"log p {model.log_prob(seen).numpy().round(3)} = bound {model.elbo(seen, wrong).numpy().round(3)} + gap {gap.numpy().round(3)}")
+print(
+    f"log p {model.log_prob(seen).numpy().round(3)} = bound {model.elbo(seen, wrong).numpy().round(3)} + gap {gap.numpy().round(3)}"
+)
 torch.testing.assert_close(model.elbo(seen, wrong) + gap, model.log_prob(seen))
 torch.testing.assert_close(model.elbo(seen, right), model.log_prob(seen))
 
 # %% [markdown]
-# To rounding. With the posterior as guess, the bound *is* $\log p(x)$.
+# With the posterior as guess, the bound *is* $\log p(x)$.
 #
 # ## The right guess needs one draw
 #
-# Look at $\eqref{eq-log-ratio}$ before it is averaged. If $q$ is the posterior, the last term is 0 for *every* $z$: $r(z) = \log p(x)$, no matter which cause was drawn. **The gap and the noise vanish together.** How fast? Let $u = \log q - \log p$ be the
-# error of the guess, of the size $h$. The gap is $\mathbb E_q[u]$. If $q$ leaves no cause out, $\mathbb E_q[e^{-u}] = \int p(z \mid x)\, dz = 1$. Expand: $1 - \mathbb E_q[u] + \frac12 \mathbb E_q[u^2] = 1$ up to $h^3$. So $\mathbb E_q[u]$ is of order $h^2$, its square does not count, and
+# Look at the log-ratio before it is averaged: $r(z) = \log p(x) - u(z)$, with $u = \log q - \log p$ the error of the guess. If $q$ is the posterior, $u = 0$ and $r(z) = \log p(x)$ for *every* $z$. **The gap and the noise vanish together.** How fast, if $u$ is
+# of the size $h$? The gap is $\mathbb E_q[u]$. If $q$ leaves no cause out, $\mathbb E_q[e^{-u}] = \int p(z \mid x)\, dz = 1$. Expand: $1 - \mathbb E_q[u] + \frac12 \mathbb E_q[u^2] = 1$ up to $h^3$. So $\mathbb E_q[u]$ is of order $h^2$, its square does not count, and
 #
 # $$ \mathrm{KL}(q \,\|\, p) = \frac12\, \mathrm{Var}_q\big[ r(z) \big] + O(h^3). \label{eq-gap-and-spread} $$
 #
-# In words: **near the posterior the gap is half the squared deviation of one draw.** The bound is second order in the error of the guess, its noise first order. We bend the posterior of our point by a wave, $q \propto p(z \mid x)\, e^{h v(z)}$, and sum over the grid:
+# **Near the posterior the gap is half the squared deviation of one draw.** We bend the posterior of our point by a wave, $q \propto p(z \mid x)\, e^{h v(z)}$, and sum over the grid:
 
 
 # %%
@@ -171,29 +186,35 @@ wave = torch.sin(2 * (grid[:, 0] - mean) / std) + 0.5 * torch.cos((grid[:, 0] - 
 sizes = [0.01, 0.03, 0.1, 0.3, 1.0]
 bent = [gap_and_spread((log_posterior + h * wave).log_softmax(0), log_posterior) for h in sizes]
 for h, (gap, spread) in zip(sizes, bent, strict=True):
-    print(f"h = {h:4}: gap {float(gap):.6f}, deviation of a draw {float(spread):.4f}, gap over half its square {float(2 * gap / spread**2):.3f}")
+    print(
+        f"h = {h:4}: gap {float(gap):.6f}, deviation of a draw {float(spread):.4f}, gap over half its square {float(2 * gap / spread**2):.3f}"
+    )
 assert abs(float(2 * bent[0][0] / bent[0][1] ** 2) - 1) < 0.01
 
 # %% [markdown]
-# The ratio tends to 1. To see a gap of 0.01, know that one draw scatters by 0.14.
+# The ratio tends to 1. Where the gap is 0.01, one draw scatters by 0.14.
 #
-# **A surprise for those who code VAEs.** Everyone computes the divergence in $\eqref{eq-elbo-terms}$ in closed form and draws only the reconstruction. One part exact, so less noise? For the point of the picture and its good guess, 10,000 draws:
+# **A surprise for those who code VAEs.** Everyone computes the divergence in $\eqref{eq-elbo-terms}$ in closed form and draws only the reconstruction. One part exact, so less noise? For our point and its good guess:
+
 
 # %%
 prior_kl = -std.log() + (mean.square() + std.square() - 1) / 2  # of one number, from the standard normal
 usual = joint(draws) - elbo.log_guess(draws, torch.zeros(1), torch.zeros(1)) - prior_kl  # log p(x | z) - KL
 for name, one in {"log-ratio": guessed, "with the closed form": usual}.items():
-    print(f"{name}: {float(one.mean()):.3f} +- {float(one.std()) / 100:.3f}, deviation of one draw {float(one.std()):.3f}")
+    print(
+        f"{name}: {float(one.mean()):.3f} +- {float(one.std()) / 100:.3f}, deviation of one draw {float(one.std()):.3f}"
+    )
 
 # %% tags=["remove-cell"]
 assert 5 < usual.std() / guessed.std() < 9 and abs(guessed.mean() - usual.mean()) < 3 * usual.std() / 100
 
 # %% [markdown]
-# The closed form is unbiased as well, but noisier by far. Drawn together, the three logarithms cancel each other's noise; with one of them averaged, the others are left alone. (With a guess far from the posterior, it may help: for $q$ the prior, both are the same.)
+# Both are right on average, and the closed form is noisier by far. Drawn together, the three logarithms cancel each other's noise; with one of them averaged, the other two cannot. (Far from the posterior it may help. For $q$ the prior, both are the same.)
 #
 # ### Pitfall: quiet and wrong
 #
-# Where the curve crosses itself, a point has two kinds of causes. Guess one of them, well. The wrong conclusion that one would draw: "all draws agree, so the bound is tight".
+# "All draws agree, so the bound is tight." Where the curve crosses itself, a point has two kinds of causes. Guess one of them, well:
+
 
 # %%
 torn = torch.tensor([[0.42, 0.05]]).double()
@@ -205,18 +226,25 @@ centre = first @ grid / share
 width = (first @ (grid - centre).square() / share).sqrt()
 on_one = centre + width * torch.randn(400, 1, generator=seeded(5), dtype=torch.float64)
 r = joint(on_one, torn) - elbo.log_guess(on_one, centre, width.log())
-print(f"one draw {float(r.mean()):.3f} +- {float(r.std()):.3f}; truth {float(log_p_torn):.3f}; gap {float(log_p_torn - r.mean()):.3f}")
+print(
+    f"one draw {float(r.mean()):.3f} +- {float(r.std()):.3f}; truth {float(log_p_torn):.3f}; gap {float(log_p_torn - r.mean()):.3f}"
+)
 print(f"minus the log of the share of the guessed branch, {float(share):.2f}: {-float(share.log()):.3f}")
 
 # %% tags=["hide-input"]
 middle, broad = both @ grid, (both @ (grid - both @ grid).square()).sqrt()
 covering = middle + broad * torch.randn(400, 1, generator=seeded(6), dtype=torch.float64)
 r_covering = joint(covering, torn) - elbo.log_guess(covering, middle, broad.log())
-print(f"the Gaussian of the posterior's own mean and variance: gap {float(log_p_torn - r_covering.mean()):.1f}, deviation of a draw {float(r_covering.std()):.1f}")
+print(
+    f"the Gaussian of the posterior's own mean and variance: gap {float(log_p_torn - r_covering.mean()):.1f}, deviation of a draw {float(r_covering.std()):.1f}"
+)
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 3, figsize=(9.2, 2.9))
     near = torch.linspace(-3, 3, 121).double()[:, None] * std + mean
-    for factor, colour, text, where in ((2.0, orange, "twice too wide", (-1.3, -1.9)), (1.0, blue, "good guess", (1.1, -2.5))):
+    for factor, colour, text, where in (
+        (2.0, orange, "twice too wide", (-1.3, -1.9)),
+        (1.0, blue, "good guess", (1.1, -2.5)),
+    ):
         axes[0].plot((near - mean) / std, joint(near) - elbo.log_guess(near, mean, (factor * std).log()), color=colour)
         axes[0].text(*where, text, color=colour)
     axes[0].axhline(float(log_p), color="black", linestyle="dashed", linewidth=1)
@@ -233,25 +261,30 @@ with plotting.style():
     axes[2].text(-0.9, 3.0, "guess", color=orange)
     axes[2].text(0.1, 2.6, "posterior")
     axes[2].set(xlabel="cause $z$", title="quiet and wrong", ylabel="density")
-    shown = plotting.show(figure, "02_one_draw", alt="Three panels. Left, the log-ratio over the cause: a dashed level line for the posterior, a blue curve close to it in the middle for a good guess, an orange parabola for a guess twice too wide. Middle, on logarithmic axes the deviation of a draw falls with slope one and the gap with slope two. Right, a dashed posterior with two humps and an orange guess that covers only the left one.")
+    shown = plotting.show(
+        figure,
+        "02_one_draw",
+        alt="Three panels. Left, the log-ratio over the cause: a dashed level line for the posterior, a blue curve close to it in the middle for a good guess, an orange parabola for a guess twice too wide. Middle, on logarithmic axes the deviation of a draw falls with slope one and the gap with slope two. Right, a dashed posterior with two humps and an orange guess that covers only the left one.",
+    )
 shown
 
 # %% [markdown]
 # *Left: the log-ratio that each cause gives. For the posterior as guess it is level (dashed), so one draw is exact. Middle: as the guess gets better, the gap falls as the square of the noise. Right: a guess that covers one of two humps. Its log-ratio is nearly level, and too low.*
 #
-# All draws agree, and the gap is the logarithm of what was left out. The derivation says where it failed: $\mathbb E_q[e^{-u}]$ is not 1 but the share of causes that $q$ covers. **Quiet draws prove a tight bound only if the guess forgets no cause**, and nothing drawn from $q$ tells you.
-# The bound rewards it, too: the one-humped guess beats the one with the posterior's own mean and variance, which minimises the divergence *the other way round*, $\mathrm{KL}(p \,\|\, q)$, by [moment matching](07_mean_shift.ipynb).
+# All draws agree, and the gap is minus the logarithm of the share that $q$ covers. The derivation says where it failed: $\mathbb E_q[e^{-u}]$ is that share, not 1. **Quiet draws mean a tight bound only if the guess forgets no cause**, and no draw of $q$ tells you.
+# The bound even prefers such a guess. The Gaussian with the posterior's own mean and variance, which minimises the divergence *the other way round* ([moment matching](07_mean_shift.ipynb#deeper-second-order)), covers both humps and has a gap of 90.
 #
 # ## Two gradients
 #
-# Training moves the guess along the gradient of the bound, and the guess stands in the draws. Let $q = \mathcal N(m, \tau^2)$, and $\nabla$ the gradient by $m$ and $\log \tau$. There are two ways.
-# Write the draw as $z = m + \tau \varepsilon$ with $\varepsilon$ from $\mathcal N(0, I)$ (*reparameterisation*): now the draw moves with $m$ and $\tau$, and each draw can be differentiated. Or differentiate the density, $\nabla q = q\, \nabla \log q$, which averages to zero, so that any constant $c$ may be subtracted:
+# Training moves the guess, and the guess stands in the draws. Let $q = \mathcal N(m, \tau^2)$, and $\nabla$ the gradient by $m$ and $\log \tau$. Either write the draw as $z = m + \tau \varepsilon$ with $\varepsilon$ from $\mathcal N(0, I)$ (*reparameterisation*): then it moves with $m$ and $\tau$, and can be differentiated.
+# Or differentiate the density, $\nabla q = q\, \nabla \log q$. The slope $\nabla \log q$ averages to zero, so any constant $c$ may be subtracted:
 #
 # $$ \nabla\, \mathbb E_q[r] = \mathbb E_\varepsilon\big[ \nabla r(m + \tau \varepsilon) \big] = \mathbb E_q\big[ (r(z) - c)\, \nabla \log q(z) \big]. \label{eq-two-gradients} $$
 #
-# The first, *pathwise*, asks where $r$ rises; the second, the *score-function* gradient, only which draws did well. (In the first, $\nabla r$ also differentiates the $\log q$ inside $r$; at a fixed $z$ that part averages to zero, and may be left out, or "held".) On the linear model with one hidden number, where the gradient is known:
+# The first, *pathwise*, knows where $r$ rises; the second, the *score function*, only which draws did well. (At a fixed $z$, the slope of the $\log q$ inside $r$ averages to zero too. It may be left out of the first: $\log q$ is *held*.) On the linear model with one hidden number:
 
-# %%
+
+# %% tags=["hide-input"]
 line = elbo.LinearGaussian(W[:, :1], model.b, 0.6)
 m, log_tau = torch.tensor([[0.5]]).double(), torch.tensor([[-0.7]]).double()
 leaves = [part.clone().requires_grad_() for part in (m, log_tau)]
@@ -273,15 +306,17 @@ for name, slopes in (("pathwise", path), ("score function", score)):
     assert bool(((slopes.mean(0) - exact_slope).abs() < 4 * error).all())
 
 # %% [markdown]
-# Both are right; the pathwise is quieter. By how much depends on the guess: where it *is* the posterior, $r$ is level, so both are without noise (the held pathwise, and the score function with $c = \log p(x)$). It is the guess that silences, not the trick.
+# Both are right. Which is quieter depends on the guess: where it *is* the posterior, $r$ is level, and both are without noise (the first with $\log q$ held, the second with $c = \log p(x)$). The guess silences, not the trick.
 #
-# Now a small VAE: a hidden number, a decoder network into the plane with one learned noise $s$, and an *encoder* network that answers $m$ and $\log \tau$ for any $x$ at once. The data are the four blobs of chapter 00. Four moments of its training; at each the deviation of one draw's gradient, over 100 points:
+# Now a small VAE: one hidden number, a *decoder* network into the plane with one learned noise $s$, and an *encoder* network that answers $m$ and $\log \tau$ for any $x$. The data are the four blobs of chapter 00. The deviation of one draw's gradient, over 100 points, while it trains:
+
 
 # %%
 blobs = plane.four_blobs()
 vae, kept = elbo.train_vae(blobs, steps=1500, keep=(0, 100, 400))
 fresh = blobs.sample(100, seeded(9))[0]
 noise = torch.randn(200, 100, 1, generator=seeded(10), dtype=torch.float64)
+
 
 # %% tags=["hide-input"]
 def noises(vae):
@@ -324,17 +359,20 @@ assert measured[0]["pathwise, usual"] < measured[0]["pathwise, held"] * 1.1
 assert measured[1500]["with baseline"] < measured[1500]["pathwise, usual"] / 1.5
 
 # %% [markdown]
-# The bare score function deserves its bad name, at first by a factor of 40. But subtract a baseline (here the mean of other draws), and it is as quiet as the best pathwise one. The usual VAE gradient, with its
-# closed form, is quietest at the start, where the guess is bad, and noisier than both from then on. Two conditions: we have *one* hidden number, and the score function's noise grows with their number, the pathwise one's does not. And a decoder that oscillates turns the comparison round (both in Deeper).
+# The bare score function deserves its bad name. With a baseline $c$ (the mean of other draws) it comes close to the best pathwise one. The usual VAE gradient, with the
+# closed form, is quietest at the start, where the guess is bad, and from then on noisier than both. But the score function's noise grows with the number of hidden numbers, and we have one; the pathwise one grows if the decoder oscillates (both in Deeper).
 #
 # ## A small VAE, and its exact bill
 #
-# With one hidden number we can sum over all causes, and know the true $\log p(x)$ *of the trained model*, so the gap of every point. Two things make it. The encoder may answer a Gaussian only, and the posterior is none: even the best Gaussian for this point leaves the *approximation gap*. And one network answers for all points, none of them perfectly: the rest is the *amortisation gap*. We find the best Gaussian point by point, with the exact divergence as loss:
+# With one hidden number we can sum over all causes, so we know the true $\log p(x)$ *of the trained model*, and the gap of every point. Two things make it. The guess is a Gaussian, the posterior is none: even the best Gaussian for this point leaves the *approximation gap*. And one encoder answers for all points: the rest is the *amortisation gap*. We find the best Gaussian of each point, with the exact divergence as loss:
+
 
 # %% tags=["hide-input"]
 points = blobs.sample(150, seeded(11))[0]
 causes, apart = torch.linspace(-4.5, 4.5, 451).double(), 0.02
-table = elbo.log_joint(points[:, None], causes[None, :, None].expand(150, -1, -1), vae.decoder(causes[:, None]), vae.log_s.exp())
+table = elbo.log_joint(
+    points[:, None], causes[None, :, None].expand(150, -1, -1), vae.decoder(causes[:, None]), vae.log_s.exp()
+)
 exact = table.logsumexp(1) + math.log(apart)  # log p(x) of the trained model
 behind = table - exact[:, None]  # log p(z | x), (150, 451)
 
@@ -359,16 +397,22 @@ def best_gaussian(m, log_tau, steps=100):
 
 # %% tags=["hide-input"]
 answered = [part[:, 0] for part in vae.guess(points)]
-starts = [torch.stack([part, *(torch.full_like(part, value) for value in values)])
-          for part, values in zip(answered, ((-1.5, 0.0, 1.5), (-0.7, -1.2, -0.7)), strict=True)]
+starts = [
+    torch.stack([part, *(torch.full_like(part, value) for value in values)])
+    for part, values in zip(answered, ((-1.5, 0.0, 1.5), (-0.7, -1.2, -0.7)), strict=True)
+]
 moved = best_gaussian(*starts)
 approximation, chosen = gaps(*moved).min(0)
 total = gaps(*answered)
 amortisation = total - approximation
-print(f"log p of the data: truth {float(blobs.log_prob(points).mean()):.3f}, VAE {float(exact.mean()):.3f}, its bound {float((exact - total).mean()):.3f}")
+print(
+    f"log p of the data: truth {float(blobs.log_prob(points).mean()):.3f}, VAE {float(exact.mean()):.3f}, its bound {float((exact - total).mean()):.3f}"
+)
 for name, part in {"gap": total, "approximation": approximation, "amortisation": amortisation}.items():
     largest = float(part.topk(15).values.sum() / part.sum())
-    print(f"{name:14s} mean {float(part.mean()):.3f} +- {float(part.std()) / 150**0.5:.3f}, median {float(part.median()):.3f}; a tenth of the points has {largest:.0%}")
+    print(
+        f"{name:14s} mean {float(part.mean()):.3f} +- {float(part.std()) / 150**0.5:.3f}, median {float(part.median()):.3f}; a tenth of the points has {largest:.0%}"
+    )
 
 # %% tags=["hide-input"]
 worst = int(total.argmax())
@@ -382,40 +426,54 @@ with plotting.style():
     axes[0].set(title="a curve, and noise", xlabel="$x_1$", ylabel="$x_2$", xlim=(-4.2, 4.2), ylim=(-2.9, 4.6))
     axes[1].loglog(approximation.clamp(min=1e-4), amortisation.clamp(min=1e-4), ".", color=blue, markersize=4)
     axes[1].plot((1e-4, 4), (1e-4, 4), color="0.7", linewidth=0.8)
-    axes[1].set(title="why each point falls short", xlabel="approximation gap", ylabel="amortisation gap", xlim=(1e-3, 4), ylim=(8e-5, 4))
+    axes[1].set(
+        title="why each point falls short",
+        xlabel="approximation gap",
+        ylabel="amortisation gap",
+        xlim=(1e-3, 4),
+        ylim=(8e-5, 4),
+    )
     axes[2].plot(causes, behind[worst].exp(), color="black", linestyle="dashed", linewidth=1)
     best = [part[chosen[worst], worst] for part in moved]
     for (m, log_tau), colour in (([part[worst] for part in answered], orange), (best, blue)):
         axes[2].plot(causes, elbo.log_guess(causes[:, None], m[None], log_tau[None]).exp(), color=colour)
     axes[2].set(title="posterior of the worst point", xlabel="cause $z$", ylabel="density", xlim=(-3, 2))
-    shown = plotting.show(figure, "02_gaps", alt="Three panels. Left, grey data in four blobs, a black curve that bends through them, and orange dots scattered evenly about the curve. Middle, on logarithmic axes the amortisation gap of each point over its approximation gap; most dots lie below the diagonal. Right, a dashed posterior with a high narrow hump and a low one left of it; a blue bell on the high hump, and an orange one that is too wide.")
+    shown = plotting.show(
+        figure,
+        "02_gaps",
+        alt="Three panels. Left, grey data in four blobs, a black curve that bends through them, and orange dots scattered evenly about the curve. Middle, on logarithmic axes the amortisation gap of each point over its approximation gap; most dots lie below the diagonal. Right, a dashed posterior with a high narrow hump and a low one left of it; a blue bell on the high hump, and an orange one that is too wide.",
+    )
 shown
 
 # %% [markdown]
 # *Left: the decoder's curve, 500 data (grey), 500 draws of the VAE (orange). Middle: the two gaps of each of 150 points; below the line the family of guesses is to blame, not the encoder. Right: the posterior of the point with the largest gap (dashed), the encoder's answer (orange), the best Gaussian (blue): the posterior has two humps, where two stretches of the curve explain the point.*
 #
-# Seven tenths of the gap no better encoder would close: at the typical point nearly all of it. The encoder's own part is large at few points. (For a linear model the approximation gap is 0.)
+# Seven tenths of the gap no better encoder would close. The encoder's own part is small at most points. (In a linear model the approximation gap is 0.)
 #
-# And the gap is not what makes the draws look washed out:
+# And why do the draws look washed out?
+
 
 # %%
 many = vae.sample(5000, seeded(14))
 odd = float(blobs.log_prob(blobs.sample(5000, seeded(15))[0]).quantile(0.05))
-print(f"learned noise s = {float(vae.log_s.exp()):.2f}; less likely than 95 % of the data: {float((blobs.log_prob(many) < odd).double().mean()):.0%} of its draws")
+print(
+    f"learned noise s = {float(vae.log_s.exp()):.2f}; less likely than 95 % of the data: {float((blobs.log_prob(many) < odd).double().mean()):.0%} of its draws"
+)
 
 # %% [markdown]
-# The reconstruction term is a square: for given $q$, the best decoder answers the *average* of all points that come to one $z$, and $s^2$ is the mean square of what is left. One number cannot tell where a point lies in the plane. The average of points of two blobs is no point of the data ([chapter 01](01_noising.ipynb#the-best-guess-is-no-point-of-the-data)), and the noise smears it alike everywhere.
+# The reconstruction term is a square: for given $q$, the best decoder answers the *average* of the points that come to one $z$, as in [chapter 01](01_noising.ipynb#the-best-guess-is-no-point-of-the-data), and $s^2$ is the mean square of what is left. The model then adds this noise everywhere alike, where the data have none as well.
 #
 # ## When a latent switches off, and is right to
 #
-# In many trained VAEs the encoder answers the prior for some latents, whatever $x$: *posterior collapse*. The bound is often blamed. So look at the exact likelihood of the linear model, without bound or encoder, for given noise $s$. Along an axis of the data's covariance, with variance $\lambda_j$, the model has the variance $v = w_j^2 + s^2$,
-# and the log-likelihood is $-\frac12 (\log v + \lambda_j / v)$ up to a constant. It is highest at $v = \lambda_j$. But $v \ge s^2$, and beyond $\lambda_j$ it only falls. So
+# In many VAEs the encoder answers the prior for some latents, whatever $x$: *posterior collapse*. The bound is often blamed. So look at the exact likelihood of the linear model, for given noise $s$, without bound or encoder. Along an axis of the data's covariance, with variance $\lambda_j$, the model has the variance $v = w_j^2 + s^2$
+# and the average log-likelihood $-\frac12 (\log v + \lambda_j / v)$, up to a constant. It is highest at $v = \lambda_j$, and falls beyond. But $v \ge s^2$. So
 #
 # $$ w_j^2 = \max(\lambda_j - s^2, 0), \qquad \mathbb E[\mathrm{KL}_j] = \frac12 \log \frac{\max(\lambda_j, s^2)}{s^2}, \label{eq-collapse} $$
 #
-# with $\mathrm{KL}_j$ the divergence of the posterior of latent $j$ from the prior. **A latent is off exactly where the data vary less than the decoder's noise.** Training from random weights finds it:
+# with $\mathrm{KL}_j$ the divergence of the posterior of latent $j$ from the prior. **A latent is off exactly where the data vary no more than the decoder's noise.** Training from random weights finds it:
 
-# %%
+
+# %% tags=["hide-input"]
 share_of = blobs.weights
 off = blobs.means - share_of @ blobs.means
 data_cov = (share_of[:, None, None] * (blobs.covs + off[:, :, None] * off[:, None])).sum(0)
@@ -446,30 +504,11 @@ for level in (0.5, 1.2, 1.8):
     torch.testing.assert_close(best_W.square().sum(0), formula)
 
 # %% [markdown]
-# So more latents than needed do no harm to the likelihood: they switch off. But not every collapse is right. On the two arcs of chapter 01, from the same network, seed and number of steps, and only another *first* value of the decoder's noise:
-
-# %%
-arcs = curves.two_arcs()
-test = arcs.sample(1000, seeded(17))[0]
-push = torch.randn(20, 1000, 1, generator=seeded(18), dtype=torch.float64)
-reached = {}
-for start in (1.0, 0.2):
-    one, _ = elbo.train_vae(arcs, steps=800, noise=start)
-    m, log_tau = one.guess(test)
-    bound = elbo.log_ratio(lambda z, one=one: one.log_joint(test, z), m + log_tau.exp() * push, m, log_tau).mean()
-    prior_kl = ((m.square() + (2 * log_tau).exp() - 1) / 2 - log_tau).mean()
-    reached[start] = float(bound), float(prior_kl)
-    print(f"noise {start} at first, {float(one.log_s.exp()):.2f} at last: bound {float(bound):.2f}, KL to the prior {float(prior_kl):.3f}")
-
-# %% tags=["remove-cell"]
-assert reached[1.0][1] < 0.005 and reached[0.2][1] > 2 and reached[0.2][0] - reached[1.0][0] > 1.2
-
-# %% [markdown]
-# The first one ignores its latent, and more than a nat is lost. With much noise there is next to nothing to gain from bending the curve, so training stays where it began. That is an accident of optimisation; $\eqref{eq-collapse}$ is none.
+# So latents that are not needed do no harm to the likelihood: they switch off. Not every collapse is right, though: a VAE that starts with much noise may never leave it (Deeper).
 #
 # ## From here to diffusion
 #
-# Take a *chain* of causes: $x_0$ is the picture, $z = (x_1, \dots, x_T)$, the model walks from $x_T$ down to $x_0$, the guess from $x_0$ up. $\eqref{eq-elbo-split}$ holds as it stands:
+# Take a *chain* of causes, $z = (x_1, \dots, x_T)$, and call the picture $x_0$. The model walks from $x_T$ down, the guess from $x_0$ up. $\eqref{eq-elbo-split}$ holds as it stands:
 #
 # $$ \log p(x_0) = \mathbb E_q\Big[ \log p(x_T) + \sum_t \log \frac{p(x_{t-1} \mid x_t)}{q(x_t \mid x_{t-1})} \Big] + \mathrm{KL}\big( q(x_{1:T} \mid x_0) \,\|\, p(x_{1:T} \mid x_0) \big). \label{eq-chain-bound} $$
 #
@@ -478,10 +517,10 @@ assert reached[1.0][1] < 0.005 and reached[0.2][1] > 2 and reached[0.2][0] - rea
 # | restriction | gives up | buys |
 # |---|---|---|
 # | each latent is as large as the picture | a short code | one network for all levels |
-# | the encoder is fixed: shrink, add Gaussian noise | a code made for the data | nothing to amortise, no encoder that could collapse; any level in one draw |
-# | the last latent is nearly pure noise | long jumps: many small steps are needed | the prior is right, sampling can begin there |
+# | the encoder is fixed: shrink, add Gaussian noise | a code made for the data | no encoder that falls short or collapses; any level in one draw |
+# | the last latent is nearly pure noise | few steps | a prior to start from |
 #
-# So the roles are exchanged: the guess is fixed, and the *model* learns to have the posterior that is guessed. Where can one see the climax of this page again? Blobs have exact reverse steps. Noise a point in 10 steps, once, and add up the log-ratio of that walk; then replace each step by the Gaussian of the same mean and covariance:
+# So the roles are exchanged: the guess is fixed, and the *model* must learn steps whose posterior it is. Blobs have such steps in closed form. Noise each point in 10 steps, once, and add up the log-ratio of that walk. Then take for each step the Gaussian of the same mean and covariance:
 
 
 # %%
@@ -507,27 +546,31 @@ walks = log_ratio_of_walks(kernels.exact(blobs, schedule), noised_end, schedule,
 print(f"exact steps: off by at most {float((walks - blobs.log_prob(x_0)).abs().max()):.0e}")
 for count in (10, 40):
     times = torch.linspace(0, 1, count + 1, dtype=torch.float64)
-    error = blobs.log_prob(x_0) - log_ratio_of_walks(kernels.moment_matched(blobs, schedule), noised_end, schedule, x_0, times, seeded(21))
-    print(f"Gaussian steps, {count}: gap {float(error.mean()):.3f} +- {float(error.std()) / 2000**0.5:.3f}, deviation of a walk {float(error.std()):.2f}")
+    error = blobs.log_prob(x_0) - log_ratio_of_walks(
+        kernels.moment_matched(blobs, schedule), noised_end, schedule, x_0, times, seeded(21)
+    )
+    print(
+        f"Gaussian steps, {count}: gap {float(error.mean()):.3f} +- {float(error.std()) / 2000**0.5:.3f}, deviation of a walk {float(error.std()):.2f}"
+    )
 torch.testing.assert_close(walks, blobs.log_prob(x_0))
 
 # %% tags=["remove-cell"]
 assert abs(float(error.mean())) < 0.006 and 0.04 < float(error.std()) < 0.09
 
 # %% [markdown]
-# With exact steps every walk gives $\log p(x_0)$. With Gaussian ones the gap is again about half the square of the deviation. So the noisy walk costs nothing by itself; all that is lost is what the model's steps lack. Chapter 03 takes this sum apart, step by step, and trains with it.
+# With exact steps every walk gives $\log p(x_0)$: the noisy walk costs nothing by itself. What the bound loses is what the model's steps lack; with Gaussian ones, again about half the square of the deviation. Chapter 03 takes this sum apart, and trains with it.
 #
-# **What is exact, and what is not.** The numbered equations are exact, but for $\eqref{eq-gap-and-spread}$, which holds to third order and needs a guess that leaves no cause out. The linear model has everything in closed form, the curve and the VAE by sums over a fine grid of causes. What was measured on one trained VAE (which gap is larger, which gradient quieter) is one network on one data set.
+# **What is exact, and what is not.** The numbered equations are exact, but for $\eqref{eq-gap-and-spread}$: to second order, for a guess that leaves no cause out. Which gap is larger and which gradient quieter was measured on one network.
 #
 # ## In practice
 #
 # | if you | do | because |
 # |---|---|---|
-# | report a bound | print the deviation of one draw beside it | near the posterior the gap is half its square; but it cannot see forgotten causes |
-# | train an encoder that is already good | draw the whole log-ratio, hold $m$ and $\tau$ inside $\log q$ | the closed form of the KL leaves noise that would cancel: here 1.8 times the deviation |
-# | cannot differentiate through the draw | score function, always with a baseline | without one, its noise was 5 to 25 times larger here |
-# | want a better bound | first see which gap you have | a better encoder closes only the amortisation gap |
-# | find latents switched off | compare $s^2$ with the variance of the data along them, and start with small noise | below the noise they are off rightly; from large noise, by accident |
+# | report a bound | print the deviation of one draw | near the posterior the gap is half its square; forgotten causes it cannot see |
+# | train an encoder that is already good | draw the whole log-ratio, hold $\log q$ | the closed form leaves noise that would cancel |
+# | cannot differentiate through the draw | score function with a baseline | without one its noise was 4 to 25 times larger here |
+# | want a better bound | find out which gap you have | a better encoder closes only the amortisation gap |
+# | find a latent switched off | compare $s^2$ with the variance of the data along it; start with small noise | below the noise it is off rightly, from large noise by accident |
 #
 # ## Exercises
 #
@@ -544,6 +587,7 @@ assert abs(float(error.mean())) < 0.006 and 0.04 < float(error.std()) < 0.09
 # Put $m' = 0$ and $C' = I$ into $\eqref{eq-gaussian-kl}$. What are the determinant and the trace of a diagonal matrix?
 #
 # </details>
+
 
 # %% tags=["exercise"]
 def kl_to_prior(mean, log_var):
@@ -566,6 +610,7 @@ exercises.check("2.1", kl_to_prior)
 #
 # </details>
 
+
 # %% tags=["exercise"]
 def two_estimates(r):
     ### BEGIN SOLUTION
@@ -586,6 +631,7 @@ exercises.check("2.2", two_estimates)
 # Within a clump the log-ratio is level. So by $\eqref{eq-log-ratio}$ it takes one value for each clump, less than $\log p(x)$ by what? A clump that is never drawn counts nothing.
 #
 # </details>
+
 
 # %% tags=["exercise"]
 def of_clumps(shares, chances):
@@ -611,6 +657,7 @@ exercises.check("2.3", of_clumps)
 #
 # </details>
 
+
 # %% tags=["exercise"]
 def weighted_collapse(variances, s, beta):
     ### BEGIN SOLUTION
@@ -633,6 +680,7 @@ exercises.check("2.4", weighted_collapse)
 #
 # </details>
 
+
 # %% tags=["exercise"]
 def usual_noise(W, b, s, x):
     ### BEGIN SOLUTION
@@ -649,11 +697,11 @@ exercises.check("2.5", usual_noise)
 # %% [markdown]
 # ## Remember
 #
-# 1. For every $z$ and every guess $q$, $\log p(x, z) - \log q(z \mid x) = \log p(x) - \log (q(z \mid x) / p(z \mid x))$. Its average over $q$ is the bound; the gap is the divergence of the guess from the posterior.
-# 2. With the posterior as guess one draw gives $\log p(x)$. Near it the gap is half the squared deviation of one draw, if the guess forgets no cause; a guess that forgets some is as quiet, and too low by the log of the share it covers.
-# 3. The closed form of the divergence to the prior makes one draw noisier wherever the guess is good: the noise that would cancel is left.
-# 4. A trained VAE falls short of its own $\log p(x)$ by what its family of guesses cannot be, and by what its encoder does not find. On our four blobs the first was seven tenths of it.
-# 5. In a linear model of given noise $s$ a latent is off exactly where the data's variance is at most $s^2$, by the likelihood itself. A VAE that begins with much noise may switch off for no such reason.
+# 1. For every $z$ and $q$, $\log p(x, z) - \log q(z \mid x) = \log p(x) - \log (q(z \mid x) / p(z \mid x))$. Its average over $q$ is the bound; the gap is the divergence of the guess from the posterior.
+# 2. With the posterior as guess one draw gives $\log p(x)$. Near it the gap is half the squared deviation of one draw, if the guess forgets no cause; one that does is as quiet, and too low.
+# 3. Near the posterior, the closed form of the divergence from the prior makes one draw noisier.
+# 4. A VAE falls short of its own $\log p(x)$ by what its guesses cannot be, and by what its encoder does not find: on our four blobs, seven and three tenths.
+# 5. In a linear model of given noise $s$ a latent is off exactly where the data's variance is at most $s^2$, by the likelihood itself.
 #
 # **Where it comes from.** The bound for learned guesses, reparameterised: [Kingma & Welling (2014)](https://arxiv.org/abs/1312.6114), [Rezende et al. (2014)](https://arxiv.org/abs/1401.4082). Holding $q$'s parameters, and no noise at the posterior: [Roeder et al. (2017)](https://arxiv.org/abs/1703.09194). The two gaps: [Cremer et al. (2018)](https://arxiv.org/abs/1801.03558).
 # Collapse in the linear model: [Lucas et al. (2019)](https://arxiv.org/abs/1911.02469). A diffusion model as a chain of causes: [Sohl-Dickstein et al. (2015)](https://arxiv.org/abs/1503.03585), [Kingma et al. (2021)](https://arxiv.org/abs/2107.00630).
@@ -702,7 +750,9 @@ e = torch.randn(100_000, generator=seeded(23), dtype=torch.float64)
 for k in (0.5, 2.0, 8.0):
     z = 0.4 + 0.7 * e
     along, by_density = -k * torch.sin(k * z), torch.cos(k * z) * e / 0.7
-    print(f"k = {k}: pathwise variance {float(along.var()):.2f} (formula {pathwise_variance(k, 0.4, 0.7):.2f}), score function {float(by_density.var()):.2f}")
+    print(
+        f"k = {k}: pathwise variance {float(along.var()):.2f} (formula {pathwise_variance(k, 0.4, 0.7):.2f}), score function {float(by_density.var()):.2f}"
+    )
     assert abs(float(along.var()) / pathwise_variance(k, 0.4, 0.7) - 1) < 0.03
 
 # %% [markdown]
@@ -720,18 +770,60 @@ for n in (1, 10, 100):
         return elbo.log_ratio(lambda z: copies.log_joint(seen_n, z), z, *q)
 
     level = ratio_n(near_m + near_log.exp() * e_n.flip(0), near_m, near_log).mean()
-    a, b = (elbo.pathwise(ratio_n, near_m, near_log, e_n)[:, 0, 0].std(),
-            elbo.score_function(ratio_n, near_m, near_log, e_n, level)[:, 0, 0].std())
+    a, b = (
+        elbo.pathwise(ratio_n, near_m, near_log, e_n)[:, 0, 0].std(),
+        elbo.score_function(ratio_n, near_m, near_log, e_n, level)[:, 0, 0].std(),
+    )
     print(f"{n:3d} hidden numbers: pathwise {float(a):.2f}, score function {float(b):.2f}")
 
 # %% [markdown]
 # The log-ratio of all $n$ copies is noise for the first; it grows as $\sqrt n$. The path of one copy does not see the others.
+#
+# ## Deeper: a collapse by accident
+#
+# *For those whose VAE ignores its latent. It adds one that has every reason not to.*
+#
+# The two arcs of chapter 01 are a curve, made for one hidden number. The same network, seed and number of steps, and only another *first* value of the decoder's noise:
+
+# %%
+arcs = curves.two_arcs()
+test = arcs.sample(1000, seeded(17))[0]
+push = torch.randn(20, 1000, 1, generator=seeded(18), dtype=torch.float64)
+reached = {}
+for start in (1.0, 0.2):
+    one, _ = elbo.train_vae(arcs, steps=800, noise=start)
+    m, log_tau = one.guess(test)
+    bound = elbo.log_ratio(lambda z, one=one: one.log_joint(test, z), m + log_tau.exp() * push, m, log_tau).mean()
+    prior_kl = ((m.square() + (2 * log_tau).exp() - 1) / 2 - log_tau).mean()
+    reached[start] = float(bound), float(prior_kl)
+    print(
+        f"noise {start} at first, {float(one.log_s.exp()):.2f} at last: bound {float(bound):.2f}, KL to the prior {float(prior_kl):.3f}"
+    )
+
+# %% tags=["remove-cell"]
+assert reached[1.0][1] < 0.005 and reached[0.2][1] > 2 and reached[0.2][0] - reached[1.0][0] > 1.2
+
+# %% [markdown]
+# The first one ignores its latent, and more than a nat is lost. At its noise, the linear model could gain this much by switching the latent on:
+
+# %%
+middle_of_arcs = arcs.weights @ arcs.means
+spread_of_arcs = (
+    arcs.weights[:, None, None] * (arcs.covs + torch.einsum("ki,kj->kij", *[arcs.means - middle_of_arcs] * 2))
+).sum(0)
+along = torch.linalg.eigvalsh(spread_of_arcs)
+gain = (2 * along.mean().log() - along.log().sum()) / 2
+print(f"variances {along.numpy().round(2)}; best linear model with one latent over none: {float(gain):.4f} nats")
+
+# %% [markdown]
+# Next to nothing (with the best noise for each). That would explain why training stays where it began, also for 4,000 steps (in the tests): while the noise is large, a bent curve pays no more than a straight one. It is an accident of optimisation; $\eqref{eq-collapse}$ is none.
 #
 # ## Deeper: more draws, a tighter bound, and the same blindness
 #
 # *For those who evaluate models. It adds the importance-weighted bound, and what it does not mend.*
 #
 # The average of $e^{r}$ over $K$ draws has the mean $p(x)$. So the mean of its logarithm is a bound as well; $K = 1$ is the ELBO, and it rises with $K$ ([Burda et al. (2016)](https://arxiv.org/abs/1509.00519)). On the point where the curve crosses itself, for the guess that covers both branches, and for the one that forgets one:
+
 
 # %%
 def gap_with(count, m, width, repeats=2000):
@@ -741,7 +833,9 @@ def gap_with(count, m, width, repeats=2000):
 
 
 for count in (1, 10, 100):
-    print(f"{count:3d} draws: gap {gap_with(count, middle, broad):.3f} covering both, {gap_with(count, centre, width):.3f} forgetting one")
+    print(
+        f"{count:3d} draws: gap {gap_with(count, middle, broad):.3f} covering both, {gap_with(count, centre, width):.3f} forgetting one"
+    )
 
 # %% [markdown]
 # The wide guess is useless for one draw and better than the narrow one for a hundred. The narrow one stays where it was: no draw ever meets the other branch. Who trains with many draws trains wider guesses.
@@ -758,7 +852,9 @@ q, prior = (FullGaussian(m, v[:, :, None]) for m, v in ((half, width_q**2), (0 *
 slips = {
     "right": elbo.gaussian_kl(q, prior),
     "the deviation taken for the variance": elbo.gaussian_kl(FullGaussian(half, width_q[:, :, None]), prior),
-    "the log-variance taken for the log-deviation": elbo.gaussian_kl(FullGaussian(half, (width_q**4)[:, :, None]), prior),
+    "the log-variance taken for the log-deviation": elbo.gaussian_kl(
+        FullGaussian(half, (width_q**4)[:, :, None]), prior
+    ),
     "the wrong way round": elbo.gaussian_kl(prior, q),
 }
 for name, value in slips.items():
@@ -777,7 +873,9 @@ narrow = peak.cov[:, 0].sqrt().log()
 alone = elbo.pathwise(lambda z, *q: line.log_joint(seen[:1], z), peak.mean, narrow, eps)[:, 0]
 print(f"log q forgotten, slope by m and log tau: {alone.mean(0).numpy().round(2)}, right: [0, 0]")
 fixed = -torch.cat([eps / math.exp(-0.7), eps**2 - 1], -1)[:, 0]  # of -log q at a draw that is held
-print(f"draw not differentiated: {fixed.mean(0).numpy().round(3)} +- {(fixed.std(0) / 100_000**0.5).numpy().round(3)}, right: {exact_slope.numpy().round(3)}")
+print(
+    f"draw not differentiated: {fixed.mean(0).numpy().round(3)} +- {(fixed.std(0) / 100_000**0.5).numpy().round(3)}, right: {exact_slope.numpy().round(3)}"
+)
 assert abs(float(alone.mean(0)[1]) + 1) < 0.02
 
 # %% [markdown]

@@ -209,9 +209,7 @@ EXERCISES = [
             ),
             Mistake(
                 "the wrong way round",
-                lambda mean, log_var: (
-                    ((mean.square() + 1) * torch.exp(-log_var) - 1 + log_var).sum(1) / 2
-                ),
+                lambda mean, log_var: ((mean.square() + 1) * torch.exp(-log_var) - 1 + log_var).sum(1) / 2,
                 "you have averaged over the prior. Over which of the two is the average in KL(q || p)?",
             ),
             Mistake(
