@@ -1,7 +1,7 @@
 """A bound for models with a hidden cause z: exact where all is linear and Gaussian, and a small network in the plane.
 
-A model draws z from `N(0, I)`, puts a point somewhere by z and adds noise. Its log-likelihood is an integral over z. What
-is averaged in its lower bound is the *log-ratio* `log p(x, z) - log q(z | x)`, for z drawn from a guess q of the cause.
+A model draws z from `N(0, I)`, puts a point somewhere by z and adds noise. Its log-likelihood is an integral over z.
+What its lower bound averages is the *log-ratio* `log p(x, z) - log q(z | x)`, for z drawn from a guess q of the cause.
 """
 
 import math
@@ -37,7 +37,7 @@ def gaussian_kl(q: FullGaussian, p: FullGaussian) -> Tensor:
 
 
 def standard(like: FullGaussian) -> FullGaussian:
-    """`N(0, I)`, the prior of the hidden cause, as a batch of one in the dimension and precision of another Gaussian."""
+    """`N(0, I)`, the prior, as a batch of one, in the dimension and precision of another Gaussian."""
     dim = like.mean.shape[-1]
     return FullGaussian(like.mean.new_zeros(1, dim), torch.eye(dim, dtype=like.mean.dtype)[None])
 
@@ -176,7 +176,7 @@ def score_function(
 
 
 class VAE(nn.Module):
-    """A hidden cause of `latent` numbers, a decoder to the plane, one learned noise, and an encoder that guesses the cause.
+    """A cause of `latent` numbers, a decoder to the plane with one learned noise, an encoder that guesses the cause.
 
     Args: noise: the decoder's deviation at the start of training.
     Raises: ValueError if latent or width is less than 1, or noise is not positive.
@@ -221,7 +221,8 @@ def train_vae(
     """Train a `VAE` on fresh samples of a mixture in the plane: one draw a point, Adam, the rate falling to 0.
 
     Args: keep: steps before which the weights are copied;  seed: decides all randomness, the global generator is left
-    as it was;  shape: latent, width and noise of the `VAE`.  Returns: the network in float64, frozen, and the kept weights.
+    as it was;  shape: latent, width and noise of the `VAE`.
+    Returns: the network in float64, frozen, and the kept weights.
     Raises: ValueError if the mixture is not in the plane, or steps or batch is less than 1.
     """
     for name, value in (("steps", steps), ("batch", batch)):

@@ -117,12 +117,12 @@ def by_search(variances: Tensor, s: float, beta: float) -> tuple[Tensor, Tensor]
     squares, nats = [], []
     for variance in variances.tolist():
 
-        def rate(w: float) -> tuple[float, float, float]:
+        def rate(w: float, variance=variance) -> tuple[float, float, float]:
             tau2 = 1 / (1 + w * w / (beta * s * s))  # where the slope by the guess's variance vanishes
             gain = tau2 * w / (beta * s * s)  # and by its mean, gain * x
             return tau2, gain, (tau2 + gain * gain * variance - 1 - math.log(tau2)) / 2
 
-        def worth(w: float, rate=rate, variance=variance) -> float:
+        def worth(w: float, variance=variance, rate=rate) -> float:
             tau2, gain, nats = rate(w)
             return -((1 - w * gain) ** 2 * variance + w * w * tau2) / (2 * s * s) - beta * nats
 
