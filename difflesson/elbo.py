@@ -99,10 +99,10 @@ class LinearGaussian:
 def likeliest_linear(cov: Tensor, s: float, latent: int) -> Tensor:
     """The W (d, k) that makes data of this covariance likeliest, the noise's deviation s being given.  [eq-collapse]
 
-        w_j = sqrt(max(lambda_j - s^2, 0)) u_j
+        w_j = sqrt(lambda_j - s^2) u_j
 
-    for the k largest eigenvalues `lambda_j` of cov and their axes `u_j`: a direction in which the data vary less than
-    the noise gets no latent.  Source: Tipping & Bishop 1999, J. R. Stat. Soc. B 61, appendix A; Lucas et al. 2019
+    for the k largest eigenvalues `lambda_j` of cov and their axes `u_j`, and 0 where `lambda_j` is below `s^2`: a
+    direction in which the data vary less than the noise gets no latent.  Source: Tipping & Bishop 1999, J. R. Stat. Soc. B 61, appendix A; Lucas et al. 2019
     (arXiv 1911.02469).
 
     Args: cov: (d, d), symmetric;  latent: k, at most d.  Raises: ValueError if there are more latents than dimensions.
@@ -143,7 +143,7 @@ def held(joint: Callable, z: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
 
 
 def pathwise(ratio: Callable, mean: Tensor, log_std: Tensor, eps: Tensor) -> Tensor:
-    """The slope of what is averaged, along `z = mean + std eps`: for each draw, (M, N, 2 k), by mean, then by log_std.
+    """The slope of what is averaged, the draw `mean + std eps` moving too: for each draw, (M, N, 2 k), by mean, then by log_std.
 
     Its average over eps is the gradient of the average.  [eq-two-gradients]
 

@@ -1,4 +1,4 @@
-"""What the letters of chapter 02's equations stand for: another curve, other guesses, models and chains than the page's."""
+"""What the letters of chapter 02's equations stand for: other curves, guesses, models and chains than the page's."""
 
 import math
 
