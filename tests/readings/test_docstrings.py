@@ -235,7 +235,8 @@ FORMULAS |= {
 
 def of_a_linear_model() -> dict[str, dict[str, object]]:
     """Of a model with two causes: its posterior by sums over a grid of causes, two Gaussians, the likeliest W."""
-    W, b, s = torch.tensor([[0.9, -0.3], [0.5, 1.1], [-0.6, 0.4]], dtype=F64), torch.tensor([0.3, -0.2, 0.6]).to(F64), 0.7
+    W, s = torch.tensor([[0.9, -0.3], [0.5, 1.1], [-0.6, 0.4]], dtype=F64), 0.7
+    b = torch.tensor([0.3, -0.2, 0.6], dtype=F64)
     model, x = elbo.LinearGaussian(W, b, s), torch.tensor([[1.0, 0.2, -0.5], [-0.8, 1.5, 0.4]], dtype=F64)
     right = model.posterior(x)
     guess = type(right)(right.mean + 0.3, right.cov + 0.2 * torch.eye(2, dtype=F64))
