@@ -102,7 +102,8 @@ def likeliest_linear(cov: Tensor, s: float, latent: int) -> Tensor:
         w_j = sqrt(lambda_j - s^2) u_j
 
     for the k largest eigenvalues `lambda_j` of cov and their axes `u_j`, and 0 where `lambda_j` is below `s^2`: a
-    direction in which the data vary less than the noise gets no latent.  Source: Tipping & Bishop 1999, J. R. Stat. Soc. B 61, appendix A; Lucas et al. 2019
+    direction in which the data vary less than the noise gets no latent.
+    Source: Tipping & Bishop 1999, J. R. Stat. Soc. B 61, appendix A; Lucas et al. 2019
     (arXiv 1911.02469).
 
     Args: cov: (d, d), symmetric;  latent: k, at most d.  Raises: ValueError if there are more latents than dimensions.
@@ -143,9 +144,9 @@ def held(joint: Callable, z: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
 
 
 def pathwise(ratio: Callable, mean: Tensor, log_std: Tensor, eps: Tensor) -> Tensor:
-    """The slope of what is averaged, the draw `mean + std eps` moving too: for each draw, (M, N, 2 k), by mean, then by log_std.
+    """The slope of what is averaged, the draw `mean + std eps` moving too: for each draw, by mean, then by log_std.
 
-    Its average over eps is the gradient of the average.  [eq-two-gradients]
+    Its average over eps is the gradient of the average; (M, N, 2 k).  [eq-two-gradients]
 
     Args: ratio: (z (M, N, k), mean, log_std) -> (M, N), differentiable;  mean, log_std: (N, k);  eps: (M, N, k)
     standard normal.  Raises: ValueError on other shapes.

@@ -74,6 +74,7 @@ def clumps() -> dict[str, tuple]:
         "one of two forgotten": ([1.0, 0.0], [0.6, 0.4]),
         "two of four forgotten": ([0.0, 0.7, 0.3, 0.0], [0.1, 0.35, 0.15, 0.4]),
         "none forgotten": ([0.2, 0.5, 0.3], [0.6, 0.1, 0.3]),
+        "one starved": ([1 - 1e-6, 1e-6], [0.99, 0.01]),
         "the posterior": ([0.25, 0.75], [0.25, 0.75]),
         "a rare one overrated": ([0.5, 0.5], [0.99, 0.01]),
     }
