@@ -2,7 +2,7 @@
 # # 02 · The ELBO and the VAE: what does a bound cost, and who pays?
 #
 # Your model has a hidden cause: it draws a few numbers, a network makes a picture of them, noise is added. How likely is
-# *this* picture? You would have to try all causes. So everyone maximises a lower bound instead, the ELBO, with a second network
+# *this* picture? You would have to try all causes. So one maximises a lower bound instead, the ELBO, with a second network
 # that guesses the cause. How much is lost, and how noisy is what is left?
 #
 # The short answer: **for a given model, both depend on the guess. With the right guess one draw gives the exact log-likelihood; near it, the loss
@@ -174,7 +174,7 @@ assert round(math.sqrt(2 * 0.01), 2) == 0.14
 # %% [markdown]
 # The ratio tends to 1. Where the gap is 0.01, one draw scatters by 0.14.
 #
-# **A surprise for those who code VAEs.** Everyone computes the divergence in $\eqref{eq-elbo-terms}$ in closed form and draws only the reconstruction. One part exact, so less noise? For our point and its good guess:
+# **A surprise for those who code VAEs.** VAE code computes the divergence in $\eqref{eq-elbo-terms}$ in closed form and draws only the reconstruction, as [Kingma & Welling (2014)](https://arxiv.org/abs/1312.6114) did. One part exact, so less noise? For our point and its good guess:
 
 # %%
 prior_kl = -std.log() + (mean.square() + std.square() - 1) / 2  # of one number, from the standard normal
@@ -415,7 +415,7 @@ print(f"learned noise s = {float(vae.log_s.exp()):.2f}; less likely than 95 % of
 # ## When a latent switches off, and is right to
 #
 # In many VAEs the encoder answers the prior for some latents, whatever $x$: *posterior collapse*. The bound is often blamed. So look at the exact likelihood of the linear model, for given noise $s$, without bound or encoder. Let its latents lie along the axes of the data's covariance, where the data have the variances $\lambda_j$ and the model $v = w_j^2 + s^2$.
-# Each axis adds the average log-likelihood $-\frac12 (\log v + \lambda_j / v)$, up to a constant. It is highest at $v = \lambda_j$, and falls beyond. But $v \ge s^2$. So
+# Each axis adds the average log-likelihood $-\frac12 (\log v + \lambda_j / v)$, up to a constant. It is highest at $v = \lambda_j$, and falls beyond. But $v \ge s^2$, so
 #
 # $$ w_j^2 = \max(\lambda_j - s^2, 0), \qquad \mathbb E[\mathrm{KL}_j] = \frac12 \log \frac{\max(\lambda_j, s^2)}{s^2}, \label{eq-collapse} $$
 #
