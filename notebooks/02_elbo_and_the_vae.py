@@ -562,7 +562,7 @@ exercises.check("2.2", two_estimates)
 # %% [markdown]
 # ### Exercise 2.3 (medium): causes far apart
 #
-# The posterior consists of $K$ clumps of causes, far from each other, with the probabilities `chances`. The guess has exactly their shapes, but the probabilities `shares` (0 for a clump that it forgets, nearly 0 for one that it starves). Both are $(K,)$ and sum to one. Return the gap and the standard deviation of one draw of the log-ratio, as numbers.
+# The posterior consists of $K$ clumps of causes, far from each other, with the probabilities `chances`. The guess has exactly their shapes, but the probabilities `shares` (0 for a clump that it forgets, nearly 0 for one that it starves). Both are $(K,)$ and sum to one. Return the gap and the standard deviation of one draw of the log-ratio.
 #
 # <details><summary>Hint</summary>
 #
@@ -576,7 +576,7 @@ def of_clumps(shares, chances):
     drawn = shares > 0
     u, weight = torch.log(shares[drawn] / chances[drawn]), shares[drawn]
     gap = weight @ u
-    return float(gap), float((weight @ (u - gap).square()).sqrt())
+    return gap, (weight @ (u - gap).square()).sqrt()
     ### END SOLUTION
 
 # %%

@@ -262,11 +262,6 @@ EXERCISES = [
                 "the sum is divided by M before the logarithm is taken. What becomes of it outside?",
             ),
             Mistake(
-                "exponential first",
-                lambda r: (r.mean(0), r.exp().mean(0).log()),
-                "right on paper. What is e to the -1000 on a computer?",
-            ),
-            Mistake(
                 "over points",
                 lambda r: (r.mean(1), r.logsumexp(1) - math.log(r.shape[1])),
                 "the draws stand along the first axis.",
