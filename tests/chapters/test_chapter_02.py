@@ -14,6 +14,7 @@ from tests.oracles.chapter_cells import assigned, names_of
 from tests.oracles.mixtures import THREE
 
 F64 = torch.float64
+SEEDS = [0, pytest.param(1, marks=pytest.mark.nightly)]
 GRID = torch.linspace(-6, 6, 12001, dtype=F64)[:, None]
 
 
@@ -301,9 +302,10 @@ def trained(seed: int = 0) -> tuple[elbo.VAE, dict[int, elbo.VAE]]:
     return vae, stages | {1500: vae}
 
 
-def test_the_gradients_of_a_vae_in_training_a_baseline_quietens_and_the_closed_form_is_noisy_once_the_guess_is_good():
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_gradients_of_a_vae_in_training_a_baseline_quietens_and_the_closed_form_is_noisy_later(seed):
     x, eps = plane.four_blobs().sample(80, random(16))[0], normal(120, 80, 1, seed=17)
-    rows = {step: noises(vae, x, eps) for step, vae in trained(1)[1].items()}
+    rows = {step: noises(vae, x, eps) for step, vae in trained(seed)[1].items()}
     assert all(row["bare"] > 3 * row["baseline"] for row in rows.values())
     assert all(rows[step]["usual"] > 1.3 * rows[step]["held"] for step in (100, 400, 1500))
     assert all(rows[step]["usual"] > 1.5 * rows[step]["baseline"] for step in (100, 1500))
@@ -347,7 +349,7 @@ def test_at_the_typical_point_the_family_is_to_blame_and_the_encoders_part_sits_
     assert abs(float((best - own).mean())) < 3 * float((best - own).std()) / len(own) ** 0.5 + 0.02
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_on_a_trained_vae_the_gap_is_near_half_the_variance_of_a_draw_at_most_points(seed):
     total, _, var, _ = bill(seed)
     ratio = total / (var / 2)
