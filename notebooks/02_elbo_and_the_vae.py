@@ -400,7 +400,7 @@ shown
 # %% [markdown]
 # *Left: the decoder's curve, data (grey), draws of the VAE (orange). Middle: the two gaps of some points; below the line the family of guesses is to blame more than the encoder. Right: the posterior of the point with the largest approximation gap (dashed), the encoder's answer (orange), the best Gaussian (blue). It has two humps, where two stretches of the curve explain the point.*
 #
-# At the typical point the family of guesses is to blame: medians of 0.051 and 0.007. The encoder's part sits in few points; a tenth of them has 80 % of it. So the two averages hardly differ. (For a linear model and guesses of full covariance the approximation gap is 0.)
+# At the typical point the family of guesses is to blame: medians of 0.051 and 0.007. The encoder's part sits in few points; a tenth of them has 80 % of it. So the two averages do not differ by more than their errors. (For a linear model and guesses of full covariance the approximation gap is 0.)
 #
 # **Who pays?** From the data's own density to the bound 0.26 nats are lost. The decoder owes 0.15, the family of guesses 0.07, the encoder 0.05. And the rule of the half square holds here as well: at nine points in ten the gap is 0.7 to 1.8 times half the variance of one draw. (All this after 1,500 steps.)
 
@@ -452,7 +452,7 @@ for level in (0.5, 1.2):
     torch.testing.assert_close(best_W.square().sum(0), formula)
 
 # %% [markdown]
-# So latents that are not needed do no harm to the likelihood: they switch off. Not every collapse is right, though: a VAE that starts with much noise may never leave it (Deeper).
+# So latents that are not needed do no harm to the likelihood: they switch off. It is often said that fewer latents than coordinates work better. On the blobs a VAE with two has the higher bound, and of three one switches off (in the tests). Not every collapse is right, though: a VAE that starts with much noise may never leave it (Deeper).
 #
 # ## From here to diffusion
 #

@@ -439,6 +439,19 @@ def test_more_latents_never_lower_the_likelihood():
         assert found[1] >= found[0] - 1e-12
 
 
+@pytest.mark.nightly
+def test_on_the_blobs_two_latents_have_a_higher_bound_than_one_and_of_three_one_switches_off():
+    x, found = plane.four_blobs().sample(3000, random(41))[0], {}
+    for latent in (1, 2, 3):
+        vae, _ = elbo.train_vae(plane.four_blobs(), steps=1500, latent=latent)
+        m, log_tau = vae.guess(x)
+        z = m + log_tau.exp() * normal(50, 3000, latent, seed=42)
+        ratio = elbo.log_ratio(lambda z, vae=vae: vae.log_joint(x, z), z, m, log_tau)
+        found[latent] = float(ratio.mean()), ((m.square() + (2 * log_tau).exp() - 1) / 2 - log_tau).mean(0)
+    assert found[2][0] > found[1][0] + 0.04 and found[3][0] > found[1][0] + 0.02
+    assert float(found[2][1].min()) > 0.5 and float(found[3][1].min()) < 0.01
+
+
 def arcs_after(steps: int, noise: float, seed: int = 0) -> tuple[float, float]:
     """Bound and divergence from the prior of a VAE on the two arcs."""
     arcs = curves.two_arcs()
