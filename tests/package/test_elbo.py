@@ -105,6 +105,7 @@ def test_no_other_matrix_is_likelier_and_a_direction_below_the_noise_gets_no_lat
         elbo.likeliest_linear(cov, s, 5)
 
 
+@pytest.mark.equation("eq-elbo-split")
 def test_the_densities_of_cause_and_guess_are_pytorchs():
     z, mean, log_std, x = draw(5, 3, 2), draw(3, 2, seed=1), draw(3, 2, seed=2), draw(3, 4, seed=3)
     place = draw(5, 3, 4, seed=5)
@@ -112,6 +113,8 @@ def test_the_densities_of_cause_and_guess_are_pytorchs():
     assert (
         float((elbo.log_guess(z, mean, log_std) - normal(mean, log_std.exp()).log_prob(z).sum(2)).abs().max()) < 1e-12
     )
+    ratio = elbo.log_ratio(joint, z, mean, log_std) - joint(z)
+    assert float((ratio + normal(mean, log_std.exp()).log_prob(z).sum(2)).abs().max()) < 1e-12
     expected = normal(0.0, 1.0).log_prob(z).sum(2) + normal(place, 0.4).log_prob(x).sum(2)
     assert float((elbo.log_joint(x, z, place, 0.4) - expected).abs().max()) < 1e-10
 
