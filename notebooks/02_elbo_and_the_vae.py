@@ -447,7 +447,7 @@ for level in (0.5, 1.2):
     formula = (variances - level**2).clamp_min(0)
     nats = torch.log(variances.clamp_min(level**2) / level**2) / 2
     print(f"s^2 = {level**2:.2f}: w^2 {squares.numpy().round(2)}, KL of each latent {nats.numpy().round(2)}")
-    torch.testing.assert_close(squares, formula, rtol=0, atol=0.01)
+    torch.testing.assert_close(squares, formula, rtol=0, atol=0.001)
     best_W = elbo.likeliest_linear(data_cov, level, latent=2)
     torch.testing.assert_close(best_W.square().sum(0), formula)
 

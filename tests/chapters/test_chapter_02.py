@@ -308,11 +308,11 @@ def test_the_gradients_of_a_vae_in_training_a_baseline_quietens_and_the_closed_f
     rows = {step: noises(vae, x, eps) for step, vae in trained(seed)[1].items()}
     assert all(row["bare"] > 3 * row["baseline"] for row in rows.values())
     assert all(rows[step]["usual"] > 1.3 * rows[step]["held"] for step in (100, 400, 1500))
-    assert all(rows[step]["usual"] > 1.5 * rows[step]["baseline"] for step in (100, 1500))
+    assert all(rows[step]["usual"] > 1.4 * rows[step]["baseline"] for step in (100, 1500))
     assert all(0.98 < row["whole"] / row["usual"] < 1.15 for row in rows.values())
-    assert rows[1500]["held"] < 0.62 * rows[1500]["usual"] and rows[1500]["baseline"] < 1.15 * rows[1500]["held"]
+    assert rows[1500]["held"] < 0.68 * rows[1500]["usual"] and rows[1500]["baseline"] < 1.25 * rows[1500]["held"]
     assert rows[0]["usual"] < 1.2 * min(rows[0]["held"], rows[0]["baseline"])
-    assert all(rows[step]["baseline"] < 1.7 * rows[step]["held"] for step in (400, 1500))
+    assert all(rows[step]["baseline"] < 1.8 * rows[step]["held"] for step in (400, 1500))
 
 
 # ---- the bill
