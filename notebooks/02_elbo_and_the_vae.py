@@ -405,6 +405,7 @@ shown
 # **Who pays?** From the data's own density to the bound 0.26 nats are lost. The decoder owes 0.15, the family of guesses 0.07, the encoder 0.05. And the rule of the half square holds here as well: at nine points in ten the gap is 0.7 to 1.8 times half the variance of one draw. (All this after 1,500 steps.)
 
 # %% tags=["hide-input"]
+assert [round(float((total / half).quantile(one)), 1) for one in (0.05, 0.95)] == [0.7, 1.8]
 many = vae.sample(5000, seeded(14))
 odd = float(blobs.log_prob(blobs.sample(5000, seeded(15))[0]).quantile(0.05))
 print(f"learned noise s = {float(vae.log_s.exp()):.2f}; less likely than 95 % of the data: {float((blobs.log_prob(many) < odd).double().mean()):.0%} of its draws, 5 % if they were right")
