@@ -121,6 +121,22 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
     | {"q -> abs(q)": "a variance is positive"},
     "4.4": {f"{name} -> abs({name})": "losses of scores are positive" for name in ("loss_r", "loss_u")}
     | {f"sigmas -> {other}": "it is squared" for other in ("-sigmas", "abs(sigmas)")},
+    "2.1": {f"mean -> {other}": "it is squared" for other in ("-mean", "abs(mean)")},
+    "2.2": {f"r -> {other}": "there only its length is asked for" for other in ("-r", "abs(r)", "r ** 2", "1 / r")},
+    "2.3": {
+        "shares -> shares ** 2": "there it is only compared with 0",
+        "u - gap -> gap - u": "it is squared",
+        **{f"{name} -> abs({name})": "probabilities are positive" for name in ("shares", "chances")},
+    },
+    "2.4": {
+        "s -> -s": "it is squared",
+        **{f"{name} -> abs({name})": "none of them is negative" for name in ("s", "beta", "variances")},
+    },
+    "2.5": {
+        "s -> -s": "all its powers are even",
+        "s -> abs(s)": "a deviation is positive",
+        "x - b - (x - b) @ S / s ** 2 -> (x - b) @ S / s ** 2 - (x - b)": "it stands in a square",
+    },
     "6.1": {
         f"{name} -> abs({name})": "probabilities are positive" for name in ("bound", "chance_at_x_t", "chance_of_label")
     },

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from difflesson import guidance, information, kernels, langevin, likelihood, ode, path, plane, similarity
+from difflesson import elbo, guidance, information, kernels, langevin, likelihood, ode, path, plane, similarity
 from difflesson.denoiser import Prediction
 from difflesson.schedule import cosine, from_betas, vp_linear
 from tests.oracles.mixtures import FOUR
@@ -261,6 +261,47 @@ FORMULAS |= {
     "similarity.noisy_gradient": (
         "grad log h_t(x) = alpha_t / sigma_t^2 (tilted - mean)",
         {name: WORTH_LETTERS[name] for name in ("grad log h_t(x)", "tilted", "mean")}, {"tolerance": 1e-5}),
+}  # fmt: skip
+
+
+def of_a_linear_model() -> dict[str, dict[str, object]]:
+    """Of a model with two causes: its posterior by sums over a grid of causes, two Gaussians, the likeliest W."""
+    W, s = torch.tensor([[0.9, -0.3], [0.5, 1.1], [-0.6, 0.4]], dtype=F64), 0.7
+    b = torch.tensor([0.3, -0.2, 0.6], dtype=F64)
+    model, x = elbo.LinearGaussian(W, b, s), torch.tensor([[1.0, 0.2, -0.5], [-0.8, 1.5, 0.4]], dtype=F64)
+    right = model.posterior(x)
+    guess = type(right)(right.mean + 0.3, right.cov + 0.2 * torch.eye(2, dtype=F64))
+    gauss = [torch.distributions.MultivariateNormal(one.mean, one.cov) for one in (guess, right)]
+    axes, chances = torch.cartesian_prod(*[torch.linspace(-6, 6, 241, dtype=F64)] * 2), (12 / 240) ** 2
+    noise = -(x[:, None] - b - axes @ W.T).square().sum(2) / 2 / s**2 - 1.5 * math.log(2 * math.pi) - 3 * math.log(s)
+    weights = gauss[0].log_prob(axes[:, None]).exp().T * chances  # (2, M)
+    prior = -axes.square().sum(1) / 2 - math.log(2 * math.pi)
+    cov = torch.tensor([[2.0, 0.6, 0.1], [0.6, 1.5, -0.2], [0.1, -0.2, 0.9]], dtype=F64)
+    values, directions = torch.linalg.eigh(cov)
+    columns = elbo.likeliest_linear(cov, 0.5, 2).T
+    signs = torch.sign((columns * directions.flip(1)[:, :2].T).sum(1, keepdim=True))
+    return {
+        "kl": {"KL": elbo.gaussian_kl(guess, right), "C_p": right.cov, "C_q": guess.cov, "d": 2.0, "m_p": right.mean,
+               "m_q": guess.mean, "(m_p - m_q)^T": (right.mean - guess.mean)[:, None], "det": torch.linalg.det,
+               "tr": lambda m: m.diagonal(dim1=1, dim2=2).sum(1)},
+        "posterior": {"C": right.cov[:1], "mean": right.mean, "W^T": W.T[None], "W": W[None], "s": s, "x": x,
+                      "b": b[None]},
+        "elbo": {"ELBO": model.elbo(x, guess), "E_q[log p(x | z)]": (weights * noise).sum(1),
+                 "KL(q(z | x) || p(z))": (weights * (gauss[0].log_prob(axes[:, None]).T - prior)).sum(1)},
+        "W": {"w_j": columns, "lambda_j": values.flip(0)[:2], "s": 0.5, "u_j": signs * directions.flip(1)[:, :2].T},
+    }  # fmt: skip
+
+
+LINEAR = of_a_linear_model()
+FORMULAS |= {
+    "elbo.gaussian_kl": (
+        "KL = (log(det C_p / det C_q) - d + tr(C_p^{-1} C_q) + (m_p - m_q)^T C_p^{-1} (m_p - m_q)) / 2",
+        LINEAR["kl"], {}),
+    "elbo.LinearGaussian.posterior": (
+        "C = (I + W^T W / s^2)^{-1},     mean = C W^T (x - b) / s^2", LINEAR["posterior"], {"statements": 2}),
+    "elbo.LinearGaussian.elbo": (
+        "ELBO = E_q[log p(x | z)] - KL(q(z | x) || p(z))", LINEAR["elbo"], {"tolerance": 1e-7}),
+    "elbo.likeliest_linear": ("w_j = sqrt(lambda_j - s^2) u_j", LINEAR["W"], {}),
 }  # fmt: skip
 NOT_READ = {
     "remedies.feynman_kac": "a rate, in differentials; it is read in chapter 18",
