@@ -1,4 +1,4 @@
-"""Exercises of chapter 05: what is left of a mistake, the variance of DDIM, independent mistakes, a dose that is wished."""
+"""Exercises of chapter 05: what is left of a mistake, the variance of DDIM, independent mistakes, a dose."""
 
 import itertools
 import math
