@@ -164,11 +164,13 @@ def flow_log_prob(
         log p_s(x) = log N(x_1; 0, I) + integral from s to 1 of div v dt      [eq-flow-likelihood]
 
     along the path that starts at x, solved by `ode.solve`. Without probes the error is 0 (that of the solver is not
-    in it); with P of them, fixed along a path, it is their scatter over `sqrt(P)`, nan for one.
+    in it); with P of them, fixed along a path, it is their scatter over `sqrt(P)`.
     Args: flow: `ode.probability_flow(denoiser, schedule)`;  x: (N, *data);  s: a time where the flow is defined;
-    probes, tolerance: as in `divergence` and `ode.solve`.  Raises: ValueError as they do.
+    probes, at least 2, and tolerance: as in `divergence` and `ode.solve`.  Raises: ValueError as they do.
     Source: Chen et al. 2018 (arXiv 1806.07366), theorem 1; Song et al. 2021 (arXiv 2011.13456), eq. 39.
     """
+    if probes is not None and len(probes) < 2:
+        raise ValueError(f"probes must be at least 2, for a standard error, got {len(probes)}")
     count, size = len(x), x[0].numel()
     rows = 1 if probes is None else len(probes)
 

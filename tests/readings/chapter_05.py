@@ -9,7 +9,8 @@ from tests.oracles.mixtures import FOUR
 from tests.readings.common import F64
 from tools.formula import Reading, reads
 
-MIXTURE, SCHEDULE, T, S = FOUR.mixture(), vp_linear(0.3, 8.0), torch.tensor(0.5, dtype=F64), torch.tensor(0.3, dtype=F64)
+MIXTURE, SCHEDULE = FOUR.mixture(), vp_linear(0.3, 8.0)
+T, S = torch.tensor([0.5, 0.3], dtype=F64)
 FREE = MIXTURE.denoiser(SCHEDULE)
 X = torch.tensor([[-0.9, 0.2], [1.3, -0.7], [0.4, 1.1]], dtype=F64)
 LEVELS = {
@@ -56,7 +57,8 @@ def correlation_clock() -> Reading:
 
     def correlation(t: Tensor) -> Tensor:
         alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
-        made = torch.stack([torch.stack([torch.full_like(alpha, c**0.5), 0 * alpha]), torch.stack([alpha * c**0.5, sigma])])
+        clean, noisy = torch.stack([torch.full_like(alpha, c**0.5), 0 * alpha]), torch.stack([alpha * c**0.5, sigma])
+        made = torch.stack([clean, noisy])
         joint = torch.einsum("ikt,jkt->tij", made, made)
         return joint[:, 0, 1] / (joint[:, 0, 0] * joint[:, 1, 1]).sqrt()
 
@@ -72,7 +74,7 @@ def correlation_clock() -> Reading:
 
 @reads("eq-error-weights")
 def error_weights() -> Reading:
-    """Two runs of Gaussian data with the same dice, without dice's help: their distance followed in fine steps of time."""
+    """The distance of two runs with the same dice, for Gaussian data, followed in fine steps of time."""
     rho, c, first = 1.3, 0.7, 0.9
 
     def believed(r: Tensor) -> Tensor:
@@ -110,7 +112,8 @@ def ddim() -> Reading:
     z = torch.randn(X.shape, generator=torch.Generator().manual_seed(6), dtype=F64)
     step, guess = kernels.ddim(FREE, SCHEDULE, eta)(X, T, S), FREE(X, T)
     letters = {
-        "x_s": step.mean + step.var.sqrt() * z, r"\hat x_0": guess.x0, r"\hat\varepsilon": guess.eps, "z": z, r"\eta": eta,
+        "x_s": step.mean + step.var.sqrt() * z, r"\hat x_0": guess.x0, r"\hat\varepsilon": guess.eps, "z": z,
+        r"\eta": eta,
     }  # fmt: skip
     return Reading(letters | LEVELS, statements=2, defines=("v",))
 

@@ -267,6 +267,8 @@ NOT_READ = {
     "divergence.leading_kl_with_shift": "its cases, in words; read in chapter 07",
     "guidance.linearise": "a map; chapter 07 has it as an equation, and that is read",
     "kernels.reverse_sde": "a stochastic differential equation",
+    "likelihood.divergence": "an expectation over draws; read in chapter 05",
+    "likelihood.flow_log_prob": "an integral along a path; read in chapter 05",
     "likelihood.error_area": "an integral along the log signal-to-noise ratio; read in chapter 03",
     "losses.v_loss": "in the words of the code; read in chapter 11",
     "losses.denoising_loss": "in the words of the code, with a sum over the labels",
