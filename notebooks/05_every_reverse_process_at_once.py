@@ -737,7 +737,7 @@ assert 1.8 < float(table.sigma(0.003) / table.sigma(0.001)) < 2
 assert rows_off[0][0] < chance[-1] < rows_off[5][0] and rows_off[20][1] < 0.6
 
 # %% [markdown]
-# One row in a thousand raises the misfit from chance to 0.049 and takes a tenth of the variance: near the data the noise level nearly doubles from the first row to the third. Twenty rows leave less than half. A picture would only look a little flat.
+# One row in a thousand raises the misfit from chance to 0.049 here, and takes a twelfth of the variance: near the data the noise level nearly doubles from the first row to the third. Twenty rows leave less than half. A picture would only look a little flat.
 #
 # ## Deeper: $\log p(x)$ through the flow
 #

@@ -17,9 +17,8 @@ def kept(first: float, last: float, rho: float) -> float:
     u, begin = 0.0, 1e-9
     for left, right in ((begin, max(first, begin)), (max(first, begin), last), (last, 1.0)):
         if right > left:
-            middle = np.clip
             u = solve_ivp(
-                lambda r, u, a=left, b=right: rate(middle(r, a + 1e-15, b - 1e-15), u), (left, right), [u],
+                lambda r, u, a=left, b=right: rate(np.clip(r, a + 1e-15, b - 1e-15), u), (left, right), [u],
                 method="LSODA", rtol=1e-11, atol=1e-13,
             ).y[0, -1]  # fmt: skip
     return float(u)
