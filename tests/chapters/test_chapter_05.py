@@ -175,6 +175,60 @@ def test_guesses_wrong_alike_at_all_levels_are_mended_by_no_dose_and_all_weights
         assert abs(float((wrong - right)[:, 1].mean()) / 0.4 - 1) < 0.04
 
 
+def test_beliefs_off_in_the_variance_have_the_squared_weights():
+    """The variance of a run by SciPy, in time, for a variance believed a little too large up to a reading."""
+    c, small = 1.7, 1e-3
+
+    def levels(t):
+        alpha = float(SCHEDULE.alpha(t)) ** 2
+        return alpha, alpha * c + 1 - alpha, float(SCHEDULE.beta(t))
+
+    def variance_with(rho, error, until):
+        def rate(t, var):
+            alpha, width, beta = levels(t)
+            said = width + error * alpha * (alpha * c / width <= until**2)
+            return -beta * ((1 - (1 + rho**2) / said) * var + rho**2)
+
+        stop = float(SCHEDULE.time(math.log(until**2 / (1 - until**2) / c)))  # r^2 = c SNR / (1 + c SNR)
+        middle = solve_ivp(rate, (1.0, stop + 1e-9), [levels(1.0)[1]], rtol=1e-10, atol=1e-12).y[0]
+        return float(solve_ivp(rate, (stop - 1e-9, 0.0), [middle[-1]], rtol=1e-10, atol=1e-12).y[0, -1])
+
+    for rho, until in ((0.0, 0.6), (1.0, 0.9), (1.5, 0.8)):
+        weight = (variance_with(rho, small, until) - variance_with(rho, 0.0, until)) / small
+        assert abs(weight - until ** (2 * (1 + rho**2))) < 0.01
+
+
+def test_the_pull_forgets_and_the_dice_keep_the_width():
+    """A Gaussian in the plane and another mixture: both, the pull alone, the dice alone, at rho = 1.3."""
+    shift, bell = (
+        torch.tensor([0.2, 0.2], dtype=F64),
+        GaussianMixture([1.0], torch.tensor([[1.0, -0.5]]).double(), torch.tensor([[[1.5, 0.4], [0.4, 0.8]]]).double()),
+    )
+    for data in (bell, OTHER):
+        found = {}
+        for part in ("both", "pull", "dice"):
+
+            def kernel_of(denoiser, part=part):
+                both, flow = (kernels.reverse_sde(denoiser, SCHEDULE, rho) for rho in (1.3, 0.0))
+
+                def kernel(x, t, s):
+                    mean = (flow if part == "dice" else both)(x, t, s).mean
+                    return Gaussian(mean, torch.tensor(0.0) if part == "pull" else both(x, t, s).var)
+
+                return kernel
+
+            right, early = (kernel_of(believing(data, shift, first, 1.0)) for first in (2.0, 0.5))
+            begin = normal(600, 43)
+            runs = ((right, begin), (right, begin + 1), (early, begin))
+            ends = [draw(k, start, grid(70), random(44)) for k, start in runs]
+            found[part] = [float((ends[k] - ends[0]).mean()) for k in (1, 2)] + [float(ends[0].T.cov().trace())]
+        assert abs(found["both"][0]) < 0.03 and abs(found["pull"][0]) < 0.05 and found["dice"][0] > 0.6
+        assert found["pull"][2] < 0.1 * found["both"][2] and found["dice"][2] > 3 * found["both"][2]
+        assert max(found["pull"][1], found["both"][1]) < 0.03 and found["dice"][1] > 0.04
+        if data is bell:
+            assert abs(found["both"][1] - found["pull"][1]) < 1e-9 and abs(found["both"][0] - found["pull"][0]) < 1e-9
+
+
 def shares(first: float, last: float, data: GaussianMixture = OTHER) -> list[float]:
     """Of an error made on a part of the way, in the samples, for four doses."""
     shift, found = torch.tensor([0.3, 0.1], dtype=F64), []
