@@ -218,9 +218,9 @@ def test_the_pull_forgets_and_the_dice_keep_the_width():
                 return kernel
 
             right, early = (kernel_of(believing(data, shift, first, 1.0)) for first in (2.0, 0.5))
-            begin = normal(600, 43)
+            begin = normal(300, 43)
             runs = ((right, begin), (right, begin + 1), (early, begin))
-            ends = [draw(k, start, grid(70), random(44)) for k, start in runs]
+            ends = [draw(k, start, grid(50), random(44)) for k, start in runs]
             found[part] = [float((ends[k] - ends[0]).mean()) for k in (1, 2)] + [float(ends[0].T.cov().trace())]
         assert abs(found["both"][0]) < 0.03 and abs(found["pull"][0]) < 0.05 and found["dice"][0] > 0.6
         assert found["pull"][2] < 0.1 * found["both"][2] and found["dice"][2] > 3 * found["both"][2]
@@ -554,3 +554,13 @@ def test_a_small_network_is_wrong_late_and_strong_dice_do_not_help_it():
             for rho in (0.0, 1.0, 3.0)
         ]
         assert gaps[2] > max(gaps[:2])
+
+
+def test_the_exact_solution_for_a_guess_on_a_line_differs_from_2m_in_third_order():
+    ratios = []
+    for h in (0.1, 0.05):
+        ell = torch.linspace(0, h, 20_001, dtype=F64)
+        values = ell.exp() * ell  # d(x / sigma) = guess d(alpha / sigma), for the guess ell, in units of sigma_s e^h
+        exact = float(torch.trapezoid(values, ell)) * math.exp(-h)
+        ratios.append((exact - (1 - math.exp(-h)) * h / 2) / h**3)
+    assert all(abs(ratio - 1 / 12) < 0.01 for ratio in ratios)
