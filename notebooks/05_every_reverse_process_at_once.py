@@ -275,15 +275,15 @@ with plotting.style():
         fine = torch.linspace(0, 2, 81).double()
         found.plot(fine, high ** (1 + fine**2) - low ** (1 + fine**2), color=colour)
         found.errorbar(strengths, [v for v, _ in on_blobs[name]], [2 * s for _, s in on_blobs[name]], fmt="o", markersize=4.5, color=colour)
-    weights.set(xlabel="clock $r$: correlation with the clean point", ylabel="weight of all guesses up to $r$", xlim=(0, 1), ylim=(0, 1.1))
+    weights.set(xlabel="clock $r$: correlation with the clean point", ylabel="weight of all beliefs up to $r$", xlim=(0, 1), ylim=(0, 1.1))
     found.set(xlabel=r"dose of noise, $\rho$", ylabel="share of the shift in the samples", ylim=(0, 0.75))
     for name, place in {"early": (1.27, 0.12), "middle": (1.2, 0.7), "late": (1.6, 0.20)}.items():
         found.text(*place, f"wrong {name}", color=plotting.COLOURS[shades[name]])
-    shown = plotting.show(figure, "05_whom_to_believe", alt="Two panels. Left: the weight of all guesses up to r, over r from 0 to 1: a straight line for rho 0, a parabola for rho 1, and for rho 2 a curve that stays near zero until r is one half; three stretches are shaded, early, middle and late. Right: the share of a shift in the samples, over rho from 0 to 2. For guesses wrong early it falls from two fifths to nearly 0, for guesses wrong late it rises, for the middle it rises a little and falls again. Dots for the blobs follow the lines, above the line for late errors and below it for those of the middle.")
+    shown = plotting.show(figure, "05_whom_to_believe", alt="Two panels. Left: the weight of all beliefs up to r, over r from 0 to 1: a straight line for rho 0, a parabola for rho 1, and for rho 2 a curve that stays near zero until r is one half; three stretches are shaded, early, middle and late. Right: the share of a shift in the samples, over rho from 0 to 2. For guesses wrong early it falls from two fifths to nearly 0, for guesses wrong late it rises, for the middle it rises a little and falls again. Dots for the blobs follow the lines, above the line for late errors and below it for those of the middle.")
 shown
 
 # %% [markdown]
-# *Left: the weight that all guesses up to the reading $r$ have in the sample, for three doses; shaded, three parts of the way. Right: the network believes in shifted data on one part only; how far the samples move, in units of that shift. Lines: $\eqref{eq-error-weights}$, for a Gaussian. Dots: the blobs, with two standard errors. With a larger dose early errors fade and late ones grow.*
+# *Left: the weight that all beliefs up to the reading $r$ have in the sample, for three doses; shaded, three parts of the way. Right: the network believes in shifted data on one part only; how far the samples move, in units of that shift. Lines: $\eqref{eq-error-weights}$, for a Gaussian. Dots: the blobs, with two standard errors. With a larger dose early errors fade and late ones grow.*
 #
 # For the Gaussian the formula is exact, up to the steps of the run. On the blobs late errors count more than it says, and those of the middle less. The turn from early to late is the same.
 #
@@ -308,8 +308,8 @@ print("                start off by 1   early  late   variance of the data's")
 for what, data in {"Gaussian": bell, "blobs": mixture}.items():
     for part in ("both", "pull", "dice"):
         told = {"right": data.denoiser(schedule), "early": believing(data, shift, *windows["early"]), "late": believing(data, shift, *windows["late"])}
-        ends = {name: draw(one_half(d, 1.0, part), start[:1000], grid_of(80), seeded(6)) for name, d in told.items()}
-        pushed = draw(one_half(told["right"], 1.0, part), start[:1000] + push, grid_of(80), seeded(6))
+        ends = {name: draw(one_half(d, 1.0, part), start[:1000], grid_of(64), seeded(6)) for name, d in told.items()}
+        pushed = draw(one_half(told["right"], 1.0, part), start[:1000] + push, grid_of(64), seeded(6))
         spread = data.sample(1000, seeded(14))[0][:, 0].var()
         halves[what, part] = [float((pushed - ends["right"])[:, 0].mean())] + [float((ends[k] - ends["right"])[:, 0].mean()) / 0.3 for k in ("early", "late")] + [float(ends["right"][:, 0].var() / spread)]
         print("{:9s} {:5s} {:13.2f} {:8.2f} {:5.2f} {:14.2f}".format(what, part, *halves[what, part]))
@@ -770,11 +770,11 @@ def a_row_off(rows):
 
 
 rows_off, seen = {}, mixture.noised(table.alpha(0.001), table.sigma(0.001))
-for rows in (0, 1, 5, 20):
+for rows in (0, 1, 20):
     walked = draw(kernels.ddim(a_row_off(rows), table), few, time_grid(200, table, end=0.001))
     rows_off[rows] = misfit(walked, seen), float(walked.T.cov().trace() / total)
     print("{:2d} rows off: misfit {:.3f}, variance {:.2f} of the data's".format(rows, *rows_off[rows]))
-assert rows_off[0][0] < chance[-1] < rows_off[5][0] and rows_off[20][1] < 0.6
+assert rows_off[0][0] < chance[-1] < rows_off[1][0] and rows_off[20][1] < 0.5
 
 # %% [markdown]
 # One row in a thousand raises the misfit from chance to 0.049 here, and takes a twelfth of the variance. Twenty rows leave less than half.
@@ -866,7 +866,7 @@ print("r         ", " ".join(f"{float(correlation(torch.tensor(u).double(), tota
 print("guess off ", " ".join(f"{value:5.2f}" for value in guessed_off))
 print("belief off", " ".join(f"{value:5.2f}" for value in believed))
 learned = {}
-for rho in (0.0, 1.0, 2.0, 3.0):
+for rho in (0.0, 1.0, 3.0):
     runs = [draw(kernels.reverse_sde(d, schedule, rho), few, grid_of(128), seeded(8)) for d in (net, free)]
     learned[rho] = [misfit(x, at(0.001)) for x in runs]
     print("rho = {:g}: misfit {:.3f}, with exact guesses {:.3f}".format(rho, *learned[rho]))
