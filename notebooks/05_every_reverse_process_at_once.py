@@ -534,8 +534,8 @@ exercises.check("5.2", ddim_variance)
 def independent_mistakes(edges, spread, doses):
     ### BEGIN SOLUTION
     def deviation(rho):
-        weights = (edges ** (1 + rho**2)).diff()
-        return float((weights * spread).square().sum().sqrt())
+        parts = (edges ** (1 + rho**2)).diff() * spread
+        return float(parts.square().sum().sqrt())
 
     best = min(doses, key=deviation)
     return deviation(best), best

@@ -93,7 +93,7 @@ SAME_LABEL = "labels count from 0"
 SAME_LEVELS = {"alpha -> abs(alpha)": "alpha is positive", "sigma -> abs(sigma)": "sigma is positive",
                "sigma -> -sigma": "it is squared"}  # fmt: skip
 LENGTHS = "areas[1] ** 0.5 - entropy ** 0.5"
-DEVIATION = "(weights * spread).square().sum().sqrt()"
+DEVIATION = "parts.square().sum().sqrt()"
 SAME = {  # wrong only in appearance: for these arguments it is the same answer
     "0.1": {"max(guidance_scale, 1.0) -> max(1.0, guidance_scale)": "the order of arguments does not matter to max"},
     "0.3": {"label -> abs(label)": SAME_LABEL},
