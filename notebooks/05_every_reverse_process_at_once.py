@@ -285,7 +285,7 @@ shown
 # %% [markdown]
 # *Left: the weight that all beliefs up to the reading $r$ have in the sample, for three doses; shaded, three parts of the way. Right: the network believes in shifted data on one part only; how far the samples move, in units of that shift. Lines: $\eqref{eq-error-weights}$, for a Gaussian. Dots: the blobs, with two standard errors. With a larger dose early errors fade and late ones grow.*
 #
-# For the Gaussian the formula is exact, up to the steps of the run. On the blobs late errors count more than it says, and those of the middle less. The turn from early to late is the same.
+# For the Gaussian the formula is exact, up to the steps of the run. On the blobs late errors count more than it says, and those of the middle less. Early errors fade there as well, and late ones grow.
 #
 # **Who forgets, the dice or the pull?** In the equation for $D$ the dice have dropped out. So leave one of the two away, at $\rho = 1$:
 
