@@ -137,8 +137,9 @@ def _bound(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, err
 def divergence(flow, x: Tensor, t: float | Tensor, probes: Tensor | None = None) -> Tensor:
     """How fast a velocity field spreads the points around each point, (1, N); or unbiased guesses of it, (P, N).
 
-        div v = sum_i dv_i / dx_i = E[z . grad (v . z)],     E[z z^T] = I      [eq-hutchinson]
+        div v = E[z . grad (v . z)]      [eq-hutchinson]
 
+    the sum of the derivatives of each coordinate in itself, for any random z with `E[z z^T] = I`.
     Args: flow: `flow(x, t) -> dx/dt`, each value depending on its own point alone;  x: (N, *data);  probes: None for
     the sum, one derivative a coordinate; or z, (P, N, *data), signs or normal draws, one derivative each.
     Raises: ValueError if the probes are misshapen.  Source: Hutchinson 1990 (doi 10.1080/03610919008812866).
