@@ -1,7 +1,8 @@
 """`-log p(x)` in nats from nothing but the errors of a denoiser: the bound of a grid, and the area of the error curve.
 
 A step from t to s is a fresh look at the clean point with the precision `SNR(s) - SNR(t)`. Guessing what it will show
-costs half of that times the squared error, and everything here adds up such costs.
+costs half of that times the squared error, and the first half of the module adds up such costs. The second follows the
+probability flow, `flow_log_prob`.
 """
 
 import math
@@ -10,10 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from difflesson.checks import check_shape
 from difflesson.denoiser import Denoiser, predict
 from difflesson.divergence import hermite, mixture_nodes
 from difflesson.mixture import GaussianMixture
 from difflesson.noise import standard_normal
+from difflesson.ode import solve
 from difflesson.samplers import checked_run
 from difflesson.schedule import Schedule, noisy
 
@@ -129,3 +132,55 @@ def _bound(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, err
     signal = schedule.alpha(times[0]) ** 2
     prior = (signal * (x.square().sum(1) - dim) - dim * torch.log1p(-signal)) / 2
     return Bound(reconstruction, prior, denoising)
+
+
+def divergence(flow, x: Tensor, t: float | Tensor, probes: Tensor | None = None) -> Tensor:
+    """How fast a velocity field spreads the points around each point, (1, N); or unbiased guesses of it, (P, N).
+
+        div v = E[z . grad (v . z)]      [eq-hutchinson]
+
+    the sum of the derivatives of each coordinate in itself, for any random z with `E[z z^T] = I`.
+    Args: flow: `flow(x, t) -> dx/dt`, each value depending on its own point alone;  x: (N, *data);  probes: None for
+    the sum, one derivative a coordinate; or z, (P, N, *data), signs or normal draws, one derivative each.
+    Raises: ValueError if the probes are misshapen.  Source: Hutchinson 1990 (doi 10.1080/03610919008812866).
+    """
+    exactly = probes is None
+    if exactly:
+        size = x[0].numel()
+        probes = torch.eye(size).to(x).view(size, 1, *x.shape[1:]).expand(size, *x.shape)
+    check_shape("probes", probes[0], x.shape)
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        velocity = flow(leaf, t)
+        slopes = [torch.autograd.grad((velocity * z).sum(), leaf, retain_graph=True)[0] for z in probes]
+    values = (torch.stack(slopes) * probes).flatten(2).sum(2)
+    return values.sum(0, keepdim=True) if exactly else values
+
+
+def flow_log_prob(
+    flow, x: Tensor, s: float = 0.0, probes: Tensor | None = None, tolerance: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """`log p_s(x)` of the samples of a flow from N(0, I) at t = 1, and its standard error, (N,) each, float64.
+
+        log p_s(x) = log N(x_1; 0, I) + integral from s to 1 of div v dt      [eq-flow-likelihood]
+
+    along the path that starts at x, solved by `ode.solve`. Without probes the error is 0 (that of the solver is not
+    in it); with P of them, fixed along a path, it is their scatter over `sqrt(P)`.
+    Args: flow: `ode.probability_flow(denoiser, schedule)`;  x: (N, *data);  s: a time where the flow is defined;
+    probes, at least 2, and tolerance: as in `divergence` and `ode.solve`.  Raises: ValueError as they do.
+    Source: Chen et al. 2018 (arXiv 1806.07366), theorem 1; Song et al. 2021 (arXiv 2011.13456), eq. 39.
+    """
+    if probes is not None and len(probes) < 2:
+        raise ValueError(f"probes must be at least 2, for a standard error, got {len(probes)}")
+    count, size = len(x), x[0].numel()
+    rows = 1 if probes is None else len(probes)
+
+    def both(state: Tensor, t: Tensor) -> Tensor:
+        points = state[:, :size].reshape(x.shape)
+        return torch.cat([flow(points, t).flatten(1), divergence(flow, points, t, probes).T], 1)
+
+    begin = torch.cat([x.double().flatten(1), x.new_zeros(count, rows).double()], 1)
+    end = solve(both, begin, s, 1.0, tolerance)
+    normal = -(end[:, :size].square().sum(1) + size * math.log(2 * math.pi)) / 2
+    values = normal[:, None] + end[:, size:]  # (N, rows)
+    return values.mean(1), values.new_zeros(count) if probes is None else values.std(1) / rows**0.5

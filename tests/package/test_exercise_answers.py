@@ -93,6 +93,7 @@ SAME_LABEL = "labels count from 0"
 SAME_LEVELS = {"alpha -> abs(alpha)": "alpha is positive", "sigma -> abs(sigma)": "sigma is positive",
                "sigma -> -sigma": "it is squared"}  # fmt: skip
 LENGTHS = "areas[1] ** 0.5 - entropy ** 0.5"
+DEVIATION = "parts.square().sum().sqrt()"
 SAME = {  # wrong only in appearance: for these arguments it is the same answer
     "0.1": {"max(guidance_scale, 1.0) -> max(1.0, guidance_scale)": "the order of arguments does not matter to max"},
     "0.3": {"label -> abs(label)": SAME_LABEL},
@@ -137,6 +138,13 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
         "s -> abs(s)": "a deviation is positive",
         "x - b - (x - b) @ S / s ** 2 -> (x - b) @ S / s ** 2 - (x - b)": "it stands in a square",
     },
+    "5.1": {"rho -> -rho": "it is squared", "rho -> abs(rho)": "it is squared"}
+    | {f"{name} -> abs({name})": "a correlation with the clean point is positive" for name in ("first", "last")},
+    "5.2": {"alphas -> -alphas": "they come in pairs", "alphas -> abs(alphas)": "they are positive"}
+    | {"c -> abs(c)": "a variance is positive"},
+    "5.3": {"rho -> -rho": "it is squared", "rho -> abs(rho)": "it is squared"}
+    | {f"float({DEVIATION}) -> {DEVIATION}": "a number, or a tensor of one"},
+    "5.4": {f"{name} -> abs({name})": "it is positive" for name in ("F", "f", "r")},
     "6.1": {
         f"{name} -> abs({name})": "probabilities are positive" for name in ("bound", "chance_at_x_t", "chance_of_label")
     },

@@ -1,4 +1,4 @@
-"""`-log p(x)` from errors: against the closed density of mixtures, and against the chain of steps written out."""
+"""`-log p(x)` from errors and through the flow: against the closed density of mixtures, and the chain written out."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from difflesson import kernels, likelihood
+from difflesson import kernels, likelihood, ode
 from difflesson.samplers import time_grid
 from difflesson.schedule import cosine, vp_linear
 from tests.oracles.mixtures import FOUR, random_mixture, single
@@ -144,3 +144,65 @@ def test_what_does_not_fit_is_named(name):
     }
     with pytest.raises(ValueError, match=rf"^{name} must"):
         wrong[name]()
+
+
+# ---- through the flow
+
+
+def numbers(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+@pytest.mark.equation("eq-hutchinson")
+def test_the_divergence_is_the_trace_of_differences_and_the_mean_of_all_signs():
+    flow, x, h = ode.probability_flow(PLANE.denoiser(SPREAD), SPREAD), numbers(5, 2), 1e-6
+    steps = h * torch.eye(2, dtype=F64)
+    trace = sum((flow(x + step, 0.4) - flow(x - step, 0.4))[:, i] / (2 * h) for i, step in enumerate(steps))
+    torch.testing.assert_close(likelihood.divergence(flow, x, 0.4), trace[None], rtol=1e-6, atol=1e-6)
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=F64)] * 2)[:, None].expand(4, 5, 2)
+    guesses = likelihood.divergence(flow, x, 0.4, signs)
+    assert guesses.shape == (4, 5)
+    torch.testing.assert_close(guesses.mean(0), trace, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.equation("eq-hutchinson")
+def test_the_divergence_of_a_field_that_is_no_gradient_and_of_images():
+    matrix = numbers(12, 12, seed=1)
+    x, z = numbers(3, 1, 3, 4, seed=2), numbers(6, 3, 1, 3, 4, seed=3)
+
+    def flow(x, t):
+        return t * (x.flatten(1) @ matrix.T).view(x.shape)
+
+    torch.testing.assert_close(likelihood.divergence(flow, x, 0.5), (matrix.trace() / 2).expand(1, 3))
+    by_hand = torch.einsum("pni,ij,pnj->pn", z.flatten(2), matrix, z.flatten(2)) / 2
+    torch.testing.assert_close(likelihood.divergence(flow, x, 0.5, z), by_hand)
+
+
+@pytest.mark.equation("eq-flow-likelihood")
+@pytest.mark.parametrize("mixture", [PLANE, LINE, random_mixture(3, [0, 1])], ids=["plane", "line", "space"])
+def test_the_flow_knows_the_density_of_the_mixture(mixture):
+    x = torch.cat([some(mixture), 4 * torch.ones(1, mixture.dim, dtype=F64)])
+    for schedule, s in ((cosine(), 0.3), (vp_linear(0.1, 40.0), 0.05)):
+        found, error = likelihood.flow_log_prob(ode.probability_flow(mixture.denoiser(schedule), schedule), x, s)
+        exact = mixture.noised(schedule.alpha(s), schedule.sigma(s)).log_prob(x)
+        torch.testing.assert_close(found, exact, rtol=1e-3, atol=3e-4)
+        assert not error.any()
+
+
+@pytest.mark.equation("eq-flow-likelihood")
+def test_probes_give_the_density_within_their_stated_error():
+    schedule, x = cosine(), some(PLANE, 30)
+    flow = ode.probability_flow(PLANE.denoiser(schedule), schedule)
+    signs = torch.randint(0, 2, (12, 30, 2), generator=torch.Generator().manual_seed(4)).double() * 2 - 1
+    for probes in (signs, numbers(12, 30, 2, seed=5)):
+        found, error = likelihood.flow_log_prob(flow, x, 0.2, probes)
+        score = (found - PLANE.noised(schedule.alpha(0.2), schedule.sigma(0.2)).log_prob(x)) / error
+        assert bool((error > 0).all()) and float(score.square().mean().sqrt()) < 1.6 and abs(float(score.mean())) < 0.6
+    with pytest.raises(ValueError, match="probes must be at least 2"):
+        likelihood.flow_log_prob(flow, x, 0.2, signs[:1])
+
+
+@pytest.mark.parametrize("probes", [torch.zeros(2, 4, 3), torch.zeros(2, 3, 2)])
+def test_probes_shaped_otherwise_are_refused(probes):
+    with pytest.raises(ValueError, match="probes"):
+        likelihood.divergence(lambda x, t: x, torch.zeros(4, 2), 0.5, probes)

@@ -120,6 +120,14 @@ def of_a_label() -> dict:
             "E |eps_c - eps_u|^2": weights @ (told - untold).square().sum(1)}  # fmt: skip
 
 
+def of_a_spread() -> dict[str, object]:
+    """The package's divergence of a flow, and all signs in the plane, by differences along each."""
+    flow, h = ode.probability_flow(FREE, SCHEDULE), 1e-5
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=F64)] * 2)
+    along = [((flow(X + h * z, T) - flow(X - h * z, T)) / (2 * h) * z).sum(1) for z in signs]
+    return {"div v": likelihood.divergence(flow, X, T)[0], "E[z . grad (v . z)]": torch.stack(along).mean(0)}
+
+
 def of_a_reconstruction() -> dict[str, object]:
     """At the last time of a grid; the error by a sum over a grid of noises."""
     axis = torch.linspace(-8, 8, 161, dtype=F64)
@@ -228,6 +236,7 @@ FORMULAS = {  # where it stands; the formula; what its letters are; what else it
     "likelihood.variational_bound": (
         "reconstruction = d / 2 log(2 pi / SNR(t_1)) + SNR(t_1) / 2 E|x - x0_hat|^2", of_a_reconstruction(),
         {"tolerance": 1e-6}),
+    "likelihood.divergence": ("div v = E[z . grad (v . z)]", of_a_spread(), {"tolerance": 1e-6}),
     "likelihood.least_error": (
         "least = sigma^2 / alpha^2 (d + sigma^2 E[trace grad grad log p_t(x_t)])", of_the_least_error(),
         {"tolerance": 1e-6}),
@@ -312,6 +321,7 @@ NOT_READ = {
     "divergence.leading_kl_with_shift": "its cases, in words; read in chapter 07",
     "guidance.linearise": "a map; chapter 07 has it as an equation, and that is read",
     "kernels.reverse_sde": "a stochastic differential equation",
+    "likelihood.flow_log_prob": "an integral along a path; read in chapter 05",
     "likelihood.error_area": "an integral along the log signal-to-noise ratio; read in chapter 03",
     "losses.v_loss": "in the words of the code; read in chapter 11",
     "losses.denoising_loss": "in the words of the code, with a sum over the labels",
