@@ -160,7 +160,7 @@ def gap_and_spread(log_q, log_p):
     gap = log_q.exp() @ u
     return gap, (log_q.exp() @ (u - gap).square()).sqrt()
 
-# %%
+# %% tags=["hide-input"]
 wave = torch.sin(2 * (grid[:, 0] - mean) / std) + 0.5 * torch.cos((grid[:, 0] - mean) / std)
 sizes = [0.01, 0.1, 1.0]
 bent = [gap_and_spread((log_posterior + h * wave).log_softmax(0), log_posterior) for h in sizes]

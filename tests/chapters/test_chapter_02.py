@@ -211,12 +211,12 @@ def test_a_guess_that_starves_a_clump_and_forgets_none_is_quiet_and_the_rule_is_
 
 
 def test_a_guess_with_a_little_mass_off_the_posterior_is_noisy_and_the_rule_is_off_on_its_other_side():
-    """The error is tiny on all of the posterior, and huge where only the guess has mass."""
+    """The error is tiny on the bulk of the posterior, and huge where only the guess has mass."""
     _, log_posterior = known(RARE)
     prior = prior_log(GRID).log_softmax(0)
     log_q = torch.logaddexp(log_posterior + math.log(0.999), prior + math.log(0.001))
     u = log_q - log_posterior
-    assert float(u[log_posterior > log_posterior.max() - 8].abs().max()) < 0.01
+    assert float(u[log_posterior > log_posterior.max() - 5].abs().max()) < 0.01
     gap = log_q.exp() @ u
     assert float(gap / (log_q.exp() @ (u - gap).square()) * 2) < 0.02
     shares, chances = torch.tensor([[0.99, 0.01], [1 - 1e-12, 1e-12]], dtype=F64)
