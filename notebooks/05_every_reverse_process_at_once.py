@@ -15,7 +15,7 @@
 #
 # **You need** chapters 00 and 01 (noise levels, the score of a mixture, guesses of the clean point), and what a differential equation is.
 #
-# *33 minutes to read, 25 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
+# *31 minutes to read, 24 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
