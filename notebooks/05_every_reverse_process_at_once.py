@@ -1,21 +1,21 @@
 # %% [markdown]
 # # 05 · Every reverse process at once: does it matter whether a sampler throws dice?
 #
-# You have a trained network, and a library with a dozen samplers. DDPM throws dice at every step. DDIM and the "ODE solvers" never do.
-# All promise the same pictures. Can that be true? And if it is, why would anyone throw dice?
+# You have a trained network, and a library with a dozen samplers. DDPM throws dice: it adds noise at every step. DDIM in its usual form and the "ODE solvers" never do.
+# All promise samples of the same data. Can that be true? And if it is, why would anyone add noise?
 #
 # The short answer: **with exact guesses and short steps the cloud of samples is the same at every dose of noise. With wrong
 # guesses the dose decides which of them count: the more noise, the more the late ones.**
 #
 # **After this chapter you can**
-# * add or remove the noise of a sampler without changing what it samples;
+# * add or remove the noise of a sampler without changing what it samples, if guesses are exact and steps short;
 # * say which errors a dose of noise forgets, which it enlarges, and by how much;
 # * derive DDIM as the exact solution for a guess that is held, and say what better solvers do;
 # * choose a sampler, a number of evaluations and a grid, and compute $\log p(x)$ with it.
 #
 # **You need** chapters 00 and 01 (noise levels, the score of a mixture, guesses of the clean point), and what a differential equation is.
 #
-# *33 minutes to read, 25 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
+# *31 minutes to read, 24 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -34,7 +34,7 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## The same start, different dice
 #
-# Our data are the four blobs of [chapter 00](00_start_here.ipynb#the-story-against-the-truth), with exact guesses. Let three samplers run from the *same* noisy point, six times each. They differ in one number, $\rho$: how much fresh noise they throw in on the way.
+# Our data are the four blobs of [chapter 00](00_start_here.ipynb#the-story-against-the-truth), with exact guesses. Let three samplers run from the *same* noisy point, six times each. They differ in one number, $\rho$: how much fresh noise they add on the way.
 
 
 # %%
@@ -85,11 +85,11 @@ shown
 # The paths differ altogether. The clouds (right: 3,000 ends for each $\rho$; dashed: the data) agree.*
 #
 # **Why the clouds agree.** To shake points at random spreads a cloud. To pull each point uphill, to where the cloud is denser, gathers it. Some pull
-# exactly undoes a given shake: the points run about, and the cloud stays as it is. A sampler without dice carries the cloud from noise to data. To its walk you may add
+# exactly undoes a given shake: the points move, and the cloud stays as it is. A sampler without dice carries the cloud from noise to data. To its walk you may add
 # a shake with its pull, in any dose.
 #
-# **Why throw dice, then?** For what the pull does besides. It draws every point to where the cloud is, so it makes it forget: where it started, and what the network believed early on. But it pulls by the network's
-# guesses, so what these say *late* counts more. (The dice give back the width that the pull takes.) A dose of both does not make guesses better. It moves trust, from early guesses to late ones.
+# **Why add noise, then?** For what the pull does besides. It shrinks what is left of the start, and of what the network believed early on; the dice put new width in its place. But it pulls by the network's
+# guesses, so what these say *late* counts more. A dose of both does not make guesses better. It moves trust, from early guesses to late ones.
 #
 # ## A shake and its pull
 #
@@ -109,7 +109,7 @@ def change_by(flow, x, log_density):
     return -spread - (flow(x) * log_density.score(x)).sum(1)
 
 
-# %%
+# %% tags=["hide-input"]
 t, h, x = 0.4, 1e-5, start[:5]
 levels = {u: mixture.noised(schedule.alpha(u), schedule.sigma(u)) for u in (t - h, t, t + h)}
 by_hand = -schedule.beta(t) / 2 * (x + levels[t].score(x))
@@ -122,7 +122,7 @@ torch.testing.assert_close(change_by(lambda x: ode.probability_flow(free, schedu
 #
 # $$ dx = -\frac{\beta}{2} \big( x + (1 + \rho^2)\, \nabla \log p_t(x) \big)\, dt + \rho\, \sqrt{\beta}\; d\bar w. \label{eq-reverse-sde} $$
 #
-# In words: of $1 + \rho^2$ parts of the score, one carries the cloud and $\rho^2$ make up for the dice. $\rho = 0$ is the probability flow, $\rho = 1$ the reverse process that DDPM takes steps of.
+# In words: of $1 + \rho^2$ parts of the score, one carries the cloud and $\rho^2$ make up for the dice. $\rho = 0$ is the probability flow, $\rho = 1$ the reverse process that DDPM takes steps of. (`kernels.reverse_sde` takes *Euler steps*: the right side at $t$, times the length of the step.)
 
 # %%
 step = schedule.beta(t) * 0.001
@@ -163,7 +163,7 @@ print(f"of true points, a gap beyond {limit:.3f} in this table: chance at most 1
 assert all(gap < limit for row in gaps.values() for gap in row)
 
 # %% [markdown]
-# No gap exceeds 0.029, which true points would exceed here with a chance of 1 % at most ([Massart (1990)](https://doi.org/10.1214/aop/1176990746)). With exact guesses and short steps no dose buys or spoils anything that this test can see.
+# No gap exceeds 0.029, which true points would exceed here with a chance of 1 % at most ([Massart (1990)](https://doi.org/10.1214/aop/1176990746)). With exact guesses and short steps no dose improves or harms anything that this test can see.
 #
 # ## What the dose decides: whom to believe
 #
@@ -182,7 +182,7 @@ def correlation(t, c, schedule):
     return r, -schedule.beta(t) / (2 * width) * r
 
 
-# %%
+# %% tags=["hide-input"]
 clean, noise = 1.7 * start[:, 0], start[:, 1]
 pair = torch.stack([clean, schedule.add_noise(clean, noise, 0.3)])
 seen, (expected, rate) = torch.corrcoef(pair)[0, 1], correlation(0.3, 1.7**2, schedule)
@@ -192,11 +192,11 @@ later, sooner = (correlation(0.3 + k * h, 1.7**2, schedule)[0] for k in (1, -1))
 torch.testing.assert_close((later - sooner) / (2 * h), rate, rtol=1e-9, atol=0)
 
 # %% [markdown]
-# Let the network believe, when the clock shows $r$, that the data lie at $m + b(r)$. (So $b$ is the error of a belief about the *data*. The guess $\hat x_0$ is then off by $(1 - r^2)\, b$: near the data, a small error of the guess is a large one of the belief.) Take two runs with the same dice, one with right guesses and one with these, and let $D$ be the distance between them. In the difference of two equations $\eqref{eq-reverse-sde}$ the dice drop out:
+# Let the network believe, when the clock shows $r$, that the data lie at $m + b(r)$. (So $b$ is the error of a belief about the *data*. The guess $\hat x_0$ is then off by $(1 - r^2)\, b$: near the data, a small error of the guess is a large one of the belief.) Take two runs with the same dice, one with right guesses and one with these, and let $D$ be the distance between them. The wrong run's score is $-(x - \alpha_t (m + b)) / V_t$. In the difference of two equations $\eqref{eq-reverse-sde}$ the dice drop out:
 #
 # $$ -\frac{dD}{dt} = \frac{\beta}{2} \Big[ \Big( 1 - \frac{1 + \rho^2}{V_t} \Big) D + (1 + \rho^2)\, \frac{\alpha_t}{V_t}\, b \Big]. $$
 #
-# Measure it in deviations, $u = D / \sqrt{V_t}$, and by the clock $\eqref{eq-correlation-clock}$. Then $\frac{du}{dr} = -\frac{\rho^2}{r}\, u + (1 + \rho^2)\, \frac{b}{\sqrt c}$: the first term forgets, the second believes, and a larger dose does more of both. In other words, $\frac{d}{dr} \big( r^{\rho^2} u \big) = (1 + \rho^2)\, r^{\rho^2} \frac{b}{\sqrt c}$. Integrate. Beliefs off by $b(r)$, after a start at $r_T$ that is off by $u_T$ deviations, move the sample by
+# Measure it in deviations, $u = D / \sqrt{V_t}$, and by the clock $\eqref{eq-correlation-clock}$. With $V_t' = \beta (1 - V_t)$ this is $-\frac{du}{dt} = \frac{\beta}{2 V_t} \big[ {-\rho^2 u} + (1 + \rho^2) \frac{\alpha_t b}{\sqrt{V_t}} \big]$. Divide by $-\frac{dr}{dt} = \frac{\beta}{2 V_t} r$. Then $\frac{du}{dr} = -\frac{\rho^2}{r}\, u + (1 + \rho^2)\, \frac{b}{\sqrt c}$: the first term forgets, the second believes, and a larger dose does more of both. In other words, $\frac{d}{dr} \big( r^{\rho^2} u \big) = (1 + \rho^2)\, r^{\rho^2} \frac{b}{\sqrt c}$. Integrate. Beliefs off by $b(r)$, after a start at $r_T$ that is off by $u_T$ deviations, move the sample by
 #
 # $$ \delta = \sqrt{c}\; r_T^{\rho^2}\, u_T + \int_{r_T}^1 \Big[ (1 + \rho^2)\, r^{\rho^2}\, b(r) \Big]\, dr. \label{eq-error-weights} $$
 #
@@ -287,7 +287,7 @@ shown
 #
 # For the Gaussian the formula is exact, up to the steps of the run. On the blobs late errors count more than it says, and those of the middle less. Early errors fade there as well, and late ones grow.
 #
-# **Who forgets, the dice or the pull?** In the equation for $D$ the dice have dropped out. So leave one of the two away, at $\rho = 1$:
+# **What does the pull, and what do the dice?** In the equation for $D$ the dice have dropped out. So leave one of the two away, at $\rho = 1$:
 
 
 # %%
@@ -304,43 +304,51 @@ def one_half(denoiser, rho, part):
 
 # %% tags=["hide-input"]
 halves, push = {}, torch.tensor([1.0, 0.0]).double()
-print("                start off by 1   early  late   variance of the data's")
+print("                start off by 1   early  late   variance of the data's   push in own deviations   other dice: correlation")
 for what, data in {"Gaussian": bell, "blobs": mixture}.items():
     for part in ("both", "pull", "dice"):
         told = {"right": data.denoiser(schedule), "early": believing(data, shift, *windows["early"]), "late": believing(data, shift, *windows["late"])}
         ends = {name: draw(one_half(d, 1.0, part), start[:1000], grid_of(64), seeded(6)) for name, d in told.items()}
         pushed = draw(one_half(told["right"], 1.0, part), start[:1000] + push, grid_of(64), seeded(6))
+        again, right = draw(one_half(told["right"], 1.0, part), start[:1000], grid_of(64), seeded(7)), ends["right"]
         spread = data.sample(1000, seeded(14))[0][:, 0].var()
-        halves[what, part] = [float((pushed - ends["right"])[:, 0].mean())] + [float((ends[k] - ends["right"])[:, 0].mean()) / 0.3 for k in ("early", "late")] + [float(ends["right"][:, 0].var() / spread)]
-        print("{:9s} {:5s} {:13.2f} {:8.2f} {:5.2f} {:14.2f}".format(what, part, *halves[what, part]))
+        moved = [float((x - right)[:, 0].mean()) for x in (pushed, ends["early"], ends["late"])]
+        halves[what, part] = [moved[0], moved[1] / 0.3, moved[2] / 0.3, float(right[:, 0].var() / spread)]
+        own = moved[0] / float(right[:, 0].std()), float(torch.corrcoef(torch.stack([right[:, 0], again[:, 0]]))[0, 1])
+        halves[what, part] += own
+        print("{:9s} {:5s} {:13.2f} {:8.2f} {:5.2f} {:14.2f} {:24.2f} {:24.2f}".format(what, part, *halves[what, part]))
 
 # %% tags=["remove-cell"]
 assert all(abs(a - b) < 1e-9 for a, b in zip(halves["Gaussian", "both"][:3], halves["Gaussian", "pull"][:3], strict=True))
 assert all(abs(halves["Gaussian", "dice"][k + 1] - foretold[name][0]) < 0.03 for k, name in enumerate(("early", "late"))) and halves["Gaussian", "dice"][0] > 1.4
 assert all(halves[what, "pull"][3] < 0.001 and halves[what, "dice"][3] > 3 and abs(halves[what, "both"][3] - 1) < 0.15 for what in ("Gaussian", "blobs"))
 assert halves["blobs", "pull"][0] < 0.05 < 0.8 < halves["blobs", "dice"][0] and halves["blobs", "pull"][1] < 0.15 < halves["blobs", "dice"][1]
+assert all(abs(halves[what, "pull"][4] - 1) < 0.05 and halves[what, "pull"][5] > 0.999 for what in ("Gaussian", "blobs"))
+assert all(abs(halves[what, "both"][4]) < 0.03 and abs(halves[what, "both"][5]) < 0.1 and halves[what, "dice"][4] > 0.25 and abs(halves[what, "dice"][5]) < 0.2 for what in ("Gaussian", "blobs"))
 
 # %% [markdown]
-# It is the pull. Alone it forgets the start, and trusts early and late beliefs on the Gaussian exactly as both do. The dice alone forget nothing there. What they do stands in the last column: without them the cloud shrinks to nothing, and without the pull it is far too wide.
+# The pull alone shrinks what is left of a shift of the start, and trusts early and late beliefs on the Gaussian exactly as both do. But it shrinks the whole cloud with it. In units of that cloud the push is not forgotten: it is still about one deviation (on other blobs it may be less), and each start has its one end. The dice alone leave the shift, and put new width over it: where a point began hardly shows in its end, but the cloud is far too wide. **Forgetting takes both: the pull shrinks the old, the dice refill the width.**
 #
-# And beliefs wrong everywhere, or right ones after a wrong start, at other doses:
+# And beliefs wrong everywhere, or around $r = \frac12$ only, or right ones after a wrong start:
 
 # %% tags=["hide-input"]
-controls = {}
+controls, between = {}, tuple(float(schedule.time(math.log(r**2 / (1 - r**2) / 2.5))) for r in (0.8, 0.2))  # t at these r, c = 2.5
 for rho in (0.0, 1.0, 2.0):
-    everywhere = (ends_of(believing(mixture, shift, 0.0, 1.0), rho, start[:1000]) - truly[rho]).mean() / 0.3
-    start_off = (ends_of(free, rho, start[:1000] + torch.tensor([1.0, 0.0]).double()) - truly[rho]).mean()
-    controls[rho] = float(everywhere), float(start_off)
-    print("rho = {:g}: wrong everywhere, share in the samples {:.2f}; start off by 1, ends off by {:.2f}".format(rho, *controls[rho]))
-assert all(abs(share - 1) < 0.03 for share, _ in controls.values())
-assert controls[0.0][1] > 1 and max(controls[1.0][1], controls[2.0][1]) < 0.05
+    told = believing(mixture, shift, 0.0, 1.0), believing(mixture, shift, *between)
+    parts = [float((ends_of(d, rho, start[:1000]) - truly[rho]).mean()) / 0.3 for d in told]
+    start_off = (ends_of(free, rho, start[:1000] + push) - truly[rho]).mean()
+    controls[rho] = *parts, float(start_off)
+    print("rho = {:g}: share if wrong everywhere {:.2f}, for r from 0.2 to 0.8 {:.2f}; start off by 1, ends off by {:.2f}".format(rho, *controls[rho]))
+assert all(abs(share - 1) < 0.03 for share, _, _ in controls.values())
+assert abs(controls[0.0][1] - controls[1.0][1]) < 0.06 and min(controls[0.0][1], controls[1.0][1]) > 0.45
+assert controls[0.0][2] > 1 and max(controls[1.0][2], controls[2.0][2]) < 0.05
 
 # %% [markdown]
-# An error made at all levels is in the samples completely, at any dose. So if two doses agree, the guesses may still be wrong. But if they *disagree*, with short steps and the right start, the guesses are wrong somewhere.
+# An error made at all levels is in the samples completely, at any dose. One around $r = \frac12$ moves them about alike at $\rho = 0$ and 1, whose weights are $1$ and $2r$. So if two doses agree, the guesses may still be wrong. But if they *disagree*, with short steps and the right start, the guesses are wrong somewhere.
 #
 # ## Few steps: hold the guess
 #
-# Each step asks the network, and an Euler step of $\eqref{eq-reverse-sde}$ holds the whole right side still. One can hold less: only the guess. Put $x = \alpha_t \hat x_0 + \sigma_t \hat\varepsilon$ and $\nabla \log p_t = -\hat\varepsilon / \sigma_t$ into $\eqref{eq-probability-flow}$. With $\alpha_t' = -\frac{\beta}{2} \alpha_t$ and $\sigma_t' = \frac{\beta}{2} \frac{\alpha_t^2}{\sigma_t}$ the quotient rule gives
+# Each step asks the network, and an Euler step of $\eqref{eq-reverse-sde}$ keeps the whole right side fixed. One can hold less: only the guess. Put $x = \alpha_t \hat x_0 + \sigma_t \hat\varepsilon$ and $\nabla \log p_t = -\hat\varepsilon / \sigma_t$ into $\eqref{eq-probability-flow}$. With $\alpha_t' = -\frac{\beta}{2} \alpha_t$ and $\sigma_t' = \frac{\beta}{2} \frac{\alpha_t^2}{\sigma_t}$ the quotient rule gives (and $x - \sigma_t \hat\varepsilon = \alpha_t \hat x_0$)
 # $\frac{d}{dt} \frac{x}{\sigma_t} = -\frac{\beta \alpha_t}{2 \sigma_t^3}\, \hat x_0$ and $\frac{d}{dt} \frac{\alpha_t}{\sigma_t} = -\frac{\beta \alpha_t}{2 \sigma_t^3}$. So $x / \sigma_t$ grows by $\hat x_0$ times what $\alpha_t / \sigma_t$ grows by. Hold $\hat x_0$ from $t$ to $s$: $\frac{x_s}{\sigma_s} = \frac{x_t}{\sigma_t} + \big( \frac{\alpha_s}{\sigma_s} - \frac{\alpha_t}{\sigma_t} \big)\, \hat x_0$, and since $x_t - \alpha_t \hat x_0 = \sigma_t \hat\varepsilon$, that is $x_s = \alpha_s \hat x_0 + \sigma_s \hat\varepsilon$. This is DDIM, the *exact* solution for a guess that does not change (an "exponential integrator"). For dice, replace a part of $\hat\varepsilon$ by fresh noise $z$, and keep the sum of the variances:
 #
 # $$ x_s = \alpha_s \hat x_0 + \sqrt{\sigma_s^2 - v}\; \hat\varepsilon + \sqrt{v}\; z, \qquad v = \eta^2\, \frac{\sigma_s^2}{\sigma_t^2} \Big( 1 - \frac{\alpha_t^2}{\alpha_s^2} \Big). \label{eq-ddim} $$
@@ -357,13 +365,32 @@ v = 0.5**2 * sigma_s**2 / sigma_t**2 * (1 - alpha_t**2 / alpha_s**2)
 half = kernels.ddim(free, schedule, eta=0.5)(x, t, s)
 by_hand = alpha_s * x_0 + (sigma_s**2 - v).sqrt() * eps + v.sqrt() * dice
 torch.testing.assert_close(half.mean + half.var.sqrt() * dice, by_hand)
+
+# %% tags=["hide-input"]
 full = kernels.ddim(free, schedule, eta=1.0)(x, t, s)
 kept = alpha_t / alpha_s
 posterior = (kept * sigma_s**2 * x + alpha_s * (1 - kept**2) * x_0) / sigma_t**2  # DDPM's mean
 torch.testing.assert_close((full.mean, full.var), (posterior, (1 - kept**2) * sigma_s**2 / sigma_t**2))
 
 # %% [markdown]
-# Better still: hold not the last guess, but what a straight line through the last two guesses has in mid-step. That is DPM-Solver++(2M) of [Lu et al. (2022)](https://arxiv.org/abs/2211.01095), "2M" below; Deeper has the formula. Now count evaluations, one a step for all of these, with exact guesses, with beliefs wrong early, and wrong late:
+# Better still: hold not the last guess, but what a straight line through the last two guesses has in mid-step. That is DPM-Solver++(2M) of [Lu et al. (2022)](https://arxiv.org/abs/2211.01095), "2M" below; Deeper has the formula. "2M with dice" is DDPM's step ($\eta = 1$) with the value that 2M holds. Now count evaluations, one a step for all of these, with exact guesses, with beliefs wrong early, and wrong late:
+
+
+# %% tags=["hide-input"]
+def with_dice(guesses):
+    """DDPM's step, holding what 2M holds."""
+    last = {}
+
+    def kernel(x, t, s):
+        if t == 1:
+            last.clear()
+        now, h = guesses(x, t), (schedule.log_snr(s) - schedule.log_snr(t)) / 2
+        x_0 = now.x0 + h / (2 * last["h"]) * (now.x0 - last["x0"]) if last else now.x0
+        last.update(h=h, x0=now.x0)
+        held = now._replace(x0=x_0, eps=(x - schedule.alpha(t) * x_0) / schedule.sigma(t))
+        return kernels.ddim(lambda x, t: held, schedule, eta=1.0)(x, t, s)
+
+    return kernel
 
 
 # %%
@@ -372,6 +399,7 @@ def samplers_of(guesses):
         "Euler": kernels.reverse_sde(guesses, schedule, 0.0),
         "DDIM": kernels.ddim(guesses, schedule),
         "2M": kernels.dpmpp_2m(guesses, schedule),
+        "2M with dice": with_dice(guesses),
         "DDPM": kernels.ddpm(guesses, schedule),
         "Euler, rho = 2": kernels.reverse_sde(guesses, schedule, 2.0),
     }
@@ -392,15 +420,18 @@ for (case, name), row in curve.items():
 print(f"90 of 100 clouds of 3,000 true points: {chance[0]:.3f} to {chance[-1]:.3f}")
 
 # %% tags=["remove-cell"]
-looks = {"Euler": "black", "DDIM": "unconditional", "2M": "guided", "DDPM": "conditional", "Euler, rho = 2": "other"}
+looks = {"Euler": "black", "DDIM": "unconditional", "2M": "guided", "2M with dice": "black", "DDPM": "conditional", "Euler, rho = 2": "other"}
 exact_row, early_row, late_row = ({name: dict(zip(budgets, curve[case, name], strict=True)) for name in looks} for case in cases)
 within = {case: {name: [n for n in budgets if curve[case, name][budgets.index(n)] < chance[-1]] for name in looks} for case in cases}
-assert within["exact guesses"] == {"Euler": [32, 64, 128], "DDIM": [64, 128], "2M": [16, 24, 32, 64, 128], "DDPM": [128], "Euler, rho = 2": [64, 128]}
+assert within["exact guesses"] == {"Euler": [32, 64, 128], "DDIM": [64, 128], "2M": [16, 24, 32, 64, 128], "2M with dice": [24, 32, 64, 128], "DDPM": [128], "Euler, rho = 2": [64, 128]}
 assert within["wrong early"] == {name: [64, 128] if "rho" in name else [] for name in looks} and not any(within["wrong late"].values())
 assert all(early_row["2M"][n] < early_row["DDPM"][n] - 0.04 for n in (8, 16)) and all(early_row["2M"][n] > early_row["DDPM"][n] + 0.025 for n in (64, 128))
 assert all(early_row[name][128] > 2 * chance[-1] for name in ("Euler", "DDIM", "2M"))
 assert all(late_row["Euler, rho = 2"][n] > 1.9 * late_row["2M"][n] for n in budgets) and all(late_row["DDPM"][n] > late_row["2M"][n] for n in budgets)
 assert all(row["Euler, rho = 2"][16] > 0.3 for row in (exact_row, early_row, late_row))
+assert all(exact_row["2M with dice"][n] < exact_row["DDIM"][n] < exact_row["DDPM"][n] for n in (8, 16, 24, 32, 64)) and all(early_row["2M with dice"][n] < early_row["2M"][n] - 0.02 for n in budgets)
+assert all(early_row["DDPM"][n] < early_row["DDIM"][n] - 0.02 for n in budgets[2:]) and abs(early_row["DDPM"][16] - early_row["DDIM"][16]) < 0.015 and early_row["DDPM"][8] > early_row["DDIM"][8] and all(late_row["2M with dice"][n] > late_row["2M"][n] for n in budgets)
+assert all(early_row["Euler, rho = 2"][n] < early_row["DDPM"][n] for n in budgets[2:]) and early_row["Euler, rho = 2"][24] < early_row["DDPM"][64]
 assert all(exact_row["Euler"][n] < exact_row["DDIM"][n] for n in budgets) and round(float(2 * shift[0]), 1) == 0.6
 
 # %% tags=["hide-input"]
@@ -408,22 +439,20 @@ with plotting.style():
     figure, axes = plotting.plt.subplots(1, 3, figsize=(9.2, 3.2), sharex=True, sharey=True)
     for panel, case in zip(axes, cases, strict=True):
         panel.axhspan(min(chance), max(chance), color="0.9", linewidth=0)
-        for name, colour in looks.items():
-            line, marker = ("dashed", "") if name == "Euler" else ("solid", "o")
+        for name, colour in list(looks.items())[1:]:  # Euler, rho = 0: in the table
+            line, marker = ("dashed", "o") if name == "2M with dice" else ("solid", "o")
             panel.loglog(budgets, curve[case, name], linestyle=line, marker=marker, markersize=3, linewidth=1.2, color=plotting.COLOURS.get(colour, colour), label=name.replace("rho", r"$\rho$"))
         panel.set(title=case, xlabel="evaluations", xticks=budgets, xticklabels=budgets, yticks=(0.02, 0.05, 0.1, 0.2, 0.5), yticklabels=(0.02, 0.05, 0.1, 0.2, 0.5))
         panel.minorticks_off()
     axes[0].set_ylabel("misfit")
     axes[1].legend(fontsize=8)
-    shown = plotting.show(figure, "05_cost", alt="Three log-log panels: misfit over 8 to 128 evaluations, with a grey band for chance. Exact guesses: 2M enters the band first, at 16, then Euler, DDIM and DDPM; Euler with rho 2 is far above until 16 and then falls. Wrong early: 2M, DDIM and Euler level off far above the band, DDPM crosses 2M near 32 and goes on falling, and rho 2 falls into the band. Wrong late: the three without dice level off just above the band, DDPM comes down to them slowly, and rho 2 stays far above.")
+    shown = plotting.show(figure, "05_cost", alt="Three log-log panels: misfit over 8 to 128 evaluations, with a grey band for chance. Exact guesses: 2M enters the band first, at 16, then 2M with dice, DDIM and DDPM; Euler with rho 2 is far above until 16 and then falls. Wrong early: 2M and DDIM level off far above the band, 2M with dice is below 2M throughout, DDPM crosses 2M near 32 and goes on falling, and rho 2 falls into the band. Wrong late: the two without dice level off just above the band, 2M with dice stays above them, DDPM comes down slowly, and rho 2 stays far above.")
 shown
 
 # %% [markdown]
 # *Misfit of 3,000 samples over evaluations. Wrong early: data believed shifted by 0.6 at $t \ge 0.5$; wrong late: the same at $t \le 0.1$. Grey: 90 of 100 clouds of 3,000 true points. With exact guesses the fastest has no dice. Wrong early, those without dice stop at their error, and more evaluations do not help. Wrong late, the largest dose is worst.*
 #
-# *Left:* 2M is within chance from about 16 evaluations on, DDIM from 64, DDPM at 128. Dice cost evaluations, and at $\rho = 2$ Euler steps overshoot at 16 and fewer. *Middle:* at 16 evaluations 2M is ahead of DDPM, at 32 they are equal, at 64 DDPM is ahead. DDPM begins with the larger error of its steps, and ends with the smaller share of the wrong beliefs. *Right:* at $\rho = 2$ more evaluations do not help; it trusts the late guesses.
-#
-# (On the left, plain Euler steps beat DDIM. When which is better, Deeper measures.)
+# *Left:* 2M is within chance from about 16 evaluations on, with dice from about 24, DDIM from about 64, DDPM at about 128. So at the same order dice cost evaluations: DDPM is behind DDIM, 2M with dice behind 2M. The order of the step costs more: 2M *with* dice is ahead of DDIM without, from 8 evaluations to 64. At $\rho = 2$ Euler steps overshoot at 16 and fewer. *Middle:* at 16 evaluations 2M is ahead of DDPM, at 32 they are equal, at 64 DDPM is ahead. (Against DDIM, a step of the same order, DDPM is ahead from 24, about equal at 16.) DDPM begins with the larger error of its steps, part of it since they are of first order: 2M with dice is ahead of 2M at every budget. Dice leave both with a smaller share of the wrong beliefs than 2M has. *Right:* at $\rho = 2$ more evaluations do not help; it trusts the late guesses. 2M with dice stays behind 2M.
 #
 # ### Pitfall: two lines that still make pictures
 #
@@ -435,12 +464,12 @@ def whole_score(x, t, s):  # the drift of rho = 1, and no dice
     return Gaussian(kernels.reverse_sde(free, schedule, 1.0)(x, t, s).mean, torch.tensor(0.0))
 
 
+# %% tags=["hide-input"]
 def not_squared(x, t, s):  # at rho = 2: (1 + rho) where (1 + rho^2) belongs
     drift = kernels.reverse_sde(free, schedule, 2**0.5)(x, t, s).mean
     return Gaussian(drift, kernels.reverse_sde(free, schedule, 2.0)(x, t, s).var)
 
 
-# %% tags=["hide-input"]
 slips = {"right, rho = 0": kernels.reverse_sde(free, schedule, 0.0), "right, rho = 2": kernels.reverse_sde(free, schedule, 2.0),
          "whole score, no dice": whole_score, "rho for its square": not_squared}
 slipped, total = {}, float((mixture.weights @ (mixture.means**2).sum(1)) - (mixture.weights @ mixture.means).square().sum() + mixture.weights @ mixture.covs.diagonal(dim1=1, dim2=2).sum(1))
@@ -461,11 +490,11 @@ assert slipped["whole score, no dice"][1] < 0.01 and slipped["rho for its square
 #
 # | if you have | do | because |
 # |---|---|---|
-# | good guesses, few evaluations | 2M, no dice, times even in log-SNR | on the blobs it was within chance at about 16 evaluations, DDIM at 64, DDPM at 128 |
-# | beliefs about the data that are wrong early (at much noise), or a start that is not quite right | a dose: DDPM, 64 evaluations or more | the start is forgotten like $r_T^{\rho^2}$, and early beliefs weigh less; wrong late, it is the other way round |
-# | no idea which | many steps at $\rho = 0$ and at $\rho = 1$ | if the clouds differ, the guesses are wrong somewhere; if not, they may be wrong everywhere alike |
-# | to invert, to interpolate, or $\log p(x)$ | the flow, by 2M, Heun or an ODE solver | only without dice has each start one end |
-# | two samplers to compare | count evaluations, on one grid with one end | a step of Heun's asks twice; on [digits](15_classifier_free_guidance_on_digits.ipynb#what-it-costs) the order is another again |
+# | good guesses, few evaluations | 2M, no dice, times even in log-SNR | on the blobs it was within chance at about 16 evaluations, DDIM at about 64, DDPM at about 128 |
+# | beliefs about the data that are wrong early (at much noise), or a start that is not quite right | a dose: on the blobs 2M with dice from 8 evaluations on, DDPM from 64, or $\rho = 2$ from 24 (fewer overshoot) | the start is forgotten like $r_T^{\rho^2}$, and early beliefs weigh less; wrong late, it is the other way round |
+# | no idea which | compare the clouds of many steps at $\rho = 0$ and at $\rho = 1$ | if the clouds differ, the guesses are wrong somewhere; if not, they may still be wrong: everywhere alike, or only around $r = \frac12$ |
+# | to invert, to interpolate, or $\log p(x)$ | the flow, by 2M, Heun (in Deeper) or an ODE solver | only without dice has each start one end |
+# | two samplers to compare | count evaluations, on one grid with one end | a step of Heun's asks twice; on [digits](15_classifier_free_guidance_on_digits.ipynb#what-it-costs) the order is different |
 # | guidance, $\gamma \ne 1$ | name the dose with the result | a guided guess belongs to no noising, so the dose changes the cloud even with a perfect network ([chapter 17](17_what_does_gamma_sample.ipynb#what-more-noise-mends)) |
 #
 # ## Exercises
@@ -522,7 +551,7 @@ exercises.check("5.2", ddim_variance)
 # %% [markdown]
 # ### Exercise 5.3 (hard): mistakes that do not know of each other
 #
-# Gaussian data. The clock is cut at `edges` (increasing, from 0 to 1). In each cell the network takes the data for shifted ones, by a shift that is the same in all of the cell, and drawn anew from one cell to the next, with mean 0 and the deviations `spread` (one a cell). Return the standard deviation of how far the samples are moved, and the dose $\rho$ among those in the list `doses` for which it is smallest.
+# Gaussian data. The clock is cut at `edges` (increasing, from 0 to 1). In each cell the network takes the data for shifted ones, by a shift that is the same in all of the cell. It is drawn anew from one cell to the next, with mean 0 and the deviations `spread` (one a cell). Return the standard deviation of how far the samples are moved, and the dose $\rho$ among those in the list `doses` for which it is smallest.
 #
 # <details><summary>Hint</summary>
 #
@@ -548,11 +577,11 @@ exercises.check("5.3", independent_mistakes)
 # %% [markdown]
 # ### Exercise 5.4 (research): the dose that you need
 #
-# The noise may change on the way: $\rho$ may be any function of the clock. You know how well your network guesses at each level, and wish that all beliefs up to $r$ together have the weight $F(r)$ in the sample, with $F(0) = 0$, $F(1) = 1$ and the derivative $F'(r) = f(r)$. Which $\rho(r) \ge 0$ gives it? Return it for numbers $r$ in $(0, 1)$, $F$ and $f$, and the string `"none"` where no dose can.
+# The noise may change on the way: $\rho$ may be any function of the clock. You know how well your network guesses at each level. You wish that all beliefs up to $r$ together have the weight $F(r)$ in the sample, with $F(0) = 0$, $F(1) = 1$, $F > 0$ between, and the derivative $F'(r) = f(r)$. Which $\rho(r) \ge 0$ gives it? Return it for numbers $r$ in $(0, 1)$, $F$ and $f$, and the string `"none"` at an $r$ where no dose can.
 #
 # <details><summary>Hint</summary>
 #
-# Begin at the equation for $u$ above $\eqref{eq-error-weights}$. A shift believed at $q$ is afterwards multiplied by $M(q) = \exp\big({-\int_q^1 \rho^2\, dr / r}\big)$, so $f(r) = (1 + \rho^2) M(r)$. Show that this is the derivative of $r M(r)$.
+# Begin at the equation for $u$ above $\eqref{eq-error-weights}$. A shift believed at $q$ is afterwards multiplied by $M(q) = \exp\big({-\int_q^1 \rho^2\, dr / r}\big)$, so $f(r) = (1 + \rho^2) M(r)$. Show that this is the derivative of $r M(r)$. ($M'(q) = \rho^2 M / q$, $M(1) = 1$.)
 #
 # </details>
 
@@ -572,9 +601,9 @@ exercises.check("5.4", dose_for)
 #
 # 1. To shake at the rate $\rho^2 \beta$ and to pull by $\frac{\rho^2 \beta}{2} \nabla \log p_t$ undo each other. So with exact guesses and short steps every $\rho \ge 0$ has the same cloud at every noise level; $\rho = 0$ is the probability flow.
 # 2. For Gaussian data, and beliefs off in the mean, those up to the correlation $r$ have the weight $r^{1 + \rho^2}$ in the sample. It is 1 for the whole way, from $r_T$ near 0: a dose moves trust to late beliefs, and mends nothing that is wrong everywhere alike.
-# 3. An error of the start is multiplied by $r_T^{\rho^2}$, in deviations. It is the pull that forgets; the dice keep the width.
+# 3. An error of the start is multiplied by $r_T^{\rho^2}$, in deviations. The pull shrinks it; the dice give the cloud its width back. Forgetting takes both.
 # 4. DDIM is exact for a guess that is held over the step; 2M holds what a line through the last two guesses has in mid-step. On the blobs, with exact guesses, 2M needed the fewest evaluations.
-# 5. On the blobs, with beliefs wrong early, DDPM was behind 2M at 16 evaluations and ahead at 64; with beliefs wrong late it stayed behind.
+# 5. On the blobs, with beliefs wrong early, DDPM was behind 2M at 16 evaluations and ahead at 64; with beliefs wrong late it stayed behind. Part of the first is that DDPM's step is of first order: 2M with dice was ahead of 2M at 8 already.
 #
 # **Where it comes from.** Reverse SDE and flow: [Song et al. (2021)](https://arxiv.org/abs/2011.13456), with $f = -\frac{\beta}{2} x$ and $g^2 = \beta$; with a free deviation $\rho\, g$ the drift is $f - \frac12 (g^2 + \rho^2 g^2)\, \nabla \log p_t$. Any $\rho$: [Zhang & Chen (2022)](https://arxiv.org/abs/2204.13902). DDIM: [Song et al. (2021)](https://arxiv.org/abs/2010.02502). 2M: [Lu et al. (2022)](https://arxiv.org/abs/2211.01095). That dice mend early errors, at the price of their own, and help less the better the network, is a finding of [Karras et al. (2022)](https://arxiv.org/abs/2206.00364). The weights $\eqref{eq-error-weights}$ are derived here.
 
@@ -610,7 +639,7 @@ torch.testing.assert_close(two_m(between, t, s).mean, by_hand)
 
 
 # %% [markdown]
-# For the flow there is an exact end to each start. Solve for it tightly, and measure distances. Heun's method steps as DDIM does, asks again where it came out, and holds the *mean* of the two guesses instead of the first:
+# For the flow there is an exact end to each start. Solve for it tightly, and measure distances. Heun's method steps as DDIM does, evaluates again at the end, and holds the *mean* of the two guesses instead of the first:
 #
 # $$ x_s = x_s' + \frac12 \Big( \alpha_s - \frac{\alpha_t\, \sigma_s}{\sigma_t} \Big) \big( \hat x_0' - \hat x_0 \big), \qquad x_s' = \alpha_s \hat x_0 + \sigma_s \hat\varepsilon, \label{eq-heun} $$
 #
@@ -646,7 +675,7 @@ assert all(0.4 < distance["Euler"][k] / distance["DDIM"][k] < 0.6 for k in range
 # %% [markdown]
 # Double the evaluations, and the error is halved for Euler and DDIM, and quartered for 2M and Heun, at 64 and more ([chapter 10](10_general_case.ipynb#deeper-from-how-many-steps-on-an-order-is-an-order) asks from where on). The order does not say who is first: at 8 evaluations Heun, of second order, is behind DDIM. Nor do steps: in 32 steps Heun's error is less than twice 2M's, at 32 evaluations more than six times.
 #
-# **Euler or DDIM?** For Gaussian data all is linear, and the variance of samples follows step by step, without chance. Without dice a DDIM step multiplies $x / \sqrt{V}$ by the cosine of the angle between $(\alpha_t \sqrt c, \sigma_t)$ and $(\alpha_s \sqrt c, \sigma_s)$. Even steps $h$ in $\ell$ add up the squares of these angles to about $h / 2$, *whatever* $c$ is. So DDIM's variance comes out too small by the factor $e^{-h / 2}$, for every Gaussian whose clock runs from 0 to 1 on the grid:
+# **Euler or DDIM?** On the blobs, with exact guesses, Euler steps of the flow are ahead of DDIM at every budget of the main line's table. For Gaussian data all is linear, and the variance of samples follows step by step, without chance. Without dice a DDIM step multiplies $x / \sqrt{V}$ by the cosine of the angle between $(\alpha_t \sqrt c, \sigma_t)$ and $(\alpha_s \sqrt c, \sigma_s)$. Even steps $h$ in $\ell$ add up the squares of these angles to about $h / 2$, *whatever* $c$ is. So DDIM's variance comes out too small by the factor $e^{-h / 2}$, for every Gaussian whose clock runs from 0 to 1 on the grid:
 
 
 # %%
@@ -674,10 +703,10 @@ print(f"exp(-h / 2) = {math.exp(-h_ell / 2):.3f}")
 assert all(abs(value - math.exp(-h_ell / 2)) < 0.002 for value in too_wide["DDIM"][1:])
 assert abs(too_wide["Euler, rho 0"][2] - 1) < 1e-9 and too_wide["Euler, rho 0"][0] - 1 > 1 - too_wide["DDIM"][0]
 assert too_wide["Euler, rho 0"][1] - 1 < 1 - too_wide["DDIM"][1] and too_wide["Euler, rho 0"][3] < 1
-assert all(small < ddim for small, ddim in zip(too_wide["DDPM, small"], too_wide["DDIM"], strict=True)) and too_wide["DDPM, large"][0] > 1.3
+assert all(small < ddim for small, ddim in zip(too_wide["DDPM, small"], too_wide["DDIM"], strict=True)) and too_wide["DDPM, large"][0] > 1.3 and too_wide["DDPM, large"][3] < 0.95
 
 # %% [markdown]
-# So DDIM with few steps is pale, in the same way for all these Gaussians (of the narrowest, the run leaves out the end). Euler steps of the flow are too wide for narrow data, exact at variance 1, too narrow for wide ones: better than DDIM in the middle, worse where data are very thin. DDPM with the small variance is paler than DDIM; with the large one it is far too wide for thin data, and right at variance 1.
+# So DDIM with few steps is too narrow, in the same way for all these Gaussians (of the narrowest, the run leaves out the end). Euler steps of the flow are too wide for narrow data, exact at variance 1, too narrow for wide ones: better than DDIM in the middle, worse where data are very thin. DDPM with the small variance is narrower than DDIM; with the large one it is far too wide for thin data, right at variance 1, and too narrow for wide data.
 #
 # ## Deeper: which grid, and where to stop
 #
@@ -701,7 +730,7 @@ def even_in(there, back):
 
 
 grids = {"time": lambda steps: time_grid(steps, end=0.001), "log-SNR": grid_of}
-grids |= {"EDM": even_in(lambda q: q ** (1 / 7), lambda q: q**7), "angle": even_in(torch.atan, torch.tan)}
+grids |= {"Karras": even_in(lambda q: q ** (1 / 7), lambda q: q**7), "angle": even_in(torch.atan, torch.tan)}
 
 # %% tags=["hide-input"]
 arcs, by_grid = curves.two_arcs(), {}

@@ -198,8 +198,11 @@ def test_beliefs_off_in_the_variance_have_the_squared_weights():
         assert abs(weight - until ** (2 * (1 + rho**2))) < 0.01
 
 
-def test_the_pull_forgets_and_the_dice_keep_the_width():
-    """A Gaussian in the plane and another mixture: both, the pull alone, the dice alone, at rho = 1.3."""
+def test_forgetting_takes_the_pull_and_the_dice():
+    """A Gaussian in the plane and another mixture: both, the pull alone, the dice alone, at rho = 1.3.
+
+    The pull alone shrinks a shift of the start with its whole cloud; the dice alone leave the shift, in a wider cloud.
+    """
     shift, bell = (
         torch.tensor([0.2, 0.2], dtype=F64),
         GaussianMixture([1.0], torch.tensor([[1.0, -0.5]]).double(), torch.tensor([[[1.5, 0.4], [0.4, 0.8]]]).double()),
@@ -222,9 +225,18 @@ def test_the_pull_forgets_and_the_dice_keep_the_width():
             runs = ((right, begin), (right, begin + 1), (early, begin))
             ends = [draw(k, start, grid(50), random(44)) for k, start in runs]
             found[part] = [float((ends[k] - ends[0]).mean()) for k in (1, 2)] + [float(ends[0].T.cov().trace())]
+            again = draw(right, begin, grid(50), random(45))  # the same starts, other dice
+            both = torch.stack([ends[0], again]) - torch.stack([ends[0], again]).mean(1, keepdim=True)
+            alike = float((both[0] * both[1]).sum() / (both[0].square().sum() * both[1].square().sum()).sqrt())
+            push = float(((ends[1] - ends[0]).mean(0) / ends[0].std(0)).square().sum().sqrt()) / 2**0.5
+            found[part] += [push, alike]
         assert abs(found["both"][0]) < 0.03 and abs(found["pull"][0]) < 0.05 and found["dice"][0] > 0.6
         assert found["pull"][2] < 0.1 * found["both"][2] and found["dice"][2] > 3 * found["both"][2]
         assert max(found["pull"][1], found["both"][1]) < 0.03 and found["dice"][1] > 0.04
+        least = 0.8 if data is bell else 0.25  # in its own width: on a mixture of many blobs the pull may forget a part
+        assert found["pull"][3] > least and found["pull"][4] > 0.999
+        assert found["both"][3] < 0.05 and abs(found["both"][4]) < 0.15 and 0.15 < found["dice"][3] < 0.6
+        assert abs(found["dice"][4]) < 0.3
         if data is bell:
             assert abs(found["both"][1] - found["pull"][1]) < 1e-9 and abs(found["both"][0] - found["pull"][0]) < 1e-9
 
@@ -261,6 +273,22 @@ def test_on_the_blobs_late_errors_count_more_than_for_a_gaussian_and_those_of_th
         share = {part: float((x - runs["none"])[:, 0].mean()) / 0.3 for part, x in runs.items()}
         assert share["late"] > 1 - clock[0] ** (1 + rho**2) + 0.03
         assert share["middle"] < clock[0] ** (1 + rho**2) - clock[1] ** (1 + rho**2) - 0.03
+
+
+def test_guesses_wrong_around_one_half_only_move_the_samples_alike_at_rho_0_and_1():
+    moved_by, edges = names_of("05", "eq-error-weights")["moved_by"], torch.tensor([0.3, 0.7], dtype=F64)
+    by_formula = [float(moved_by(torch.ones(1, dtype=F64), edges, 0.0, 1.0, rho)) for rho in (0.0, 1.0)]
+    assert abs(by_formula[0] - by_formula[1]) < 1e-12 and abs(by_formula[0] - 0.4) < 1e-12
+    shift, window, moved = torch.tensor([0.4, 0.0], dtype=F64), [], []
+    for r in (0.8, 0.2):  # the clock of data of variance 2.5: r^2 = c SNR / (1 + c SNR)
+        window.append(float(SCHEDULE.time(math.log(r**2 / (1 - r**2) / 2.5))))
+    for rho in (0.0, 1.0):
+        told = believing(BLOBS, shift, *window), FREE
+        wrong, right = (
+            draw(kernels.reverse_sde(d, SCHEDULE, rho), normal(1500, 46), grid(100), random(47)) for d in told
+        )
+        moved.append(float((wrong - right)[:, 0].mean()) / 0.4)
+    assert abs(moved[0] - moved[1]) < 0.06 and min(moved) > 0.45
 
 
 def test_a_wrong_start_is_kept_without_dice_and_forgotten_with_them():
@@ -355,6 +383,48 @@ def test_with_guesses_wrong_early_ddpm_passes_2m_and_with_guesses_wrong_late_it_
     assert early["2M"][0] < early["DDPM"][0] and early["2M"][1] > early["DDPM"][1] + 0.015 > early["rho 2"][1] + 0.015
     assert late["2M"][0] < late["DDPM"][0] and late["rho 2"][1] > late["2M"][1] + 0.03
     assert abs(early["2M"][0] - early["2M"][1]) < 0.02 and late["rho 2"][1] > 0.06
+
+
+def two_m_with_dice(guesses):
+    """Lu et al. (2022), SDE-DPM-Solver++(2M), as they write it."""
+    last = []
+
+    def kernel(x, t, s):
+        if t == 1:
+            last.clear()
+        x_0, ells = guesses(x, t).x0, [SCHEDULE.log_snr(u) / 2 for u in (t, s)]
+        h = ells[1] - ells[0]
+        held = x_0 + h / (2 * last[0]) * (x_0 - last[1]) if last else x_0
+        last[:] = [h, x_0]
+        mean = SCHEDULE.sigma(s) / SCHEDULE.sigma(t) * torch.exp(-h) * x
+        mean = mean + SCHEDULE.alpha(s) * (1 - torch.exp(-2 * h)) * held
+        return Gaussian(mean, SCHEDULE.sigma(s) ** 2 * (1 - torch.exp(-2 * h)))
+
+    return kernel
+
+
+def test_2m_with_dice_is_ddpms_step_with_the_value_that_2m_holds():
+    x, held, t, s = normal(6, 48), normal(6, 49), torch.tensor(0.6, dtype=F64), torch.tensor(0.35, dtype=F64)
+
+    def holding(x, u):
+        return FREE(x, u)._replace(x0=held, eps=(x - SCHEDULE.alpha(u) * held) / SCHEDULE.sigma(u))
+
+    ours, theirs = kernels.ddim(holding, SCHEDULE, 1.0)(x, t, s), two_m_with_dice(holding)(x, t, s)
+    assert float((ours.mean - theirs.mean).abs().max()) < 1e-12 and abs(float(ours.var - theirs.var)) < 1e-12
+
+
+def test_the_first_order_costs_more_than_the_dice():
+    """2M with dice: behind 2M and ahead of DDIM with exact guesses; ahead of 2M with guesses wrong early, not late."""
+    shift, start = torch.tensor([0.6, 0.0], dtype=F64), normal(3000, 50)
+    some = {name: SAMPLERS[name] for name in ("2M", "DDIM", "DDPM")} | {"both": two_m_with_dice}
+    exact = budgets_of(FREE, start, some, (8, 16, 24))
+    early = budgets_of(believing(BLOBS, shift, 0.5, 1.0), start, some, (8, 16, 24))
+    late = budgets_of(believing(BLOBS, shift, 0.0, 0.1), start, some, (8, 16, 24))
+    for k in (0, 1):
+        assert exact["2M"][k] < exact["both"][k] < exact["DDIM"][k] < exact["DDPM"][k]
+        assert early["both"][k] < early["2M"][k] - 0.01 and late["both"][k] > late["2M"][k]
+    assert early["DDPM"][0] > early["DDIM"][0] and abs(early["DDPM"][1] - early["DDIM"][1]) < 0.02
+    assert early["DDPM"][2] < early["DDIM"][2] - 0.01
 
 
 def test_the_velocity_of_standard_normal_data_is_zero_and_euler_is_exact_there():
