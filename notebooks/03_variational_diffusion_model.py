@@ -343,7 +343,6 @@ assert all(small > 5 * large > 5 * best for small, large, best in above.values()
 # [Nichol & Dhariwal (2021)](https://arxiv.org/abs/2102.09672) let the network choose between the two.
 #
 # ## The schedule is a clock
-# ## The schedule is a clock
 #
 # The integral knows no schedule, only its ends. But one estimates it with random times, $t$ uniform in $[0, 1]$, and a schedule says how fast $\lambda_t$ falls:
 #
