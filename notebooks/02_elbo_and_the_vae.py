@@ -423,7 +423,7 @@ table_of_ends = [[round(float(part.double().mean()), 2) for part in row] for row
 assert table_of_ends == [[0.15, 0.07, 0.12], [0.14, 0.07, 0.12], [0.03, 0.16, 0.07]]
 
 # %% [markdown]
-# More steps on the bound change little. On the exact log-likelihood the decoder loses only 0.03, but now the best Gaussians leave 0.16. **So training with a guess costs more than the gap: it leads to another decoder**, here with more noise and posteriors nearer to Gaussians. (The noise of the draws is not why: with 50 draws a point the decoder still loses 0.12, in the tests.)
+# More steps on the bound change little. On the exact log-likelihood the decoder loses only 0.03, but now the best Gaussians leave 0.16. **So training with a guess costs more than the gap: it leads to another decoder**, here with more noise and posteriors nearer to Gaussians. (The noise of the draws is not why: with fifty draws a point the decoder still loses 0.12, in the tests.)
 # A decoder is continuous: its curve must lead from blob to blob, and the model puts points on the way. But most of the excess of unlikely draws comes from training on the bound: 12 % with it, 7 % after the exact steps; 5 % would be right.
 #
 # ## When a latent switches off, and is right to
