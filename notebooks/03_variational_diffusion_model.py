@@ -92,7 +92,7 @@ with plotting.style():
     shown = plotting.show(
         figure,
         "03_error_curves",
-        alt="Two panels over the log signal-to-noise ratio. Left: the average error of the best guess of the noise rises from 0 to 2. For one Gaussian it soon is near 2; for the arcs it stays near 1 for a while and reaches 2 much later; the area between is shaded, and half of it is 2.95 nats. Right: the same for two single points; for one on the arc the curve lies below that of a standard normal, for one beside the arc it rises far above it and comes back.",
+        alt="Two panels over the log signal-to-noise ratio. Left: the average error of the best guess of the noise rises from nought to two. For one Gaussian it soon is near two; for the arcs it stays near 1 for a while and reaches two much later; the area between is shaded, and half of it is 2.95 nats. Right: the same for two single points; for one on the arc the curve lies below that of a standard normal, for one beside the arc it rises far above it and comes back.",
     )
 shown
 
@@ -238,7 +238,7 @@ with plotting.style():
     shown = plotting.show(
         figure,
         "03_upper_sum",
-        alt="Two panels with the arcs' error curve in blue and orange bars behind it, one a step. With 25 steps the bars rise far above the curve, to more than twice its height; with 100 steps they follow it closely, a little above. The titles say 23.5 and 3.7 nats too many.",
+        alt="Two panels with the arcs' error curve in blue and orange bars behind it, one a step. With twenty-five steps the bars rise far above the curve, to more than twice its height; with a hundred steps they follow it closely, a little above. The titles say 23.5 and 3.7 nats too many.",
     )
 shown
 
@@ -279,7 +279,7 @@ torch.testing.assert_close(area, -data.log_prob(points), rtol=0, atol=2e-4)
 #
 # ### Pitfall: the wrong sum
 #
-# Sums that run without complaint, with 200 steps, beside the right one and the truth:
+# Sums that run without complaint, with two hundred steps, beside the right one and the truth:
 
 # %% tags=["hide-input"]
 lam = torch.linspace(-20, 20, 201, dtype=torch.float64)
@@ -339,7 +339,7 @@ assert abs(above[100][0] - gaps[100]) < 1e-7
 assert all(small > 5 * large > 5 * best for small, large, best in above.values())
 
 # %% [markdown]
-# With the large variance and 100 steps, the gap is an eighth. At little noise the data's density is flat within the noise, so $x_0$ given $x_t$ scatters with precision $\mathrm{SNR}_t$; a step that leaves this out is far too narrow.
+# With the large variance and a hundred steps, the gap is an eighth. At little noise the data's density is flat within the noise, so $x_0$ given $x_t$ scatters with precision $\mathrm{SNR}_t$; a step that leaves this out is far too narrow.
 # [Nichol & Dhariwal (2021)](https://arxiv.org/abs/2102.09672) let the network choose between the two.
 #
 # ## The schedule is a clock
@@ -348,7 +348,7 @@ assert all(small > 5 * large > 5 * best for small, large, best in above.values()
 #
 # $$ \frac12 \int \big[ \mathbb E \|\varepsilon - \hat\varepsilon\|^2\, d\lambda \big] = \mathbb E_{t, \varepsilon} \Big[ -\frac12\, \frac{d\lambda_t}{dt}\; \|\varepsilon - \hat\varepsilon\|^2 \Big]. \label{eq-clock-estimate} $$
 #
-# The value cannot depend on the clock. Its scatter can, and so can the gap of finitely many steps. Three clocks from $\lambda = 14$ down to $-10$, with 20,000 draws, and 100 steps even in $t$, of small and of large variance:
+# The value cannot depend on the clock. Its scatter can, and so can the gap of finitely many steps. Three clocks from $\lambda = 14$ down to $-10$, with 20,000 draws, and a hundred steps even in $t$, of small and of large variance:
 
 
 # %%
@@ -416,7 +416,7 @@ assert all(small[name] > 200 and jump[name] > 0.99 * small[name] for name in ("c
 assert max(large.values()) < 1
 
 # %% [markdown]
-# The value is the same within three standard errors. But under the two usual schedules one draw scatters several times as much; the more, the higher the upper end. And 100 steps of the *small* variance cost hundreds of nats and more, nearly all in the last step, which jumps over many units of $\lambda$. With the *large* variance the same grids cost less than one nat. What looks like the schedule's fault is a variance that expects no error.
+# The value is the same within three standard errors. But under the two usual schedules one draw scatters several times as much; the more, the higher the upper end. And a hundred steps of the *small* variance cost hundreds of nats and more, nearly all in the last step, which jumps over many units of $\lambda$. With the *large* variance the same grids cost less than one nat. What looks like the schedule's fault is a variance that expects no error.
 #
 # So **the plain loss in $\varepsilon$ is the bound, up to constants and the ends, if the training times are evenly spread in $\lambda$**. Under `cosine` the level $\lambda = 6$ has a tenth of the weight of $\lambda = 0$, and what it nearly ignores is the finest detail.
 # All positive weights have the same best guess; they say where an imperfect network errs. [Ho et al. (2020)](https://arxiv.org/abs/2006.11239) report better pictures with the plain loss, and better likelihoods with the bound's weights.
@@ -539,8 +539,8 @@ for name in list(table)[:4]:
 # | if you | do | because |
 # |---|---|---|
 # | want $-\log p(x)$ from a trained denoiser | add up $\frac12 (\|\varepsilon - \hat\varepsilon\|^2 - d\alpha^2)\, \Delta\lambda$ over even $\lambda$, several noises each; add $\frac d2 \log(2\pi e)$ | no sampler goes in; over the data, an imperfect denoiser's average is too large |
-# | report a bound | take the large variance or $c^\ast$; say ends, steps and variance | on the arcs, 100 `cosine` steps cost 287 nats with the small one, 0.3 with the large one |
-# | have few draws | draw $\lambda$ evenly, subtract a Gaussian's error with the same noise | one draw's scatter fell from 18 to 10 on the arcs (Deeper) |
+# | report a bound | take the large variance or $c^\ast$; say ends, steps and variance | on the arcs, a hundred `cosine` steps cost 287 nats with the small one, 0.3 with the large one |
+# | have few draws | draw $\lambda$ evenly, subtract a Gaussian's error with the same noise | one draw's scatter fell from eighteen to ten on the arcs (Deeper) |
 # | find a "consistency term" | use the denoising terms | as a divergence it is off by about $d$ nats a step, for short steps even in $\lambda$; as one random term, drawn, it scatters like $T$ |
 #
 # ## Exercises
@@ -669,7 +669,7 @@ exercises.check("3.5", printed_excess)
 #
 # 1. Given $x_0$, a step from $t$ to $s$ is a fresh measurement of it with the precision $\mathrm{SNR}_s - \mathrm{SNR}_t$. If the model's step has the same variance, it costs half of that times $\|x_0 - \hat x_0\|^2$.
 # 2. For the best guess, $-\log p(x) = \frac d2 \log(2\pi e) + \frac12 \int (\mathbb E \|\varepsilon - \hat\varepsilon\|^2 - d \alpha^2)\, d\lambda$, exactly, at each $x$ where the density is continuous. For another guess it is too large, on average over the data.
-# 3. For the best guess and the small variance, the bound of $T$ steps is an upper sum of the average area; its gap falls like $1/T$. With the large variance 100 steps cost less than a nat, on the arcs and all three grids.
+# 3. For the best guess and the small variance, the bound of $T$ steps is an upper sum of the average area; its gap falls like $1/T$. With the large variance a hundred steps cost less than a nat, on the arcs and all three grids.
 # 4. For short steps, schedules with the same ends have the same value. On the arcs, up to $\lambda = 14$, one draw scattered 6 and 27 times as much under two usual schedules as with even $\lambda$.
 # 5. The consistency form is the same bound, if $x_s$ is a point of the walk; as a divergence it is not. One random term, as drawn, scatters like $T$, the denoising term like a constant. Over whole walks neither grows.
 #

@@ -91,11 +91,11 @@ with plotting.style():
     shares = [round(right_share(x), 2) for x in walkers.values()]
     assert abs(right_share(walkers["wide start"]) - 0.51) < 0.005
     assert shares[0] == shares[1] == 0.58 and abs(shares[2] - 0.8) < 0.04
-    shown = plotting.show(figure, "04_wrong_shares", alt="Three panels with the same dashed contours of two groups of blobs, a small one on the left and a large one on the right, and blue dots inside the contours. After 100 and after 10,000 steps more than four dots in ten are in the left group, after 400 steps on 20 noise levels two in ten.")
+    shown = plotting.show(figure, "04_wrong_shares", alt="Three panels with the same dashed contours of two groups of blobs, a small one on the left and a large one on the right, and blue dots inside the contours. After a hundred and after ten thousand steps more than four dots in ten are in the left group, after 400 steps on twenty noise levels two in ten.")
 shown
 
 # %% [markdown]
-# *Walkers (500 of 1,000) on the exact slope of the data, left and middle, and of data with less and less noise, right. Dashed: 50, 90 and 99 % of the data. Orange: the share in each group, which should be
+# *Walkers (half of the thousand) on the exact slope of the data, left and middle, and of data with less and less noise, right. Dashed: 50, 90 and 99 % of the data. Orange: the share in each group, which should be
 # 0.2 and 0.8. The places are good in all panels, the shares only on noise levels.*
 #
 # After 100 steps each group looks right inside, blob by blob. But the right group has the walkers that *began* on its side of the line from which slopes part (the watershed, left of 0): 0.58 of them, and ten thousand steps do not change that. (The right panel starts from a wider cloud. From there, without noise levels, 0.51 end on the right.)
@@ -189,7 +189,7 @@ print(f"clean data, steps of 0.05: {float(clean_steps[1]):.0f} steps inside the 
 print(f"after 100 steps {float(torch.exp(-100 / clean_steps[1])):.0%} are left inside")
 
 # %% [markdown]
-# Inside the groups what is wrong falls by $e$ in 31 steps (so 100 leave 4 % of it), between them in 11 *million*. The wait grows like $e$ to the power of the *barrier*, the drop of $\log p$ from the lower group to the valley, which for Gaussians grows with the square of their distance.
+# Inside the groups what is wrong falls by $e$ in thirty-one steps (so a hundred leave 4 % of it), between them in 11 *million*. The wait grows like $e$ to the power of the *barrier*, the drop of $\log p$ from the lower group to the valley, which for Gaussians grows with the square of their distance.
 #
 # ## What one slope cannot see, all together see
 #
@@ -468,10 +468,10 @@ print("weights: share of the right group, of 0.80  {:11.2f}   {:12.2f}".format(r
 #
 # | if you | do | because |
 # |---|---|---|
-# | sample by Langevin at one level | judge by the shares of far groups, from two starts | each group looked right after 100 steps; the shares were those of the start after 10,000 |
+# | sample by Langevin at one level | judge by the shares of far groups, from two starts | each group looked right after a hundred steps; the shares were those of the start after ten thousand |
 # | write the step | $c$ times the slope, noise of variance $2c$; or $c / 2$ and $c$ | noise of variance $c$ with $c$ times the slope samples $p^2 / Z$ |
 # | choose the highest noise level | wider than the largest distance in the data; for DDIM, much wider | DDIM from $\sigma = 10$ had a share of 0.76 instead of 0.80, from 100 all of it |
-# | walk down levels | shake *and* fall (an SDE, Deeper); if you only shake, with $a \sigma^2$ on every level, however fine | at 40 slopes, shaking alone was at an energy distance of 0.129 from data, shaking and falling near 0 |
+# | walk down levels | shake *and* fall (an SDE, Deeper); if you only shake, with $a \sigma^2$ on every level, however fine | at forty slopes, shaking alone was at an energy distance of 0.129 from data, shaking and falling near 0 |
 # | look at a loss at one noise level | subtract its floor, and look at the other levels | on clean data, exchanged shares cost three millionths |
 #
 # ## Exercises
@@ -571,7 +571,7 @@ exercises.check("4.4", better_by)
 #
 # 1. The score needs no normaliser: $-\nabla f$. A Langevin step is $c$ times it plus noise of variance $2c$; with variance $c$ it samples $p^2 / Z$, in the limit of short steps.
 # 2. Slopes at one noise level may be nearly blind: exchanging shares of 0.2 and 0.8 changed them by three millionths in the mean square (of 4.0), at a KL divergence of 0.83 nats. Half the Fisher divergence, integrated over all noise variances, *is* the KL divergence.
-# 3. Plain Langevin with short steps is right in the end, and the end may be out of reach: on our groups, errors fell by $e$ in 31 steps inside, and in 11 million between.
+# 3. Plain Langevin with short steps is right in the end, and the end may be out of reach: on our groups, errors fell by $e$ in thirty-one steps inside, and in eleven million between.
 # 4. Walk down from noise wider than the data. Every level has the weights, and where noise joins the groups, walkers find them.
 # 5. A score is learned without being known, by guessing the noise; the loss has a floor, and where data never come, nothing is learned.
 #
@@ -628,7 +628,7 @@ for name, row in cost.items():
     print(f"{name:34}", "  ".join(f"{share:.2f}" for share in row), "  energy distance at 40 {:.3f}, at 160 {:.3f}".format(*gaps[name]))
 
 # %% [markdown]
-# After 40 slopes who falls and shakes is at the data, as far as 1,000 points can tell; who shakes five times a stair gets there after 160. To shake as much *without* falling never gets there: on finer stairs this shaking gets weaker, and the walkers lag behind. So annealed Langevin must shake by $a \sigma^2$ on every stair, however fine.
+# After forty slopes who falls and shakes is at the data, as far as a thousand points can tell; who shakes five times a stair gets there after a hundred and sixty. To shake as much *without* falling never gets there: on finer stairs this shaking gets weaker, and the walkers lag behind. So annealed Langevin must shake by $a \sigma^2$ on every stair, however fine.
 # Only to fall keeps what was wrong at the start, where we took $\mathcal N(0, \sigma^2 I)$ for the noisy data, and ends at 0.76. Shaking forgets that; a start at $\sigma = 100$, where it is nearly true, mends it as well.
 #
 # ## Deeper: one length, another stair

@@ -77,12 +77,12 @@ with plotting.style():
     axes[3].plot(film[-1], height, color="black", linestyle="dashed", linewidth=1)
     axes[3].set(title="3,000 ends", xlabel="density", xlim=(0, None))
     axes[0].set_ylabel("$x_1$")
-    shown = plotting.show(figure, "05_same_film", alt="Three panels with the same grey film, the density of the first coordinate from pure noise on the left to three blobs on the right. Orange paths from one point: for rho 0 all six are one smooth line; for rho 1 six rough lines part on the way and end in different blobs; for rho 2 they jump about and part more. A fourth panel shows three histograms of 3,000 ends that agree with each other and with the dashed density.")
+    shown = plotting.show(figure, "05_same_film", alt="Three panels with the same grey film, the density of the first coordinate from pure noise on the left to three blobs on the right. Orange paths from one point: for rho 0 all six are one smooth line; for rho 1 six rough lines part on the way and end in different blobs; for rho 2 they jump about and part more. A fourth panel shows three histograms of three thousand ends that agree with each other and with the dashed density.")
 shown
 
 # %% [markdown]
 # *Grey: the density of the first coordinate at every noise level, the same in all panels. Orange: six runs from one starting point.
-# The paths differ altogether. The clouds (right: 3,000 ends for each $\rho$; dashed: the data) agree.*
+# The paths differ altogether. The clouds (right: three thousand ends for each $\rho$; dashed: the data) agree.*
 #
 # **Why the clouds agree.** To shake points at random spreads a cloud. To pull each point uphill, to where the cloud is denser, gathers it. Some pull
 # exactly undoes a given shake: the points move, and the cloud stays as it is. A sampler without dice carries the cloud from noise to data. To its walk you may add
@@ -132,7 +132,7 @@ for rho in (0.0, 0.5, 2.0):
     torch.testing.assert_close(one.var, rho**2 * step)
 
 # %% [markdown]
-# **Do the clouds agree?** Project 6,000 points on twelve directions. In each, the truth has a distribution function in closed form. The *misfit* is the largest gap to it. Four doses, three noise levels:
+# **Do the clouds agree?** Project our points on twelve directions. In each, the truth has a distribution function in closed form. The *misfit* is the largest gap to it. Four doses, three noise levels:
 
 
 # %%
@@ -163,7 +163,7 @@ print(f"of true points, a gap beyond {limit:.3f} in this table: chance at most 1
 assert all(gap < limit for row in gaps.values() for gap in row)
 
 # %% [markdown]
-# No gap exceeds 0.029, which true points would exceed here with a chance of 1 % at most ([Massart (1990)](https://doi.org/10.1214/aop/1176990746)). With exact guesses and short steps no dose improves or harms anything that this test can see.
+# No gap exceeds the limit, which true points would exceed here once in a hundred times at most ([Massart (1990)](https://doi.org/10.1214/aop/1176990746)). With exact guesses and short steps no dose improves or harms anything that this test can see.
 #
 # ## What the dose decides: whom to believe
 #
@@ -353,7 +353,7 @@ assert controls[0.0][2] > 1 and max(controls[1.0][2], controls[2.0][2]) < 0.05
 #
 # $$ x_s = \alpha_s \hat x_0 + \sqrt{\sigma_s^2 - v}\; \hat\varepsilon + \sqrt{v}\; z, \qquad v = \eta^2\, \frac{\sigma_s^2}{\sigma_t^2} \Big( 1 - \frac{\alpha_t^2}{\alpha_s^2} \Big). \label{eq-ddim} $$
 #
-# At $\eta = 1$ this is DDPM's step. In short steps $\eta$ is $\rho$ ([chapter 10](10_general_case.ipynb#how-far-does-the-label-move-a-step)).
+# At $\eta = 1$ this is DDPM's step. In short steps $\eta$ is $\rho$ ([chapter 10](10_general_case.ipynb#how-far-does-the-label-move-a-real-step-exactly)).
 
 # %%
 s, dice = 0.3, torch.randn(5, 2, generator=seeded(7), dtype=torch.float64)
@@ -446,13 +446,13 @@ with plotting.style():
         panel.minorticks_off()
     axes[0].set_ylabel("misfit")
     axes[1].legend(fontsize=8)
-    shown = plotting.show(figure, "05_cost", alt="Three log-log panels: misfit over 8 to 128 evaluations, with a grey band for chance. Exact guesses: 2M enters the band first, at 16, then 2M with dice, DDIM and DDPM; Euler with rho 2 is far above until 16 and then falls. Wrong early: 2M and DDIM level off far above the band, 2M with dice is below 2M throughout, DDPM crosses 2M near 32 and goes on falling, and rho 2 falls into the band. Wrong late: the two without dice level off just above the band, 2M with dice stays above them, DDPM comes down slowly, and rho 2 stays far above.")
+    shown = plotting.show(figure, "05_cost", alt="Three log-log panels: misfit over eight to 128 evaluations, with a grey band for chance. Exact guesses: 2M enters the band first, at sixteen, then 2M with dice, DDIM and DDPM; Euler with rho 2 is far above until sixteen and then falls. Wrong early: 2M and DDIM level off far above the band, 2M with dice is below 2M throughout, DDPM crosses 2M near thirty-two and goes on falling, and rho 2 falls into the band. Wrong late: the two without dice level off just above the band, 2M with dice stays above them, DDPM comes down slowly, and rho 2 stays far above.")
 shown
 
 # %% [markdown]
 # *Misfit of 3,000 samples over evaluations. Wrong early: data believed shifted by 0.6 at $t \ge 0.5$; wrong late: the same at $t \le 0.1$. Grey: 90 of 100 clouds of 3,000 true points. With exact guesses the fastest has no dice. Wrong early, those without dice stop at their error, and more evaluations do not help. Wrong late, the largest dose is worst.*
 #
-# *Left:* 2M is within chance from about 16 evaluations on, with dice from about 24, DDIM from about 64, DDPM at about 128. So at the same order dice cost evaluations: DDPM is behind DDIM, 2M with dice behind 2M. The order of the step costs more: 2M *with* dice is ahead of DDIM without, from 8 evaluations to 64. At $\rho = 2$ Euler steps overshoot at 16 and fewer. *Middle:* at 16 evaluations 2M is ahead of DDPM, at 32 they are equal, at 64 DDPM is ahead. (Against DDIM, a step of the same order, DDPM is ahead from 24, about equal at 16.) DDPM begins with the larger error of its steps, part of it since they are of first order: 2M with dice is ahead of 2M at every budget. Dice leave both with a smaller share of the wrong beliefs than 2M has. *Right:* at $\rho = 2$ more evaluations do not help; it trusts the late guesses. 2M with dice stays behind 2M.
+# *Left:* 2M is within chance from about sixteen evaluations on, with dice from about twenty-four, DDIM from about sixty-four, DDPM at about a hundred and twenty-eight. So at the same order dice cost evaluations: DDPM is behind DDIM, 2M with dice behind 2M. The order of the step costs more: 2M *with* dice is ahead of DDIM without, from eight evaluations to sixty-four. At $\rho = 2$ Euler steps overshoot at sixteen and fewer. *Middle:* at sixteen evaluations 2M is ahead of DDPM, at thirty-two they are equal, at sixty-four DDPM is ahead. (Against DDIM, a step of the same order, DDPM is ahead from twenty-four, about equal at sixteen.) DDPM begins with the larger error of its steps, part of it since they are of first order: 2M with dice is ahead of 2M at every budget. Dice leave both with a smaller share of the wrong beliefs than 2M has. *Right:* at $\rho = 2$ more evaluations do not help; it trusts the late guesses. 2M with dice stays behind 2M.
 #
 # ### Pitfall: two lines that still make pictures
 #
@@ -490,8 +490,8 @@ assert slipped["whole score, no dice"][1] < 0.01 and slipped["rho for its square
 #
 # | if you have | do | because |
 # |---|---|---|
-# | good guesses, few evaluations | 2M, no dice, times even in log-SNR | on the blobs it was within chance at about 16 evaluations, DDIM at about 64, DDPM at about 128 |
-# | beliefs about the data that are wrong early (at much noise), or a start that is not quite right | a dose: on the blobs 2M with dice from 8 evaluations on, DDPM from 64, or $\rho = 2$ from 24 (fewer overshoot) | the start is forgotten like $r_T^{\rho^2}$, and early beliefs weigh less; wrong late, it is the other way round |
+# | good guesses, few evaluations | 2M, no dice, times even in log-SNR | on the blobs it was within chance at about sixteen evaluations, DDIM at about sixty-four, DDPM at about a hundred and twenty-eight |
+# | beliefs about the data that are wrong early (at much noise), or a start that is not quite right | a dose: on the blobs 2M with dice from eight evaluations on, DDPM from sixty-four, or $\rho = 2$ from twenty-four (fewer overshoot) | the start is forgotten like $r_T^{\rho^2}$, and early beliefs weigh less; wrong late, it is the other way round |
 # | no idea which | compare the clouds of many steps at $\rho = 0$ and at $\rho = 1$ | if the clouds differ, the guesses are wrong somewhere; if not, they may still be wrong: everywhere alike, or only around $r = \frac12$ |
 # | to invert, to interpolate, or $\log p(x)$ | the flow, by 2M, Heun (in Deeper) or an ODE solver | only without dice has each start one end |
 # | two samplers to compare | count evaluations, on one grid with one end | a step of Heun's asks twice; on [digits](15_classifier_free_guidance_on_digits.ipynb#what-it-costs) the order is different |
@@ -603,7 +603,7 @@ exercises.check("5.4", dose_for)
 # 2. For Gaussian data, and beliefs off in the mean, those up to the correlation $r$ have the weight $r^{1 + \rho^2}$ in the sample. It is 1 for the whole way, from $r_T$ near 0: a dose moves trust to late beliefs, and mends nothing that is wrong everywhere alike.
 # 3. An error of the start is multiplied by $r_T^{\rho^2}$, in deviations. The pull shrinks it; the dice give the cloud its width back. Forgetting takes both.
 # 4. DDIM is exact for a guess that is held over the step; 2M holds what a line through the last two guesses has in mid-step. On the blobs, with exact guesses, 2M needed the fewest evaluations.
-# 5. On the blobs, with beliefs wrong early, DDPM was behind 2M at 16 evaluations and ahead at 64; with beliefs wrong late it stayed behind. Part of the first is that DDPM's step is of first order: 2M with dice was ahead of 2M at 8 already.
+# 5. On the blobs, with beliefs wrong early, DDPM was behind 2M at sixteen evaluations and ahead at sixty-four; with beliefs wrong late it stayed behind. Part of the first is that DDPM's step is of first order: 2M with dice was ahead of 2M at eight already.
 #
 # **Where it comes from.** Reverse SDE and flow: [Song et al. (2021)](https://arxiv.org/abs/2011.13456), with $f = -\frac{\beta}{2} x$ and $g^2 = \beta$; with a free deviation $\rho\, g$ the drift is $f - \frac12 (g^2 + \rho^2 g^2)\, \nabla \log p_t$. Any $\rho$: [Zhang & Chen (2022)](https://arxiv.org/abs/2204.13902). DDIM: [Song et al. (2021)](https://arxiv.org/abs/2010.02502). 2M: [Lu et al. (2022)](https://arxiv.org/abs/2211.01095). That dice mend early errors, at the price of their own, and help less the better the network, is a finding of [Karras et al. (2022)](https://arxiv.org/abs/2206.00364). The weights $\eqref{eq-error-weights}$ are derived here.
 
@@ -673,7 +673,7 @@ assert all(distance["2M"][k] < 0.26 * distance["Heun"][k] for k in range(5)) and
 assert all(0.4 < distance["Euler"][k] / distance["DDIM"][k] < 0.6 for k in range(5))
 
 # %% [markdown]
-# Double the evaluations, and the error is halved for Euler and DDIM, and quartered for 2M and Heun, at 64 and more ([chapter 10](10_general_case.ipynb#deeper-from-how-many-steps-on-an-order-is-an-order) asks from where on). The order does not say who is first: at 8 evaluations Heun, of second order, is behind DDIM. Nor do steps: in 32 steps Heun's error is less than twice 2M's, at 32 evaluations more than six times.
+# Double the evaluations, and the error is halved for Euler and DDIM, and quartered for 2M and Heun, at sixty-four and more ([chapter 10](10_general_case.ipynb#deeper-from-how-many-steps-on-an-order-is-an-order) asks from where on). The order does not say who is first: at eight evaluations Heun, of second order, is behind DDIM. Nor do steps: in thirty-two steps Heun's error is less than twice 2M's, at thirty-two evaluations more than six times.
 #
 # **Euler or DDIM?** On the blobs, with exact guesses, Euler steps of the flow are ahead of DDIM at every budget of the main line's table. For Gaussian data all is linear, and the variance of samples follows step by step, without chance. Without dice a DDIM step multiplies $x / \sqrt{V}$ by the cosine of the angle between $(\alpha_t \sqrt c, \sigma_t)$ and $(\alpha_s \sqrt c, \sigma_s)$. Even steps $h$ in $\ell$ add up the squares of these angles to about $h / 2$, *whatever* $c$ is. So DDIM's variance comes out too small by the factor $e^{-h / 2}$, for every Gaussian whose clock runs from 0 to 1 on the grid:
 
@@ -750,9 +750,9 @@ assert best["blobs", "ddim"] == best["arcs", "ddim"] == ["angle"] * 3 and best["
 assert best["arcs", "dpmpp_2m"] == ["log-SNR", "log-SNR", "angle"] and by_grid["arcs", "dpmpp_2m", "angle"][2] < 0.3 * by_grid["arcs", "dpmpp_2m", "log-SNR"][2]
 
 # %% [markdown]
-# DDIM does best with the angle, on both kinds of data and at every budget. 2M does best in log-SNR on the blobs, at every budget, and on the arcs at 8 and 16; at 32 the angle is far ahead there. So here no grid wins everywhere. (On the arcs few paths make most of the error: of 2M in 32 steps, the worst tenth makes more than nine tenths of the mean square.)
+# DDIM does best with the angle, on both kinds of data and at every budget. 2M does best in log-SNR on the blobs, at every budget, and on the arcs at eight and sixteen; at thirty-two the angle is far ahead there. So here no grid wins everywhere. (On the arcs few paths make most of the error: of 2M in thirty-two steps, the worst tenth makes more than nine tenths of the mean square.)
 #
-# **Where to stop.** A sampler ends at some small noise. Left there, its points have that noise on them; or a last step to $s = 0$ answers $\hat x_0$ and takes it off. On the arcs, 0.03 wide, how much less probable are samples than true points, on average?
+# **Where to stop.** A sampler ends at some small noise. Left there, its points have that noise on them; or a last step to $s = 0$ answers $\hat x_0$ and takes it off. On the arcs, which are thin, how much less probable are samples than true points, on average?
 
 # %% tags=["hide-input"]
 model, typical = arcs.denoiser(schedule), float(arcs.log_prob(arcs.sample(20_000, seeded(11))[0]).mean())
@@ -769,7 +769,7 @@ assert [row[0] for row in lost.values()] == sorted(row[0] for row in lost.values
 assert all(row[1] < 0 for row in lost.values()) and round(lost[0.03][0]) == 5 and lost[0.03][2] > 4
 
 # %% [markdown]
-# Left with noise more than three times as wide as the arcs, samples are 5 nats less probable than data (standard errors are 0.03 and more). The last step takes that off, and then they are *more* probable than data: a guess is an average, and lies in the middle of the width. Noise in the last step undoes it. Stop where $\sigma$ is well below the finest detail; if you must stop earlier, take the last step, without dice.
+# Left with noise more than three times as wide as the arcs, samples are five nats less probable than data (standard errors are 0.03 and more). The last step takes that off, and then they are *more* probable than data: a guess is an average, and lies in the middle of the width. Noise in the last step undoes it. Stop where $\sigma$ is well below the finest detail; if you must stop earlier, take the last step, without dice.
 
 # %% [markdown]
 # ## Deeper: DDPM's table
@@ -848,7 +848,7 @@ assert float((through - exact_value).abs().max()) < 1e-3
 assert abs(float((estimate - exact_value).mean())) < 3 * float(scatter.square().mean().sqrt()) / 40**0.5
 
 # %% [markdown]
-# Now four ways to one number, $-\log p$ of five points: the closed form; chapter 03's bound for 10, 100 and 1,000 steps; chapter 03's area of the error curve (I-MMSE); and the flow.
+# Now four ways to one number, $-\log p$ of five points: the closed form; chapter 03's bound for ten, a hundred and a thousand steps; chapter 03's area of the error curve (I-MMSE); and the flow.
 
 # %%
 def even(steps):  # in log-SNR, from -10 to 10

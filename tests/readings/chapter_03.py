@@ -43,13 +43,24 @@ def step_given_both() -> tuple[Tensor, Tensor]:
     return mean, torch.tensor(1 / joint[0, 0], dtype=F64)
 
 
-@reads("eq-fresh-look", "eq-joint-look")
-def look() -> Reading:
+def step_in(*names: str) -> Reading:
+    """The same mean and variance, to be written in these levels; the other's are unknown to it."""
     mean, variance = step_given_both()
+    levels = LEVELS | {r"\alpha_{t|s}": SCHEDULE.transition(T, S)[0]}
     return Reading(
         {r"\mathbb E[x_s | x_t, x_0]": mean, r"\mathrm{Var}(x_s | x_t, x_0)": variance, "x_t": X_T, "x_0": X_0},
-        LEVELS | {r"\alpha_{t|s}": SCHEDULE.transition(T, S)[0]}, statements=2,
+        {name: levels[name] for name in names}, statements=2,
     )  # fmt: skip
+
+
+@reads("eq-fresh-look")
+def fresh_look() -> Reading:
+    return step_in(r"\alpha_t", r"\alpha_s", r"\mathrm{SNR}_t", r"\mathrm{SNR}_s", r"\mathrm{SNR}_r")
+
+
+@reads("eq-joint-look")
+def joint_look() -> Reading:
+    return step_in(r"\alpha_t", r"\alpha_s", r"\sigma_t", r"\sigma_s", r"\alpha_{t|s}")
 
 
 @reads("eq-price-of-a-look")
