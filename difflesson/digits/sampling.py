@@ -115,9 +115,33 @@ def generate(
     with N >= 1, index is not like them, or an argument of `guided_denoiser` is not allowed;  FloatingPointError if a
     digit comes out with NaN or infinity in it.
     """
+    schedule, size = schedule_of(network), network.size if size is None else size
+    labels = _checked(network, labels, sampler, batch, size, index)
+    device = next(network.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    times, images = digit_times(steps, schedule), []
+    parts = torch.arange(len(labels)).split(batch)
+    for part in tqdm(parts, desc=f"gamma {gamma}", disable=None if progress else True, leave=False):
+        kernel = SAMPLERS[sampler](guided_denoiser(network, labels[part], gamma, guide, dtype), schedule)
+        shape = (len(part), 1, size, size)
+        if index is None:
+            noise = torch.randn(shape, generator=generator, device=device)
+        else:
+            each = _generators(seed, index[part])
+            noise, kernel = normal_of_each(each, torch.empty(shape, device=device)), own_noise(kernel, each)
+        images.append(draw(kernel, noise, times, generator).cpu())
+        if broken := int((~images[-1].isfinite()).flatten(1).any(1).sum()):
+            raise FloatingPointError(
+                f"{sampler} at gamma = {gamma} drew NaN or infinity in {broken} of {len(part)} digits: "
+                "take a gamma nearer to 1, or another network"
+            )
+    return torch.cat(images)
+
+
+def _checked(network, labels: Tensor, sampler: str, batch: int, size: int, index: Tensor | None) -> Tensor:
+    """The labels, if these arguments of `generate` are as it says."""
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {sorted(SAMPLERS)}, got {sampler!r}")
-    schedule, size = schedule_of(network), network.size if size is None else size
     if size < 4 or size % 4:
         raise ValueError(f"size must be a multiple of 4, the network halves images twice, got {size}")
     if batch < 1:
@@ -127,23 +151,9 @@ def generate(
     labels = check_labels(labels, network.classes)
     if index is not None and (index.shape != labels.shape or index.is_floating_point() or int(index.min()) < 0):
         raise ValueError(f"index must be integers from 0, one for each of {len(labels)} labels, got {index}")
-    device = next(network.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-    times, images = digit_times(steps, schedule), []
-    parts = torch.arange(len(labels)).split(batch)
-    for part in tqdm(parts, desc=f"gamma {gamma}", disable=None if progress else True, leave=False):
-        kernel = SAMPLERS[sampler](guided_denoiser(network, labels[part], gamma, guide, dtype), schedule)
-        if index is None:
-            noise = torch.randn(len(part), 1, size, size, generator=generator, device=device)
-        else:
-            # The product separates neighbouring seeds, since torch's generator on the CPU knows 32 bits of its seed.
-            each = [torch.Generator().manual_seed((seed * 2_654_435_761 + i) % 2**32) for i in index[part].tolist()]
-            noise = normal_of_each(each, torch.empty(len(part), 1, size, size, device=device))
-            kernel = own_noise(kernel, each)
-        images.append(draw(kernel, noise, times, generator).cpu())
-        if broken := int((~images[-1].isfinite()).flatten(1).any(1).sum()):
-            raise FloatingPointError(
-                f"{sampler} at gamma = {gamma} drew NaN or infinity in {broken} of {len(part)} digits: "
-                "take a gamma nearer to 1, or another network"
-            )
-    return torch.cat(images)
+    return labels
+
+
+def _generators(seed: int, index: Tensor) -> list[torch.Generator]:
+    """One for each digit. The product separates seeds, since torch's generator on the CPU knows 32 bits of its seed."""
+    return [torch.Generator().manual_seed((seed * 2_654_435_761 + i) % 2**32) for i in index.tolist()]

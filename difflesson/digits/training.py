@@ -109,29 +109,21 @@ def train(
     accelerator = start_accelerator(recipe, device, precision)
     state, final = _places(recipe, folder, force)
     before = ancestors.find(recipe, folder)
-    origin = {f"{role}_sha256": network.sha256 for role, network in before.items()}
-    setting = {
-        "device": accelerator.device.type, "precision": accelerator.mixed_precision,
-        "processes": accelerator.num_processes, "compiled": compiled,
-    } | origin  # fmt: skip
+    origin = {f"{role}_sha256": ancestor.sha256 for role, ancestor in before.items()}
+    setting = _setting(accelerator, compiled) | origin
     network, average, optimizer = _beginning(recipe, accelerator.device, before.get("start"))
     start, seconds, losses, versions = states.restore(state, recipe, setting, network, average, optimizer)
-    images, labels = lessons.examples(recipe, data_folder)
+    examples = lessons.examples(recipe, data_folder)
     if accelerator.is_main_process:
         states.prepare(state, final, sum(p.numel() for p in network.parameters()))
-    teacher = average if recipe.teacher == "itself" else None
-    if "teacher" in before:
-        teacher = before["teacher"].network.to(accelerator.device)
-    images, labels = images.to(accelerator.device), labels.to(accelerator.device)
+    examples = [part.to(accelerator.device) for part in examples]
+    teacher = _teacher(recipe, before, average)
     wrapped, optimizer = accelerator.prepare(network, optimizer)
     model = torch.compile(wrapped) if compiled else wrapped
-    share = recipe.batch // accelerator.num_processes
-    mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
-    bar, lines = _shown(recipe, start, progress and accelerator.is_main_process)
+    shown = Shown(recipe, start, progress and accelerator.is_main_process)
     clock, recent = time.monotonic() - seconds, []
-    for step in bar:
-        chosen = batch_indices(recipe, len(images), step)[mine].to(accelerator.device)
-        batch = images[chosen], labels[chosen]
+    for step in shown.steps:
+        batch = _batch(recipe, step, accelerator, examples)
         recent.append(_take_step(recipe, step, accelerator, model, network, optimizer, *batch, teacher))
         average.update_parameters(network)
         saving, last = (step + 1) % save_every == 0, step + 1 == recipe.steps
@@ -139,13 +131,10 @@ def train(
             # Only here, as looking at a loss makes the host wait; every process sees the same, so all of them stop.
             check_finite(recipe, step, accelerator.gather(torch.stack(recent)[None]).mean(0), average, state)
             losses.append([step + 1, round(float(torch.stack(recent).mean()), 5)])
+            shown.say(*losses[-1])
             recent = []
-            bar.set_postfix(loss=losses[-1][1])
-            if lines:
-                lines.say(step + 1, losses[-1][1])
         if accelerator.is_main_process and saving and not last:
-            seconds = time.monotonic() - clock
-            done = {"step": step + 1, "seconds": seconds, "losses": losses, "torch": versions}
+            done = {"step": step + 1, "seconds": time.monotonic() - clock, "losses": losses, "torch": versions}
             states.store(state, {"recipe": asdict(recipe), "setting": setting} | done, network, average, optimizer)
     if accelerator.is_main_process:
         card = make_card(recipe, accelerator, losses, time.monotonic() - clock, versions) | origin
@@ -154,6 +143,29 @@ def train(
         state.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return final
+
+
+def _setting(accelerator, compiled: bool) -> dict[str, Any]:
+    """What a run can be resumed under only."""
+    return {
+        "device": accelerator.device.type, "precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes, "compiled": compiled,
+    }  # fmt: skip
+
+
+def _teacher(recipe: Recipe, before: dict[str, ancestors.Ancestor], average: AveragedModel) -> nn.Module | None:
+    """Whose answers are learned: the running average's, another network's, or nobody's."""
+    if "teacher" in before:
+        return before["teacher"].network.to(next(average.parameters()).device)
+    return average if recipe.teacher == "itself" else None
+
+
+def _batch(recipe: Recipe, step: int, accelerator, examples: list[Tensor]) -> list[Tensor]:
+    """The examples of one step that fall to this process."""
+    share = recipe.batch // accelerator.num_processes
+    mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+    chosen = batch_indices(recipe, len(examples[0]), step)[mine].to(accelerator.device)
+    return [part[chosen] for part in examples]
 
 
 def _places(recipe: Recipe, folder: Path, force: bool) -> tuple[Path, Path]:
@@ -175,15 +187,6 @@ def _beginning(recipe: Recipe, device: torch.device, start: ancestors.Ancestor |
         network.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
     )
     return network, average, optimizer
-
-
-def _shown(recipe: Recipe, start: int, shown: bool) -> tuple[tqdm, "Lines | None"]:
-    """The steps to come, as a bar on a terminal, and what says lines elsewhere."""
-    bar = tqdm(
-        range(start, recipe.steps), initial=start, total=recipe.steps, desc=recipe.name, mininterval=1,
-        disable=None if shown else True, file=sys.stderr,
-    )  # fmt: skip
-    return bar, Lines(recipe, start) if shown and bar.disable else None
 
 
 def _take_step(recipe, step, accelerator, model, network, optimizer, images, labels, teacher) -> Tensor:
@@ -221,18 +224,24 @@ def check_finite(recipe: Recipe, step: int, recent: Tensor, average: nn.Module, 
     )
 
 
-class Lines:
-    """Where no terminal shows a bar: a line every `every` seconds, the first after the first hundred steps."""
+class Shown:
+    """The steps to come, as a bar on a terminal; elsewhere a line every `every` seconds, the first after 100 steps."""
 
     every = 60.0
 
-    def __init__(self, recipe: Recipe, start: int):
+    def __init__(self, recipe: Recipe, start: int, shown: bool):
+        self.steps = tqdm(
+            range(start, recipe.steps), initial=start, total=recipe.steps, desc=recipe.name, mininterval=1,
+            disable=None if shown else True, file=sys.stderr,
+        )  # fmt: skip
+        self.lines = shown and self.steps.disable
         self.recipe, self.start, self.began, self.last = recipe, start, time.monotonic(), -math.inf
 
     def say(self, step: int, loss: float) -> None:
-        """Say how far the run is, how fast, and how long it will take, unless that was said just now."""
+        """Say the loss, and on a line how far the run is, how fast, and how long it will take."""
+        self.steps.set_postfix(loss=loss)
         now, steps = time.monotonic(), self.recipe.steps
-        if now - self.last < self.every and step < steps:
+        if not self.lines or (now - self.last < self.every and step < steps):
             return
         rate, self.last = (step - self.start) / max(now - self.began, 1e-3), now
         left = f"{(steps - step) / rate / 60:.1f} min left" if step < steps else "done"

@@ -220,7 +220,7 @@ LINE = r"denoiser: step (\d+) of 8, loss \d\.\d{4}, \S+ steps/s, (\d+\.\d min le
 def test_without_a_terminal_a_run_says_how_far_how_fast_and_how_long(tmp_path, monkeypatch, run, tiny):
     for every, said in ((0.0, ["2", "4", "6", "8"]), (60.0, ["2", "8"])):
         monkeypatch.setattr(sys, "stderr", io.StringIO())
-        monkeypatch.setattr(training.Lines, "every", every)
+        monkeypatch.setattr(training.Shown, "every", every)
         run(tmp_path / str(every), tiny(), save_every=2, progress=True)
         lines = sys.stderr.getvalue().splitlines()
         assert [re.fullmatch(LINE, line)[1] for line in lines] == said and lines[-1].endswith("done")
@@ -237,9 +237,9 @@ def test_on_a_terminal_it_shows_its_bar_and_without_progress_nothing(tmp_path, m
 
 def test_rate_and_time_left_count_the_steps_of_this_start_alone(monkeypatch, tiny, capsys):
     """Resumed at step 200 of 1000, 100 steps in 50 s: 2 a second, and 700 / 2 s = 5.8 min left."""
-    times = iter([0.0, 50.0])
-    monkeypatch.setattr(training.time, "monotonic", lambda: next(times))
-    training.Lines(tiny(steps=1000), 200).say(300, 0.5)
+    shown = training.Shown(tiny(steps=1000), 200, True)
+    monkeypatch.setattr(training.time, "monotonic", lambda: shown.began + 50.0)
+    shown.say(300, 0.5)
     assert capsys.readouterr().err == "denoiser: step 300 of 1000, loss 0.5000, 2 steps/s, 5.8 min left\n"
 
 
