@@ -6,7 +6,7 @@
 # that guesses the cause. How much is lost, and how noisy is what is left?
 #
 # The short answer: **for a given model, both depend on the guess. With the right guess one draw gives the exact log-likelihood; near it, the loss
-# is half the square of the noise. But a guess that leaves out a possible cause can be as quiet, and wrong. And training with a guess costs more than the gap: it leads to another model.**
+# is half the square of the noise. But a guess that leaves out a possible cause can be as quiet, and wrong. And training with a guess can cost more than the gap: it can lead to another model.**
 #
 # **After this chapter you can**
 # * derive the bound and say exactly what it leaves out;
@@ -72,6 +72,8 @@ guessed = joint(draws) - elbo.log_guess(draws, mean, std.log())
 tried = {"10 prior draws": of_prior_draws(10), "1,000 prior draws": of_prior_draws(1000), "1 draw of a good guess": guessed}
 for name, found in tried.items():
     print(f"{name}: median {float(found.median()):.2f}, mean {float(found.mean()):.2f}, standard deviation {float(found.std()):.2f}")
+
+# %% tags=["hide-input"]
 grey, blue, orange = (plotting.COLOURS[name] for name in ("unconditional", "conditional", "guided"))
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 2, figsize=(8.4, 3.1), width_ratios=(1.1, 1))
@@ -256,7 +258,7 @@ noise, others = torch.randn(2, 200, 100, 1, generator=seeded(10), dtype=torch.fl
 
 # %% tags=["hide-input"]
 def noises(vae):
-    """Deviation of one draw's gradient by m and log tau, root mean square over points, for four estimates."""
+    """Deviation of one draw's gradient with respect to m and log tau, root mean square over points, for four estimates."""
 
     def joint_of(z):
         return vae.log_joint(fresh, z)
@@ -278,7 +280,7 @@ def noises(vae):
     }
     return {name: float(slopes.var(0).sum(1).mean().sqrt()) for name, slopes in found.items()}
 
-
+# %% tags=["hide-input"]
 measured = {}
 for step, weights in kept.items():
     early = elbo.VAE().double().requires_grad_(False)
@@ -396,7 +398,7 @@ def bound_loss(model, x, generator):
     z = m + log_tau.exp() * torch.randn(m.shape, generator=generator)
     return -elbo.log_ratio(lambda z: model.log_joint(x, z), z, m, log_tau).mean()
 
-
+# %% tags=["hide-input"]
 def go_on(loss_of, steps=500):
     model, generator = elbo.VAE(), seeded(0)
     model.load_state_dict(vae.state_dict())
@@ -423,7 +425,7 @@ table_of_ends = [[round(float(part.double().mean()), 2) for part in row] for row
 assert table_of_ends == [[0.15, 0.07, 0.12], [0.14, 0.07, 0.12], [0.03, 0.16, 0.07]]
 
 # %% [markdown]
-# More steps on the bound change little. On the exact log-likelihood the decoder loses only 0.03, but now the best Gaussians leave 0.16. **So training with a guess costs more than the gap: it leads to another decoder**, here with more noise and posteriors nearer to Gaussians. (The noise of the draws is not why: with fifty draws a point the decoder still loses 0.12, in the tests.)
+# More steps on the bound change little. On the exact log-likelihood the decoder loses only 0.03, but now the best Gaussians leave 0.16. **So here training with a guess cost more than the gap: it led to another decoder**, with more noise and posteriors nearer to Gaussians. (The noise of the draws is not why: with fifty draws a point the decoder still loses 0.12, in the tests.)
 # A decoder is continuous: its curve must lead from blob to blob, and the model puts points on the way. But most of the excess of unlikely draws comes from training on the bound: 12 % with it, 7 % after the exact steps; 5 % would be right.
 #
 # ## When a latent switches off, and is right to
@@ -619,7 +621,7 @@ exercises.check("2.5", usual_noise)
 # 1. For every $z$ and $q$, $\log p(x, z) - \log q(z \mid x) = \log p(x) - \log (q(z \mid x) / p(z \mid x))$. Its average over $q$ is the bound; the gap is the divergence of the guess from the posterior.
 # 2. With the posterior as guess one draw gives $\log p(x)$. If its error is small wherever the posterior or the guess has mass, the gap is half the squared deviation of one draw. A guess that starves a cause can be as quiet, and too low.
 # 3. Near the posterior, the closed form of the divergence from the prior makes one draw noisier. For the gradient it is holding $\log q$ that helps.
-# 4. A VAE falls short of its own $\log p(x)$ by what its guesses cannot be, and by what its encoder does not find. On our four blobs, after 1,500 steps, the first is larger at most points; the second sits in a few. Training with a guess also leads to another decoder: exact steps make it lose less, and the best Gaussians more.
+# 4. A VAE falls short of its own $\log p(x)$ by what its guesses cannot be, and by what its encoder does not find. On our four blobs, after 1,500 steps, the first is larger at most points; the second sits in a few. Training with those guesses also led to another decoder: exact steps make it lose less, and the best Gaussians more.
 # 5. In a linear model of given noise $s$, latents along the axes of the data are off exactly where the data's variance is at most $s^2$, by the likelihood itself.
 #
 # **Where it comes from.** The bound for learned guesses, reparameterised: [Kingma & Welling (2014)](https://arxiv.org/abs/1312.6114), [Rezende et al. (2014)](https://arxiv.org/abs/1401.4082). Holding $q$'s parameters, and no noise at the posterior: [Roeder et al. (2017)](https://arxiv.org/abs/1703.09194). The two gaps: [Cremer et al. (2018)](https://arxiv.org/abs/1801.03558).
@@ -665,7 +667,7 @@ def trained_linear(s, steps=400):
         descent.step()
     return W.detach()
 
-
+# %% tags=["hide-input"]
 variances = torch.linalg.eigvalsh(data_cov).flip(0)
 print(f"variances of the data: {variances.numpy().round(2)}")
 for level in (0.5, 1.2):
@@ -715,7 +717,7 @@ for name, slopes in (("pathwise", path), ("score function", score)):
 # %%
 # [eq-oscillating]
 def pathwise_variance(k, m, tau):
-    """Of the pathwise gradient of the mean of cos(k z) by m, z from N(m, tau^2)."""
+    """Of the pathwise gradient of the mean of cos(k z) with respect to m, z from N(m, tau^2)."""
     decay = math.exp(-((k * tau) ** 2))
     return k**2 / 2 * (1 - decay) * (1 + decay * math.cos(2 * k * m))
 
