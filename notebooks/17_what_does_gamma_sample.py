@@ -330,7 +330,7 @@ for gamma in (2.0, 4.0, 8.0):
 #
 # ## When is it right?
 #
-# With fine steps and a noisy start every sampler arrives, if nothing need be made or taken: if $\gamma$ is 0 or 1, or if at every level the classifier's gradient has one length everywhere. With one length everywhere $\log p_q(y \mid x)$ is linear in $x$. But it is at most 0, and a linear function bounded above is constant.
+# With fine steps and a noisy start every sampler arrives, if nothing need be made or taken: if $\gamma$ is 0 or 1, or if at every level the classifier's gradient has one length everywhere. With one length everywhere $\log p_q(y \mid x)$ is linear in $x$ ([chapter 08](08_gamma_normaliser.ipynb#deeper-is-either-a-diffusion-path) uses this as well). But it is at most 0, and a linear function bounded above is constant.
 # So with a real classifier the guided densities diffuse for no $\gamma$ but 0 and 1, unless the label says nothing. (It is right for some classes that are not *among* the data: [Deeper](#deeper-for-which-data-is-it-right).)
 #
 # ### Pitfall: finer steps, better solver
