@@ -8,12 +8,13 @@
 # **After this chapter you can**
 # * say in one equation why a sampler that follows guided guesses does not arrive at the density whose score they are;
 # * write down the density that noiseless guidance does sample, and read from it what is lost and where;
-# * say for which data nothing goes wrong, what more noise mends, and what it does not;
-# * report what your model samples.
+# * say what more noise mends, and what it does not;
+# * report what your model samples;
+# * (Deeper) say where mass would have to be made, and for which data nothing goes wrong.
 #
 # **You need** chapter 11 up to "What does $\gamma > 1$ sample?", and the chain rule for second derivatives.
 #
-# *44 minutes to read, 19 more for Deeper, 35 seconds to run, on a laptop, without a GPU or a network connection.*
+# *29 minutes to read, 32 more for Deeper, 35 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -39,7 +40,7 @@ torch.set_num_threads(1)
 # Three classes in the plane. Class 1 has two blobs: a *near* one, with other classes beside it, which holds 60 % of the class,
 # and a *far* one, with the rest.
 
-# %%
+# %% tags=["hide-input"]
 mixture = GaussianMixture(
     weights=[0.30, 0.27, 0.18, 0.25],
     means=torch.tensor([[-3.6, 0.3], [0.3, -0.9], [3.6, 1.0], [-1.0, 4.0]]).double(),
@@ -54,6 +55,11 @@ def seeded(number):
     return torch.Generator().manual_seed(number)
 
 
+def near_share(mixture, cloud):
+    """What part of class 1 is in its near blob."""
+    return float(metrics.mode_weights(mixture, cloud)[1])
+
+
 # %% [markdown]
 # The blobs hardly overlap, so every point of class 1 is sure of its class, and sharpening has next to nothing to do. This
 # is the order. What comes is drawn with exact guesses and without noise: the equation that DDIM solves, by 80 steps of the
@@ -66,11 +72,6 @@ def ordered(mixture, gamma):
         return path.combined_log_density(mixture, 1, gamma, x, 0.0)
 
     return GridDensity(log_density, -8, 10, 240)
-
-
-def near_share(mixture, cloud):
-    """What part of class 1 is in its near blob."""
-    return float(metrics.mode_weights(mixture, cloud)[1])
 
 
 start, times = torch.randn(3000, 2, generator=seeded(0)).double(), time_grid(80, start=0.99)
@@ -122,15 +123,19 @@ shown
 # At $\gamma = 8$ the order differs from the plain class by a divergence of $9 \cdot 10^{-6}$ nats, which no one could see. What
 # comes is another thing: a sixth of the near blob is left, and the mean has moved by one and a half standard deviations of the class.
 #
-# **Why?** At every noise level the guided guess is the score of a density: the noisy class, its odds sharpened *at that
-# level*. Think of these densities as a film of a crowd, one frame for each noise level, from pure noise to the data; and of the sampler as a
-# theatre that plays the film with living people. They take their places in the first frame, nearly: there all is noise. From then on the guesses tell
-# everybody where to walk, and this walk is made for one purpose: to undo a little noise. At $\gamma = 1$ it works: all frames show one crowd with less and less noise. At $\gamma = 4$ every
-# frame has been changed by itself. From one to the next people disappear here and appear there, besides the noise that is undone. The walk knows nothing of this. (Other arrows could
-# carry people there, but a score is all that the sampler has.) So they follow their arrows, and end in the wrong places.
+# **The answer.** A point pays for the way it came. At every noise level the classifier, $\log p(y \mid x)$ of the noisy point, has a slope. Square it, sum over the levels of the point's path, and multiply by $\frac12 \gamma\,(\gamma - 1)$: this is the point's *bill*. With exact guesses, fine steps and a start that is noisy enough, **noiseless guidance samples the order times $e^{-\text{bill}}$**, up to a constant. At the centre of the near blob, with other classes beside it, the bill is high; on its right side it is low. So you see points at the right edges, and fewer in the near blob than ordered.
 #
-# You can watch both. Below are, at each noise level, the mean of $x_1$ (less the class's) and the share of the near blob (the mean probability of the near one, of the two noisy blobs; where the noise
-# hides the difference it is near 0.6), in the film and in the theatre.
+# ## A film, and a theatre that plays it
+#
+# Where does the bill come from? At every noise level the guided guess is the score of a density: the noisy class, its odds sharpened *at that
+# level*. Think of these densities as a *film* of a crowd, one frame for each noise level, from pure noise to the data. The sampler is a
+# *theatre* that plays the film with living people. They take their places in the first frame, nearly: there all is noise. Then the guesses tell
+# everybody where to walk, and this walk is made for one purpose: to undo a little noise ([chapter 05](05_every_reverse_process_at_once.ipynb#a-shake-and-its-pull)).
+#
+# At $\gamma = 1$ it works: all frames show one crowd with less and less noise. At $\gamma = 4$ every
+# frame has been changed by itself. From one to the next people disappear here and appear there, besides the noise that is undone. The walk knows nothing of this, so they end in the wrong places. (Other arrows could carry people there, but a score is all that the sampler has.)
+#
+# Below are, at each noise level, the mean of $x_1$ (less the class's) and the share of the near blob, in the film and in the theatre. Where noise hides the blobs the share is a mean probability, near 0.6.
 
 # %% tags=["hide-input"]
 seen, moments = (2, 6, 10, 14, 18, 22, 26, 30, 35, 40, 46, 54, 62, 70, 76), {}
@@ -179,22 +184,18 @@ shown
 # their scores (theatre). The film returns to what was ordered, and the points stay behind. Both theatres start from plain noise, beside their films; at $\gamma = 1$ (blue) the theatre finds the film all the same.*
 #
 # The film's crowd begins far to the right: under much noise its mean is that of all data, moved $\gamma$ times the way to the class's. It is back in the end, for with little noise the points of class 1 are
-# sure of their class, and sharpening does nothing. Walking brings the points only part of the way. The rest is people who appear on the left and disappear on the
-# right. And once the blobs are apart, nobody walks from one to the other.
+# sure of their class, and sharpening does nothing. Walking brings the points only part of the way. And once the blobs are apart, nobody walks from one to the other.
 #
-# How many appear, and where, is one line.
+# ## What the film makes out of nothing
 #
-# ## What a sampler does
-#
-# As in chapter 11, divide by $\alpha_t$: $\bar x = x_t / \alpha_t = x_0 + \sqrt q\, \varepsilon$ with $q = \sigma_t^2 /
-# \alpha_t^2$. From here on $x$ means $\bar x$. A little more noise, $dq$, spreads the density $p_q$ as heat spreads. A sampler with noise $\rho$ (0: DDIM, 1: the usual, DDPM) takes this away again. Its step from $q$ to $q - dq$ moves points
-# by $\frac{1 + \rho^2}{2} \nabla \log p_q\, dq$, which adds $-\frac{1 + \rho^2}{2} \Delta p_q\, dq$ to their density, and adds noise of variance $\rho^2\, dq$, which adds $\frac{\rho^2}{2} \Delta p_q\, dq$: together $-\frac12 \Delta p_q\, dq$, for every $\rho$. For the density and its logarithm $u = \log p_q$,
+# How many appear, and where, is one line. As in chapter 11, divide by $\alpha_t$: $\bar x = x_t / \alpha_t = x_0 + \sqrt q\, \varepsilon$ with $q = \sigma_t^2 /
+# \alpha_t^2$. From here on $x$ means $\bar x$. A little more noise, $dq$, spreads the density $p_q$ as heat spreads. A sampler that walks by its score takes just this away, whatever its own noise $\rho$ (0: DDIM, 1: the usual, DDPM; [chapter 11](11_classifier_free_guidance.ipynb#deeper-why-half-a-score)). For the density and its logarithm $u = \log p_q$,
 #
 # $$ \partial_q p_q = \frac12 \Delta p_q, \qquad \partial_q u = \frac12 \big( \Delta u + \|\nabla u\|^2 \big),
 # \label{eq-log-heat} $$
 #
 # the second from the first, since $\nabla p = p\, \nabla u$ and $\Delta p = p\, (\Delta u + \|\nabla u\|^2)$. In words: *noising flattens a logarithm where it is
-# curved, and its own slope adds a term that is not linear.* Remember this square.
+# curved, and its own slope adds a term that is not linear.*
 
 # %%
 # [eq-log-heat]
@@ -218,8 +219,6 @@ for gamma in (0.0, 1.0, 4.0):
 # %% [markdown]
 # All data ($\gamma = 0$) and the class ($\gamma = 1$) diffuse. The guided densities do not.
 #
-# ## What the film makes out of nothing
-#
 # Let $u = \log p_q(x)$, $v = \log p_q(x \mid y)$. Guidance follows the gradient of $w_q = (1 - \gamma)\, u + \gamma\, v$. The first terms of
 # $\eqref{eq-log-heat}$ are linear: what holds for $u$ and $v$ holds for $w$. The squares are not, and for any two vectors
 # $(1 - \gamma) \|a\|^2 + \gamma \|b\|^2 - \|(1 - \gamma)\, a + \gamma\, b\|^2 = \gamma\,(1 - \gamma)\, \|a - b\|^2$ (multiply out).
@@ -231,52 +230,20 @@ for gamma in (0.0, 1.0, 4.0):
 # It is exact, for every $\gamma$, any data and every $q > 0$. The defect by differences should come near the last term, with an error that falls like $h^2$:
 
 # %%
-exact, film = -path.source(mixture, 1, 4.0, points, level), partial(path.combined_log_density, mixture, 1, 4.0)
-defects = {h: diffuses(film, points, level, h) for h in (0.04, 0.02, 0.01)}
-errors = {h: float((defect - exact).abs().max()) for h, defect in defects.items()}
+film, exact = partial(path.combined_log_density, mixture, 1, 4.0), -path.source(mixture, 1, 4.0, points, level)
+errors = {h: float((diffuses(film, points, level, h) - exact).abs().max()) for h in (0.04, 0.02, 0.01)}
 print("largest error by h:", ", ".join(f"{h}: {error:.1e}" for h, error in errors.items()))
-assert all(3.8 < errors[h] / errors[h / 2] < 4.2 for h in (0.04, 0.02))
-assert errors[0.01] < 1e-3 * float(exact.abs().max())
+assert all(3.8 < errors[h] / errors[h / 2] < 4.2 for h in (0.04, 0.02)) and errors[0.01] < 1e-3 * float(exact.abs().max())
 
 # %% [markdown]
-# Halving $h$ quarters the error: the term is right. For the normalised density, $\pi_q = e^{w_q} / Z_q$, read towards the data, where $q$ falls. The derivative of $\log Z_q$ must
-# make the total mass one, so it is the mean of the last term:
+# Halving $h$ quarters the error: the term is right.
 #
-# $$ -\partial_q \pi_q = -\frac12 \Delta \pi_q + \frac12 \gamma\,(\gamma - 1)\, \big( \|g_q\|^2 - \mathbb E_{\pi_q} \|g_q\|^2 \big)\, \pi_q .
-# \label{eq-guided-mass} $$
-#
-# The first term is what a sampler does that takes guided scores for scores, at any $\rho$. The second term it does not do. For $\gamma > 1$ mass should be *made* where the classifier's gradient is longer than in the
-# mean, and *taken* where it is shorter. (What can do it: weights, [chapter 18](18_remedies_that_are_right.ipynb); or Langevin steps with the guided score at one level, for which it is enough to wait; see below.)
-
-# %%
-# [eq-guided-mass]
-def mass_made(mixture, label, gamma, density, q):
-    """The last term on the points of a grid density of pi_q, for each unit of q."""
-    rate = path.source(mixture, label, gamma, density.points, q)
-    return (rate - density.weights @ rate) * density.log_prob(density.points).exp()
-
-
-# %%
-frame = GridDensity(partial(film, q=level), -10, 14, 300)
-made = mass_made(mixture, 1, 4.0, frame, level)
-appear = float(made.clamp_min(0).sum() * frame.cell.prod())
-print(f"for each unit of q, {appear:.0%} of the crowd appear and as many vanish")
-assert round(appear * 8) == 1 and abs(made.sum() * frame.cell.prod()) < 1e-12
-
-# %% tags=["remove-cell"]
-later, earlier = (GridDensity(partial(film, q=level + sign * 1e-3), -10, 14, 300) for sign in (-1, 1))
-square = frame.log_prob(frame.points).exp().view(300, 300)
-spreads = (sum(square.roll(s, d) for s in (1, -1) for d in (0, 1)) - 4 * square).flatten() / frame.cell[0] ** 2
-grown = (later.log_prob(frame.points) - earlier.log_prob(frame.points)).expm1() / 2e-3 * earlier.log_prob(frame.points).exp()
-torch.testing.assert_close(grown + spreads / 2, made, atol=2e-3 * float(made.abs().max()) * 10, rtol=0)
-
-
-# %% [markdown]
-# At this level an eighth of the crowd would have to be replaced per unit of $q$, and nobody is.
+# Read it towards the data, where $q$ falls. Besides what undoing noise does, $e^{w_q}$ should grow at the rate $\frac12 \gamma\,(\gamma - 1)\, \|g_q\|^2$. The total mass is kept at one. So for $\gamma > 1$ mass should be *made* where the classifier's gradient is longer than in the
+# mean, and *taken* where it is shorter ([Deeper](#deeper-where-mass-is-made-and-where-taken) has the map). A sampler that takes guided scores for scores does not do it, at any finite $\rho$. (What can do it: weights, [chapter 18](18_remedies_that_are_right.ipynb); or many Langevin steps at each level.)
 #
 # ## So what does $\gamma$ sample?
 #
-# Take the sampler without noise. Seen towards more noise, each of its points moves by $dx / dq = -\frac12 \nabla w_q(x)$. Along such a path two things change.
+# Let the sampler have no noise. Seen towards more noise, each of its points moves by $dx / dq = -\frac12 \nabla w_q(x)$. Along such a path two things change.
 #
 # * The density $\rho_q$ of the points: where they part it falls. By continuity $\frac{d}{dq} \log \rho_q = \frac12 \Delta w_q$.
 # * The film's $w_q$: by $\partial_q w_q + \nabla w_q \cdot \frac{dx}{dq}$, and $\nabla w_q \cdot \frac{dx}{dq} = -\frac12 \|\nabla w_q\|^2$. With $\eqref{eq-guided-residual}$ the square cancels: $\frac{d}{dq} w_q = \frac12 \Delta w_q - \frac12 \gamma\,(\gamma - 1)\, \|g_q\|^2$.
@@ -286,18 +253,22 @@ torch.testing.assert_close(grown + spreads / 2, made, atol=2e-3 * float(made.abs
 # $$ \frac{\rho_0(x)}{p(x)^{1 - \gamma}\, p(x \mid y)^\gamma} = \exp\Big( -\frac12 \gamma\,(\gamma - 1) \int_0^Q \|g_q(x_q)\|^2\, dq \Big)\;
 # \frac{\rho_Q(x_Q)}{p_Q(x_Q)^{1 - \gamma}\, p_Q(x_Q \mid y)^\gamma}, \label{eq-guided-density} $$
 #
-# where $x_q$ is the path that ends in $x$. Call what stands in the exponent, without its sign, the *bill* of $x$. The last fraction tends to one number for all $x$ as $Q$ grows, though slowly, like $1 / \sqrt Q$. So, up to a constant and from a start that is noisy enough, **noiseless guidance samples the order times $e^{-\text{bill}}$**. For
-# $\gamma > 1$ every point pays for each level at which its path stood where $\log p_q(y \mid x)$ is steep, whatever it is at the end. Favoured are points whose paths kept away from such places. (For $\gamma < 0$ as well, if there is such an order; for $0 < \gamma < 1$ the bill is a refund.)
+# where $x_q$ is the path that ends in $x$. In the exponent stands the bill. The last fraction tends to one number for all $x$ as $Q$ grows, though slowly, like $1 / \sqrt Q$. This is the answer of the first section. For
+# $\gamma > 1$ every point pays for each level at which its path stood where $\log p_q(y \mid x)$ is steep, whatever it is at the end. (For $\gamma < 0$ as well, if there is such an order; for $0 < \gamma < 1$ the bill is a refund.)
 #
 # Here is the formula as a density, summed over a grid: its mass must be one, and its shares those of the samples.
 
-# %%
+# %% tags=["hide-input"]
 def rising(top, fine=32):
     """Levels from 0 to top: even steps of the standard deviation up to 1, then growing ones."""
     far = torch.logspace(0, math.log10(top) / 2, round(fine * math.log10(top) / 2))
     return torch.cat([torch.linspace(0, 1, fine)[:-1], far]).double() ** 2
 
 
+Q = float((schedule.sigma(times[0]) / schedule.alpha(times[0])) ** 2)
+levels = rising(Q)
+
+# %%
 def what_comes(mixture, gamma, levels):
     def log_density(x):
         return path.sampled_log_prob(mixture, 1, gamma, x, levels)
@@ -305,8 +276,6 @@ def what_comes(mixture, gamma, levels):
     return GridDensity(log_density, -8, 10, 100)
 
 
-Q = float((schedule.sigma(times[0]) / schedule.alpha(times[0])) ** 2)
-levels = rising(Q)
 formulas = {gamma: what_comes(mixture, gamma, levels) for gamma in (4.0, 8.0)}
 
 # %% tags=["hide-input"]
@@ -320,36 +289,34 @@ for gamma, formula in formulas.items():
 # Mass one up to the steps along the paths; shares and means those of the samples, up to their scatter. From a noisier start a little less of the near blob would come. As maps:
 
 # %% tags=["hide-input"]
+def map_of(panel, grid, values):
+    """Filled contours of positive and negative values, in tenths of the largest."""
+    top = float(values.abs().max())
+    panel.contourf(*grid, values.T, [top * k / 10 for k in (-10, -6, -3, -1, -0.3, 0.3, 1, 3, 6, 10)], cmap="PuOr_r")
+    panel.set(xlabel="$x_1$", ylabel="$x_2$", xlim=(-2.4, 6.4), ylim=(-4.4, 4.4), aspect="equal")
+
+
 formula = formulas[4.0]
 difference = (formula.log_prob(formula.points).exp() - orders[4.0].log_prob(formula.points).exp()).view(100, 100)
 sides = [formula.points.view(100, 100, 2)[:, 0, 0], formula.points.view(100, 100, 2)[0, :, 1]]
-wide = [frame.points.view(300, 300, 2)[::3, 0, 0], frame.points.view(300, 300, 2)[0, ::3, 1]]
 with plotting.style():
-    figure, axes = plotting.plt.subplots(1, 3, figsize=(9.2, 3.2), sharex=True, sharey=True)
-    for panel, grid, values in ((axes[0], wide, made.view(300, 300)[::3, ::3]), (axes[1], sides, difference)):
-        top = float(values.abs().max())
-        panel.contourf(*grid, values.T, [top * k / 10 for k in (-10, -6, -3, -1, -0.3, 0.3, 1, 3, 6, 10)], cmap="PuOr_r")
-    plotting.density(axes[0], partial(film, q=level), (-4, 8, -6, 6), linewidths=0.8)
-    axes[2].plot(*walks[4.0][-1][:450].T, ".", markersize=1.6, color=plotting.COLOURS["guided"])
-    plotting.density(axes[2], partial(path.sampled_log_prob, mixture, 1, 4.0, levels=rising(Q, 16)), (-1, 6, -3, 3), linewidths=0.8)
-    assert level == 1.44 and len(axes[2].lines[0].get_xdata()) == 450
-    for panel, title in zip(axes, (f"made (+) and taken, $q = {level}$", "came − ordered", "the formula, and samples"), strict=True):
-        panel.set(title=title, xlabel="$x_1$", xlim=(-2.4, 6.4), ylim=(-4.4, 4.4), aspect="equal")
-    axes[0].set_ylabel("$x_2$")
-    for x, y, sign in ((-0.6, 2.2, "+"), (2.6, -0.6, "−")):
-        axes[0].text(x, y, sign, fontsize=15, ha="center")
+    figure, (difference_map, enclosed) = plotting.plt.subplots(1, 2, figsize=(6.6, 3.2), sharex=True, sharey=True)
+    map_of(difference_map, sides, difference)
+    enclosed.plot(*walks[4.0][-1][:450].T, ".", markersize=1.6, color=plotting.COLOURS["guided"])
+    plotting.density(enclosed, partial(path.sampled_log_prob, mixture, 1, 4.0, levels=rising(Q, 16)), (-1, 6, -3, 3), linewidths=0.8)
+    assert len(enclosed.lines[0].get_xdata()) == 450
+    difference_map.set(title="came − ordered")
+    enclosed.set(title="the formula, and samples", xlabel="$x_1$", aspect="equal")
     for x, y, sign in ((-0.9, -0.2, "−"), (5.3, 0.2, "+")):
-        axes[1].text(x, y, sign, fontsize=15, ha="center")
-    shown = plotting.show(figure, "17_made_and_missing", alt="Three maps of the plane at gamma 4. Left: at noise variance 1.44 mass is made along the upper left edge of the guided density and taken inside, most of all at the near blob. Middle: what came less what was ordered is negative over the left parts of both blobs and positive at the right edge of each. Right: the contours of the formula enclose the sampled points.")
+        difference_map.text(x, y, sign, fontsize=15, ha="center")
+    shown = plotting.show(figure, "17_formula_and_samples", alt="Two maps of the plane at gamma 4. Left: what came less what was ordered is negative over the left parts of both blobs and positive at the right edge of each. Right: the contours of the formula enclose the sampled points.")
 shown
 
 # %% [markdown]
-# *$\gamma = 4$. Left: at one noise level, where the guided density needs mass to be made (+) and where to be taken (−); dashed, that density. Middle: what
-# came less what was ordered. It is missing on the side where it should have been made. Right: the formula $\eqref{eq-guided-density}$ and 450 samples.
+# *$\gamma = 4$. Left: what came less what was ordered. Mass is missing (−) towards the other classes, and too much (+) away from them. Right: the formula $\eqref{eq-guided-density}$ and 450 samples.
 # Dashed: 50, 90 and 99 %.*
 #
-# Towards the other classes mass should have been made, and is missing; away from them it should have been taken, and is too much. (One level's map does not tell the middle one place by place: people
-# walk on, and each level has its own map. The bill adds them up along the paths.) And at the centre of the near blob the bill is larger than at that of the far one:
+# And at the centre of the near blob the bill is larger than at that of the far one:
 
 # %%
 centres = mixture.means[1:3]
@@ -359,59 +326,12 @@ for gamma in (2.0, 4.0, 8.0):
     print("gamma {:g}: bill at the centres, near and far, {:.1f} and {:.1f}; 0.8 to the right of them {:.1f} and {:.1f}".format(gamma, *bills))
 
 # %% [markdown]
-# At $\gamma = 4$ the bill is eleven at the centre of the near blob, and one and a half on its right side: so it is sampled at its right edge, as in the first figure, and less of it than of the far one. And bills grow faster than $\gamma\,(\gamma - 1)$, since a larger $\gamma$ takes other paths.
+# At $\gamma = 4$ the bill is eleven at the centre of the near blob, and one and a half on its right side. So it is sampled at its right edge, as in the first figure, and less of it than of the far one. Bills grow faster than $\gamma\,(\gamma - 1)$, since a larger $\gamma$ takes other paths.
 #
 # ## When is it right?
 #
-# With fine steps and a noisy start every sampler arrives, if nothing is made or taken. (For the noiseless one alone it would be enough if all bills were equal.) By $\eqref{eq-guided-mass}$ this is so if and only if, at every level $q$,
-#
-# $$ \gamma\,(\gamma - 1)\, \big( \|g_q(x)\|^2 - \mathbb E_{\pi_q} \|g_q\|^2 \big) = 0 \quad \text{for all } x. \label{eq-constant-norm} $$
-#
-# So $\gamma$ is 0 or 1, or the classifier's gradient has one length everywhere. A smooth function whose gradient has one length everywhere is
-# linear ([chapter 08](08_gamma_normaliser.ipynb#deeper-is-either-a-diffusion-path) uses this as well). Then $p_q(x \mid y) = p_q(x)\, e^{a_q \cdot x + b_q}$ at every level. The familiar case is
-# two Gaussians of one covariance. It is not the only one: the data may be Gaussian along one direction and, independently of it, anything at all across it, and the class moved along it.
-# Here is how much $\|g_q\|^2$ varies (its standard deviation over its mean, under $\pi_q$ at $\gamma = 2$) for several pairs of data and class.
-
-# %%
-# [eq-constant-norm]
-def unevenness(data, of_class, gamma, q):
-    """Deviation of |g_q|^2 over its mean under pi_q."""
-    data, of_class = data.noised(1.0, q**0.5), of_class.noised(1.0, q**0.5)
-    def log(x):
-        return (1 - gamma) * data.log_prob(x) + gamma * of_class.log_prob(x)
-
-    density = GridDensity(log, -14, 14, 200)
-    squares = (of_class.score(density.points) - data.score(density.points)).square().sum(1)
-    mean = density.weights @ squares
-    return float((density.weights @ (squares - mean) ** 2).sqrt() / mean)
-
-
-# %% tags=["hide-input"]
-def blobs(means, covs, weights=(0.6, 0.4)):
-    return GaussianMixture(torch.tensor(weights[: len(means)]) / sum(weights[: len(means)]), torch.tensor(means).double(), covs)
-
-
-round_one, thin = [[1.0, 0.3], [0.3, 0.8]], [[0.5, 0.0], [0.0, 0.2]]
-across = [[[1.0, 0.0], [0.0, 0.2]], [[1.0, 0.0], [0.0, 0.6]]]
-zoo = {
-    "two Gaussians, one covariance": (blobs([[0.0, 0.0]], [round_one]), blobs([[1.0, 0.5]], [round_one])),
-    "two blobs, moved along a Gaussian side": (blobs([[0.0, -1.5], [0.0, 1.5]], across), blobs([[0.8, -1.5], [0.8, 1.5]], across)),
-    "two blobs, moved across it": (blobs([[0.0, -1.5], [0.0, 1.5]], across), blobs([[0.0, -1.0], [0.0, 2.0]], across)),
-    "two Gaussians, two covariances": (blobs([[0.0, 0.0]], [round_one]), blobs([[0.5, 0.3]], [thin])),
-    "three classes, this page": (mixture, class_1),
-    "four blobs, chapter 11": (plane.four_blobs(), plane.four_blobs().given(1)),
-}
-for name, (data, of_class) in zoo.items():
-    spread = [unevenness(data, of_class, 2.0, q) for q in (0.3, 1.0, 3.0)]
-    print(f"{name:40}", "{:7.0e} {:7.0e} {:7.0e}".format(*spread))
-    assert (max(spread) < 1e-10) == (name in list(zoo)[:2]) and (min(spread) > 0.1) == (name not in list(zoo)[:2])
-
-# %% [markdown]
-# The first two are exact, to rounding: there guidance moves the class on, by $\gamma - 1$ times the way from data to class. All others are not, by far. And a class *among* the data is never like the first two:
-# $\log p(y \mid x)$ is at most 0, and a linear function bounded above is constant. So with a real classifier the guided densities diffuse for no $\gamma$ but 0 and 1, unless the label says nothing.
-#
-# It is *not* that the guided guess would be no gradient. It is one, $\nabla w_q$, at every level. (Exact guesses have no curl, and
-# [chapter 11](11_classifier_free_guidance.ipynb#deeper-is-it-the-gradient-of-a-classifier) measured a network's.) Each frame may be a perfectly good density, and the next one not what the walk makes of it.
+# With fine steps and a noisy start every sampler arrives, if nothing need be made or taken: if $\gamma$ is 0 or 1, or if at every level the classifier's gradient has one length everywhere. With one length everywhere $\log p_q(y \mid x)$ is linear in $x$ ([chapter 08](08_gamma_normaliser.ipynb#deeper-is-either-a-diffusion-path) uses this as well). But it is at most 0, and a linear function bounded above is constant.
+# So with a real classifier the guided densities diffuse for no $\gamma$ but 0 and 1, unless the label says nothing. (It is right for some classes that are not *among* the data: [Deeper](#deeper-for-which-data-is-it-right).)
 #
 # ### Pitfall: finer steps, better solver
 #
@@ -432,19 +352,36 @@ assert abs(table["heun", 40]) < abs(table["ddim", 40]) < 0.3 and limit > 3
 # %% [markdown]
 # More steps and a higher order bring you to the limit: the *wrong* one, sooner. With 40 steps of Heun the error of the steps is four thousandths, that of the equation one and a half.
 #
-# ## One class in closed form, for any noise
+# ## What more noise mends
 #
-# How far apart are the samplers? Let the class be $\mathcal N(0, C)$ among data $\mathcal N(0, U)$, on the line, with $C < U$ and $\gamma \ge 0$; here everything can be solved (exercise 10.5 asks for it).
-# On its way from $q$ to 0 a difference shrinks by the factor $\big[ (\frac{C}{C + q})^{\gamma} (\frac{U}{U + q})^{1 - \gamma} \big]^{(1 + \rho^2)/2}$, and a
-# variance by its square. At each level $\rho^2\, dq$ of new variance comes in. Of the variance $Q$ of the start nearly nothing is left if there is noise; without noise it is all there is, and $S_0$ is what is left of it. So samples have the variance
+# Why does noise help? Call $s_\gamma = \nabla w_q$ the guided score. With noise $\rho$ a step walks by $\frac{1 + \rho^2}{2}\, s_\gamma\, dq$. The score is linear in $\gamma$, so this may be split:
 #
-# $$ S_\rho = \rho^2 \int_0^\infty \Big[ \Big(\frac{C}{C + q}\Big)^{\gamma} \Big(\frac{U}{U + q}\Big)^{1 - \gamma} \Big]^{1 + \rho^2} dq,
-# \qquad S_0 = C^\gamma\, U^{1 - \gamma}, \quad S_\infty = \Big( \frac{\gamma}{C} + \frac{1 - \gamma}{U} \Big)^{-1} .
-# \label{eq-any-noise-variance} $$
+# $$ \frac{1 + \rho^2}{2}\, s_\gamma = \frac12\, s_1 + \frac{\rho^2}{2}\, s_{\gamma'}, \qquad \gamma' = \gamma + \frac{\gamma - 1}{\rho^2} .
+# \label{eq-predictor-corrector} $$
 #
-# From the *geometric* mean without noise to the *harmonic* one, the order, with very much of it: DDIM extrapolates the logarithms of variances, the order extrapolates their inverses.
+# The first part is a noiseless *conditional* step, a predictor that is right. The second, with the noise $\rho^2\, dq$, is Langevin dynamics ([chapter 04](04_scores_and_langevin.ipynb)). It leaves the guided density of another scale $\gamma'$ alone (for $\gamma > 1$ a *larger* one), and draws
+# all others towards it. For DDPM, $\rho = 1$, that scale is $2 \gamma - 1$ ([Bradley & Nakkiran (2024)](https://arxiv.org/abs/2408.09000)). So guided DDPM at 4 is
+# conditional DDIM, corrected towards 7 for a short time at every level. With more and more noise $\gamma' \to \gamma$, and there is more time.
 
 # %%
+def field(mixture, gamma):
+    """The guided score of class 1, a function of x and q."""
+    def score(x, q):
+        noisy = mixture.noised(1.0, q**0.5)
+        return noisy.score(x) + gamma * noisy.class_gradient(x, 1)
+
+    return score
+
+
+corrector = path.corrector_scale(4.0, rho=1.0)
+parts = field(mixture, 1.0)(points, level) / 2 + field(mixture, corrector)(points, level) / 2
+torch.testing.assert_close(field(mixture, 4.0)(points, level), parts, atol=1e-12, rtol=1e-12)
+print(f"DDPM at 4 is corrected towards {corrector:g}")
+
+# %% [markdown]
+# So with more noise the samples should come nearer to the order, as long as Langevin dynamics carries points from one blob to the other before the level is over. We move the far blob out, from 3.6 to 12, and add noise. (Here samples start at $q = 10^4$.)
+
+# %% tags=["hide-input"]
 def walk(score, x, qs, rho, generator):
     """A sampler with noise rho through falling levels qs: a step of DDIM, rho^2 / 2 scores more, and noise."""
     for q, lower in zip(qs[:-1], qs[1:], strict=True):
@@ -459,71 +396,6 @@ def falling(steps, top=1e4, bottom=3e-3):
     return torch.cat([torch.logspace(*ends, steps), torch.zeros(1)]).double()
 
 
-# %%
-def wide_score(x, q, C=0.5, U=3.0, gamma=4.0):
-    return -x * (gamma / (C + q) + (1 - gamma) / (U + q))
-
-
-line = 100 * torch.randn(20_000, 1, generator=seeded(3)).double()
-for rho, steps in ((0.0, 400), (1.0, 400), (2.0, 400), (4.0, 800)):
-    formula_variance = path.guided_variance(0.5, 3.0, 4.0, rho)
-    drawn = walk(wide_score, line, falling(steps), rho, seeded(4)).var()
-    print(f"rho {rho:g}: formula {formula_variance:.4f}, {steps} steps {drawn:.4f} +- {float(drawn) / 100:.4f}")
-    assert abs(drawn / formula_variance - 1) < 0.1
-order_variance = 1 / (4 / 0.5 - 3 / 3.0)
-print(f"order: {order_variance:.4f}; DDIM has {path.guided_variance(0.5, 3.0, 4.0, 0.0) / order_variance:.1%} of it, DDPM {path.guided_variance(0.5, 3.0, 4.0, 1.0) / order_variance:.0%}")
-
-# %% [markdown]
-# DDIM has less than a fiftieth of the ordered variance, DDPM 60 % of it. (The steps leave up to a tenth; Deeper shows that this vanishes, and how fast.) And when $\gamma$ grows by one, the order's precision grows by $1/C - 1/U$, while DDIM's variance is multiplied by $C / U$, here a sixth: a power law against an exponential.
-#
-# ## What more noise mends
-#
-# Why does noise help? Call $s_\gamma = \nabla w_q$ the guided score. It is linear in $\gamma$, so a step's $\frac{1 + \rho^2}{2}\, s_\gamma$ may be split:
-#
-# $$ \frac{1 + \rho^2}{2}\, s_\gamma = \frac12\, s_1 + \frac{\rho^2}{2}\, s_{\gamma'}, \qquad \gamma' = \gamma + \frac{\gamma - 1}{\rho^2} .
-# \label{eq-predictor-corrector} $$
-#
-# The first part is a noiseless *conditional* step, a predictor that is right. The second, with the noise $\rho^2\, dq$, is Langevin dynamics, which leaves the density $\pi_q$ of another scale $\gamma'$, for $\gamma > 1$ a *larger* one, alone and draws
-# all others towards it; for DDPM, $\rho = 1$, it is $2 \gamma - 1$ ([Bradley & Nakkiran (2024)](https://arxiv.org/abs/2408.09000)). So guided DDPM at 4 is
-# conditional DDIM, corrected towards 7 for a short time at every level. With more and more noise $\gamma' \to \gamma$, and there is more time. The fields are equal; and so, as steps get finer, are the samples, with the same noises:
-
-# %%
-def field(mixture, gamma):
-    """The guided score of class 1, a function of x and q."""
-    def score(x, q):
-        noisy = mixture.noised(1.0, q**0.5)
-        return noisy.score(x) + gamma * noisy.class_gradient(x, 1)
-
-    return score
-
-
-def alternating(mixture, gamma, x, qs, rho, generator):
-    """A noiseless conditional step, then a Langevin step at the corrector's scale."""
-    corrected = field(mixture, path.corrector_scale(gamma, rho))
-    for q, lower in zip(qs[:-1], qs[1:], strict=True):
-        x = x + (q - (q * lower).sqrt()) * field(mixture, 1.0)(x, q)
-        x = x + rho**2 / 2 * (q - lower) * corrected(x, q)
-        x = x + rho * (q - lower).sqrt() * standard_normal(x.shape, x, generator)
-    return x
-
-
-# %%
-some = points[:100]
-parts = field(mixture, 1.0)(some, 1.44) / 2 + field(mixture, 7.0)(some, 1.44) / 2
-torch.testing.assert_close(field(mixture, 4.0)(some, 1.44), parts, atol=1e-12, rtol=1e-12)
-high = 100 * torch.randn(1500, 2, generator=seeded(5)).double()
-gaps = []
-for steps in (150, 300, 600):
-    one = walk(field(mixture, 4.0), high[:300], falling(steps), 1.0, seeded(6))
-    other = alternating(mixture, 4.0, high[:300], falling(steps), 1.0, seeded(6))
-    gaps.append(float((one - other).norm(dim=1).median()))
-print("median gap of the two samplers:", ", ".join(f"{gap:.3f}" for gap in gaps))
-assert all(a > 1.6 * b for a, b in zip(gaps[:-1], gaps[1:], strict=True))
-
-# %% [markdown]
-# Half the step, half the gap: they are one sampler, as the fields say. So with more noise the samples should come nearer to the order, as long as Langevin dynamics carries points from one blob to the other before the level is over. We move the far blob out, from 3.6 to 12, and add noise. (Here samples start at $q = 10^4$.)
-
-# %%
 def moved_out(place):
     means = mixture.means.clone()
     means[2, 0] = place
@@ -531,6 +403,7 @@ def moved_out(place):
 
 
 # %% tags=["hide-input"]
+high = 100 * torch.randn(1500, 2, generator=seeded(5)).double()
 noises, found = ((0.0, 120), (1.0, 240), (2.0, 240), (4.0, 480)), {}
 print("far blob at   near share with rho =", ", ".join(f"{rho:g}" for rho, _ in noises))
 for place in (3.6, 6.0, 12.0):
@@ -541,6 +414,8 @@ for place in (3.6, 6.0, 12.0):
 print("standard error at most 0.013; ordered 0.60")
 assert all(a < b for shares in (found[3.6], found[6.0]) for a, b in zip(shares[:-1], shares[1:], strict=True))
 assert found[3.6][-1] > 0.54 and found[12.0][-1] < 0.35
+
+# %% tags=["hide-input"]
 apart = moved_out(12.0)
 for q in (8.0, 1.0):
     frame_q = GridDensity(lambda x, q=q: path.combined_log_density(apart, 1, 4.0, x, q), -38, 46, 200)
@@ -566,10 +441,12 @@ shown
 
 # %% [markdown]
 # *Share of the near blob at $\gamma = 4$ over the noise of the sampler, for a far blob that lies farther and farther out. Bars: two standard errors. More noise brings samples
-# nearer to the order, and closes a smaller part of the gap the farther the blobs lie apart; at 12 the usual noise does nothing that these samples show.*
+# nearer to the order. It closes a smaller part of the gap the farther the blobs lie apart; at 12 the usual noise does nothing that these samples show.*
 #
 # With the far blob at 3.6, four times the noise brings back nearly all of the near blob. At 12 it does not. There the blobs are half parted at $q = 8$, while the film has only 30 % in the near one. At $q = 1$ nothing is left between
-# them, and the film has 57 %. What still mixes, noise brings to the film; what has parted, so that nobody crosses any more, keeps about the share that the film had then, right or wrong. More noise lowers that level slowly. In your own code more noise is one argument, and a corrector one function:
+# them, and the film has 57 %. What still mixes, noise brings to the film. What has parted, so that nobody crosses any more, keeps about the share that the film had then, right or wrong. More noise lowers that level slowly.
+#
+# In your own code more noise is one argument, and a corrector one function:
 
 # %%
 guided = guidance.classifier_free(mixture.pair(schedule, label=1), 4.0)
@@ -592,7 +469,7 @@ print(f"near share: noise x 2 {near_share(mixture, more_noise):.2f}, DDIM with a
 # %% [markdown]
 # One more remedy: guide only part of the way. Here $\gamma = 4$ above, or below, a time, and 1 elsewhere, without noise.
 
-# %%
+# %% tags=["hide-input"]
 for name, scale in (("t > 0.5", lambda t: 4.0 if t > 0.5 else 1.0), ("t < 0.5", lambda t: 4.0 if t < 0.5 else 1.0)):
     part = guidance.classifier_free(mixture.pair(schedule, label=1), scale)
     ends = draw(kernels.heun(part, schedule), start, times)
@@ -642,12 +519,12 @@ exercises.check("17.1", langevin_scale)
 # %% [markdown]
 # ### Exercise 17.2 (medium): the bill of a Gaussian
 #
-# The class is $\mathcal N(0, C)$ among data $\mathcal N(0, U)$, on the line, and $\gamma / C + (1 - \gamma) / U$ is above 0, so that there is an order. Return the bill of a point $x$, that is $\frac12 \gamma\,(\gamma - 1) \int_0^\infty
+# The class is $\mathcal N(0, C)$ among data $\mathcal N(0, U)$, on the line, and $\gamma / C + (1 - \gamma) / U$ is above 0, so that there is an order. Without noise, what comes has the variance $C^\gamma\, U^{1 - \gamma}$ ([Deeper](#one-class-in-closed-form-for-any-noise)). Return the bill of a point $x$, that is $\frac12 \gamma\,(\gamma - 1) \int_0^\infty
 # \|g_q(x_q)\|^2\, dq$, without an integral.
 #
 # <details><summary>Hint</summary>
 #
-# You know what comes and what was ordered: both are Gaussians, with variances that stand on the page. By $\eqref{eq-guided-density}$ the logarithm of their ratio is minus the
+# You know what comes, and what was ordered, from its exponent: both are Gaussians. By $\eqref{eq-guided-density}$ the logarithm of their ratio is minus the
 # bill, up to a constant. What is the bill at $x = 0$?
 #
 # </details>
@@ -691,6 +568,160 @@ def made_by_two(s0, s1, s2, gamma1, gamma2):
 exercises.check("17.3", made_by_two)
 
 # %% [markdown]
+# ## Remember
+#
+# 1. Exact guided guesses are the scores of $p_q^{1 - \gamma}\, p_q(\cdot \mid y)^\gamma$ at every level, but these densities are no diffusion. From one level to the next mass
+#    would have to be made at the rate $\frac12 \gamma\,(\gamma - 1)\, \big(\|\nabla \log p_q(y \mid x)\|^2 - \text{mean}\big)$. A sampler with guided scores and noise $\rho$ only undoes noise.
+# 2. Noiseless guidance samples the order times $e^{-\text{bill}}$, the bill being $\frac12 \gamma\,(\gamma - 1)$ times the squared classifier gradient gathered along a point's path: exactly, for exact guesses, fine steps and a noisy enough start.
+# 3. The guided densities diffuse if $\gamma$ is 0 or 1, or if that gradient has one length everywhere, at every level, and only then. For a class among the data it has not, unless the label says nothing.
+# 4. Finer steps of the same sampler lead to its limit, which is not the order. More reverse noise draws the shares towards those of the film at the lowest level where points still cross between the modes, and lowers that level slowly. At four times the noise: nearly the order with the far blob at 3.6, far from it with the far blob at 12.
+# 5. So the order says little about the samples: here it is the same at $\gamma = 1$ and 8 to $9 \cdot 10^{-6}$ nats, and where 60 % were ordered in the near blob, 10 % came.
+#
+# **Where it comes from.** That guidance is not sampling from $p(x)\, p(y \mid x)^\gamma$, the two Gaussian variances without noise and with the usual noise, and the reading as predictor and corrector: [Bradley & Nakkiran
+# (2024)](https://arxiv.org/abs/2408.09000). The last term of $\eqref{eq-guided-residual}$, as a weight for particles: [Skreta et al. (2025)](https://arxiv.org/abs/2503.02819). Two Gaussians and
+# mixtures under strong guidance: [Wu et al. (2024)](https://arxiv.org/abs/2403.01639), [Chidambaram et al. (2024)](https://arxiv.org/abs/2409.13074). $\eqref{eq-guided-density}$ and the formula for any noise are derived here.
+
+# %% [markdown]
+# ## Deeper: where mass is made, and where taken
+#
+# *For you if you want the missing term of the density itself. It maps, at one level, where people appear and disappear.*
+#
+# For the normalised density, $\pi_q = e^{w_q} / Z_q$, read $\eqref{eq-guided-residual}$ towards the data, where $q$ falls. The derivative of $\log Z_q$ must
+# make the total mass one, so it is the mean of the last term:
+#
+# $$ -\partial_q \pi_q = -\frac12 \Delta \pi_q + \frac12 \gamma\,(\gamma - 1)\, \big( \|g_q\|^2 - \mathbb E_{\pi_q} \|g_q\|^2 \big)\, \pi_q .
+# \label{eq-guided-mass} $$
+#
+# The first term is what a sampler does that takes guided scores for scores, at any $\rho$. The second term it does not do.
+
+# %%
+# [eq-guided-mass]
+def mass_made(mixture, label, gamma, density, q):
+    """The last term on the points of a grid density of pi_q, for each unit of q."""
+    rate = path.source(mixture, label, gamma, density.points, q)
+    return (rate - density.weights @ rate) * density.log_prob(density.points).exp()
+
+# %%
+frame = GridDensity(partial(film, q=level), -10, 14, 300)
+made = mass_made(mixture, 1, 4.0, frame, level)
+appear = float(made.clamp_min(0).sum() * frame.cell.prod())
+print(f"for each unit of q, {appear:.0%} of the crowd appear and as many vanish")
+assert round(appear * 8) == 1 and abs(made.sum() * frame.cell.prod()) < 1e-12
+
+# %% tags=["remove-cell"]
+later, earlier = (GridDensity(partial(film, q=level + sign * 1e-3), -10, 14, 300) for sign in (-1, 1))
+square = frame.log_prob(frame.points).exp().view(300, 300)
+spreads = (sum(square.roll(s, d) for s in (1, -1) for d in (0, 1)) - 4 * square).flatten() / frame.cell[0] ** 2
+grown = (later.log_prob(frame.points) - earlier.log_prob(frame.points)).expm1() / 2e-3 * earlier.log_prob(frame.points).exp()
+torch.testing.assert_close(grown + spreads / 2, made, atol=2e-3 * float(made.abs().max()) * 10, rtol=0)
+
+# %% tags=["hide-input"]
+wide = [frame.points.view(300, 300, 2)[::3, 0, 0], frame.points.view(300, 300, 2)[0, ::3, 1]]
+with plotting.style():
+    figure, panel = plotting.plt.subplots(figsize=(3.4, 3.2))
+    map_of(panel, wide, made.view(300, 300)[::3, ::3])
+    plotting.density(panel, partial(film, q=level), (-4, 8, -6, 6), linewidths=0.8)
+    panel.set_title(f"made (+) and taken, $q = {level}$")
+    for x, y, sign in ((-0.6, 2.2, "+"), (2.6, -0.6, "−")):
+        panel.text(x, y, sign, fontsize=15, ha="center")
+    assert level == 1.44
+    shown = plotting.show(figure, "17_made_and_taken", alt="A map of the plane at gamma 4. At noise variance 1.44 mass is made along the upper left edge of the guided density and taken inside, most of all at the near blob.")
+shown
+
+# %% [markdown]
+# *$\gamma = 4$: where the guided density of one noise level needs mass to be made (+) and where to be taken (−). Dashed, that density: 50, 90 and 99 %.*
+#
+# At this level an eighth of the crowd would have to be replaced per unit of $q$, and nobody is. Compare the map of what came less what was ordered. Towards the other classes mass should have been made, and is missing; away from them it should have been taken, and is too much. (One level's map does not tell the other one place by place: people
+# walk on, and each level has its own map. The bill adds them up along the paths.)
+#
+# ## Deeper: for which data is it right?
+#
+# *For you if you ask when guidance does sample the order. It adds the condition, and data that fulfil it.*
+#
+# By $\eqref{eq-guided-mass}$ nothing is made or taken if and only if, at every level $q$,
+#
+# $$ \gamma\,(\gamma - 1)\, \big( \|g_q(x)\|^2 - \mathbb E_{\pi_q} \|g_q\|^2 \big) = 0 \quad \text{for all } x. \label{eq-constant-norm} $$
+#
+# So $\gamma$ is 0 or 1, or the classifier's gradient has one length everywhere. (For the noiseless sampler alone it would be enough if all bills were equal.) A smooth function whose gradient has one length everywhere is
+# linear ([chapter 08](08_gamma_normaliser.ipynb#deeper-is-either-a-diffusion-path) uses this as well). Then $p_q(x \mid y) = p_q(x)\, e^{a_q \cdot x + b_q}$ at every level. The familiar case is
+# two Gaussians of one covariance. It is not the only one: the data may be Gaussian along one direction and, independently of it, anything at all across it, and the class moved along it.
+# Here is how much $\|g_q\|^2$ varies (its standard deviation over its mean, under $\pi_q$ at $\gamma = 2$) for several pairs of data and class.
+
+# %%
+# [eq-constant-norm]
+def unevenness(data, of_class, gamma, q):
+    """Deviation of |g_q|^2 over its mean under pi_q."""
+    data, of_class = data.noised(1.0, q**0.5), of_class.noised(1.0, q**0.5)
+    def log(x):
+        return (1 - gamma) * data.log_prob(x) + gamma * of_class.log_prob(x)
+
+    density = GridDensity(log, -14, 14, 200)
+    squares = (of_class.score(density.points) - data.score(density.points)).square().sum(1)
+    mean = density.weights @ squares
+    return float((density.weights @ (squares - mean) ** 2).sqrt() / mean)
+
+
+# %% tags=["hide-input"]
+def blobs(means, covs, weights=(0.6, 0.4)):
+    return GaussianMixture(torch.tensor(weights[: len(means)]) / sum(weights[: len(means)]), torch.tensor(means).double(), covs)
+
+
+round_one, thin = [[1.0, 0.3], [0.3, 0.8]], [[0.5, 0.0], [0.0, 0.2]]
+across = [[[1.0, 0.0], [0.0, 0.2]], [[1.0, 0.0], [0.0, 0.6]]]
+zoo = {
+    "two Gaussians, one covariance": (blobs([[0.0, 0.0]], [round_one]), blobs([[1.0, 0.5]], [round_one])),
+    "two blobs, moved along a Gaussian side": (blobs([[0.0, -1.5], [0.0, 1.5]], across), blobs([[0.8, -1.5], [0.8, 1.5]], across)),
+    "two blobs, moved across it": (blobs([[0.0, -1.5], [0.0, 1.5]], across), blobs([[0.0, -1.0], [0.0, 2.0]], across)),
+    "two Gaussians, two covariances": (blobs([[0.0, 0.0]], [round_one]), blobs([[0.5, 0.3]], [thin])),
+    "three classes, this page": (mixture, class_1),
+    "four blobs, chapter 11": (plane.four_blobs(), plane.four_blobs().given(1)),
+}
+for name, (data, of_class) in zoo.items():
+    spread = [unevenness(data, of_class, 2.0, q) for q in (0.3, 1.0, 3.0)]
+    print(f"{name:40}", "{:7.0e} {:7.0e} {:7.0e}".format(*spread))
+    assert (max(spread) < 1e-10) == (name in list(zoo)[:2]) and (min(spread) > 0.1) == (name not in list(zoo)[:2])
+
+# %% [markdown]
+# The first two are exact, to rounding: there guidance moves the class on, by $\gamma - 1$ times the way from data to class. All others are not, by far. And a class *among* the data is never like the first two:
+# $\log p(y \mid x)$ is at most 0, and a linear function bounded above is constant. So with a real classifier the guided densities diffuse for no $\gamma$ but 0 and 1, unless the label says nothing.
+#
+# It is *not* that the guided guess would be no gradient. It is one, $\nabla w_q$, at every level. (Exact guesses have no curl, and
+# [chapter 11](11_classifier_free_guidance.ipynb#deeper-is-it-the-gradient-of-a-classifier) measured a network's.) Each frame may be a perfectly good density, and the next one not what the walk makes of it.
+#
+# ## Deeper: how far apart the samplers are
+#
+# *For you if you need numbers for every noise. It adds a formula, for one Gaussian in another, and says how much too narrow DDIM is.*
+#
+# ### One class in closed form, for any noise
+#
+# Let the class be $\mathcal N(0, C)$ among data $\mathcal N(0, U)$, on the line, with $C < U$ and $\gamma \ge 0$; here everything can be solved (exercise 10.5 asks for it).
+# On its way from $q$ to 0 a difference shrinks by the factor $\big[ (\frac{C}{C + q})^{\gamma} (\frac{U}{U + q})^{1 - \gamma} \big]^{(1 + \rho^2)/2}$, and a
+# variance by its square. At each level $\rho^2\, dq$ of new variance comes in. Of the variance $Q$ of the start nearly nothing is left if there is noise; without noise it is all there is, and $S_0$ is what is left of it. So samples have the variance
+#
+# $$ S_\rho = \rho^2 \int_0^\infty \Big[ \Big(\frac{C}{C + q}\Big)^{\gamma} \Big(\frac{U}{U + q}\Big)^{1 - \gamma} \Big]^{1 + \rho^2} dq,
+# \qquad S_0 = C^\gamma\, U^{1 - \gamma}, \quad S_\infty = \Big( \frac{\gamma}{C} + \frac{1 - \gamma}{U} \Big)^{-1} .
+# \label{eq-any-noise-variance} $$
+#
+# From the *geometric* mean without noise to the *harmonic* one, the order, with very much of it: DDIM extrapolates the logarithms of variances, the order extrapolates their inverses.
+
+# %%
+def wide_score(x, q, C=0.5, U=3.0, gamma=4.0):
+    return -x * (gamma / (C + q) + (1 - gamma) / (U + q))
+
+
+line = 100 * torch.randn(20_000, 1, generator=seeded(3)).double()
+for rho, steps in ((0.0, 400), (1.0, 400), (2.0, 400), (4.0, 800)):
+    formula_variance = path.guided_variance(0.5, 3.0, 4.0, rho)
+    drawn = walk(wide_score, line, falling(steps), rho, seeded(4)).var()
+    print(f"rho {rho:g}: formula {formula_variance:.4f}, {steps} steps {drawn:.4f} +- {float(drawn) / 100:.4f}")
+    assert abs(drawn / formula_variance - 1) < 0.1
+order_variance = 1 / (4 / 0.5 - 3 / 3.0)
+print(f"order: {order_variance:.4f}; DDIM has {path.guided_variance(0.5, 3.0, 4.0, 0.0) / order_variance:.1%} of it, DDPM {path.guided_variance(0.5, 3.0, 4.0, 1.0) / order_variance:.0%}")
+
+# %% [markdown]
+# DDIM has less than a fiftieth of the ordered variance, DDPM 60 % of it. (The steps leave up to a tenth; the next section shows that this vanishes, and how fast.) And when $\gamma$ grows by one, the order's precision grows by $1/C - 1/U$, while DDIM's variance is multiplied by $C / U$, here a sixth: a power law against an exponential.
+
+# %% [markdown]
 # ### Exercise 17.4 (research): where the mean goes
 #
 # The class is $\mathcal N(m, C)$ among data $\mathcal N(0, U)$, on the line. Return the mean of what a sampler with noise $\rho$ samples, as a formula with one
@@ -724,20 +755,39 @@ def guided_mean(m, C, U, gamma, rho, integrate):
 exercises.check("17.4", guided_mean)
 
 # %% [markdown]
-# ## Remember
+# ## Deeper: to the order of the solver
 #
-# 1. Exact guided guesses are the scores of $p_q^{1 - \gamma}\, p_q(\cdot \mid y)^\gamma$ at every level, but these densities are no diffusion: from one level to the next mass
-#    would have to be made at the rate $\frac12 \gamma\,(\gamma - 1)\, \big(\|\nabla \log p_q(y \mid x)\|^2 - \text{mean}\big)$, and a sampler with guided scores and noise $\rho$ only undoes noise.
-# 2. Noiseless guidance samples the order times $e^{-\text{bill}}$, the bill being $\frac12 \gamma\,(\gamma - 1)$ times the squared classifier gradient gathered along a point's path: exactly, for exact guesses, fine steps and a noisy enough start.
-# 3. The guided densities diffuse if $\gamma$ is 0 or 1, or if that gradient has one length everywhere, at every level, and only then; for a class among the data it has not, unless the label says nothing.
-# 4. Finer steps of the same sampler lead to its limit, which is not the order. More reverse noise draws the shares towards those of the film at the lowest level where points still cross between the modes, and lowers that level slowly: at four times the noise nearly the order with the far blob at 3.6, far from it with the far blob at 12.
-# 5. So the order says little about the samples: here it is the same at $\gamma = 1$ and 8 to $9 \cdot 10^{-6}$ nats, and where 60 % were ordered in the near blob, 10 % came.
+# *For you if you want to see the package's own steps meet $\eqref{eq-any-noise-variance}$, in variance-preserving variables and without sampling.*
 #
-# **Where it comes from.** That guidance is not sampling from $p(x)\, p(y \mid x)^\gamma$, the two Gaussian variances without noise and with the usual noise, and the reading as predictor and corrector: [Bradley & Nakkiran
-# (2024)](https://arxiv.org/abs/2408.09000). The last term of $\eqref{eq-guided-residual}$, as a weight for particles: [Skreta et al. (2025)](https://arxiv.org/abs/2503.02819). Two Gaussians and
-# mixtures under strong guidance: [Wu et al. (2024)](https://arxiv.org/abs/2403.01639), [Chidambaram et al. (2024)](https://arxiv.org/abs/2409.13074). $\eqref{eq-guided-density}$ and the formula for any noise are derived here.
+# For these Gaussians every step multiplies $x_t$ by a number and adds noise, so variances can be carried along exactly, and all that is left is the error of the steps. (What is carried is divided by $\alpha^2$ of the last time, since the formula is for $\bar x$.)
+
+# %%
+def one_gaussian(variance):
+    return GaussianMixture([1.0], torch.zeros(1, 1).double(), [[[variance]]])
+
+
+def carried(kernel, times, schedule):
+    """The variance that a linear kernel gives to a standard normal start."""
+    var, one = torch.ones(()).double(), torch.ones(1, 1).double()
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        step = kernel(one, t, s)
+        var = var * step.mean[0, 0] ** 2 + step.var
+    return float(var / schedule.alpha(times[-1]) ** 2)
+
+
+# %%
+narrow, broad = (one_gaussian(v).denoiser(schedule) for v in (0.5, 3.0))
+guided_line = guidance.classifier_free(Pair(narrow, broad), 4.0)
+ladder = {"heun": (kernels.heun(guided_line, schedule), 0.0), "ddim": (kernels.ddim(guided_line, schedule), 0.0),
+          "ddpm": (kernels.ddpm(guided_line, schedule), 1.0), "rho 2": (kernels.reverse_sde(guided_line, schedule, rho=2.0), 2.0)}  # fmt: skip
+for name, (kernel, rho) in ladder.items():
+    truth = path.guided_variance(0.5, 3.0, 4.0, rho)
+    off = [carried(kernel, time_grid(n, schedule, start=0.9999, end=1e-3), schedule) - truth for n in (100, 200, 400)]
+    print(f"{name:>6}: {truth:.5f}, off by", ", ".join(f"{value:+.1e}" for value in off))
 
 # %% [markdown]
+# Halved steps halve the errors, and Heun's quarter.
+#
 # ## Deeper: the sampler's own clock, and what its ODE knows
 #
 # *For you if you compute likelihoods, or need the rate in $t$. It adds the rate for $x_t$ itself, and an identity for $\log Z$.*
@@ -808,39 +858,6 @@ print("log density at the centres, near and far: ordered {:.1f} and {:.1f},".for
       "by the guided ODE {:.1f} and {:.1f}".format(*came_there))
 
 # %% [markdown]
-# ## Deeper: to the order of the solver
-#
-# *For you if you want to see the package's own steps meet $\eqref{eq-any-noise-variance}$, in variance-preserving variables and without sampling.*
-#
-# For these Gaussians every step multiplies $x_t$ by a number and adds noise, so variances can be carried along exactly, and all that is left is the error of the steps. (What is carried is divided by $\alpha^2$ of the last time, since the formula is for $\bar x$.)
-
-# %%
-def one_gaussian(variance):
-    return GaussianMixture([1.0], torch.zeros(1, 1).double(), [[[variance]]])
-
-
-def carried(kernel, times, schedule):
-    """The variance that a linear kernel gives to a standard normal start."""
-    var, one = torch.ones(()).double(), torch.ones(1, 1).double()
-    for t, s in zip(times[:-1], times[1:], strict=True):
-        step = kernel(one, t, s)
-        var = var * step.mean[0, 0] ** 2 + step.var
-    return float(var / schedule.alpha(times[-1]) ** 2)
-
-
-# %%
-narrow, broad = (one_gaussian(v).denoiser(schedule) for v in (0.5, 3.0))
-guided_line = guidance.classifier_free(Pair(narrow, broad), 4.0)
-ladder = {"heun": (kernels.heun(guided_line, schedule), 0.0), "ddim": (kernels.ddim(guided_line, schedule), 0.0),
-          "ddpm": (kernels.ddpm(guided_line, schedule), 1.0), "rho 2": (kernels.reverse_sde(guided_line, schedule, rho=2.0), 2.0)}  # fmt: skip
-for name, (kernel, rho) in ladder.items():
-    truth = path.guided_variance(0.5, 3.0, 4.0, rho)
-    off = [carried(kernel, time_grid(n, schedule, start=0.9999, end=1e-3), schedule) - truth for n in (100, 200, 400)]
-    print(f"{name:>6}: {truth:.5f}, off by", ", ".join(f"{value:+.1e}" for value in off))
-
-# %% [markdown]
-# Halved steps halve the errors, and Heun's quarter.
-#
 # ## Deeper: to the edge of the class
 #
 # *For you if you use large scales. It shows where $\gamma$ leads when the class has many parts.*
