@@ -46,25 +46,29 @@ truth = kernels.exact(mixture, noise, label)  # one step, given the label
 # %% tags=["hide-input"]
 here, now = torch.tensor([[-0.9, 0.2]], dtype=torch.float64), 0.3
 slope = mixture.noised(noise.alpha(now), noise.sigma(now)).class_gradient(here, label)[0]
-usual, way = kernels.ddpm(mixture.denoiser(noise), noise), []
+usual, three, way = kernels.ddpm(mixture.denoiser(noise), noise), {}, []
+for then in (0.27, 0.21, 0.12):
+    grey, black = ignoring(here, now, then), truth(here, now, then)
+    orange = grey.mean[0] + usual(here, now, then).var * slope
+    three[then] = grey, black, orange
+    way.append(round(float((orange - grey.mean[0]).norm() / (black.mean[0] - grey.mean[0]).norm()), 2))
+assert way == [0.80, 0.48, 0.16]
+
+# %% tags=["hide-input"]
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 3, figsize=(7.4, 2.9), sharex=True, sharey=True)
-    for panel, then in zip(axes, (0.27, 0.21, 0.12), strict=True):
-        grey, black = ignoring(here, now, then), truth(here, now, then)
+    for panel, (then, (grey, black, orange)) in zip(axes, three.items(), strict=True):
         for step, colour, line in ((grey, "unconditional", "solid"), (black, "truth", "dashed")):
             plotting.density(
                 panel, lambda u, step=step: step.log_prob(u[:, None])[:, 0], (-3.7, 2.9, -2.7, 2.9),
                 colors=plotting.COLOURS[colour], linestyles=line, linewidths=0.9,
             )
-        orange = grey.mean[0] + usual(here, now, then).var * slope
-        way.append(round(float((orange - grey.mean[0]).norm() / (black.mean[0] - grey.mean[0]).norm()), 2))
         ray = torch.stack([grey.mean[0], grey.mean[0] + 2 * slope])
         panel.plot(*ray.T, color=plotting.COLOURS["guided"], linewidth=0.9)
         for dot, colour, size in ((grey.mean[0], "unconditional", 5.5), (black.mean[0], "truth", 9), (orange, "guided", 5)):
             panel.plot(*dot, "o", color=plotting.COLOURS[colour], markersize=size, markeredgecolor="white", markeredgewidth=0.6)
         panel.set(xlabel="$x_1$", aspect="equal", title=f"from $t = 0.3$ to $s = {then}$")
     axes[0].set_ylabel("$x_2$")
-    assert way == [0.80, 0.48, 0.16]
     for text, where, colour in (("without the label", (-3.5, 2.4), "unconditional"), ("given class 1", (-3.5, 1.9), "truth"),
                                 ("gradient", (0.55, -1.5), "guided"), ("small variance", (0.0, 1.9), "guided")):
         axes[0].text(*where, text, color=plotting.COLOURS[colour], fontsize=8)
@@ -270,6 +274,9 @@ def fractions(schedule, steps, variance):
 for steps, variance in [(250, "large"), (250, "small"), (25, "large"), (25, "small")]:
     first, middle, last = (fractions(noise, steps, variance)[i][1] for i in (0, steps // 2, -1))
     print(f"{steps:3d} steps, {variance}: {first:.2f} of the exact shift at first, {middle:.2f} in the middle, {last:.2f} at last")
+assert round(max(share for _, share in fractions(noise, 25, "small")), 1) == 0.8
+
+# %% tags=["hide-input"]
 with plotting.style():
     figure, panel = plotting.plt.subplots(figsize=(5.8, 3.1))
     for variance, colour in (("large", "conditional"), ("small", "guided")):
@@ -282,7 +289,6 @@ with plotting.style():
     panel.text(0.44, 0.9, "large variance", color=plotting.COLOURS["conditional"])
     panel.text(0.22, 0.5, "small variance", color=plotting.COLOURS["guided"])
     panel.set(xlabel="time $t$ (0 is data)", ylabel="fraction of the exact shift", ylim=(0, 1.12), xlim=(0, 1.0))
-    assert round(max(share for _, share in fractions(noise, 25, "small")), 1) == 0.8
     shown = plotting.show(figure, "07_coefficient", alt="Fraction of the exact shift over time for the large and the small variance. With 25 steps both start at two thirds at t = 1; the large one rises to one at t = 0, the small one to 0.8 and then falls below one third. With 250 steps both are near one, but the small one falls steeply at the very end.")
 shown
 
@@ -447,6 +453,11 @@ def versions(gradient, gamma=1.0):
 factors = (0.7, 0.85, 1.0, 1.15, 1.3, 1.45, 1.6)
 bent = [{n: errors_of(k, 25, 4000)[0] for n, k in versions(with_gradient(f)).items()} for f in factors]
 turned = {d: {n: errors_of(k, 25, 4000)[0] for n, k in versions(with_gradient(1.0, d)).items()} for d in (10, 20)}
+looked_at = {f"multiplied by {f}": row for f, row in zip(factors, bent, strict=True) if f in (0.7, 1.0, 1.3)}
+for what, row in (looked_at | {f"turned by {d} degrees": row for d, row in turned.items()}).items():
+    print(f"gradient {what}:", ", ".join(f"{name} {value:.2f}" for name, value in row.items()))
+
+# %% tags=["hide-input"]
 with plotting.style():
     figure, panel = plotting.plt.subplots(figsize=(5.8, 3.2))
     for name, colour in {"variance, small": "guided", "variance, large": "conditional", "exact coefficient": "truth"}.items():
@@ -454,9 +465,6 @@ with plotting.style():
     panel.set(xlabel="the classifier's gradient is multiplied by $k$", ylabel="error of the mean, 25 steps", ylim=(0, 0.6))
     panel.legend(fontsize=8)
     shown = plotting.show(figure, "07_scale", alt="Error of the mean over the factor k of the classifier's gradient, 25 steps. Three V-shaped curves, lowest at k = 1 for the exact coefficient, 1.15 for the large variance, 1.45 for the small one. At k = 0.7 the small variance is twice as far off as the exact coefficient, at k = 1.3 half as far.")
-looked_at = {f"multiplied by {f}": row for f, row in zip(factors, bent, strict=True) if f in (0.7, 1.0, 1.3)}
-for what, row in (looked_at | {f"turned by {d} degrees": row for d, row in turned.items()}).items():
-    print(f"gradient {what}:", ", ".join(f"{name} {value:.2f}" for name, value in row.items()))
 shown
 
 # %% [markdown]
