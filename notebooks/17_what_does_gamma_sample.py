@@ -135,7 +135,7 @@ shown
 # At $\gamma = 1$ it works: all frames show one crowd with less and less noise. At $\gamma = 4$ every
 # frame has been changed by itself. From one to the next people disappear here and appear there, besides the noise that is undone. The walk knows nothing of this, so they end in the wrong places. (Other arrows could carry people there, but a score is all that the sampler has.)
 #
-# Below are, at each noise level, the mean of $x_1$ (less the class's) and the share of the near blob, in the film and in the theatre. Where noise hides the blobs the share is a mean probability, near 0.6.
+# Below are, at each noise level, the mean of $x_1$ (less the class's) and the share of the near blob, in the film and in the theatre. Where noise hides the blobs the share is a mean probability, near 0.60.
 
 # %% tags=["hide-input"]
 seen, moments = (2, 6, 10, 14, 18, 22, 26, 30, 35, 40, 46, 54, 62, 70, 76), {}
@@ -176,7 +176,7 @@ with plotting.style():
     for text, place in (("film", (12, 0.46)), ("theatre", (1.4, 0.33)), ("plain class: theatre, film", (40, 0.63))):
         axes[1].text(*place, text, color=colours[text.split(":")[0]])
     assert [line.get_linestyle() for line in axes[0].lines[:4]] == ["--", "-", "-", "--"]
-    shown = plotting.show(figure, "17_film_and_theatre", alt="Two panels over the noise variance, falling to the right. Left: the mean of the film starts more than six units to the right of the class and comes back to it; that of the theatre comes back more slowly and stops at one and a half. Right: the film's share of the near blob dips to 0.49 and returns to 0.6, while the theatre's falls to 0.31 and stays. At gamma 1 the film is a straight dashed line, and the theatre ends near it.")
+    shown = plotting.show(figure, "17_film_and_theatre", alt="Two panels over the noise variance, falling to the right. Left: the mean of the film starts more than six units to the right of the class and comes back to it; that of the theatre comes back more slowly and stops at one and a half. Right: the film's share of the near blob dips to 0.49 and returns to 0.60, while the theatre's falls to 0.31 and stays. At gamma 1 the film is a straight dashed line, and the theatre ends near it.")
 shown
 
 # %% [markdown]
