@@ -11,13 +11,12 @@
 #
 # **After this chapter you can**
 # * derive both gradients, and say where they agree and where they do not;
-# * say what each of them is the score of, and what it is not;
-# * say what each does to a class with two modes, and why samplers do something else;
+# * say what each of them is the score of, and why samplers draw from something else;
 # * tell from one line of code which of the two somebody runs.
 #
 # **You need** chapter 00, Bayes' rule, softmax, and gradients.
 #
-# *43 minutes to read, 15 more for Deeper, 35 seconds to run, on a laptop, without a GPU or a network connection.*
+# *29 minutes to read, 27 more for Deeper, 35 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -47,7 +46,7 @@ level = torch.tensor(0.7, dtype=torch.float64)
 noisy = mixture.noised(schedule.alpha(level), schedule.sigma(level))
 
 
-# %%
+# %% tags=["hide-input"]
 def logits_of(mixture, schedule):
     """What a perfect network would answer: the log-probability of each class, (N, classes)."""
 
@@ -97,16 +96,16 @@ shown
 # goes on. The difference leads away from the border, on both sides.*
 #
 # **What happens.** Where class 0 is much the more probable one, both push alike. Just before the border the sharpened classifier
-# pushes harder, by up to a third. Behind it, where class 1 is the more probable one, it soon stops, and the scaled gradient goes on.
+# pushes harder, by up to a third.
 #
 # **Why.** A log-probability has a slope where there is something to gain. A sharper classifier is sure sooner, and
 # once it is sure there is nothing left to gain: it stops pushing. The scaled gradient takes the slope of the plain classifier,
 # which is still not quite sure, three times.
 #
 # **What the knob does instead.** Imagine three judges who see the same point. Each names a class by the
-# classifier's probabilities, without talking to the others. Three times the gradient asks that *all three say class 1*. The sharpened classifier asks only: *if* they agree, on
-# what? Between the two lies agreement itself, the third panel, which leads away from the border to wherever *some* class is certain. A sharper
-# classifier subtracts it, by its normaliser. Who calls the normaliser a constant leaves it in.
+# classifier's probabilities, without talking to the others. Three times the gradient asks that *all three say class 1*. The sharpened
+# classifier asks only: *if* they agree, on what? Between the two lies agreement itself, the third panel. It leads away from the border, to
+# wherever *some* class is certain. A sharper classifier subtracts it, by its normaliser. Who calls the normaliser a constant leaves it in.
 #
 # ## Both gradients
 #
@@ -142,34 +141,12 @@ by_hand = gamma * (g[:, label] - (sharp[:, :, None] * g).sum(1))
 torch.testing.assert_close(normalised(x, level), by_hand)
 
 # %% [markdown]
-# The sum is the mean of all classes' gradients, as the sharper classifier weighs them. The scaled gradient subtracts a mean as
-# well, though it does not show. Probabilities add up to one at every point, so their gradients, $p_t(y' \mid x)\, g_{y'}$, add up to zero:
-# subtract their sum from $g_y$, and nothing changes. So both pushes have one form:
+# The sum is the mean of all classes' gradients, as the sharper classifier weighs them. In code the two pushes differ by the place of
+# one bracket: `gamma * logits.log_softmax(1)[:, y]` or `(gamma * logits).log_softmax(1)[:, y]`.
 #
-# $$ \gamma\, g_y = \gamma \sum_{y'} \big[ p_t(y' \mid x)\, (g_y - g_{y'}) \big], \qquad
-# \nabla \log \tilde p_t(y \mid x) = \gamma \sum_{y'} \big[ \tilde p_t(y' \mid x)\, (g_y - g_{y'}) \big] . \label{eq-rivals} $$
-#
-# **Each rival $y'$ pushes you away, along $g_y - g_{y'}$, the slope of the log odds of $y$ against it. The factor
-# $\gamma$ is the same. The two differ only in how much each rival counts: by its probability, or by its sharpened
-# probability.** In code it is the place of one bracket: `gamma * logits.log_softmax(1)[:, y]` or `(gamma * logits).log_softmax(1)[:, y]`.
-
-# %%
-# [eq-rivals]
-def push(shares, g, label, gamma):
-    """From the rivals' shares (N, classes) and all class gradients g (N, classes, d)."""
-    gaps = g[:, label, None] - g
-    return gamma * (shares[:, :, None] * gaps).sum(1)
-
-
-# %%
-torch.testing.assert_close(push(p, g, label, gamma), gamma * plain(x, level))
-torch.testing.assert_close(push(sharp, g, label, gamma), normalised(x, level))
-print("same gaps, other shares")
-
-# %% [markdown]
-# With a single rival this is a number. Let $l(x)$ be the logit of $y$: the logarithm of its odds, positive where $y$ is the more
-# probable class. The rival has the probability $1 / (1 + e^l)$; sharpening multiplies $l$ by $\gamma$. And $g_y - g_{y'} =
-# \nabla l$. So
+# With two classes the difference is a number. Let $l(x)$ be the logit of $y$: the logarithm of its odds, positive where $y$ is the more
+# probable class. Then $\log p_t(y \mid x) = -\log(1 + e^{-l})$, and its slope in $l$ is $1 / (1 + e^l)$, the probability of the other class.
+# Sharpening multiplies $l$ by $\gamma$. So
 #
 # $$ \gamma\, g_y = \frac{\gamma}{1 + e^{l}}\, \nabla l, \qquad \nabla \log \tilde p_t(y \mid x) = \frac{\gamma}{1 + e^{\gamma
 # l}}\, \nabla l, \qquad \gamma\, g_y = \frac{1 + e^{\gamma l}}{1 + e^{l}}\, \nabla \log \tilde p_t(y \mid x) . \label{eq-force-ratio} $$
@@ -187,13 +164,12 @@ def ratio(logit, gamma):
 
 # %%
 odds = logits(x, level)[:, label] - logits(x, level)[:, 1 - label]
-rise = g[:, label] - g[:, 1 - label]
+rise = g[:, label] - g[:, 1 - label]  # the gradient of the logit
 for force, push_there in zip(forces(odds, gamma), (gamma * plain(x, level), normalised(x, level)), strict=True):
     torch.testing.assert_close(force[:, None] * rise, push_there)
 torch.testing.assert_close(ratio(odds, gamma)[:, None] * normalised(x, level), gamma * plain(x, level))
 
 # %% tags=["hide-input"]
-line_of_logits = torch.linspace(0, 5, 11, dtype=torch.float64)
 print("logit   p(y)   scaled  normalised  ratio    at gamma = 3")
 for value in (-6.0, -2.0, -math.log(2), 0.0, 1.0, 2.0, 4.0, 6.0):
     at = torch.tensor(value, dtype=torch.float64)
@@ -201,12 +177,6 @@ for value in (-6.0, -2.0, -math.log(2), 0.0, 1.0, 2.0, 4.0, 6.0):
     print(f"{value:5.1f}  {at.sigmoid():.3f}  {both[0]:7.4f}  {both[1]:10.2e}  {ratio(at, gamma):.4g}")
 wrong_side = torch.linspace(-40, 0, 4001, dtype=torch.float64)
 least = {power: float(ratio(wrong_side, power).min()) for power in (3.0, 10.0, 1000.0)}
-small, large = -5.0, 5.0  # where the sharpened push is as long as the plain one
-for _ in range(60):
-    at = torch.tensor((small + large) / 2, dtype=torch.float64)
-    small, large = (float(at), large) if forces(at, gamma)[1] > forces(at, 1.0)[0] else (small, float(at))
-print(f"sharpened as long as the plain push at p(y) = {at.sigmoid():.3f}")
-assert all(abs(float(forces(-v, gamma)[0] - forces(-v, gamma)[1] + forces(v, gamma)[0] - forces(v, gamma)[1])) < 1e-12 for v in line_of_logits)
 print("least ratio where the class is the less probable one:", *(f"{v:.3f} at gamma = {k:g}," for k, v in least.items()))
 assert all(0.5 < value for value in least.values()) and ratio(wrong_side, 1000.0).max() == 1
 
@@ -234,12 +204,8 @@ shown
 #
 # Read the ratio, for $\gamma > 1$. *At the border* ($l = 0$) it is 1. *On the wrong side* it lies between $\frac12$ and 1: there $e^{\gamma l}
 # \le e^l \le 1$, so the numerator is at least 1 and at most the denominator, which is at most 2. *On the right side* it grows like $e^{(\gamma - 1)\, l}$,
-# without bound: at $\gamma = 3$ and a logit of 4 the scaled push is 0.054, and that is 2927 times the push of a sharper classifier. **Where the
-# class is not yet the more probable one, the two agree within a factor of two. Where it is, one goes on and the other stops.** (Their *difference* has the same size at $l$ and $-l$.
-# On the wrong side it points away from the class.)
-#
-# So is it true that "the distribution becomes sharper, so its gradients become larger"? Up to a probability of 0.667 for the class, at $\gamma = 3$. From there on the
-# sharpened classifier pushes less than even the plain one.
+# without bound. At $\gamma = 3$ and a logit of 4 the scaled push is 0.054, which is 2927 times the push of a sharper classifier. **Where the
+# class is not yet the more probable one, the two agree within a factor of two. Where it is, one goes on and the other stops.**
 #
 # ## What the normaliser is: judges who agree
 #
@@ -262,7 +228,7 @@ def votes(x, mixture, judges, generator):
     return (named == named[:, :1]).all(1), named[:, 0]
 
 
-# %%
+# %% tags=["hide-input"]
 generator = torch.Generator().manual_seed(1)
 asked, _ = mixture.sample(100_000, generator)
 agree, named = votes(asked, mixture, 3, generator)
@@ -277,7 +243,8 @@ while open_cases.any():
 if_agreed = asked[named == label]
 
 # %% [markdown]
-# The exact densities, summed over a grid (`tilted` makes $p(x)$ times a weight, normalised), say whether that is right:
+# The exact densities, summed over a grid (`tilted` makes $p(x)$ times a weight, normalised), say whether that is right. The last column is
+# the share of class 1 in its small blob, which lies far from class 0:
 
 # %% tags=["hide-input"]
 def tilted(mixture, log_weight, cells=170):
@@ -292,6 +259,7 @@ def log_weights(mixture, label, gamma):
             "normalised": lambda x: one(x, no_noise)}  # fmt: skip
 
 
+everything = tilted(mixture, lambda x: torch.zeros(len(x)).double())
 targets = {name: tilted(mixture, log) for name, log in log_weights(mixture, label, gamma).items()}
 
 # %% tags=["hide-input"]
@@ -317,14 +285,15 @@ print("   class 1 exactly  ", "{:6.3f}          {:6.3f}          {:6.3f}".format
 #
 # ## Two densities, one of them made with a sharper classifier
 #
-# A sampler at noise level $t$ does not see these clean densities. It follows the *score* of the data, the gradient $\nabla \log p_t(x)$, plus the push.
-# The sum is the score of
+# A sampler at noise level $t$ does not see these clean densities. It follows the *score* of the noisy data, $\nabla \log p_t(x)$
+# ([chapter 04](04_scores_and_langevin.ipynb)), plus the push. The sum is the score of
 #
 # $$ S_t(x) = \frac{1}{C_t}\, p_t(x)\, p_t(y \mid x)^\gamma, \qquad N_t(x) = \frac{1}{D_t}\, p_t(x)\, \tilde p_t(y \mid x)
 # \label{eq-two-tilts} $$
 #
-# for the scaled and for the normalised push: take logarithms and gradients, and the constants $C_t$ and $D_t$ drop out. Both are densities in $x$ at each $t$, since for $\gamma \ge 0$ the factors
-# lie between 0 and 1. ($S_0$ and $N_0$ are the judges' two.) So the scaled gradient needs no constant $Z$ to be justified; only the *name* "sharper classifier" belongs to the other density.
+# for the scaled and for the normalised push: take logarithms and gradients, and the constants $C_t$ and $D_t$ drop out. Both are densities in $x$
+# at each $t$, since for $\gamma \ge 0$ the factors lie between 0 and 1. ($S_0$ and $N_0$ are the judges' two.) So the scaled gradient
+# needs no constant $Z$ to be justified; only the *name* "sharper classifier" belongs to the other density.
 
 # %%
 # [eq-two-tilts]
@@ -346,6 +315,7 @@ def guided_by(mixture, label, gamma):
             "normalised": guidance.tilt(free, inside, 1.0, schedule)}  # fmt: skip
 
 
+# %% tags=["hide-input"]
 def score_of(denoiser, x, t):
     return denoiser(x, t).score(schedule.sigma(t))
 
@@ -356,118 +326,11 @@ for k, denoiser in enumerate(denoisers.values()):
     torch.testing.assert_close(score_of(denoiser, x, level), slope(x, level))
 
 # %% [markdown]
-# ## Turn it up
-#
-# What becomes of the two clean targets as $\gamma$ grows? The scaled one first. Let $c < c'$ be two values of $p(y \mid x)$, the larger one
-# still exceeded by some points. Where $p(y \mid x) \le c$, the weight $p(y \mid x)^\gamma$ is at most $c^\gamma$; where it
-# is at least $c'$, at least $c'^\gamma$. So under $S_0$
-#
-# $$ \Pr\nolimits_S\big(p(y \mid x) \le c\big) \;\le\; \Big(\frac{c}{c'}\Big)^{\gamma} \frac{1}{\Pr\big(p(y \mid x) \ge c'\big)} \;\longrightarrow\; 0 . $$
-#
-# All mass runs to where the classifier is surest, wherever that is. On our blobs certainty is only approached, far
-# out, where data are few: it takes a huge $\gamma$, but nothing stops it.
-#
-# The normalised one stops. $\tilde p(y \mid x) \to 1$ where $y$ is the most probable class, and to 0 where another one is. With
-# $\mathbf 1_y(x)$ for "$y$ is the most probable class at $x$", and if there are such points,
-#
-# $$ \lim_{\gamma \to \infty} N_0(x) = \frac{p(x)\, \mathbf 1_y(x)}{\mathbb E[\mathbf 1_y(x)]} : \label{eq-hard-wall} $$
-#
-# the data, cut off at the border as by a wall. It is not $p(x \mid y)$: points of other classes
-# that lie inside stay, so *the sharpest classifier does not make your samples certain*. (If $y$ wins nowhere, as may happen to one class in a thousand, $N_0$ runs to where it
-# comes nearest to winning.)
-
-# %%
-# [eq-hard-wall]
-def wall(mixture, label, x):
-    """Is the class the most probable one? (N,), 0 or 1."""
-    chances = torch.stack([mixture.class_log_prob(x, y) for y in range(mixture.classes)], dim=1)
-    return (chances.argmax(1) == label).double()
-
-
-# %%
-everything = tilted(mixture, lambda x: torch.zeros(len(x)).double())
-cut = tilted(mixture, lambda x: wall(mixture, label, x).log())
-steep = tilted(mixture, log_weights(mixture, label, 1e5)["normalised"])
-off_border = mixture.sample(500, torch.Generator().manual_seed(5))[0]
-by_hand = mixture.log_prob(off_border).exp() * wall(mixture, label, off_border)
-by_hand /= everything.expectation(lambda x: wall(mixture, label, x))
-torch.testing.assert_close(steep.log_prob(off_border).exp(), by_hand, atol=1e-10, rtol=0)
-
-# %% [markdown]
-# Now a class with two modes. Component $k$ of the mixture, with weight $w_k$ and density $\mathcal N_k$, owns the share $p(k \mid x) =
-# w_k \mathcal N_k(x) / p(x)$ of a point. Integrate it over the target, and $p(x)$ cancels. With $\mathbb E_k$ for the mean over
-# $\mathcal N_k$,
-#
-# $$ S(k) \propto w_k\; \mathbb E_k\big[ p(y \mid x)^\gamma \big], \qquad N(k) \propto w_k\; \mathbb E_k\big[ \tilde p(y \mid x) \big] . \label{eq-mode-weights} $$
-
-# %%
-# [eq-mode-weights]
-def mode_shares(mixture, log_weight):
-    """The share of each component in p(x) exp(log_weight(x)) over a constant."""
-    factors = []
-    for mean, cov in zip(mixture.means, mixture.covs, strict=True):
-        blob = GaussianMixture([1.0], mean[None], cov[None])
-        density = GridDensity(blob.log_prob, -8, 9, 170)
-        factors.append(density.expectation(lambda x: log_weight(x).exp()))
-    shares = mixture.weights * torch.stack(factors)
-    return shares / shares.sum()
-
-
-# %%
-for name, log in log_weights(mixture, label, gamma).items():
-    torch.testing.assert_close(
-        mode_shares(mixture, log), metrics.mode_weights(mixture, targets[name]), atol=1e-8, rtol=0)
-
-# %% [markdown]
-# Class 1 has a large blob close to class 0, where the classifier often hesitates, and a small one far from it. Scaled, each is
-# multiplied by a mean of $p(y \mid x)^\gamma$, and the surer one gains. Normalised, each is multiplied by about the share of it that lies inside the wall, whatever the $\gamma \ge 1$. (So counted, the small blob has 0.400 of class 1 itself, not its share of the weight, 0.375: some points of
-# the large blob are owned by those of class 0.) In numbers:
-
-# %% tags=["hide-input"]
-powers = (1.0, 3.0, 10.0, 100.0, 1e4)
-curves = {name: torch.stack([numbers(tilted(mixture, log_weights(mixture, label, power)[name])) for power in powers])
-          for name in ("scaled", "normalised")}
-print("            scaled: mean x1  p(class 1)  small blob   normalised: mean x1  p(class 1)  small blob")
-for k, power in enumerate(powers):
-    row = [*curves["scaled"][k].tolist(), *curves["normalised"][k].tolist()]
-    print("gamma {:6g}         {:6.3f}     {:.5f}       {:.3f}                {:6.3f}      {:.4f}       {:.3f}".format(power, *row))
-print("the wall                                                            {:6.3f}      {:.4f}       {:.3f}".format(*numbers(cut)))
-assert round(float(mixture.weights[3] / mixture.class_weights()[label]), 3) == 0.375
-many = torch.logspace(0, 4, 25, dtype=torch.float64)
-swept = {name: torch.stack([numbers(tilted(mixture, log_weights(mixture, label, float(power))[name], 120)) for power in many])
-         for name in ("scaled", "normalised")}
-
-# %% tags=["hide-input"]
-with plotting.style():
-    figure, axes = plotting.plt.subplots(1, 2, figsize=(8.2, 2.9))
-    for name, colour in (("scaled", "guided"), ("normalised", "other")):
-        axes[0].semilogx(many, swept[name][:, 2], color=plotting.COLOURS[colour], linewidth=2)
-        axes[1].loglog(many, 1 - swept[name][:, 1], color=plotting.COLOURS[colour], linewidth=2)
-    axes[0].axhline(float(numbers(cut)[2]), color=plotting.COLOURS["truth"], linestyle="dashed", linewidth=1)
-    axes[1].axhline(1 - float(numbers(cut)[1]), color=plotting.COLOURS["truth"], linestyle="dashed", linewidth=1)
-    axes[0].text(12, 0.56, "scaled", color=plotting.COLOURS["guided"])
-    axes[0].text(40, 0.415, "normalised", color=plotting.COLOURS["other"])
-    axes[0].text(1.3, 0.345, "the wall", color=plotting.COLOURS["truth"])
-    axes[0].set(xlabel="$\\gamma$", ylabel="share of the small blob", ylim=(0.3, 0.8))
-    axes[1].set(xlabel="$\\gamma$", ylabel="mean of $1 - p(y\\,|\\,x)$")
-    assert (swept["normalised"][12:, 2] - numbers(cut)[2]).abs().max() < 0.002 and float(many[12]) == 100
-    shown = plotting.show(figure, "08_large_gamma", alt="Left: the share of the small blob over gamma from 1 to 10,000; scaled, it rises from 0.40 to 0.73, normalised it falls slightly, to the dashed line of the wall. Right: the mean probability of the other class on logarithmic axes; scaled, it falls along a nearly straight line, normalised it soon stays at the dashed line.")
-shown
-
-# %% [markdown]
-# *The exact clean targets. Left, how much of class 1 is in its small, sure blob; right, how unsure the classifier is on average. Dashed: the
-# wall, the limit of the normalised target, which is nearly reached at $\gamma = 10$.*
-#
-# The normalised target stops: the share of the small blob goes from 0.400 to 0.394, and the mean
-# probability of class 1 no further than 0.950. The scaled one moves on, slowly: at
-# $\gamma = 10{,}000$ the small blob has 0.728, and the mean probability that a point is not of class 1 still falls, roughly like $1 / \gamma$. (Who gets everything in the end is
-# another matter: see Deeper.)
-#
 # ## Do samplers draw from these densities?
 #
-# Now guide. Exact denoiser, exact classifier, 200 steps, 2,000 points, by DDIM and by DDPM. Each cloud
-# is compared with *its own* target, by the numbers above and by the Wasserstein-2 distance (the least root mean square distance over all pairings) of 700 points. Two
-# draws of the target are apart as well: the floor.
+# Now guide, with the exact denoiser and the exact classifier: 200 steps, 2,000 points, by DDIM and by DDPM
+# ([chapter 05](05_every_reverse_process_at_once.ipynb)). Each cloud is compared with *its own* target, by the numbers above and by the
+# Wasserstein-2 distance of 700 points: the least root mean square distance over all pairings. Two draws of the target are apart as well: the floor.
 
 # %%
 start = torch.randn(2000, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -479,6 +342,7 @@ def samples(denoiser, kernel, start, steps=200):
     return draw(kernel(denoiser, schedule), start, walk, torch.Generator().manual_seed(8))
 
 
+# %% tags=["hide-input"]
 clouds = {}
 for power in (3.0, 10.0):
     for name, denoiser in guided_by(mixture, label, power).items():
@@ -496,7 +360,7 @@ for power in (3.0, 10.0):
 
 assert min(floors.values()) > 0.1
 
-
+# %% tags=["hide-input"]
 def compared(power, name, clouds):
     """Prints the rows of a table; for each cloud its distance from the target, and its numbers' in standard errors."""
     (first, density), found = drawn[power, name], {}
@@ -509,6 +373,7 @@ def compared(power, name, clouds):
     return found
 
 
+# %% tags=["hide-input"]
 usual = {}
 for power in (3.0, 10.0):
     print(f"gamma = {power:g}           mean x1    p(class 1)    small blob     W2")
@@ -519,10 +384,9 @@ assert round(min(float(numbers(clouds[3.0, name, "ddim"])[1]) for name in target
 assert all(distances[at, "scaled", k] > distances[at, "normalised", k] + 0.15 for at in (3.0, 10.0) for k in ("ddim", "ddpm"))
 
 # %% [markdown]
-# **They do not.** At $\gamma = 3$ the scaled clouds are 1.00 and 0.77 away, the normalised
-# ones 0.82 and 0.47, where the floors are 0.21 and 0.20. In each pair the normalised one ends nearer to its own target, and DDPM nearer than DDIM (more noise, more
-# correction: [chapter 11](11_classifier_free_guidance.ipynb)). All are surer than their targets, too: under DDIM at $\gamma = 3$ both have a mean probability of class 1 of about 0.99 or more, so a classifier that is sure of your
-# samples does not tell which push you ran.
+# **They do not.** At $\gamma = 3$ the scaled clouds are 1.00 and 0.77 away, the normalised ones 0.82 and 0.47, where the floors are 0.21 and 0.20.
+# In each pair the normalised one ends nearer to its own target, and DDPM nearer than DDIM. All are surer than their targets, too: under DDIM at
+# $\gamma = 3$ both have a mean probability of class 1 of about 0.99 or more. So a classifier that is sure of your samples does not tell which push you ran.
 #
 # And look at DDIM, normalised. From $\gamma = 3$ to 10 its target does not move, 1.175 and 1.177; its samples move from 1.909 to 2.810. What moves them, if not a sharper target?
 #
@@ -563,8 +427,8 @@ torch.testing.assert_close(
 right = {name: grid_denoiser(target, schedule) for name, target in targets.items()}
 
 # %% [markdown]
-# Here is what each push should be, the score of $Q_t$ less that of $p_t$, at 200 noisy points of class 1, as a multiple of the
-# plain $g_y$ (fitted over all points by least squares):
+# Here is what each push should be: the score of $Q_t$ less that of $p_t$. At 200 noisy points of class 1 it is fitted, by least squares,
+# by a multiple of the plain $g_y$:
 
 # %% tags=["hide-input"]
 def multiples(mixture, label, t, used, right):
@@ -585,19 +449,17 @@ print("gamma = 3     scaled: used  right    normalised: used  right")
 sizes = {t: multiples(mixture, label, t, denoisers, right) for t in (0.9, 0.7, 0.5, 0.3, 0.1)}
 for t, row in sizes.items():
     print("t = {}            {:6.2f} {:6.2f}              {:6.2f} {:6.2f}".format(t, *row))
-right_0 = {name: grid_denoiser(tilted(mixture, log), schedule) for name, log in log_weights(mixture, 0, gamma).items()}
-frequent = multiples(mixture, 0, 0.9, guided_by(mixture, 0, gamma), right_0)
-print("class 0, t = 0.9  {:6.2f} {:6.2f}              {:6.2f} {:6.2f}".format(*frequent))
 away = [density.mean - everything.mean for density in (targets["scaled"], targets["normalised"], tilted(mixture, log_weights(mixture, 1, 1.0)["scaled"]))]
 print("ratio of the shifts of the mean: scaled {:.2f}, normalised {:.2f}".format(*(float(shift @ away[2] / away[2].square().sum()) for shift in away[:2])))
 assert all(abs(row[0] - 3) < 1e-9 for row in sizes.values())
 
 # %% [markdown]
-# In much noise the right pushes are nearly the plain one: 1.09 and 1.02 times, where the samplers use 3.00 and 3.66 times. There all that counts is how far the target's mean is from that of all data, compared with
-# the class's mean; and both targets are nearly the class. (For classes that overlap a lot the right multiple is larger, and the usual pushes less wrong.) Only near the data do the right multiples come to 2.50 and 2.30. So
-# **for class 1 both samplers push about three times too hard while there is much noise**. The normalised one even harder, since class 1 is the rarer one:
-# in much noise it is the less probable class at most points, and that
-# is the wrong side. (For class 0 it uses 2.07 there.)
+# In much noise the right pushes are nearly the plain one: 1.09 and 1.02 times, where the samplers use 3.00 and 3.66 times. There all that counts
+# is how far the target's mean is from that of all data, compared with the class's mean; and both targets are nearly the class. (For classes that
+# overlap a lot the right multiple is larger, and the usual pushes less wrong.) Only near the data do the right multiples come to 2.50 and 2.30.
+#
+# So **for class 1 both samplers push about three times too hard while there is much noise**. The normalised one pushes even harder, since class 1
+# is the rarer one: in much noise it is the less probable class at most points, and that is the wrong side.
 #
 # ### Two remedies
 #
@@ -658,20 +520,13 @@ shown
 # With the right push all eight clouds are at the floor. With the usual pushes and $\gamma = 10$ only early (60 steps), every cloud is about as far off
 # as with $\gamma = 10$ throughout; only late, the normalised clouds are near their floor.
 #
-# | for $\gamma > 0$ other than 1 | is it a distribution? | what it is for |
-# |---|---|---|
-# | $\tilde p_t(y \mid x)$ | over classes, at each $x$ and $t$ | a sharper classifier of noisy points |
-# | $p_t(y \mid x)^\gamma$ over a constant | in general not: its sum over classes depends on $x$ | the paper's reading of the scaled gradient |
-# | $S_t$ | over points, at each $t$; the target at $t = 0$ only, later not the noised target | what the scaled gradient gives |
-# | $N_t$ | over points, at each $t$; the target at $t = 0$ only, later not the noised target | what the sharper classifier gives |
-# | $Q_t$ | over points, at each $t$: the noised target $S_0$ or $N_0$ | its score less that of $p_t$ is the right push, which in general no classifier of noisy points knows |
-#
 # ### Pitfall: "the normaliser is a constant", as code
 #
-# In code a constant is `.detach()`. Write the sharpened classifier by hand and detach the sum: what remains is $\gamma$ times the gradient of the logit. If the logits are
-# log-probabilities, that is the scaled gradient. But a network's logits are log-probabilities only up to a number for each $x$, and now its gradient counts. Here are logits whose softmax is the exact classifier, $\log p_t(x, y)$:
+# In code a constant is `.detach()`. Write the sharpened classifier by hand and detach the sum: what remains is $\gamma$ times the gradient of the
+# logit. If the logits are log-probabilities, that is the scaled gradient. But a network's logits are log-probabilities only up to a number for each $x$,
+# and now its gradient counts. Here are logits whose softmax is the exact classifier, $\log p_t(x, y)$:
 
-# %%
+# %% tags=["hide-input"]
 def joint_logits(x, t):
     noisy = mixture.noised(schedule.alpha(t), schedule.sigma(t))
     parts = [noisy.given(y).log_prob(x) + noisy.class_weights()[y].log() for y in (0, 1)]
@@ -679,6 +534,8 @@ def joint_logits(x, t):
 
 
 torch.testing.assert_close(joint_logits(x, level).softmax(1), p)
+
+# %%
 ways = {
     "outside": lambda z: gamma * z.log_softmax(1),
     "inside": lambda z: (gamma * z).log_softmax(1),
@@ -699,16 +556,16 @@ assert ruined["Z detached", "log p(x, y)"][1] < 0.4 * ruined["outside", "log p(x
 
 # %% [markdown]
 # Outside and inside do not care which logits they get. Detached, the same classifier shrinks the spread (the mean square distance from the mean) from
-# 2.16 to 0.82: with the model's own score, $\gamma \nabla \log p_t(x, y)$ counts the data $1 + \gamma$ times. Never detach the sum of a softmax. (Multiplying raw logits *inside* is harmless: the sum takes away what they lack.)
+# 2.16 to 0.82: with the model's own score, $\gamma \nabla \log p_t(x, y)$ counts the data $1 + \gamma$ times. Never detach the sum of a softmax.
 #
 # ## In practice
 #
 # | if you | do | because |
 # |---|---|---|
-# | read somebody's scale | look where the bracket is: scale outside `log_softmax`, or inside (a temperature of $1 / \gamma$) | at $\gamma = 10$ DDPM gave a mean of 2.55 with one and 1.55 with the other |
-# | want what a sharper classifier stands for | scale inside, and $\gamma > 1$ only late | early, the right push was 1.02 times the plain one, not 3.66 times |
-# | want samples that the classifier is sure of | either push, without noise | under DDIM at $\gamma = 3$ both gave a mean probability of about 0.99 or more, beyond their targets |
-# | want the class's modes in proportion | $\gamma = 1$, or late guidance | DDPM at $\gamma = 3$ gave the small blob 0.507 of the class for 0.395, and 0.598 for 0.421 |
+# | read somebody's scale | look where the bracket is: scale outside `log_softmax`, or inside (a temperature of $1 / \gamma$) | at $\gamma = 10$ the two gave samples with other means, by DDPM as by DDIM |
+# | want what a sharper classifier stands for | scale inside, and $\gamma > 1$ only late | in much noise, the right push was nearly the plain one |
+# | want samples that the classifier is sure of | either push, without noise | under DDIM both clouds were surer than their targets |
+# | want the class's modes in proportion | $\gamma = 1$, or late guidance | DDPM with either push gave the small blob more than its share of the target |
 # | report what was sampled | measure it; do not write $p\, p(y \mid x)^\gamma / C_0$ | with the usual pushes no sampler met its target |
 # | write a softmax by hand | never detach its sum | what raw logits lack has a gradient |
 #
@@ -716,12 +573,10 @@ assert ruined["Z detached", "log p(x, y)"][1] < 0.4 * ruined["outside", "log p(x
 
 # %% tags=["remove-cell"]
 facts = {key: numbers(cloud) for key, cloud in clouds.items()}
-assert round(float(facts[10.0, "scaled", "ddpm"][0]), 2) == 2.55 and round(float(facts[10.0, "normalised", "ddpm"][0]), 2) == 1.55
-assert round(float(facts[3.0, "normalised", "ddpm"][2]), 3) == 0.507 and round(float(facts[3.0, "scaled", "ddpm"][2]), 3) == 0.598
-assert round(float(numbers(targets["normalised"])[2]), 3) == 0.395 and round(float(numbers(targets["scaled"])[2]), 3) == 0.421
-assert round(float(numbers(cut)[1]), 3) == 0.950
-assert round(min(float(facts[3.0, name, "ddim"][1]) for name in targets), 2) == 0.99
-assert round(sizes[0.9][3], 2) == 1.02 and round(sizes[0.9][2], 2) == 3.66
+assert all(facts[10.0, "scaled", k][0] > facts[10.0, "normalised", k][0] + 0.3 for k in ("ddim", "ddpm"))
+assert all(facts[power, name, "ddim"][1] > numbers(drawn[power, name][1])[1] + 0.005 for power in (3.0, 10.0) for name in targets)
+assert all(facts[power, name, "ddpm"][2] > numbers(drawn[power, name][1])[2] + 0.05 for power in (3.0, 10.0) for name in targets)
+assert sizes[0.9][1] < 1.1 and sizes[0.9][3] < 1.1 and sizes[0.9][0] > 2.9 and sizes[0.9][2] > 2.9
 
 # %% [markdown]
 # ## Exercises
@@ -759,8 +614,8 @@ exercises.check("8.1", times_as_long)
 #
 # <details><summary>Hint</summary>
 #
-# $\eqref{eq-rivals}$ needs only $g_y - g_{y'}$. Logits are log-probabilities up to a number for each point. What becomes of it in a
-# difference, and what in a softmax?
+# $\eqref{eq-sharpened-gradient}$ needs only $g_y$ less a mean of all $g_{y'}$. Logits are log-probabilities up to a number for each point.
+# What becomes of that number in a softmax, and of its gradient in the difference?
 #
 # </details>
 
@@ -803,6 +658,133 @@ def mean_confidence(p, label, gamma):
 exercises.check("8.3", mean_confidence)
 
 # %% [markdown]
+# ## Remember
+#
+# 1. The gradient of a sharpened classifier is $\gamma (g_y - \sum_{y'} \tilde p_t(y' \mid x)\, g_{y'})$, and in general not $\gamma g_y$. What the scaled gradient has beyond it, $\nabla \log Z_t$, is
+#    for $\gamma > 1$ a pull towards points on which $\gamma$ judges would agree.
+# 2. With two classes and $\gamma > 1$ both push alike on the wrong side of the border, up to a factor of two. On the right side the scaled
+#    push is longer by $(1 + e^{\gamma l}) / (1 + e^l)$.
+# 3. At each $t$ both are scores of a density. For $\gamma > 1$ and an exact classifier with a border between two classes, neither density is the noised version of its clean one.
+# 4. What a sampler needs is the score of $Q_t$, the target with noise added: sharpen the verdict on each clean point, then average. On our blobs at
+#    $\gamma = 3$, for class 1 and in much noise, the push this asks for is nearly the plain one, and both samplers push about three times too hard.
+# 5. On our blobs at $\gamma = 3$ and 10, DDIM and DDPM met neither target, and the normalised clouds came nearer to theirs. With the push of $Q_t$, the noised
+#    target, both samplers met both.
+#
+# **Where it comes from.** The knob and its explanation: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233), section 4.3. That $Z$ depends on
+# $x$: [Su (2022)](https://spaces.ac.cn/archives/9257). $Q_t$: [Lu et al. (2023)](https://arxiv.org/abs/2304.12824) derive it for any energy and train for it;
+# [Gao et al. (2025)](https://arxiv.org/abs/2501.18865) prove that scaling each $p_t$ is not a valid target. The judges and the bounds of the ratio are worked out here.
+#
+# ## Deeper: turn it up, to a wall
+#
+# *For you if you turn the knob up: what a large $\gamma$ makes of the two clean targets, and of a class with two modes. It adds two limits and the share of each mode.*
+#
+# What becomes of the two clean targets as $\gamma$ grows? The scaled one first. Let $c < c'$ be two values of $p(y \mid x)$, the larger one
+# still exceeded by some points. Where $p(y \mid x) \le c$, the weight $p(y \mid x)^\gamma$ is at most $c^\gamma$; where it
+# is at least $c'$, at least $c'^\gamma$. So under $S_0$
+#
+# $$ \Pr\nolimits_S\big(p(y \mid x) \le c\big) \;\le\; \Big(\frac{c}{c'}\Big)^{\gamma} \frac{1}{\Pr\big(p(y \mid x) \ge c'\big)} \;\longrightarrow\; 0 . $$
+#
+# All mass runs to where the classifier is surest, wherever that is. On our blobs certainty is only approached, far
+# out, where data are few: it takes a huge $\gamma$, but nothing stops it.
+#
+# The normalised one stops. $\tilde p(y \mid x) \to 1$ where $y$ is the most probable class, and to 0 where another one is. With
+# $\mathbf 1_y(x)$ for "$y$ is the most probable class at $x$", and if there are such points,
+#
+# $$ \lim_{\gamma \to \infty} N_0(x) = \frac{p(x)\, \mathbf 1_y(x)}{\mathbb E[\mathbf 1_y(x)]} : \label{eq-hard-wall} $$
+#
+# the data, cut off at the border as by a wall. It is not $p(x \mid y)$: points of other classes
+# that lie inside stay, so *the sharpest classifier does not make your samples certain*. (If $y$ wins nowhere, as may happen to one class in a thousand, $N_0$ runs to where it
+# comes nearest to winning.)
+
+# %%
+# [eq-hard-wall]
+def wall(mixture, label, x):
+    """Is the class the most probable one? (N,), 0 or 1."""
+    chances = torch.stack([mixture.class_log_prob(x, y) for y in range(mixture.classes)], dim=1)
+    return (chances.argmax(1) == label).double()
+
+
+# %%
+cut = tilted(mixture, lambda x: wall(mixture, label, x).log())
+steep = tilted(mixture, log_weights(mixture, label, 1e5)["normalised"])
+off_border = mixture.sample(500, torch.Generator().manual_seed(5))[0]
+by_hand = mixture.log_prob(off_border).exp() * wall(mixture, label, off_border)
+by_hand /= everything.expectation(lambda x: wall(mixture, label, x))
+torch.testing.assert_close(steep.log_prob(off_border).exp(), by_hand, atol=1e-10, rtol=0)
+
+# %% [markdown]
+# Now a class with two modes. Component $k$ of the mixture, with weight $w_k$ and density $\mathcal N_k$, owns the share $p(k \mid x) =
+# w_k \mathcal N_k(x) / p(x)$ of a point. Integrate it over the target, and $p(x)$ cancels. With $\mathbb E_k$ for the mean over
+# $\mathcal N_k$,
+#
+# $$ S(k) \propto w_k\; \mathbb E_k\big[ p(y \mid x)^\gamma \big], \qquad N(k) \propto w_k\; \mathbb E_k\big[ \tilde p(y \mid x) \big] . \label{eq-mode-weights} $$
+
+# %%
+# [eq-mode-weights]
+def mode_shares(mixture, log_weight):
+    """The share of each component in p(x) exp(log_weight(x)) over a constant."""
+    factors = []
+    for mean, cov in zip(mixture.means, mixture.covs, strict=True):
+        blob = GaussianMixture([1.0], mean[None], cov[None])
+        density = GridDensity(blob.log_prob, -8, 9, 170)
+        factors.append(density.expectation(lambda x: log_weight(x).exp()))
+    shares = mixture.weights * torch.stack(factors)
+    return shares / shares.sum()
+
+
+# %%
+for name, log in log_weights(mixture, label, gamma).items():
+    torch.testing.assert_close(
+        mode_shares(mixture, log), metrics.mode_weights(mixture, targets[name]), atol=1e-8, rtol=0)
+
+# %% [markdown]
+# Class 1 has a large blob close to class 0, where the classifier often hesitates, and a small one far from it. Scaled, each is
+# multiplied by a mean of $p(y \mid x)^\gamma$, and the surer one gains. Normalised, each is multiplied by about the share of it that lies inside the wall, whatever the $\gamma \ge 1$. (So counted, the small blob has 0.400 of class 1 itself, not its share of the weight, 0.375: some points of
+# the large blob are owned by those of class 0.) In numbers:
+
+# %% tags=["hide-input"]
+powers = (1.0, 3.0, 10.0, 100.0, 1e4)
+curves = {name: torch.stack([numbers(tilted(mixture, log_weights(mixture, label, power)[name])) for power in powers])
+          for name in ("scaled", "normalised")}
+print("            scaled: mean x1  p(class 1)  small blob   normalised: mean x1  p(class 1)  small blob")
+for k, power in enumerate(powers):
+    row = [*curves["scaled"][k].tolist(), *curves["normalised"][k].tolist()]
+    print("gamma {:6g}         {:6.3f}     {:.5f}       {:.3f}                {:6.3f}      {:.4f}       {:.3f}".format(power, *row))
+print("the wall                                                            {:6.3f}      {:.4f}       {:.3f}".format(*numbers(cut)))
+assert round(float(mixture.weights[3] / mixture.class_weights()[label]), 3) == 0.375
+
+# %% tags=["hide-input"]
+many = torch.logspace(0, 4, 25, dtype=torch.float64)
+swept = {name: torch.stack([numbers(tilted(mixture, log_weights(mixture, label, float(power))[name], 120)) for power in many])
+         for name in ("scaled", "normalised")}
+
+# %% tags=["hide-input"]
+with plotting.style():
+    figure, axes = plotting.plt.subplots(1, 2, figsize=(8.2, 2.9))
+    for name, colour in (("scaled", "guided"), ("normalised", "other")):
+        axes[0].semilogx(many, swept[name][:, 2], color=plotting.COLOURS[colour], linewidth=2)
+        axes[1].loglog(many, 1 - swept[name][:, 1], color=plotting.COLOURS[colour], linewidth=2)
+    axes[0].axhline(float(numbers(cut)[2]), color=plotting.COLOURS["truth"], linestyle="dashed", linewidth=1)
+    axes[1].axhline(1 - float(numbers(cut)[1]), color=plotting.COLOURS["truth"], linestyle="dashed", linewidth=1)
+    axes[0].text(12, 0.56, "scaled", color=plotting.COLOURS["guided"])
+    axes[0].text(40, 0.415, "normalised", color=plotting.COLOURS["other"])
+    axes[0].text(1.3, 0.345, "the wall", color=plotting.COLOURS["truth"])
+    axes[0].set(xlabel="$\\gamma$", ylabel="share of the small blob", ylim=(0.3, 0.8))
+    axes[1].set(xlabel="$\\gamma$", ylabel="mean of $1 - p(y\\,|\\,x)$")
+    assert (swept["normalised"][12:, 2] - numbers(cut)[2]).abs().max() < 0.002 and float(many[12]) == 100
+    shown = plotting.show(figure, "08_large_gamma", alt="Left: the share of the small blob over gamma from 1 to 10,000; scaled, it rises from 0.40 to 0.73, normalised it falls slightly, to the dashed line of the wall. Right: the mean probability of the other class on logarithmic axes; scaled, it falls along a nearly straight line, normalised it soon stays at the dashed line.")
+shown
+
+# %% [markdown]
+# *The exact clean targets. Left, how much of class 1 is in its small, sure blob; right, how unsure the classifier is on average. Dashed: the
+# wall, the limit of the normalised target, which is nearly reached at $\gamma = 10$.*
+#
+# The normalised target stops: the share of the small blob goes from 0.400 to 0.394, and the mean
+# probability of class 1 no further than 0.950. The scaled one moves on, slowly: at
+# $\gamma = 10{,}000$ the small blob has 0.728, and the mean probability that a point is not of class 1 still falls, roughly like $1 / \gamma$. (Who gets everything in the end is
+# another matter: see the last section.)
+
+# %% [markdown]
 # ### Exercise 8.4 (hard)
 #
 # On the line let $p(x) = \mathcal N(x; 0, 1)$, with a classifier of two classes whose logit is $l(x) = a\, x + b$, $a > 0$, and $\gamma \ge 0$. Return two
@@ -837,27 +819,35 @@ def peak_and_limit(a, b, gamma):
 exercises.check("8.4", peak_and_limit)
 
 # %% [markdown]
-# ## Remember
-#
-# 1. The gradient of a sharpened classifier is $\gamma (g_y - \sum_{y'} \tilde p_t(y' \mid x)\, g_{y'})$, and in general not $\gamma g_y$. What the scaled gradient has beyond it, $\nabla \log Z_t$, is
-#    for $\gamma > 1$ a pull towards points on which $\gamma$ judges would agree.
-# 2. With two classes and $\gamma > 1$ both push alike on the wrong side of the border, up to a factor of two. On the right side the scaled
-#    push is longer by $(1 + e^{\gamma l}) / (1 + e^l)$.
-# 3. At each $t$ both are scores of a density. For $\gamma > 1$ and an exact classifier with a border between two classes, neither density is the noised version of its clean one.
-# 4. As $\gamma \to \infty$ the clean scaled target runs to where the classifier is surest. The normalised one becomes the data inside a
-#    wall, if the class wins anywhere; on our blobs its mean probability of class 1 stops at 0.950.
-# 5. On our blobs at $\gamma = 3$ and 10, DDIM and DDPM met neither target, and the normalised clouds came nearer to theirs. With the push of $Q_t$, the noised
-#    target, both samplers met both.
-#
-# **Where it comes from.** The knob and its explanation: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233), section 4.3. That $Z$ depends on
-# $x$: [Su (2022)](https://spaces.ac.cn/archives/9257). $Q_t$: [Lu et al. (2023)](https://arxiv.org/abs/2304.12824) derive it for any energy and train for it;
-# [Gao et al. (2025)](https://arxiv.org/abs/2501.18865) prove that scaling each $p_t$ is not a valid target. The judges and the bounds of the ratio are worked out here.
-#
 # ## Deeper: four classes, and the nearest rival
 #
-# *For you if your classifier has more than two classes. It shows what $\eqref{eq-rivals}$ says there, and repeats the comparison on another mixture.*
+# *For you if your classifier has more than two classes. It writes both pushes in one form, says what that means for four classes, and repeats the comparison on another mixture.*
 #
-# Four classes, six blobs; classes 0 and 3 have two each, far apart and of unequal weight.
+# The gradient of the sharpened classifier is $g_y$ less a mean of all classes' gradients, times $\gamma$. The scaled gradient subtracts a mean as well, though it does not show. Probabilities add up to one at every point, so their gradients, $p_t(y' \mid x)\, g_{y'}$, add up to zero:
+# subtract their sum from $g_y$, and nothing changes. So both pushes have one form:
+#
+# $$ \gamma\, g_y = \gamma \sum_{y'} \big[ p_t(y' \mid x)\, (g_y - g_{y'}) \big], \qquad
+# \nabla \log \tilde p_t(y \mid x) = \gamma \sum_{y'} \big[ \tilde p_t(y' \mid x)\, (g_y - g_{y'}) \big] . \label{eq-rivals} $$
+#
+# **Each rival $y'$ pushes you away, along $g_y - g_{y'}$, the slope of the log odds of $y$ against it. The factor
+# $\gamma$ is the same. The two differ only in how much each rival counts: by its probability, or by its sharpened
+# probability.** On the two classes of the main line:
+
+# %%
+# [eq-rivals]
+def push(shares, g, label, gamma):
+    """From the rivals' shares (N, classes) and all class gradients g (N, classes, d)."""
+    gaps = g[:, label, None] - g
+    return gamma * (shares[:, :, None] * gaps).sum(1)
+
+
+# %%
+torch.testing.assert_close(push(p, g, label, gamma), gamma * plain(x, level))
+torch.testing.assert_close(push(sharp, g, label, gamma), normalised(x, level))
+print("same gaps, other shares")
+
+# %% [markdown]
+# Now four classes, six blobs; classes 0 and 3 have two each, far apart and of unequal weight.
 
 # %%
 four = GaussianMixture(
@@ -1025,6 +1015,16 @@ for name, shape in shapes.items():
 
 # %% [markdown]
 # For a convex weight the residual is negative: as noise is added, $S_t$ falls behind a noised density where the classifier changes fast.
+#
+# So these are the five things of this chapter, and what each is:
+#
+# | for $\gamma > 0$ other than 1 | is it a distribution? | what it is for |
+# |---|---|---|
+# | $\tilde p_t(y \mid x)$ | over classes, at each $x$ and $t$ | a sharper classifier of noisy points |
+# | $p_t(y \mid x)^\gamma$ over a constant | in general not: its sum over classes depends on $x$ | the paper's reading of the scaled gradient |
+# | $S_t$ | over points, at each $t$; the target at $t = 0$ only, later not the noised target | what the scaled gradient gives |
+# | $N_t$ | over points, at each $t$; the target at $t = 0$ only, later not the noised target | what the sharper classifier gives |
+# | $Q_t$ | over points, at each $t$: the noised target $S_0$ or $N_0$ | its score less that of $p_t$ is the right push, which in general no classifier of noisy points knows |
 #
 # ## Deeper: how far does the scaled target run, and who gets it?
 #

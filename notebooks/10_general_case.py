@@ -226,6 +226,8 @@ for rho in levels:
 nodes, chances = divergence.mixture_nodes(mixture.given(label), order=40)
 truth_mass = float(chances @ mixture.class_log_prob(nodes, label).exp())  # the class mass of class 1
 all_mass = float(mixture.class_weights()[label])  # and of all data
+
+# %% tags=["hide-input"]
 with plotting.style():
     figure, (left, right) = plotting.plt.subplots(1, 2, figsize=(8.6, 3.2))
     rhos = torch.linspace(0, 2, 101)

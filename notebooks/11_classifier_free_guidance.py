@@ -53,6 +53,8 @@ answers = (
     ("told: class 1", "conditional", -told.eps, mixture.given(1)),
     ("the difference", "guided", untold.eps - told.eps, None),
 )
+
+# %% tags=["hide-input"]
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 3, figsize=(9, 3.1), sharey=True)
     for panel, (title, colour, arrows, known) in zip(axes, answers, strict=True):
@@ -735,6 +737,19 @@ assert max(tenth.max(), middle.max()) < most.min()
 assert tenth.min() < middle.max() and middle.min() < tenth.max()
 
 # %% tags=["hide-input"]
+told_off, untold_off = scores[:, :, 0], scores[:, :, 1]
+assert told_off.mean(1).diff().min() > 0 and untold_off[0].min() > untold_off[1:].max()
+assert abs(untold_off[1].mean() - untold_off[2].mean()) < untold_off[1:].std(1).max()
+assert (told_off[1] - untold_off[1]).max() < 0
+small_pair = network_pair(swept[0.1, 0], schedule, 1)
+triples = [
+    (small_pair.cond(x, torch.tensor(t)).eps, *(guess.eps for guess in exact(x, torch.tensor(t))))
+    for t, x in noised_ones.items()
+]  # mine, conditional, unconditional
+error, change = (sum((triple[k] - triple[k + 1]).square().sum(1).mean() for triple in triples) for k in (0, 1))
+torch.testing.assert_close(scores[0, 0, 0], error / change)
+
+# %% tags=["hide-input"]
 with plotting.style():
     figure, (left, right) = plotting.plt.subplots(1, 2, figsize=(8, 2.9))
     place = range(len(coins))
@@ -743,20 +758,9 @@ with plotting.style():
         panel.plot(place, scores[:, :, mark].mean(1), "-", color=colour)
         for k in place:
             panel.plot([k] * len(seeds), scores[k, :, mark], "o", color=colour, markersize=4)
-    told_off, untold_off = scores[:, :, 0], scores[:, :, 1]
-    assert told_off.mean(1).diff().min() > 0 and untold_off[0].min() > untold_off[1:].max()
-    assert abs(untold_off[1].mean() - untold_off[2].mean()) < untold_off[1:].std(1).max()
-    assert (told_off[1] - untold_off[1]).max() < 0
     assert [len(panel.lines) for panel in (left, right)] == [2 * 4, 4] and scores.shape == (3, 3, 3)
     lines = torch.stack([torch.as_tensor(panel.lines[k].get_ydata()) for panel, k in ((left, 0), (left, 4), (right, 0))])
     torch.testing.assert_close(lines, scores.mean(1).T)
-    small_pair = network_pair(swept[0.1, 0], schedule, 1)
-    triples = [
-        (small_pair.cond(x, torch.tensor(t)).eps, *(guess.eps for guess in exact(x, torch.tensor(t))))
-        for t, x in noised_ones.items()
-    ]  # mine, conditional, unconditional
-    error, change = (sum((triple[k] - triple[k + 1]).square().sum(1).mean() for triple in triples) for k in (0, 1))
-    torch.testing.assert_close(scores[0, 0, 0], error / change)
     left.text(0.1, 0.115, "with the label", color=plotting.COLOURS["conditional"])
     left.text(0.3, 0.38, "without", color=plotting.COLOURS["unconditional"])
     left.set(ylabel="error of the answer", title="the two answers", ylim=(0, None))
