@@ -330,9 +330,9 @@ shown
 #
 # Then turn it down? At $\gamma = 1/3$ the samples are less sure of the class than the data, and the far blob stays
 # starved. The best factor at each level, from nearly 1 near the data to a sixth near noise, is little better. Guiding late
-# helps DDIM most, though a tenth of the class mass is then missing. DDPM's noise lowers $W_2$ in every row through the guess. But each row
-# through the guess is at least two and a half times as far from class 1 as the exact classifier's. What is wrong is not
-# a factor.
+# helps DDIM most, though a tenth of the class mass is then missing. DDPM's noise lowers $W_2$ in every row through the
+# guess. But each row through the guess is at least two and a half times as far from class 1 as the exact classifier's.
+# What is wrong is not a factor.
 #
 # ## Why: a slope at one point, or the slopes of a cloud
 #
@@ -411,7 +411,7 @@ assert 6 < by_verdict[4][1] / by_verdict[4][2] < 9
 # %% [markdown]
 # Where the guess is undecided or on the wrong side, its gradient is three to four times too long. Where it is sure of
 # class 1, it is a seventh of the right length: guidance has stopped, though one point in seven there is of class 0. So
-# points gather behind the border.
+# points gather behind the border. (The first section of Deeper predicts how many times too long.)
 #
 # ## Ask about the cloud
 #
@@ -478,10 +478,10 @@ assert all(table["averaged", how][4] < 1.4 * table["exact", how][4] for how in s
 # Backpropagation through a large denoiser costs memory. So people compute $\hat x_0 = (x - \sigma_t \hat\varepsilon) /
 # \alpha_t$ with $\hat\varepsilon$ detached from the graph. Then $\partial \hat x_0 / \partial x$ becomes $I /
 # \alpha_t$. By $\eqref{eq-clean-jacobian}$ this claims the covariance $(\sigma_t^2 / \alpha_t^2) I$: the noise in the
-# units of $x_0$, as if there were no data. Others take the gradient at the guess as it
-# is ($I$). Of all multiples of $I$ the nearest to $\mathrm{Cov}$ is its trace over $d$, times $I$. Here are all with the
-# averaged classifier, so that nothing else is wrong. The last row is at the guess, with one such number for each level
-# (its mean over noisy data).
+# units of $x_0$, as if there were no data. Others take the gradient at the guess
+# as it is ($I$). Of all multiples of $I$ the nearest to $\mathrm{Cov}$ is its trace over $d$, times $I$. All rows but the
+# last take the averaged classifier, so that nothing else is wrong. The last is at the guess, with one such number for
+# each level (its mean over noisy data).
 
 # %% tags=["hide-input"]
 def averaged_slope(x0, cov):
@@ -538,9 +538,9 @@ assert dropped["one"][6] > 5 * dropped["cov"][6] and 0.8 < dropped["level"][6] /
 
 # %% [markdown]
 # Detached is harmless near the data, and off by about nineteen times the right gradient near noise: the samples
-# explode. With $I$ nearly all samples end in the far blob.
-# One number keeps them together; what it loses against the covariance is the direction. In the last row, without
-# backpropagation through the denoiser while sampling, one number a level did about as well as the guess with it.
+# explode. With $I$ nearly all samples end in the far blob. One number keeps them together; what it loses against the
+# covariance is the direction. In the last row, without backpropagation through the denoiser while sampling, one number
+# a level did about as well as the guess with it.
 #
 # ## In practice
 #
@@ -757,8 +757,8 @@ exercises.check("12.4", blurred)
 #
 # *For you if you want to know how over-sure your own guess is: two tests, one of them on any labelled data.*
 #
-# Walk from $x_t$ to a cleaner $x_s$ without guidance. The cloud of
-# $x_t$ is the average of the clouds of these $x_s$, so by $\eqref{eq-noisy-answer}$
+# Walk from $x_t$ to a cleaner $x_s$ without guidance. The cloud of $x_t$ is the average of the clouds of these $x_s$, so
+# by $\eqref{eq-noisy-answer}$
 #
 # $$ \mathbb E\big[\, p_s(y \mid x_s) \,\big|\, x_t = x \,\big] = p_t(y \mid x) \qquad \text{for all } s < t: \label{eq-answer-martingale} $$
 #
