@@ -807,6 +807,7 @@ for name, log_prob in (("about the guess", guess), ("averaged", averaged)):
     reliable[name] = [(float(p[box].mean()), float((labels[box] == label).double().mean())) for box in boxes]
     print(name, " ".join(f"{a:.2f}->{b:.2f}" for a, b in reliable[name]))
 assert round(max(off["averaged"]), 1) == 0.3 > max(off["averaged"])
+assert 0.14 < reliable["about the guess"][0][1] < 0.16 and round(reliable["about the guess"][9][1], 2) == 0.8
 
 # %% tags=["hide-input"]
 with plotting.style():
