@@ -306,7 +306,7 @@ x = high + a * sigma**2 * data.noised(1.0, sigma).score(high) + math.sqrt(2 * a)
 torch.testing.assert_close(langevin.annealed(noisy_slope, high, [sigma], a, 1, seeded(8)), x)
 
 # %% [markdown]
-# Is it the crossing at the top that does it? Let *all* walkers come from the left group, plus the noise of the stair on which they begin, lower and lower. If so, the smallest rate $\lambda$ above 0 of each stair predicts how much of the error is left: $K$ steps of length $c$ leave $e^{-K c \lambda}$ of it.
+# Is it the crossing at much noise that does it? Let *all* walkers come from the left group, plus the noise of the stair on which they begin, lower and lower. If so, the smallest rate $\lambda$ above 0 of each stair predicts how much of the error is left: $K$ steps of length $c$ leave $e^{-K c \lambda}$ of it.
 
 # %% tags=["hide-input"]
 def rate_of(sigma):
@@ -463,7 +463,7 @@ shown
 # %% [markdown]
 # *The slope along a line through both groups: exact (dashed) and learned (orange); grey: where the data are. At little noise (left) the learned one follows roughly where data are, and not in the valley. At much noise (right) there are data everywhere.*
 #
-# A loss averages over the data, so nobody corrects a network where none come. At one level it is off by 0.43 of the slope's size on the data, and by 0.80 where walks begin. Yet the spread in the right group is hardly touched, with variances of 1.27 and 0.90 along the axes, on the exact slope 1.26 and 0.94. Where no data are it parts the walkers elsewhere: without noise 0.70 go right, on the exact slope 0.59. In the valley, where it has less than half of the exact slope, some cross as well (0.15 of a start on the left), and 0.74 end on the right: an error that happens to help. The network of
+# A loss averages over the data, so nobody corrects a network where none come. At one level it is off by 0.43 of the slope's size on the data, and by 0.80 where walks begin. Yet the spread in the right group is hardly touched, with variances of 1.27 and 0.90 along the axes, on the exact slope 1.26 and 0.94. Where no data are it parts the walkers elsewhere: without noise 0.70 go right, on the exact slope 0.59. In the valley, where it has less than half of the exact slope, some cross as well (0.15 of those that start on the left), and 0.74 end on the right: an error that happens to help. The network of
 # all levels gets 0.68 if it is walked at 0.3 only, and 0.81 if it is walked *down*. So the walk mends the shares; the training on all levels lets each slope be learned where its walk passes (at $\sigma = 10$ it is off by 0.06 where the walk begins).
 #
 # ## Three failures, one cure
@@ -647,7 +647,7 @@ for name, row in cost.items():
 sde, only_falls = cost["falls and shakes (SDE)"], cost["falls (DDIM)"]
 assert abs(only_falls[1] - 0.76) < 0.005 and abs(cost["falls, from sigma = 100"][1] - 0.8) < 0.01
 assert abs(cost["shakes 5 times a stair (annealed)"][0] - 0.71) < 0.01 and abs(sde[0] - 0.78) < 0.01
-assert max(only_falls) < min(sde) and max(sde) < 0.79 < cost["falls and shakes, from noisy data"][1]
+assert max(only_falls) < min(sde) and max(sde) < 0.79 < cost["falls and shakes, from noisy data"][1] < 0.808
 
 # %% [markdown]
 # At forty slopes the walk that falls and shakes has 0.78, little more than DDIM, and finer stairs do not bring it to 0.80. What it lacks comes from the start, where we took $\mathcal N(0, \sigma^2 I)$ for the noisy data: begun from noisy data it ends at 0.80. The walk that shakes five times a stair lags behind, 0.71. To shake as much *without* falling never gets there: on finer stairs this shaking gets weaker, and the walkers lag behind. So annealed Langevin needs shaking that does not shrink with the stairs.
@@ -870,7 +870,7 @@ assert round((scatter[-1][0] / scatter[-1][1]) ** 2, -1) == 140
 #
 # *For those who think of pictures as a thin set. It adds how the number of steps grows as the set gets thinner.*
 #
-# Across a curve of width $w$ the walk must not step farther than $w$, so $c$ is a fraction of $w^2$ (by $\eqref{eq-langevin-bias}$, on a straight line it grows without limit from $c = 2 w^2$ on). *Along* the curve it diffuses as on a line, and its length does not shrink with $w$. The rates on the long arc, by the grid:
+# Across a curve of width $w$ the walk must not step farther than $w$, so $c$ is a fraction of $w^2$ (by $\eqref{eq-langevin-bias}$, on a straight line the walk grows without limit from $c = 2 w^2$ on). *Along* the curve it diffuses as on a line, and its length does not shrink with $w$. The rates on the long arc, by the grid:
 
 # %% tags=["hide-input"]
 thin = {}
