@@ -657,7 +657,7 @@ assert max(only_falls) < min(sde) and max(sde) < 0.79 < cost["falls and shakes, 
 #
 # *For those who write the stairs themselves. It adds two slips, one of which does no harm.*
 #
-# The first: one length of step for all stairs. The second: the noise level $\sigma$ taken for a variance. (For the second, $a$ must be shorter than the opening's: the stairs that are really walked have variances little above $\sigma$, and $a < 0.2$ keeps $a \sigma^2 < 2 \sigma$ at $\sigma = 10$.)
+# The first: one length of step for all stairs. The second: the noise level $\sigma$ taken for a variance. (For the second, $a$ must be shorter than the opening's: the stairs that are really walked have variances little above $\sigma$, and $a$ below one fifth keeps $a \sigma^2 < 2 \sigma$ at $\sigma = 10$.)
 
 # %% tags=["hide-input"]
 def mistaken(x, sigma):
