@@ -483,6 +483,60 @@ assert slipped["whole score, no dice"][1] < 0.01 and slipped["rho for its square
 # %% [markdown]
 # With the whole score and no dice all of the pull is there, and no shake: the cloud collapses. With $\rho$ for $\rho^2$ the pull is too weak, and the variance half as large again. (At $\rho = 1$ that slip is invisible.)
 #
+# ### Pitfall: the last step, down to no noise
+#
+# Heun's method takes the mean of two slopes, at the start of a step and at its end, where the slope is $(x - \alpha \hat x_0) / \sigma$. And the reverse SDE adds noise in every step; also in the last? Two thin arcs, whose width is 0.03, in a hundred steps even in $t$:
+
+
+# %% tags=["hide-input"]
+def slopes_at_both_ends(guesses, least=0.0, off=0.0):
+    """Heun's step for x / alpha, over sigma / alpha. In the last: sigma at least `least`, the second guess off by `off`."""
+
+    def kernel(x, t, s):
+        alpha, sigma, (x_0, eps) = schedule.alpha(s), schedule.sigma(s).clamp_min(least), guesses(x, t)
+        reached = alpha * x_0 + sigma * eps
+        again = guesses(reached, s).x0 + off * (s == 0)
+        slope = (eps + (reached - alpha * again) / sigma) / 2
+        path = sigma / alpha - schedule.sigma(t) / schedule.alpha(t)
+        return Gaussian(alpha * (x / schedule.alpha(t) + path * slope), torch.tensor(0.0))
+
+    return kernel
+
+
+def noise_to_the_end(guesses):
+    def kernel(x, t, s):
+        return Gaussian(kernels.reverse_sde(guesses, schedule)(x, t, s).mean, schedule.beta(t) * (t - s))
+
+    return kernel
+
+
+# %% tags=["hide-input"]
+thin, to_zero = curves.two_arcs(), time_grid(100)
+sharp, usual = thin.denoiser(schedule), float(thin.log_prob(thin.sample(20_000, seeded(11))[0]).mean())
+flow_end = ode.solve(ode.probability_flow(sharp, schedule), start[:400], 1.0, 1e-6, tolerance=1e-6)
+last_steps = {"Heun, Euler at the end": kernels.heun(sharp, schedule), "Heun, both slopes": slopes_at_both_ends(sharp),
+              "sigma 1e-6 for 0": slopes_at_both_ends(sharp, 1e-6), "  a guess off by 0.001": slopes_at_both_ends(sharp, 1e-6, 0.001),
+              "SDE, no noise at the end": kernels.reverse_sde(sharp, schedule), "SDE, noise at the end": noise_to_the_end(sharp)}
+came, missed, nats = {}, {}, {}
+print("                          finite   from the flow's end   nats below the data")
+for name, kernel in last_steps.items():
+    x_last = came[name] = draw(kernel, start[:400], to_zero, seeded(15))
+    finite = float(x_last.isfinite().double().mean())
+    nats[name] = usual - float(thin.log_prob(x_last).mean()) if finite else math.nan
+    missed[name] = float((x_last - flow_end).square().sum(1).mean().sqrt())
+    print(f"{name:25s} {finite:6.0%} {'-' if 'SDE' in name else format(missed[name], '.4f'):>15s} {nats[name]:22.2g}")
+blur = float((came["SDE, noise at the end"] - came["SDE, no noise at the end"]).square().mean().sqrt())
+print(f"blur that the last noise leaves: {blur:.3f}, by its variance {float((schedule.beta(0.01) * 0.01).sqrt()):.3f}")
+
+# %% tags=["remove-cell"]
+assert not came["Heun, both slopes"].isfinite().any() and missed["sigma 1e-6 for 0"] < missed["Heun, Euler at the end"] / 2
+assert missed["  a guess off by 0.001"] > 20 and nats["  a guess off by 0.001"] > 1000 and nats["Heun, Euler at the end"] < -0.2
+assert abs(blur / float((schedule.beta(0.01) * 0.01).sqrt()) - 1) < 0.06 and 1.6 < blur / 0.03 < 2
+assert nats["SDE, noise at the end"] > 0.8 and nats["SDE, no noise at the end"] < -0.2
+
+# %% [markdown]
+# At $\sigma = 0$ the second slope is $0 / 0$, and no sample is left. A tiny $\sigma$ instead is the better step with exact guesses, and with a last guess that is off by a thousandth it throws the samples far away: the error is divided by $\sigma$. So libraries take an Euler step there, to the guess itself ([Karras et al. (2022)](https://arxiv.org/abs/2206.00364)). That is safe, and costs accuracy: the samples end more than twice as far from the flow's ends, and are more probable than data (a guess is an average). Noise in the last step stays: a blur nearly twice as wide as the arcs, and samples a nat less probable than data.
+#
 # **What is exact, and what is not.** Exact are the two processes, the clock, and $\eqref{eq-error-weights}$ for Gaussian data and beliefs off in the mean. DDIM is exact for a held guess only, and that $\eta$ is $\rho$ holds in short steps. The samplers are compared on four blobs, one grid and two planted errors. Where *your* network is wrong, you have to find out.
 
 # %% [markdown]
@@ -707,6 +761,22 @@ assert all(small < ddim for small, ddim in zip(too_wide["DDPM, small"], too_wide
 
 # %% [markdown]
 # So DDIM with few steps is too narrow, in the same way for all these Gaussians (of the narrowest, the run leaves out the end). Euler steps of the flow are too wide for narrow data, exact at variance 1, too narrow for wide ones: better than DDIM in the middle, worse where data are very thin. DDPM with the small variance is narrower than DDIM; with the large one it is far too wide for thin data, right at variance 1, and too narrow for wide data.
+#
+# **The order of a sampler with dice.** It has no exact end for each start. But its cloud has a variance, which the data's can be compared with (the *weak* order). For DDPM with the small variance, in finer and finer steps:
+
+# %% tags=["hide-input"]
+weak, finer = {}, (64, 128, 256, 512)
+print("DDPM, variance missing\nsteps             ", "".join(f"{n:9d}" for n in finer))
+for c in (0.1, 1.0, 4.0):
+    weak[c] = [1 - variance_of(makers["DDPM, small"], c, n) for n in finer]
+    print(f"data of variance {c:g}", "".join(f"{value:9.4f}" for value in weak[c]))
+fine_h = float(schedule.log_snr(grid_of(512)).diff()[0]) / 2
+print(f"h in {finer[-1]} steps: {fine_h:.4f}")
+assert all(abs(coarse / fine - 2) < 0.11 for row in weak.values() for coarse, fine in zip(row, row[1:], strict=False))
+assert all(abs(row[-1] / fine_h - 1) < 0.02 for row in weak.values())
+
+# %% [markdown]
+# Half the step, half the error: weak order 1, as DDIM's. In fine steps DDPM lacks the part $h$ of the variance, twice what DDIM lacks.
 #
 # ## Deeper: which grid, and where to stop
 #
