@@ -63,16 +63,19 @@ def along_x1(mixture):
 
 film = [along_x1(mixture).noised(schedule.alpha(t), schedule.sigma(t)).log_prob(height[:, None]).exp() for t in ticks]
 same = torch.tensor([[0.9, -0.4]]).double().expand(6, 2)
+kernel_at = {rho: kernels.reverse_sde(free, schedule, rho) for rho in doses}
+walks = {rho: torch.stack(list(sample(kernel_at[rho], same, ticks, seeded(3))))[:, :, 0] for rho in doses}
+ended = {rho: draw(kernel_at[rho], start[:3000], ticks, seeded(4))[:, 0] for rho in doses}
+
+# %% tags=["hide-input"]
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 4, figsize=(9.2, 3.0), sharey=True, width_ratios=(1, 1, 1, 0.62))
     for panel, rho, colour in zip(axes, doses, colours, strict=False):
         panel.pcolormesh(clock, height, torch.stack(film, 1), cmap="gray_r", vmax=0.75, shading="nearest", rasterized=True)
-        walks = torch.stack(list(sample(kernels.reverse_sde(free, schedule, rho), same, ticks, seeded(3))))[:, :, 0]
-        panel.plot(clock, walks, color=plotting.COLOURS["guided"], linewidth=0.9)
+        panel.plot(clock, walks[rho], color=plotting.COLOURS["guided"], linewidth=0.9)
         panel.plot(clock[0], same[0, 0], "o", color="black", markersize=4, clip_on=False, zorder=4)
         panel.set(title=f"$\\rho = {rho:g}$", xlabel="log signal-to-noise ratio", xlim=(-10, 9.2), ylim=(-4.2, 4.2))
-        ends = draw(kernels.reverse_sde(free, schedule, rho), start[:3000], grid_of(72), seeded(4))[:, 0]
-        counts = torch.histogram(ends, 28, range=(-4.2, 4.2), density=True)
+        counts = torch.histogram(ended[rho], 28, range=(-4.2, 4.2), density=True)
         axes[3].stairs(counts.hist, counts.bin_edges, orientation="horizontal", color=plotting.COLOURS[colour], linewidth=1.2)
     axes[3].plot(film[-1], height, color="black", linestyle="dashed", linewidth=1)
     axes[3].set(title="3,000 ends", xlabel="density", xlim=(0, None))
