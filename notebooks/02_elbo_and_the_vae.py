@@ -14,7 +14,7 @@
 # * tell apart the two reasons why a trained VAE falls short of its own model;
 # * say when a latent switches off rightly, and what makes a chain of latents a diffusion model.
 #
-# **You need** chapters 00 and 01, Gaussians in several dimensions, Bayes' rule.
+# **You need** chapters [00](00_start_here.ipynb) and [01](01_noising.ipynb), Gaussians in several dimensions, Bayes' rule.
 #
 # *33 minutes to read, 14 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
 
@@ -248,7 +248,7 @@ shown
 # The first, *pathwise*, knows where $r$ rises; the second, the *score function*, only which draws did well. In the first, too, the slope of $\log q$ at a fixed $z$ is noise of average zero: leave it out, and $\log q$ is *held*.
 # If the guess *is* the posterior, $r$ is level, and both can be without noise: the pathwise one with $\log q$ held, and the score function with $c = \log p(x)$.
 #
-# Now a small VAE: one hidden number, a *decoder* network into the plane with one learned noise $s$, and an *encoder* network that answers $m$ and $\log \tau$ for any $x$. The data are the four blobs of chapter 00. The deviation of one draw's gradient, over 100 points, while it trains:
+# Now a small VAE: one hidden number, a *decoder* network into the plane with one learned noise $s$, and an *encoder* network that answers $m$ and $\log \tau$ for any $x$. The data are the four blobs of [chapter 00](00_start_here.ipynb#the-story-against-the-truth). The deviation of one draw's gradient, over 100 points, while it trains:
 
 # %% tags=["hide-input"]
 blobs = plane.four_blobs()
@@ -487,7 +487,7 @@ torch.testing.assert_close(walks, blobs.log_prob(x_0))
 assert abs(float(error.mean() - error.var() / 2)) < 0.004 and 0.04 < float(error.std()) < 0.09
 
 # %% [markdown]
-# With exact steps and the exact density at the end every walk gives $\log p(x_0)$: the noisy walk costs nothing by itself. What the bound loses is what the model's steps lack; with Gaussian ones, again about half the square of the deviation. Chapter 03 takes this sum apart, and trains with it.
+# With exact steps and the exact density at the end every walk gives $\log p(x_0)$: the noisy walk costs nothing by itself. What the bound loses is what the model's steps lack; with Gaussian ones, again about half the square of the deviation. How to take this sum apart, and train with it, is [chapter 03](03_variational_diffusion_model.ipynb#three-terms).
 #
 # **What is exact, and what is not.** The numbered equations are exact, but for $\eqref{eq-gap-and-spread}$: to second order, where the error of the guess is small on all of the posterior and of the guess. Which gap is larger, which gradient quieter and what the exact steps change was measured on one network and one data set; the gaps at one length of training.
 #
@@ -756,7 +756,7 @@ for n in (1, 10, 100):
 #
 # *For those whose VAE ignores its latent. It adds one that has every reason not to.*
 #
-# The two arcs of chapter 01 are a curve, made for one hidden number. The same network, seed and number of steps, and only another *first* value of the decoder's noise:
+# The two arcs of [chapter 01](01_noising.ipynb#where-there-are-no-data-there-is-nothing-to-learn) are a curve, made for one hidden number. The same network, seed and number of steps, and only another *first* value of the decoder's noise:
 
 # %%
 arcs = curves.two_arcs()

@@ -495,7 +495,7 @@ assert abs(blur / float((schedule.beta(0.01) * 0.01).sqrt()) - 1) < 0.06 and 1.6
 assert nats["SDE, noise at the end"] > 0.8 and nats["SDE, no noise at the end"] < -0.2
 
 # %% [markdown]
-# At $\sigma = 0$ the slope is $0 / 0$, and no sample is left. A tiny $\sigma$ instead is the better step with exact guesses; but one that is off by a thousandth, divided by $\sigma$, throws the samples far away. So libraries take an Euler step there, to the guess itself ([Karras et al. (2022)](https://arxiv.org/abs/2206.00364)). That costs accuracy: they end more than twice as far from the flow's ends, and are more probable than data (a guess is an average). Noise in the last step stays: a blur nearly twice as wide as the arcs, and samples a nat less probable than data.
+# At $\sigma = 0$ the slope is $0 / 0$, and no sample is left. A tiny $\sigma$ instead is the better step with exact guesses; but one that is off by a thousandth, divided by $\sigma$, throws the samples far away. So libraries take an Euler step there, to the guess itself ([Karras et al. (2022)](https://arxiv.org/abs/2206.00364)). That costs accuracy: the samples end more than twice as far from the flow's ends, and are more probable than data (a guess is an average). Noise in the last step stays: a blur nearly twice as wide as the arcs, and samples a nat less probable than data.
 #
 # **What is exact, and what is not.** Exact are the two processes, the clock, and $\eqref{eq-error-weights}$ for Gaussian data and beliefs off in the mean. DDIM is exact for a held guess only, and that $\eta$ is $\rho$ holds in short steps. The samplers are compared on four blobs, one grid and two planted errors. Where *your* network is wrong, you have to find out.
 
