@@ -304,7 +304,7 @@ assert abs(controls[0.0][1] - controls[1.0][1]) < 0.06 and min(controls[0.0][1],
 assert controls[0.0][2] > 1 and max(controls[1.0][2], controls[2.0][2]) < 0.05
 
 # %% [markdown]
-# An error made at all levels is in the samples completely, at any dose. One around $r = \frac12$ moves them about alike at $\rho = 0$ and 1, whose weights are $1$ and $2r$. So if two doses agree, the guesses may still be wrong. But if they *disagree*, with short steps and the right start, the guesses are wrong somewhere.
+# An error made at all levels is in the samples completely, at any dose. One around $r = \frac12$ moves them about alike at $\rho = 0$ and 1, whose weights are $1$ and $2r$. A wrong start is kept without dice, and hardly anything is left of it at $\rho = 1$ and 2. So if two doses agree, the guesses may still be wrong. But if they *disagree*, with short steps and the right start, the guesses are wrong somewhere.
 #
 # ## Few steps: hold the guess
 #
