@@ -257,6 +257,20 @@ fresh = blobs.sample(100, seeded(9))[0]
 noise, others = torch.randn(2, 200, 100, 1, generator=seeded(10), dtype=torch.float64)
 
 # %% tags=["hide-input"]
+even_eps = torch.linspace(-7, 7, 1401).double()[:, None, None].expand(-1, 5, 1)  # for five points, in place of draws
+heights = torch.exp(-even_eps.square() / 2) / torch.exp(-even_eps.square() / 2).sum(0)
+shifted = [part.detach()[:5] + 0.3 for part in vae.guess(fresh)]  # no best guess, so that there is a gradient
+
+
+def ratio_of_five(z, m, log_tau):
+    return elbo.log_ratio(lambda z: vae.log_joint(fresh[:5], z), z, m, log_tau)
+
+
+both_ways = [(heights * slope(ratio_of_five, *shifted, even_eps)).sum(0) for slope in (elbo.pathwise, elbo.score_function)]
+torch.testing.assert_close(*both_ways, rtol=0, atol=1e-4)
+assert float(both_ways[0].abs().min(1).values.max()) > 0.1
+
+# %% tags=["hide-input"]
 def noises(vae):
     """Deviation of one draw's gradient with respect to m and log tau, root mean square over points, for four estimates."""
 
@@ -436,7 +450,19 @@ assert table_of_ends == [[0.15, 0.07, 0.12], [0.14, 0.07, 0.12], [0.03, 0.16, 0.
 # $$ w_j^2 = \max(\lambda_j - s^2, 0), \qquad \mathbb E[\mathrm{KL}_j] = \frac12 \log \frac{\max(\lambda_j, s^2)}{s^2}, \label{eq-collapse} $$
 #
 # with $\mathrm{KL}_j$ the divergence of the posterior of latent $j$ from the prior, averaged over the data. **A latent is off exactly where the data vary no more than the decoder's noise.** (The likelihood knows the latents only up to a rotation. A guess with independent coordinates, as encoders answer it, is exact only along the axes.) The divergence, and gradient steps that find all this, are in Deeper.
-#
+
+# %% tags=["hide-input"]
+share_of = blobs.weights
+off = blobs.means - share_of @ blobs.means
+data_cov = (share_of[:, None, None] * (blobs.covs + off[:, :, None] * off[:, None])).sum(0)
+squares_tried = torch.linspace(0, 4, 40_001).double()[:, None]
+for level in (0.5, 1.2):
+    v = squares_tried + level**2
+    highest = squares_tried[(v.log() + torch.linalg.eigvalsh(data_cov).flip(0) / v).argmin(0), 0]
+    torch.testing.assert_close(elbo.likeliest_linear(data_cov, level, latent=2).square().sum(0), highest, rtol=0, atol=1e-4)
+assert highest[0] > 0 and highest[1] == 0
+
+# %% [markdown]
 # It is often said that fewer latents than coordinates work better. On the blobs a VAE with two has the higher bound, and of three one switches off (in the tests). Not every collapse is right, though: a VAE that starts with much noise may never leave it (Deeper).
 #
 # ## From here to diffusion
@@ -650,11 +676,6 @@ torch.testing.assert_close(model.posterior(seen).log_prob(anywhere), bayes)
 # The divergence in $\eqref{eq-collapse}$: given $x$, latent $j$ has the variance $s^2 / v$; its mean has the variance $w_j^2 \lambda_j / v^2$ over the data. Put both into $\eqref{eq-gaussian-kl}$: at $v = \lambda_j$ all but the logarithm cancels. Training on the likelihood from random weights leads there. Its latents are turned to the axes at the end:
 
 # %% tags=["hide-input"]
-share_of = blobs.weights
-off = blobs.means - share_of @ blobs.means
-data_cov = (share_of[:, None, None] * (blobs.covs + off[:, :, None] * off[:, None])).sum(0)
-
-
 def trained_linear(s, steps=400):
     """The W that plain gradient steps on the exact log-likelihood of Gaussian data lead to, from a small random one."""
     W = (0.3 * torch.randn(2, 2, generator=seeded(16), dtype=torch.float64)).requires_grad_()
