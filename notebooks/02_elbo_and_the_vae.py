@@ -14,7 +14,7 @@
 # * tell apart the two reasons why a trained VAE falls short of its own model;
 # * say when a latent switches off rightly, and what makes a chain of latents a diffusion model.
 #
-# **You need** chapters 00 and 01, Gaussians in several dimensions, Bayes' rule.
+# **You need** chapters [00](00_start_here.ipynb) and [01](01_noising.ipynb), Gaussians in several dimensions, Bayes' rule.
 #
 # *33 minutes to read, 14 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
 
@@ -248,13 +248,27 @@ shown
 # The first, *pathwise*, knows where $r$ rises; the second, the *score function*, only which draws did well. In the first, too, the slope of $\log q$ at a fixed $z$ is noise of average zero: leave it out, and $\log q$ is *held*.
 # If the guess *is* the posterior, $r$ is level, and both can be without noise: the pathwise one with $\log q$ held, and the score function with $c = \log p(x)$.
 #
-# Now a small VAE: one hidden number, a *decoder* network into the plane with one learned noise $s$, and an *encoder* network that answers $m$ and $\log \tau$ for any $x$. The data are the four blobs of chapter 00. The deviation of one draw's gradient, over 100 points, while it trains:
+# Now a small VAE: one hidden number, a *decoder* network into the plane with one learned noise $s$, and an *encoder* network that answers $m$ and $\log \tau$ for any $x$. The data are the four blobs of [chapter 00](00_start_here.ipynb#the-story-against-the-truth). The deviation of one draw's gradient, over 100 points, while it trains:
 
 # %% tags=["hide-input"]
 blobs = plane.four_blobs()
 vae, kept = elbo.train_vae(blobs, steps=1500, keep=(0, 100, 400))
 fresh = blobs.sample(100, seeded(9))[0]
 noise, others = torch.randn(2, 200, 100, 1, generator=seeded(10), dtype=torch.float64)
+
+# %% tags=["hide-input"]
+even_eps = torch.linspace(-7, 7, 1401).double()[:, None, None].expand(-1, 5, 1)  # for five points, in place of draws
+heights = torch.exp(-even_eps.square() / 2) / torch.exp(-even_eps.square() / 2).sum(0)
+shifted = [part.detach()[:5] + 0.3 for part in vae.guess(fresh)]  # no best guess, so that there is a gradient
+
+
+def ratio_of_five(z, m, log_tau):
+    return elbo.log_ratio(lambda z: vae.log_joint(fresh[:5], z), z, m, log_tau)
+
+
+both_ways = [(heights * slope(ratio_of_five, *shifted, even_eps)).sum(0) for slope in (elbo.pathwise, elbo.score_function)]
+torch.testing.assert_close(*both_ways, rtol=0, atol=1e-4)
+assert float(both_ways[0].abs().min(1).values.max()) > 0.1
 
 # %% tags=["hide-input"]
 def noises(vae):
@@ -436,7 +450,19 @@ assert table_of_ends == [[0.15, 0.07, 0.12], [0.14, 0.07, 0.12], [0.03, 0.16, 0.
 # $$ w_j^2 = \max(\lambda_j - s^2, 0), \qquad \mathbb E[\mathrm{KL}_j] = \frac12 \log \frac{\max(\lambda_j, s^2)}{s^2}, \label{eq-collapse} $$
 #
 # with $\mathrm{KL}_j$ the divergence of the posterior of latent $j$ from the prior, averaged over the data. **A latent is off exactly where the data vary no more than the decoder's noise.** (The likelihood knows the latents only up to a rotation. A guess with independent coordinates, as encoders answer it, is exact only along the axes.) The divergence, and gradient steps that find all this, are in Deeper.
-#
+
+# %% tags=["hide-input"]
+share_of = blobs.weights
+off = blobs.means - share_of @ blobs.means
+data_cov = (share_of[:, None, None] * (blobs.covs + off[:, :, None] * off[:, None])).sum(0)
+squares_tried = torch.linspace(0, 4, 40_001).double()[:, None]
+for level in (0.5, 1.2):
+    v = squares_tried + level**2
+    highest = squares_tried[(v.log() + torch.linalg.eigvalsh(data_cov).flip(0) / v).argmin(0), 0]
+    torch.testing.assert_close(elbo.likeliest_linear(data_cov, level, latent=2).square().sum(0), highest, rtol=0, atol=1e-4)
+assert highest[0] > 0 and highest[1] == 0
+
+# %% [markdown]
 # It is often said that fewer latents than coordinates work better. On the blobs a VAE with two has the higher bound, and of three one switches off (in the tests). Not every collapse is right, though: a VAE that starts with much noise may never leave it (Deeper).
 #
 # ## From here to diffusion
@@ -487,7 +513,7 @@ torch.testing.assert_close(walks, blobs.log_prob(x_0))
 assert abs(float(error.mean() - error.var() / 2)) < 0.004 and 0.04 < float(error.std()) < 0.09
 
 # %% [markdown]
-# With exact steps and the exact density at the end every walk gives $\log p(x_0)$: the noisy walk costs nothing by itself. What the bound loses is what the model's steps lack; with Gaussian ones, again about half the square of the deviation. Chapter 03 takes this sum apart, and trains with it.
+# With exact steps and the exact density at the end every walk gives $\log p(x_0)$: the noisy walk costs nothing by itself. What the bound loses is what the model's steps lack; with Gaussian ones, again about half the square of the deviation. How to take this sum apart, and train with it, is [chapter 03](03_variational_diffusion_model.ipynb#three-terms).
 #
 # **What is exact, and what is not.** The numbered equations are exact, but for $\eqref{eq-gap-and-spread}$: to second order, where the error of the guess is small on all of the posterior and of the guess. Which gap is larger, which gradient quieter and what the exact steps change was measured on one network and one data set; the gaps at one length of training.
 #
@@ -650,11 +676,6 @@ torch.testing.assert_close(model.posterior(seen).log_prob(anywhere), bayes)
 # The divergence in $\eqref{eq-collapse}$: given $x$, latent $j$ has the variance $s^2 / v$; its mean has the variance $w_j^2 \lambda_j / v^2$ over the data. Put both into $\eqref{eq-gaussian-kl}$: at $v = \lambda_j$ all but the logarithm cancels. Training on the likelihood from random weights leads there. Its latents are turned to the axes at the end:
 
 # %% tags=["hide-input"]
-share_of = blobs.weights
-off = blobs.means - share_of @ blobs.means
-data_cov = (share_of[:, None, None] * (blobs.covs + off[:, :, None] * off[:, None])).sum(0)
-
-
 def trained_linear(s, steps=400):
     """The W that plain gradient steps on the exact log-likelihood of Gaussian data lead to, from a small random one."""
     W = (0.3 * torch.randn(2, 2, generator=seeded(16), dtype=torch.float64)).requires_grad_()
@@ -756,7 +777,7 @@ for n in (1, 10, 100):
 #
 # *For those whose VAE ignores its latent. It adds one that has every reason not to.*
 #
-# The two arcs of chapter 01 are a curve, made for one hidden number. The same network, seed and number of steps, and only another *first* value of the decoder's noise:
+# The two arcs of [chapter 01](01_noising.ipynb#where-there-are-no-data-there-is-nothing-to-learn) are a curve, made for one hidden number. The same network, seed and number of steps, and only another *first* value of the decoder's noise:
 
 # %%
 arcs = curves.two_arcs()

@@ -13,9 +13,9 @@
 # * derive DDIM as the exact solution for a guess that is held, and say what better solvers do;
 # * choose a sampler, a number of evaluations and a grid, and compute $\log p(x)$ with it.
 #
-# **You need** chapters 00 and 01 (noise levels, the score of a mixture, guesses of the clean point), and what a differential equation is.
+# **You need** chapters [00](00_start_here.ipynb) and [01](01_noising.ipynb) (noise levels, the score of a mixture, guesses of the clean point), and what a differential equation is.
 #
-# *31 minutes to read, 24 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
+# *28 minutes to read, 26 more for Deeper, 30 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -63,16 +63,19 @@ def along_x1(mixture):
 
 film = [along_x1(mixture).noised(schedule.alpha(t), schedule.sigma(t)).log_prob(height[:, None]).exp() for t in ticks]
 same = torch.tensor([[0.9, -0.4]]).double().expand(6, 2)
+kernel_at = {rho: kernels.reverse_sde(free, schedule, rho) for rho in doses}
+walks = {rho: torch.stack(list(sample(kernel_at[rho], same, ticks, seeded(3))))[:, :, 0] for rho in doses}
+ended = {rho: draw(kernel_at[rho], start[:3000], ticks, seeded(4))[:, 0] for rho in doses}
+
+# %% tags=["hide-input"]
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 4, figsize=(9.2, 3.0), sharey=True, width_ratios=(1, 1, 1, 0.62))
     for panel, rho, colour in zip(axes, doses, colours, strict=False):
         panel.pcolormesh(clock, height, torch.stack(film, 1), cmap="gray_r", vmax=0.75, shading="nearest", rasterized=True)
-        walks = torch.stack(list(sample(kernels.reverse_sde(free, schedule, rho), same, ticks, seeded(3))))[:, :, 0]
-        panel.plot(clock, walks, color=plotting.COLOURS["guided"], linewidth=0.9)
+        panel.plot(clock, walks[rho], color=plotting.COLOURS["guided"], linewidth=0.9)
         panel.plot(clock[0], same[0, 0], "o", color="black", markersize=4, clip_on=False, zorder=4)
         panel.set(title=f"$\\rho = {rho:g}$", xlabel="log signal-to-noise ratio", xlim=(-10, 9.2), ylim=(-4.2, 4.2))
-        ends = draw(kernels.reverse_sde(free, schedule, rho), start[:3000], grid_of(72), seeded(4))[:, 0]
-        counts = torch.histogram(ends, 28, range=(-4.2, 4.2), density=True)
+        counts = torch.histogram(ended[rho], 28, range=(-4.2, 4.2), density=True)
         axes[3].stairs(counts.hist, counts.bin_edges, orientation="horizontal", color=plotting.COLOURS[colour], linewidth=1.2)
     axes[3].plot(film[-1], height, color="black", linestyle="dashed", linewidth=1)
     axes[3].set(title="3,000 ends", xlabel="density", xlim=(0, None))
@@ -93,7 +96,7 @@ shown
 #
 # ## A shake and its pull
 #
-# Let chapter 01's steps get short: noising is $dx = -\frac{\beta}{2} x\, dt + \sqrt{\beta}\, dw$, where the rate $\beta(t)$ is the variance that comes in per unit of time, $dw$ noise of variance $dt$, and $\alpha_t^2 + \sigma_t^2 = 1$. It shrinks and it shakes. A density changes by what is carried in, less what is carried out, and by what noise spreads (the Fokker-Planck equation; [chapter 10](10_general_case.ipynb#only-the-arrow-knows-the-data) turns it round step by step, with a label):
+# Let the steps of [chapter 01](01_noising.ipynb#a-thousand-small-steps-are-one-large-step) get short: noising is $dx = -\frac{\beta}{2} x\, dt + \sqrt{\beta}\, dw$, where the rate $\beta(t)$ is the variance that comes in per unit of time, $dw$ noise of variance $dt$, and $\alpha_t^2 + \sigma_t^2 = 1$. It shrinks and it shakes. A density changes by what is carried in, less what is carried out, and by what noise spreads (the Fokker-Planck equation):
 # $\partial_t p_t = \nabla \cdot \big( \frac{\beta}{2} x\, p_t \big) + \frac{\beta}{2} \Delta p_t$. Now $\nabla p = p\, \nabla \log p$, so
 # $\Delta p = \nabla \cdot (p\, \nabla \log p)$: **to be spread by noise of rate $\beta$ is the same, for the density, as to be carried by the velocity $-\frac{\beta}{2} \nabla \log p$**. Write both terms as velocities:
 #
@@ -118,7 +121,7 @@ change = (levels[t + h].log_prob(x) - levels[t - h].log_prob(x)) / (2 * h)
 torch.testing.assert_close(change_by(lambda x: ode.probability_flow(free, schedule)(x, t), x, levels[t]), change, atol=1e-8, rtol=0)
 
 # %% [markdown]
-# Run it towards the data, and shake: noise of rate $\rho^2 \beta$. The pull that undoes it is the velocity $\frac{\rho^2 \beta}{2} \nabla \log p_t$, uphill. (Both together leave $p_t$ alone: Langevin dynamics, chapter 04.) So for every $\rho \ge 0$, with $dt < 0$ and $d\bar w$ for the noise of a run backwards:
+# Run it towards the data, and shake: noise of rate $\rho^2 \beta$. The pull that undoes it is the velocity $\frac{\rho^2 \beta}{2} \nabla \log p_t$, uphill. (Both together leave $p_t$ alone: Langevin dynamics, [chapter 04](04_scores_and_langevin.ipynb#a-slope-needs-no-normaliser).) So for every $\rho \ge 0$, with $dt < 0$ and $d\bar w$ for the noise of a run backwards:
 #
 # $$ dx = -\frac{\beta}{2} \big( x + (1 + \rho^2)\, \nabla \log p_t(x) \big)\, dt + \rho\, \sqrt{\beta}\; d\bar w. \label{eq-reverse-sde} $$
 #
@@ -135,7 +138,7 @@ for rho in (0.0, 0.5, 2.0):
 # **Do the clouds agree?** Project our points on twelve directions. In each, the truth has a distribution function in closed form. The *misfit* is the largest gap to it. Four doses, three noise levels:
 
 
-# %%
+# %% tags=["hide-input"]
 def misfit(x, truth, directions=12):
     """Largest gap between the distribution functions of points (N, 2) and of a mixture, over directions."""
     angles = torch.arange(directions).double() * math.pi / directions
@@ -204,8 +207,6 @@ torch.testing.assert_close((later - sooner) / (2 * h), rate, rtol=1e-9, atol=0)
 #
 # * wrong in the same way at all levels ($b$ constant): the samples are off by $b$, and no dose helps;
 # * wrong early: a dose forgets it; wrong late: a dose enlarges it. Late begins where the weight exceeds 1, at $r = \frac12$ for $\rho = 1$, at $0.67$ for $\rho = 2$.
-#
-# (All this is for a shifted mean. Let the belief be off in the *variance* by a little, and the same lines give $r^{2 (1 + \rho^2)}$: late beliefs count more already without dice.)
 
 # %%
 # [eq-error-weights]
@@ -231,6 +232,7 @@ def believing(data, shift, first, last):
     return lambda x, t: (wrong if first <= float(t) <= last else right)(x, t)
 
 
+# %% tags=["hide-input"]
 def ends_of(denoiser, rho, x, steps=100):
     """First coordinates of samples from x; the dice are always the same."""
     return draw(kernels.reverse_sde(denoiser, schedule, rho), x, grid_of(steps), seeded(6))[:, 0]
@@ -285,54 +287,12 @@ shown
 # %% [markdown]
 # *Left: the weight that all beliefs up to the reading $r$ have in the sample, for three doses; shaded, three parts of the way. Right: the network believes in shifted data on one part only; how far the samples move, in units of that shift. Lines: $\eqref{eq-error-weights}$, for a Gaussian. Dots: the blobs, with two standard errors. With a larger dose early errors fade and late ones grow.*
 #
-# For the Gaussian the formula is exact, up to the steps of the run. On the blobs late errors count more than it says, and those of the middle less. Early errors fade there as well, and late ones grow.
+# For the Gaussian the formula is exact, up to the steps of the run. On the blobs late errors count more than it says, and those of the middle less.
 #
-# **What does the pull, and what do the dice?** In the equation for $D$ the dice have dropped out. So leave one of the two away, at $\rho = 1$:
-
-
-# %%
-def one_half(denoiser, rho, part):
-    """The step with only the pull of this dose, only its dice, or both."""
-    both, neither = kernels.reverse_sde(denoiser, schedule, rho), kernels.reverse_sde(denoiser, schedule, 0.0)
-
-    def kernel(x, t, s):
-        mean = (neither if part == "dice" else both)(x, t, s).mean
-        return Gaussian(mean, torch.tensor(0.0) if part == "pull" else both(x, t, s).var)
-
-    return kernel
-
+# Now beliefs wrong everywhere, or around $r = \frac12$ only, or right ones after a wrong start:
 
 # %% tags=["hide-input"]
-halves, push = {}, torch.tensor([1.0, 0.0]).double()
-print("                start off by 1   early  late   variance of the data's   push in own deviations   other dice: correlation")
-for what, data in {"Gaussian": bell, "blobs": mixture}.items():
-    for part in ("both", "pull", "dice"):
-        told = {"right": data.denoiser(schedule), "early": believing(data, shift, *windows["early"]), "late": believing(data, shift, *windows["late"])}
-        ends = {name: draw(one_half(d, 1.0, part), start[:1000], grid_of(64), seeded(6)) for name, d in told.items()}
-        pushed = draw(one_half(told["right"], 1.0, part), start[:1000] + push, grid_of(64), seeded(6))
-        again, right = draw(one_half(told["right"], 1.0, part), start[:1000], grid_of(64), seeded(7)), ends["right"]
-        spread = data.sample(1000, seeded(14))[0][:, 0].var()
-        moved = [float((x - right)[:, 0].mean()) for x in (pushed, ends["early"], ends["late"])]
-        halves[what, part] = [moved[0], moved[1] / 0.3, moved[2] / 0.3, float(right[:, 0].var() / spread)]
-        own = moved[0] / float(right[:, 0].std()), float(torch.corrcoef(torch.stack([right[:, 0], again[:, 0]]))[0, 1])
-        halves[what, part] += own
-        print("{:9s} {:5s} {:13.2f} {:8.2f} {:5.2f} {:14.2f} {:24.2f} {:24.2f}".format(what, part, *halves[what, part]))
-
-# %% tags=["remove-cell"]
-assert all(abs(a - b) < 1e-9 for a, b in zip(halves["Gaussian", "both"][:3], halves["Gaussian", "pull"][:3], strict=True))
-assert all(abs(halves["Gaussian", "dice"][k + 1] - foretold[name][0]) < 0.03 for k, name in enumerate(("early", "late"))) and halves["Gaussian", "dice"][0] > 1.4
-assert all(halves[what, "pull"][3] < 0.001 and halves[what, "dice"][3] > 3 and abs(halves[what, "both"][3] - 1) < 0.15 for what in ("Gaussian", "blobs"))
-assert halves["blobs", "pull"][0] < 0.05 < 0.8 < halves["blobs", "dice"][0] and halves["blobs", "pull"][1] < 0.15 < halves["blobs", "dice"][1]
-assert all(abs(halves[what, "pull"][4] - 1) < 0.05 and halves[what, "pull"][5] > 0.999 for what in ("Gaussian", "blobs"))
-assert all(abs(halves[what, "both"][4]) < 0.03 and abs(halves[what, "both"][5]) < 0.1 and halves[what, "dice"][4] > 0.25 and abs(halves[what, "dice"][5]) < 0.2 for what in ("Gaussian", "blobs"))
-
-# %% [markdown]
-# The pull alone shrinks what is left of a shift of the start, and trusts early and late beliefs on the Gaussian exactly as both do. But it shrinks the whole cloud with it. In units of that cloud the push is not forgotten: it is still about one deviation (on other blobs it may be less), and each start has its one end. The dice alone leave the shift, and put new width over it: where a point began hardly shows in its end, but the cloud is far too wide. **Forgetting takes both: the pull shrinks the old, the dice refill the width.**
-#
-# And beliefs wrong everywhere, or around $r = \frac12$ only, or right ones after a wrong start:
-
-# %% tags=["hide-input"]
-controls, between = {}, tuple(float(schedule.time(math.log(r**2 / (1 - r**2) / 2.5))) for r in (0.8, 0.2))  # t at these r, c = 2.5
+push, controls, between = torch.tensor([1.0, 0.0]).double(), {}, tuple(float(schedule.time(math.log(r**2 / (1 - r**2) / 2.5))) for r in (0.8, 0.2))  # t at these r, c = 2.5
 for rho in (0.0, 1.0, 2.0):
     told = believing(mixture, shift, 0.0, 1.0), believing(mixture, shift, *between)
     parts = [float((ends_of(d, rho, start[:1000]) - truly[rho]).mean()) / 0.3 for d in told]
@@ -344,12 +304,12 @@ assert abs(controls[0.0][1] - controls[1.0][1]) < 0.06 and min(controls[0.0][1],
 assert controls[0.0][2] > 1 and max(controls[1.0][2], controls[2.0][2]) < 0.05
 
 # %% [markdown]
-# An error made at all levels is in the samples completely, at any dose. One around $r = \frac12$ moves them about alike at $\rho = 0$ and 1, whose weights are $1$ and $2r$. So if two doses agree, the guesses may still be wrong. But if they *disagree*, with short steps and the right start, the guesses are wrong somewhere.
+# An error made at all levels is in the samples completely, at any dose. One around $r = \frac12$ moves them about alike at $\rho = 0$ and 1, whose weights are $1$ and $2r$. A wrong start is kept without dice, and hardly anything is left of it at $\rho = 1$ and 2. So if two doses agree, the guesses may still be wrong. But if they *disagree*, with short steps and the right start, the guesses are wrong somewhere.
 #
 # ## Few steps: hold the guess
 #
 # Each step asks the network, and an Euler step of $\eqref{eq-reverse-sde}$ keeps the whole right side fixed. One can hold less: only the guess. Put $x = \alpha_t \hat x_0 + \sigma_t \hat\varepsilon$ and $\nabla \log p_t = -\hat\varepsilon / \sigma_t$ into $\eqref{eq-probability-flow}$. With $\alpha_t' = -\frac{\beta}{2} \alpha_t$ and $\sigma_t' = \frac{\beta}{2} \frac{\alpha_t^2}{\sigma_t}$ the quotient rule gives (and $x - \sigma_t \hat\varepsilon = \alpha_t \hat x_0$)
-# $\frac{d}{dt} \frac{x}{\sigma_t} = -\frac{\beta \alpha_t}{2 \sigma_t^3}\, \hat x_0$ and $\frac{d}{dt} \frac{\alpha_t}{\sigma_t} = -\frac{\beta \alpha_t}{2 \sigma_t^3}$. So $x / \sigma_t$ grows by $\hat x_0$ times what $\alpha_t / \sigma_t$ grows by. Hold $\hat x_0$ from $t$ to $s$: $\frac{x_s}{\sigma_s} = \frac{x_t}{\sigma_t} + \big( \frac{\alpha_s}{\sigma_s} - \frac{\alpha_t}{\sigma_t} \big)\, \hat x_0$, and since $x_t - \alpha_t \hat x_0 = \sigma_t \hat\varepsilon$, that is $x_s = \alpha_s \hat x_0 + \sigma_s \hat\varepsilon$. This is DDIM, the *exact* solution for a guess that does not change (an "exponential integrator"). For dice, replace a part of $\hat\varepsilon$ by fresh noise $z$, and keep the sum of the variances:
+# $\frac{d}{dt} \frac{x}{\sigma_t} = -\frac{\beta \alpha_t}{2 \sigma_t^3}\, \hat x_0$ and $\frac{d}{dt} \frac{\alpha_t}{\sigma_t} = -\frac{\beta \alpha_t}{2 \sigma_t^3}$. So $x / \sigma_t$ grows by $\hat x_0$ times what $\alpha_t / \sigma_t$ grows by. Hold $\hat x_0$ from $t$ to $s$: $\frac{x_s}{\sigma_s} = \frac{x_t}{\sigma_t} + \big( \frac{\alpha_s}{\sigma_s} - \frac{\alpha_t}{\sigma_t} \big)\, \hat x_0$, and since $x_t - \alpha_t \hat x_0 = \sigma_t \hat\varepsilon$, that is $x_s = \alpha_s \hat x_0 + \sigma_s \hat\varepsilon$. This is DDIM, the *exact* solution for a guess that does not change. For dice, replace a part of $\hat\varepsilon$ by fresh noise $z$, and keep the sum of the variances:
 #
 # $$ x_s = \alpha_s \hat x_0 + \sqrt{\sigma_s^2 - v}\; \hat\varepsilon + \sqrt{v}\; z, \qquad v = \eta^2\, \frac{\sigma_s^2}{\sigma_t^2} \Big( 1 - \frac{\alpha_t^2}{\alpha_s^2} \Big). \label{eq-ddim} $$
 #
@@ -393,7 +353,7 @@ def with_dice(guesses):
     return kernel
 
 
-# %%
+# %% tags=["hide-input"]
 def samplers_of(guesses):
     return {
         "Euler": kernels.reverse_sde(guesses, schedule, 0.0),
@@ -452,7 +412,7 @@ shown
 # %% [markdown]
 # *Misfit of 3,000 samples over evaluations. Wrong early: data believed shifted by 0.6 at $t \ge 0.5$; wrong late: the same at $t \le 0.1$. Grey: 90 of 100 clouds of 3,000 true points. With exact guesses the fastest has no dice. Wrong early, those without dice stop at their error, and more evaluations do not help. Wrong late, the largest dose is worst.*
 #
-# *Left:* 2M is within chance from about sixteen evaluations on, with dice from about twenty-four, DDIM from about sixty-four, DDPM at about a hundred and twenty-eight. So at the same order dice cost evaluations: DDPM is behind DDIM, 2M with dice behind 2M. The order of the step costs more: 2M *with* dice is ahead of DDIM without, from eight evaluations to sixty-four. At $\rho = 2$ Euler steps overshoot at sixteen and fewer. *Middle:* at sixteen evaluations 2M is ahead of DDPM, at thirty-two they are equal, at sixty-four DDPM is ahead. (Against DDIM, a step of the same order, DDPM is ahead from twenty-four, about equal at sixteen.) DDPM begins with the larger error of its steps, part of it since they are of first order: 2M with dice is ahead of 2M at every budget. Dice leave both with a smaller share of the wrong beliefs than 2M has. *Right:* at $\rho = 2$ more evaluations do not help; it trusts the late guesses. 2M with dice stays behind 2M.
+# *Left:* 2M is within chance from about sixteen evaluations on, with dice from about twenty-four, DDIM from about sixty-four, DDPM at about a hundred and twenty-eight. So at the same order dice cost evaluations. The order of the step costs more: 2M *with* dice is ahead of DDIM without, from eight evaluations to sixty-four. At $\rho = 2$ Euler steps overshoot at sixteen and fewer. *Middle:* at sixteen evaluations 2M is ahead of DDPM, at thirty-two they are equal, at sixty-four DDPM is ahead. DDPM begins with the larger error of its steps, part of it since they are of first order: 2M with dice is ahead of 2M at every budget.
 #
 # ### Pitfall: two lines that still make pictures
 #
@@ -483,6 +443,60 @@ assert slipped["whole score, no dice"][1] < 0.01 and slipped["rho for its square
 # %% [markdown]
 # With the whole score and no dice all of the pull is there, and no shake: the cloud collapses. With $\rho$ for $\rho^2$ the pull is too weak, and the variance half as large again. (At $\rho = 1$ that slip is invisible.)
 #
+# ### Pitfall: the last step, down to no noise
+#
+# Heun's method takes the mean of the slopes $(x - \alpha \hat x_0) / \sigma$ at both ends of a step. And the reverse SDE adds noise in every step; also in the last? Two thin arcs, whose width is 0.03, in a hundred steps even in $t$:
+
+
+# %% tags=["hide-input"]
+def slopes_at_both_ends(guesses, least=0.0, off=0.0):
+    """Heun's step for x / alpha, over sigma / alpha. In the last: sigma at least `least`, the second guess off by `off`."""
+
+    def kernel(x, t, s):
+        alpha, sigma, (x_0, eps) = schedule.alpha(s), schedule.sigma(s).clamp_min(least), guesses(x, t)
+        reached = alpha * x_0 + sigma * eps
+        again = guesses(reached, s).x0 + off * (s == 0)
+        slope = (eps + (reached - alpha * again) / sigma) / 2
+        path = sigma / alpha - schedule.sigma(t) / schedule.alpha(t)
+        return Gaussian(alpha * (x / schedule.alpha(t) + path * slope), torch.tensor(0.0))
+
+    return kernel
+
+
+def noise_to_the_end(guesses):
+    def kernel(x, t, s):
+        return Gaussian(kernels.reverse_sde(guesses, schedule)(x, t, s).mean, schedule.beta(t) * (t - s))
+
+    return kernel
+
+
+# %% tags=["hide-input"]
+thin, to_zero = curves.two_arcs(), time_grid(100)
+sharp, usual = thin.denoiser(schedule), float(thin.log_prob(thin.sample(20_000, seeded(11))[0]).mean())
+flow_end = ode.solve(ode.probability_flow(sharp, schedule), start[:400], 1.0, 1e-6, tolerance=1e-6)
+last_steps = {"Heun, Euler at the end": kernels.heun(sharp, schedule), "Heun, both slopes": slopes_at_both_ends(sharp),
+              "sigma 1e-6 for 0": slopes_at_both_ends(sharp, 1e-6), "  a guess off by 0.001": slopes_at_both_ends(sharp, 1e-6, 0.001),
+              "SDE, no noise at the end": kernels.reverse_sde(sharp, schedule), "SDE, noise at the end": noise_to_the_end(sharp)}
+came, missed, nats = {}, {}, {}
+print("                          finite   from the flow's end   nats below the data")
+for name, kernel in last_steps.items():
+    x_last = came[name] = draw(kernel, start[:400], to_zero, seeded(15))
+    finite = float(x_last.isfinite().double().mean())
+    nats[name] = usual - float(thin.log_prob(x_last).mean()) if finite else math.nan
+    missed[name] = float((x_last - flow_end).square().sum(1).mean().sqrt())
+    print(f"{name:25s} {finite:6.0%} {'-' if 'SDE' in name else format(missed[name], '.4f'):>15s} {nats[name]:22.2g}")
+blur = float((came["SDE, noise at the end"] - came["SDE, no noise at the end"]).square().mean().sqrt())
+print(f"blur that the last noise leaves: {blur:.3f}, by its variance {float((schedule.beta(0.01) * 0.01).sqrt()):.3f}")
+
+# %% tags=["remove-cell"]
+assert not came["Heun, both slopes"].isfinite().any() and missed["sigma 1e-6 for 0"] < missed["Heun, Euler at the end"] / 2
+assert missed["  a guess off by 0.001"] > 20 and nats["  a guess off by 0.001"] > 1000 and nats["Heun, Euler at the end"] < -0.2
+assert abs(blur / float((schedule.beta(0.01) * 0.01).sqrt()) - 1) < 0.06 and 1.6 < blur / 0.03 < 2
+assert nats["SDE, noise at the end"] > 0.8 and nats["SDE, no noise at the end"] < -0.2
+
+# %% [markdown]
+# At $\sigma = 0$ the slope is $0 / 0$, and no sample is left. A tiny $\sigma$ instead is the better step with exact guesses; but one that is off by a thousandth, divided by $\sigma$, throws the samples far away. So libraries take an Euler step there, to the guess itself ([Karras et al. (2022)](https://arxiv.org/abs/2206.00364)). That costs accuracy: the samples end more than twice as far from the flow's ends, and are more probable than data (a guess is an average). Noise in the last step stays: a blur nearly twice as wide as the arcs, and samples a nat less probable than data.
+#
 # **What is exact, and what is not.** Exact are the two processes, the clock, and $\eqref{eq-error-weights}$ for Gaussian data and beliefs off in the mean. DDIM is exact for a held guess only, and that $\eta$ is $\rho$ holds in short steps. The samplers are compared on four blobs, one grid and two planted errors. Where *your* network is wrong, you have to find out.
 
 # %% [markdown]
@@ -490,11 +504,11 @@ assert slipped["whole score, no dice"][1] < 0.01 and slipped["rho for its square
 #
 # | if you have | do | because |
 # |---|---|---|
-# | good guesses, few evaluations | 2M, no dice, times even in log-SNR | on the blobs it was within chance at about sixteen evaluations, DDIM at about sixty-four, DDPM at about a hundred and twenty-eight |
-# | beliefs about the data that are wrong early (at much noise), or a start that is not quite right | a dose: on the blobs 2M with dice from eight evaluations on, DDPM from sixty-four, or $\rho = 2$ from twenty-four (fewer overshoot) | the start is forgotten like $r_T^{\rho^2}$, and early beliefs weigh less; wrong late, it is the other way round |
+# | good guesses, few evaluations | 2M, no dice, times even in log-SNR | on the blobs it was within chance at about sixteen evaluations, DDIM at about sixty-four |
+# | beliefs about the data that are wrong early (at much noise), or a start that is not quite right | a dose: on the blobs 2M with dice from eight evaluations on, or $\rho = 2$ from twenty-four (fewer overshoot) | the start is forgotten like $r_T^{\rho^2}$, and early beliefs weigh less; wrong late, it is the other way round |
 # | no idea which | compare the clouds of many steps at $\rho = 0$ and at $\rho = 1$ | if the clouds differ, the guesses are wrong somewhere; if not, they may still be wrong: everywhere alike, or only around $r = \frac12$ |
 # | to invert, to interpolate, or $\log p(x)$ | the flow, by 2M, Heun (in Deeper) or an ODE solver | only without dice has each start one end |
-# | two samplers to compare | count evaluations, on one grid with one end | a step of Heun's asks twice; on [digits](15_classifier_free_guidance_on_digits.ipynb#what-it-costs) the order is different |
+# | a last step down to $\sigma = 0$ | take the guess: no second slope, no noise | the slope divides by $\sigma$, and the noise would stay |
 # | guidance, $\gamma \ne 1$ | name the dose with the result | a guided guess belongs to no noising, so the dose changes the cloud even with a perfect network ([chapter 17](17_what_does_gamma_sample.ipynb#what-more-noise-mends)) |
 #
 # ## Exercises
@@ -601,11 +615,62 @@ exercises.check("5.4", dose_for)
 #
 # 1. To shake at the rate $\rho^2 \beta$ and to pull by $\frac{\rho^2 \beta}{2} \nabla \log p_t$ undo each other. So with exact guesses and short steps every $\rho \ge 0$ has the same cloud at every noise level; $\rho = 0$ is the probability flow.
 # 2. For Gaussian data, and beliefs off in the mean, those up to the correlation $r$ have the weight $r^{1 + \rho^2}$ in the sample. It is 1 for the whole way, from $r_T$ near 0: a dose moves trust to late beliefs, and mends nothing that is wrong everywhere alike.
-# 3. An error of the start is multiplied by $r_T^{\rho^2}$, in deviations. The pull shrinks it; the dice give the cloud its width back. Forgetting takes both.
+# 3. An error of the start is multiplied by $r_T^{\rho^2}$, in deviations. The pull shrinks it; the dice give the cloud its width back.
 # 4. DDIM is exact for a guess that is held over the step; 2M holds what a line through the last two guesses has in mid-step. On the blobs, with exact guesses, 2M needed the fewest evaluations.
 # 5. On the blobs, with beliefs wrong early, DDPM was behind 2M at sixteen evaluations and ahead at sixty-four; with beliefs wrong late it stayed behind. Part of the first is that DDPM's step is of first order: 2M with dice was ahead of 2M at eight already.
 #
-# **Where it comes from.** Reverse SDE and flow: [Song et al. (2021)](https://arxiv.org/abs/2011.13456), with $f = -\frac{\beta}{2} x$ and $g^2 = \beta$; with a free deviation $\rho\, g$ the drift is $f - \frac12 (g^2 + \rho^2 g^2)\, \nabla \log p_t$. Any $\rho$: [Zhang & Chen (2022)](https://arxiv.org/abs/2204.13902). DDIM: [Song et al. (2021)](https://arxiv.org/abs/2010.02502). 2M: [Lu et al. (2022)](https://arxiv.org/abs/2211.01095). That dice mend early errors, at the price of their own, and help less the better the network, is a finding of [Karras et al. (2022)](https://arxiv.org/abs/2206.00364). The weights $\eqref{eq-error-weights}$ are derived here.
+# **Where it comes from.** Reverse SDE and flow: [Song et al. (2021)](https://arxiv.org/abs/2011.13456). Any $\rho$: [Zhang & Chen (2022)](https://arxiv.org/abs/2204.13902). DDIM: [Song et al. (2021)](https://arxiv.org/abs/2010.02502). 2M: [Lu et al. (2022)](https://arxiv.org/abs/2211.01095). That dice mend early errors, at the price of their own, and help less the better the network, is a finding of [Karras et al. (2022)](https://arxiv.org/abs/2206.00364). The weights $\eqref{eq-error-weights}$ are derived here.
+
+# %% [markdown]
+# ## Deeper: what the pull does, and what the dice do
+#
+# *For those who ask which of the two forgets. It adds runs with one of them alone, beliefs off in the variance, and Song's letters.*
+#
+# In the equation for $D$ the dice have dropped out. So leave one of the two away, at $\rho = 1$:
+
+
+# %%
+def one_half(denoiser, rho, part):
+    """The step with only the pull of this dose, only its dice, or both."""
+    both, neither = kernels.reverse_sde(denoiser, schedule, rho), kernels.reverse_sde(denoiser, schedule, 0.0)
+
+    def kernel(x, t, s):
+        mean = (neither if part == "dice" else both)(x, t, s).mean
+        return Gaussian(mean, torch.tensor(0.0) if part == "pull" else both(x, t, s).var)
+
+    return kernel
+
+
+# %% tags=["hide-input"]
+halves = {}
+print("                start off by 1   early  late   variance of the data's   push in own deviations   other dice: correlation")
+for what, data in {"Gaussian": bell, "blobs": mixture}.items():
+    for part in ("both", "pull", "dice"):
+        told = {"right": data.denoiser(schedule), "early": believing(data, shift, *windows["early"]), "late": believing(data, shift, *windows["late"])}
+        ends = {name: draw(one_half(d, 1.0, part), start[:1000], grid_of(64), seeded(6)) for name, d in told.items()}
+        pushed = draw(one_half(told["right"], 1.0, part), start[:1000] + push, grid_of(64), seeded(6))
+        again, right = draw(one_half(told["right"], 1.0, part), start[:1000], grid_of(64), seeded(7)), ends["right"]
+        spread = data.sample(1000, seeded(14))[0][:, 0].var()
+        moved = [float((x - right)[:, 0].mean()) for x in (pushed, ends["early"], ends["late"])]
+        halves[what, part] = [moved[0], moved[1] / 0.3, moved[2] / 0.3, float(right[:, 0].var() / spread)]
+        own = moved[0] / float(right[:, 0].std()), float(torch.corrcoef(torch.stack([right[:, 0], again[:, 0]]))[0, 1])
+        halves[what, part] += own
+        print("{:9s} {:5s} {:13.2f} {:8.2f} {:5.2f} {:14.2f} {:24.2f} {:24.2f}".format(what, part, *halves[what, part]))
+
+# %% tags=["remove-cell"]
+assert all(abs(a - b) < 1e-9 for a, b in zip(halves["Gaussian", "both"][:3], halves["Gaussian", "pull"][:3], strict=True))
+assert all(abs(halves["Gaussian", "dice"][k + 1] - foretold[name][0]) < 0.03 for k, name in enumerate(("early", "late"))) and halves["Gaussian", "dice"][0] > 1.4
+assert all(halves[what, "pull"][3] < 0.001 and halves[what, "dice"][3] > 3 and abs(halves[what, "both"][3] - 1) < 0.15 for what in ("Gaussian", "blobs"))
+assert halves["blobs", "pull"][0] < 0.05 < 0.8 < halves["blobs", "dice"][0] and halves["blobs", "pull"][1] < 0.15 < halves["blobs", "dice"][1]
+assert all(abs(halves[what, "pull"][4] - 1) < 0.05 and halves[what, "pull"][5] > 0.999 for what in ("Gaussian", "blobs"))
+assert all(abs(halves[what, "both"][4]) < 0.03 and abs(halves[what, "both"][5]) < 0.1 and halves[what, "dice"][4] > 0.25 and abs(halves[what, "dice"][5]) < 0.2 for what in ("Gaussian", "blobs"))
+
+# %% [markdown]
+# The pull alone shrinks what is left of a shift of the start, and trusts early and late beliefs on the Gaussian exactly as both do. But it shrinks the whole cloud with it. In units of that cloud the push is not forgotten: it is still about one deviation (on other blobs it may be less), and each start has its one end. The dice alone leave the shift, and put new width over it: where a point began hardly shows in its end, but the cloud is far too wide. **Forgetting takes both: the pull shrinks the old, the dice refill the width.**
+#
+# The weights $\eqref{eq-error-weights}$ are those of a shifted mean. Let the belief be off in the *variance* by a little, and the same lines give $r^{2 (1 + \rho^2)}$: late beliefs count more already without dice.
+#
+# In the letters of [Song et al. (2021)](https://arxiv.org/abs/2011.13456), with a drift $f$ and noise $g\, dw$, here $f = -\frac{\beta}{2} x$ and $g^2 = \beta$, a free deviation $\rho\, g$ needs the drift $f - \frac12 (g^2 + \rho^2 g^2)\, \nabla \log p_t$.
 
 # %% [markdown]
 # ## Deeper: orders, and Euler against DDIM
@@ -707,6 +772,22 @@ assert all(small < ddim for small, ddim in zip(too_wide["DDPM, small"], too_wide
 
 # %% [markdown]
 # So DDIM with few steps is too narrow, in the same way for all these Gaussians (of the narrowest, the run leaves out the end). Euler steps of the flow are too wide for narrow data, exact at variance 1, too narrow for wide ones: better than DDIM in the middle, worse where data are very thin. DDPM with the small variance is narrower than DDIM; with the large one it is far too wide for thin data, right at variance 1, and too narrow for wide data.
+#
+# **The order of a sampler with dice.** It has no exact end for each start. But its cloud has a variance, which the data's can be compared with (the *weak* order). For DDPM with the small variance, in finer and finer steps:
+
+# %% tags=["hide-input"]
+weak, finer = {}, (64, 128, 256, 512)
+print("DDPM, variance missing\nsteps             ", "".join(f"{n:9d}" for n in finer))
+for c in (0.1, 1.0, 4.0):
+    weak[c] = [1 - variance_of(makers["DDPM, small"], c, n) for n in finer]
+    print(f"data of variance {c:g}", "".join(f"{value:9.4f}" for value in weak[c]))
+fine_h = float(schedule.log_snr(grid_of(512)).diff()[0]) / 2
+print(f"h in {finer[-1]} steps: {fine_h:.4f}")
+assert all(abs(coarse / fine - 2) < 0.11 for row in weak.values() for coarse, fine in zip(row, row[1:], strict=False))
+assert all(abs(row[-1] / fine_h - 1) < 0.02 for row in weak.values())
+
+# %% [markdown]
+# Half the step, half the error: weak order 1, as DDIM's. In fine steps DDPM lacks the part $h$ of the variance, twice what DDIM lacks.
 #
 # ## Deeper: which grid, and where to stop
 #
@@ -848,7 +929,7 @@ assert float((through - exact_value).abs().max()) < 1e-3
 assert abs(float((estimate - exact_value).mean())) < 3 * float(scatter.square().mean().sqrt()) / 40**0.5
 
 # %% [markdown]
-# Now four ways to one number, $-\log p$ of five points: the closed form; chapter 03's bound for ten, a hundred and a thousand steps; chapter 03's area of the error curve (I-MMSE); and the flow.
+# Now four ways to one number, $-\log p$ of five points: the closed form; the bound of [chapter 03](03_variational_diffusion_model.ipynb#three-terms) for ten, a hundred and a thousand steps; its [area of the error curve](03_variational_diffusion_model.ipynb#the-area-is-the-log-likelihood) (I-MMSE); and the flow.
 
 # %%
 def even(steps):  # in log-SNR, from -10 to 10

@@ -462,6 +462,81 @@ def test_the_pitfalls_on_another_mixture():
     assert torch.equal(unsquared(start, t, s, 1.0).mean, one)  # at rho = 1 nobody sees it
 
 
+def mean_slope(guesses, x: Tensor, t: float, s: float, sigma_s: float, off: float) -> Tensor:
+    """Heun's step in the coordinates of Karras et al. (2022): y = x / alpha, over q = sigma / alpha."""
+    t, s = torch.tensor([t, s], dtype=F64)
+    q_t, q_s = SCHEDULE.sigma(t) / SCHEDULE.alpha(t), sigma_s / SCHEDULE.alpha(s)
+    y = x / SCHEDULE.alpha(t)
+    first = (y - guesses(x, t).x0) / q_t
+    reached = y + (q_s - q_t) * first
+    second = (reached - guesses(SCHEDULE.alpha(s) * reached, s).x0 - off) / q_s
+    return SCHEDULE.alpha(s) * (y + (q_s - q_t) * (first + second) / 2)
+
+
+def test_at_no_noise_heuns_second_slope_is_nothing_over_nothing_and_eulers_last_step_is_less_exact():
+    """One step to the data from 0.02, on broader arcs: the exact step is the flow's, solved tightly."""
+    arcs = curves.two_arcs(mass=0.6, width=0.05)
+    free, x = arcs.denoiser(SCHEDULE), at(0.02, arcs).sample(300, random(60))[0]
+    exact = ode.solve(ode.probability_flow(free, SCHEDULE), x, 0.02, 1e-7, tolerance=1e-8)
+
+    def error(ends):
+        return float((ends - exact).square().sum(1).mean().sqrt())
+
+    euler = kernels.heun(free, SCHEDULE)(x, torch.tensor(0.02).double(), torch.tensor(0.0).double()).mean
+    alpha = SCHEDULE.alpha(0.02)
+    assert float((euler - free(x, torch.tensor(0.02).double()).x0).abs().max()) < 1e-12  # to the guess itself
+    assert not mean_slope(free, x, 0.02, 0.0, 0.0, 0.0).isfinite().any()
+    assert error(mean_slope(free, x, 0.02, 0.0, 1e-6, 0.0)) < 0.7 * error(euler)
+    thrown = [error(mean_slope(free, x, 0.02, 0.0, least, 0.002)) for least in (1e-6, 1e-5)]
+    assert thrown[0] > 50 and abs(thrown[0] / thrown[1] - 10) < 0.1  # the error over sigma
+    assert abs(thrown[0] / float(SCHEDULE.sigma(0.02) / alpha * 0.002 * 2**0.5 / 2e-6) - 1) < 0.01
+    data = arcs.sample(10_000, random(61))[0]
+    assert float(arcs.log_prob(euler).mean()) > float(arcs.log_prob(data).mean()) + 0.1
+
+
+def test_noise_in_the_last_step_of_the_sde_stays_in_the_samples_with_the_variance_of_that_step():
+    """For thin Gaussian data the variance of the samples is known without chance, with and without that noise."""
+    times, c = time_grid(80), 0.04**2
+    kernel = kernels.reverse_sde(gaussian(c).denoiser(SCHEDULE), SCHEDULE, 1.0)
+    factor, var = 1.0, 0.0
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        one = kernel(torch.ones(1, 1, dtype=F64), t, s)
+        factor, var = factor * float(one.mean), float(one.mean) ** 2 * var + float(one.var)
+    left = float(SCHEDULE.beta(times[-2]) * times[-2])
+    assert one.var == 0 and factor**2 + var < c  # narrower than data without it, ...
+    assert factor**2 + var + left > 2.5 * c  # ... and far too wide with it
+    arcs = curves.two_arcs(mass=0.6)
+    kernel, typical = kernels.reverse_sde(arcs.denoiser(SCHEDULE), SCHEDULE, 1.0), 0.0
+    clean = draw(kernel, normal(400, 62), time_grid(90), random(63))
+    noised = clean + float((SCHEDULE.beta(1 / 90) / 90).sqrt()) * normal(400, 64)
+    typical = float(arcs.log_prob(arcs.sample(10_000, random(65))[0]).mean())
+    assert typical - float(arcs.log_prob(clean).mean()) < 0 < 0.8 < typical - float(arcs.log_prob(noised).mean())
+
+
+def test_ddpms_variance_is_of_weak_order_one_and_lacks_h_where_ddims_lacks_half_of_it():
+    """By DDPM's step written out for a Gaussian, on another schedule, and with other steps and data."""
+    schedule = vp_linear(0.2, 14.0)
+    for c in (0.3, 2.5):
+        missing = {}
+        for steps in (96, 192, 384):
+            times = time_grid(steps, schedule, end=0.002)
+            a = schedule.alpha(times)
+            widths, noise = a**2 * c + 1 - a**2, 1 - a**2
+            ancestral = deterministic = widths[0]
+            for k in range(steps):
+                kept = a[k] / a[k + 1]
+                guess = a[k] * c / widths[k]  # of the clean point, for a noisy one at 1
+                mean = (kept * noise[k + 1] + a[k + 1] * (1 - kept**2) * guess) / noise[k]
+                ancestral = mean**2 * ancestral + (1 - kept**2) * noise[k + 1] / noise[k]
+                ddim = a[k + 1] * guess + (noise[k + 1] / noise[k]).sqrt() * (1 - a[k] * guess)
+                deterministic = ddim**2 * deterministic
+            missing[steps] = [1 - float(var / widths[-1]) for var in (ancestral, deterministic)]
+        h = float(schedule.log_snr(times).diff()[0]) / 2
+        for k, part in ((0, 1.0), (1, 0.5)):
+            assert all(abs(missing[n][k] / missing[2 * n][k] - 2) < 0.1 for n in (96, 192))
+            assert abs(missing[384][k] / h - part) < 0.03
+
+
 # ---- deeper
 
 
