@@ -357,7 +357,7 @@ shares = 1 / (1 + hundred.exp().diff() * least(data, schedule, hundred[:-1]) / 2
 torch.testing.assert_close(three_costs(data, hundred)[2], -shares.log())
 
 # %% [markdown]
-# **Neither of the usual two does for both; $c^\ast$ does.** On the arcs the density is flat within the little noise, so $x_0$ given $x_t$ scatters with precision $\mathrm{SNR}_t$. A step of length $\Delta\lambda$ that leaves this out is too narrow by the factor $e^{\Delta\lambda}$: the small variance fails, the large one is right.
+# **Neither of the usual two does for both; $c^\ast$ does.** On the arcs the density is flat within the little noise, so $x_0$ given $x_t$ scatters with precision $\mathrm{SNR}_t$. A step of length $\Delta\lambda$ that leaves this out is too narrow by nearly the factor $e^{\Delta\lambda}$: the small variance fails, the large one is right.
 # On the points, with little noise, $x_0$ is as good as known: the small variance is right, and the large one expects an error that never comes. $c^\ast$ expects the error that the guess has.
 #
 # ## The schedule is a clock
@@ -618,7 +618,7 @@ exercises.check("3.5", printed_excess)
 #
 # 1. Given $x_0$, a step from $t$ to $s$ is a fresh measurement of it with the precision $\mathrm{SNR}_s - \mathrm{SNR}_t$. If the model's step has the same variance, it costs half of that times $\|x_0 - \hat x_0\|^2$.
 # 2. For the best guess, $-\log p(x) = \frac d2 \log(2\pi e) + \frac12 \int (\mathbb E \|\varepsilon - \hat\varepsilon\|^2 - d \alpha^2)\, d\lambda$, exactly, at each $x$ where the density is continuous. For another guess it is too large, on average over the data.
-# 3. For the best guess and the small variance, the bound of $T$ steps is an upper sum of the average area; its gap falls like $1/T$. With $c^\ast$, which expects the step's error, a hundred steps cost less than half a nat on the arcs and all three grids; of the usual variances, the small one fails on the arcs, the large one on near-points.
+# 3. For the best guess and the small variance, the bound of $T$ steps is an upper sum of the average area; its gap falls like $1/T$. With $c^\ast$, which expects the step's error, a hundred steps cost less than half a nat on the arcs and all three grids; of the usual variances, under the usual schedules, the small one fails on the arcs, the large one on near-points.
 # 4. For short steps, schedules with the same ends have the same value. On the arcs, up to $\lambda = 14$, one draw scattered 6 and 27 times as much under two usual schedules as with even $\lambda$.
 # 5. The consistency form is the same bound, if $x_s$ is a point of the walk; as a divergence it is not. One random term, as drawn, scatters like $T$, the denoising term in closed form like a constant. Over whole walks neither grows (Deeper).
 #
@@ -719,9 +719,9 @@ for name in list(table)[:4]:
 
 # %% [markdown]
 # **For one random term, yes, with $x_s$ averaged out by hand.** Then its scatter stays; drawn, it grows like $\sqrt T$. That of the consistency form, averaged, grows like $\sqrt T$, and as drawn like $T$, to 90 times as much at 640 steps. The printed divergence grows by nearly $d = 2$ nats a step.
-# **Is the number of variables the cause?** No. Rows 1 and 3 hold three points each, and grow like $T$ and $\sqrt T$; rows 2 and 4 hold two each, and grow like $\sqrt T$ and not at all. As drawn, a term holds the squares of two moves, of order one however short the steps are, to tell a difference of order $1/T$.
+# **Is the number of variables the cause?** No. The first row and the third hold three points each, and grow like $T$ and $\sqrt T$; the second and fourth hold two each, and grow like $\sqrt T$ and not at all. As drawn, a term holds the squares of two moves, of order one however short the steps are, to tell a difference of order $1/T$.
 #
-# Now 200 whole walks, all terms of each added up, from three upper ends down to $-8$:
+# Now whole walks, all terms of each added up, from three upper ends down to the same lower one:
 
 
 # %% tags=["hide-input"]
