@@ -431,7 +431,7 @@ assert max(best for _, _, best in over.values()) < 0.5
 # So **the plain loss in $\varepsilon$ is the bound, up to constants and the ends, if the training times are evenly spread in $\lambda$**. Under `cosine` the level $\lambda = 6$ has a tenth of the weight of $\lambda = 0$, and what it nearly ignores is the finest detail.
 # All positive weights have the same best guess; they say where an imperfect network errs. [Ho et al. (2020)](https://arxiv.org/abs/2006.11239) report better pictures with the plain loss, and better likelihoods with the bound's weights.
 #
-# ## Two forms of one bound, and a third
+# ## Two ways to write the bound, and one that is none
 #
 # Tutorials derive the bound twice. First in *consistency* form, from three neighbours $r, s, t$ of rising noise: where the encoder comes from, $q(x_s \mid x_r)$, against where the model comes from, $p(x_s \mid x_t)$. Then in denoising form, whose variance is said to be lower, since each term has one random variable fewer (Deeper). Is it the same
 # bound? Insert $q(x_s \mid x_t, x_0)$ above and below: against $p$, it averages to the price. The average logarithm of a Gaussian is minus its entropy, so the two forms differ by entropies alone:
