@@ -114,7 +114,8 @@ def along_the_levels(times: Tensor, schedule, data, x: Tensor, order: int) -> di
     step[0], step[-1] = step[0] / 2, step[-1] / 2
     return {
         r"\varepsilon": noise.repeat(len(times), 1), r"\hat\varepsilon": torch.cat(guesses),
-        r"\mathbb E": by_level(len(times), weights), r"d\lambda": step.abs(),
+        r"\mathbb E": by_level(len(times), weights), r"d\lambda": step.abs().mean(),
+        r"\int": lambda values: (values.reshape(-1) * step.abs() / step.abs().mean()).sum(),
     }  # fmt: skip
 
 
@@ -125,7 +126,7 @@ def area() -> Reading:
     letters = along_the_levels(times, schedule, SPACE, x, 14)
     letters |= {r"\log p(x)": SPACE.log_prob(x), "d": 3, r"\pi": math.pi, "e": math.e,
                 r"\alpha": schedule.alpha(times),
-                r"\int_{-\infty}^{\infty}": lambda values: values.reshape(-1).sum()}  # fmt: skip
+                r"\int_{-\infty}^{\infty}": letters.pop(r"\int")}  # fmt: skip
     return Reading(letters, {r"\sigma": schedule.sigma(times)}, tolerance=1e-4)
 
 
@@ -140,7 +141,6 @@ def clock() -> Reading:
     share[0] = share[-1] = 1 / 798
     letters |= {
         r"\frac{d\lambda_t}{dt}": rate.repeat_interleave(count),
-        r"\int": lambda values: values.reshape(-1).sum(),
         r"\mathbb E_{t, \varepsilon}": lambda values: (letters[r"\mathbb E"](values) * share).sum(),
     }
     return Reading(letters, tolerance=2e-2)
