@@ -14,7 +14,7 @@
 # * tell apart the two reasons why a trained VAE falls short of its own model;
 # * say when a latent switches off rightly, and what makes a chain of latents a diffusion model.
 #
-# **You need** chapters [00](00_start_here.ipynb) and [01](01_noising.ipynb), Gaussians in several dimensions, Bayes' rule.
+# **You need** [chapter 00](00_start_here.ipynb) and [chapter 01](01_noising.ipynb), Gaussians in several dimensions, Bayes' rule.
 #
 # *33 minutes to read, 14 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
 

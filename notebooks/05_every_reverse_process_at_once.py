@@ -13,7 +13,7 @@
 # * derive DDIM as the exact solution for a guess that is held, and say what better solvers do;
 # * choose a sampler, a number of evaluations and a grid, and compute $\log p(x)$ with it.
 #
-# **You need** chapters [00](00_start_here.ipynb) and [01](01_noising.ipynb) (noise levels, the score of a mixture, guesses of the clean point), and what a differential equation is.
+# **You need** [chapter 00](00_start_here.ipynb) and [chapter 01](01_noising.ipynb) (noise levels, the score of a mixture, guesses of the clean point), and what a differential equation is.
 #
 # *28 minutes to read, 26 more for Deeper, 30 seconds to run, on a laptop, without a GPU or a network connection.*
 
@@ -471,7 +471,7 @@ def noise_to_the_end(guesses):
 
 
 # %% tags=["hide-input"]
-thin, to_zero = curves.two_arcs(), time_grid(100)
+thin, to_zero = curves.two_arcs(width=0.03), time_grid(100)
 sharp, usual = thin.denoiser(schedule), float(thin.log_prob(thin.sample(20_000, seeded(11))[0]).mean())
 flow_end = ode.solve(ode.probability_flow(sharp, schedule), start[:400], 1.0, 1e-6, tolerance=1e-6)
 last_steps = {"Heun, Euler at the end": kernels.heun(sharp, schedule), "Heun, both slopes": slopes_at_both_ends(sharp),
