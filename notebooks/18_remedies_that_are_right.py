@@ -502,7 +502,7 @@ assert (tuned[best][0][0] - right[0]) / tuned[best][1][0] > 5 and far_off["Feynm
 assert all(((board[name][0][:2] - right) / board[name][1][:2]).abs().max() < 2 for name in ("guided late, 64", "guided late, 384", "not guided, thinned"))
 
 # %% [markdown]
-# Late guidance took 151 answers and 50 of a classifier, besides one at the start. Thinning keeps 0.42, so it took 471 for a sample that it keeps. The target's mean is 2.87; the class has 1.51. *Noise and the corrector* (a Langevin step after each) help, and do not cure. *Tuned*, plain guidance comes near, with 3.5 where 8 was meant: found because the target was known, and its mean is still off by many standard errors. *Feynman-Kac* at this $\gamma$ is a lottery: means of its runs scatter by 0.3 and more, the larger population is no better, nor, in the tests, is one of more than a thousand points.
+# Late guidance took 151 answers and 50 of a classifier, besides one at the start. Thinning keeps 0.42, so it took 471 for a sample that it keeps. The target's mean is 2.87; the class has 1.51. *Noise and the corrector* (a Langevin step after each) help, and do not cure. *Tuned*, plain guidance comes near, with 3.5 where 8 was meant: found because the target was known, and its mean is still off by many standard errors. *Feynman-Kac* at this $\gamma$ is a lottery: means of its runs scatter by 0.3 and more, and larger populations are no better (in the tests, more than a thousand points).
 # *Late guidance* has the right mean and blob within errors, in populations of 64 already, and so has *thinning*. (Two draws of the target are 0.17 apart; by that distance alone tuned guidance and late guidance in 64 are alike. Both winners ask a perfect classifier.)
 #
 # ## In practice
@@ -734,7 +734,7 @@ assert alive[1.0][0] > 0.999 and abs(alive[0.0][0] - alive[0.0][1]) < 0.01 and a
 assert float(off["resampled", 0.0][2]) < -3
 
 # %% [markdown]
-# With noise, copies part; without it they are the same point for ever, and the answer is as wrong as before. And the warning is gone: with short steps about half of the population is nearly always effective, since else it is resampled.
+# With noise, copies part; without it they are the same point for ever, and the answer is as wrong as without resampling. And the warning is gone: with short steps about half of the population is nearly always effective, since else it is resampled.
 # *Where a run resamples, a good effective size says nothing; a bad one, after one step, still does.*
 #
 # Three ways to lose the weight: the sign, $\gamma^2$ for $\gamma (\gamma - 1)$, and the weight of the start, which is nearly one number at the noisiest end and is then forgotten by those who begin later. At $\gamma = 1.5$, from $t = 0.7$ on:
