@@ -2,20 +2,20 @@
 # # 18 · Which remedies are right, and what do they cost?
 #
 # You guide at $\gamma = 3$, and you mean $p(x)\, p(y \mid x)^3$, suitably normalised. You do not get it with any of the samplers of chapter 10, whatever their noise. Can you have it
-# all the same, exactly? Yes, in several ways. The first one that comes to mind is right in theory and useless in practice, and the number that should warn you stays calm.
+# all the same, exactly? Yes. But the first way that comes to mind is right in theory, fails in practice where guidance is strong, and the number that should warn you warns too little.
 #
 # The short answer: **give each guided point a weight; a formula says which. It is right for short steps, whatever the noise. But a weight repairs only what was drawn,
 # and strong guidance without noise does not draw what is missing. So guide late, or not at all, and weigh.**
 #
 # **After this chapter you can**
-# * derive the weight that a guided sampler lacks, and compute it from two guesses of the noise;
+# * compute the weight that a guided sampler lacks from two guesses of the noise;
 # * say why it fails at a large $\gamma$, and why the effective sample size does not tell;
-# * draw from $p(x)\, p(y \mid x)^\gamma / Z$ with any number of steps;
+# * draw from $p(x)\, p(y \mid x)^\gamma / Z$ without guiding, or by guiding late;
 # * choose a remedy by what it costs.
 #
 # **You need** chapters 00 and 11; from chapter 10, that a sampler's noise is free.
 #
-# *44 minutes to read, 18 more for Deeper, 40 seconds to run, on a laptop, without a GPU or a network connection.*
+# *25 minutes to read, 37 more for Deeper, 40 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -74,7 +74,7 @@ start = noised(mixture, schedule, times[0]).sample(8000, seeded(1))[0]
 target = target_of(mixture, label, 3.0)
 guided = weigh(exact, 3.0, 0.0, start, times[::2], below=0)
 
-# %%
+# %% tags=["hide-input"]
 plain = draw(kernels.heun(exact.cond, schedule), start, times[::2])
 thinned = 2.0 * mixture.class_log_prob(plain, label)  # log p(y | x)^(gamma - 1)
 
@@ -101,104 +101,26 @@ shown
 # *700 points over what was asked for (dashed: 50, 90 and 99 % of it), areas by weight. Guided points lie too far to the right. Weights make the leftmost of them large, but no weight puts
 # points where there are none. Points that were not guided are where the target is, and need hardly any weighing.*
 #
-# **What happens.** Guidance follows, at each noise level, the score of a density that is *not* the target with noise added ([chapter 11](11_classifier_free_guidance.ipynb#what-does-gamma-1-sample), [chapter 17](17_what_does_gamma_sample.ipynb)).
-# But points that follow this score do not come to lie like these densities. For that, somewhere mass would have to appear, elsewhere to vanish, and following the score does neither.
+# **What happens.** At each noise level guidance follows the score of a density that is *not* the target with noise added ([chapter 11](11_classifier_free_guidance.ipynb#what-does-gamma-1-sample)).
+# Points that follow this score do not come to lie like these densities: mass would have to appear, and following the score makes none.
 #
-# **The remedy.** Let points die and multiply. A *population* of weighted points can: a weight that grows is mass that appears. The rate turns out to be a square that you can compute
+# **The remedy.** Let points die and multiply: a weight that grows is mass that appears. Its rate is a square that you can compute
 # from the two guesses you have anyway: the weight grows where the label changes the guess.
 #
-# **Why it is not enough.** The rate is right, and in the mean over all starting noises the weighted points *are* the target. But with strong guidance, and a sampler that adds no noise, the starting noises that lead to the target's left part are so
+# **Why it is not enough.** The rate is right. But with strong guidance, and a sampler that adds no noise, the starting noises that lead to the target's left part are so
 # improbable that you hardly ever draw them. Weights repair proportions, not absence.
 #
 # **What is enough.** Draw points where the target is, and weigh little. In the right panel nothing was guided: plain class 1, weighed by $p(y \mid x)^2$.
 #
-# ## What the guided path lacks
-#
-# Divide by $\alpha_t$: $z = x_t / \alpha_t = x_0 + \sqrt q\, \varepsilon$ with $q = \sigma_t^2 / \alpha_t^2$. Let $p_q$ be the density of $z$, and
-# $F_q(z) = p_q(z)\, p_q(y \mid z)^\gamma$. The guided score is $\nabla \log F_q$, and $F_0$ is the target but for $Z$. Real noise obeys the heat equation, $\partial_q p_q = \frac12 \Delta p_q$
-# ($\Delta$: the sum of second derivatives). By [chapter 08](08_gamma_normaliser.ipynb#deeper-is-either-a-diffusion-path), $F_q$ does not, and what is left over is
-#
-# $$ \partial_q F_q(z) = \frac12\, \Delta F_q(z) - V_q(z)\, F_q(z), \qquad V_q(z) = \frac12\, \gamma\, (\gamma - 1)\, \|\nabla \log p_q(y \mid z)\|^2 . \label{eq-guided-source} $$
-#
-# Read it from large $q$ to small: beyond what denoising does, mass must *appear*, at the rate $V_q$. (Why: with $u = p_q(y \mid z)$, both $p_q$ and $p_q u$ obey the heat equation. In $\Delta (p_q u^\gamma)$ the
-# only term that these two do not account for comes from differentiating the power twice: $\gamma (\gamma - 1)\, u^{\gamma - 2} \|\nabla u\|^2 p_q$.) Both sides, by differences:
-
-# %%
-# [eq-guided-source]
-def rate(mixture, label, gamma, z, q):
-    """V_q at points z (N, d)."""
-    slope = mixture.noised(1.0, q**0.5).class_gradient(z, label)
-    return gamma * (gamma - 1) / 2 * slope.square().sum(1)
-
-
-def tilted_mass(mixture, label, gamma, z, q):
-    """F_q at points z (N, d)."""
-    noisy = mixture.noised(1.0, q**0.5)
-    return (noisy.log_prob(z) + gamma * noisy.class_log_prob(z, label)).exp()
-
-
-# %%
-def by_differences(f, z, q, h=2e-3):
-    """The derivative in q, and the sum of second derivatives in z."""
-    axes = h * torch.eye(2, dtype=z.dtype)
-    around = sum(f(z + e, q) + f(z - e, q) - 2 * f(z, q) for e in axes)
-    return (f(z, q + h) - f(z, q - h)) / (2 * h), around / h**2
-
-
-spots = mixture.noised(1.0, 1.0).sample(40, seeded(2))[0]
-F = lambda z, q: tilted_mass(mixture, label, 3.0, z, q)  # noqa: E731
-in_q, laplacian = by_differences(F, spots, 1.0)
-missing = laplacian / 2 - in_q
-torch.testing.assert_close(missing, rate(mixture, label, 3.0, spots, 1.0) * F(spots, 1.0), atol=1e-6, rtol=0)
-
-# %% [markdown]
 # ## The weight, for every noise
 #
-# A sampler moves each point, from $q$ to $q - dq$ ($dq > 0$ is what $q$ falls by), by $c\, dq$ times the guided score, and adds noise of variance $\rho^2 dq$, with $c = (1 + \rho^2) / 2$: $\rho = 0$ is DDIM, 1 is DDPM, 2
-# has noise of twice the usual standard deviation ([chapter 11](11_classifier_free_guidance.ipynb#what-does-gamma-1-sample)). Now give each point a weight $w$, and let $d \log w = V_q\, dq$. Let $f_q(z)$ be the density of *weight*. Three things change it:
-#
-# $$ -\partial_q f_q = -c\, \nabla \cdot (f_q\, \nabla \log F_q) + \frac12 \rho^2\, \Delta f_q + V_q\, f_q . \label{eq-weighted-change} $$
-#
-# Moving carries weight along, noise spreads it, and weighing makes it grow. Put in $f_q = F_q$. Since $F \nabla \log F = \nabla F$, the first term is $-c\, \Delta F_q$; with the second, $-(c - \frac12 \rho^2)\, \Delta F_q = -\frac12 \Delta F_q$:
-# **the sampler's noise drops out.** What remains is $\eqref{eq-guided-source}$. So weight that is distributed like $F_q$ at the start remains so, whatever $\rho$:
-#
-# $$ d \log w = \frac12\, \gamma\, (\gamma - 1)\, \|\nabla \log p_q(y \mid z)\|^2\, dq . \label{eq-feynman-kac} $$
-#
-# That is the *Feynman-Kac* weight ([Skreta et al. (2025)](https://arxiv.org/abs/2503.02819) derive it for guidance, products and tempering). For $0 < \gamma < 1$ it falls instead of growing. (It is what [chapter 17](17_what_does_gamma_sample.ipynb) finds a guided path to owe.)
-
-# %%
-# [eq-weighted-change]
-def change(f, guided_score, growth, rho, z, h=2e-3):
-    """The right side at points z (N, 2); f and growth return (N,), guided_score (N, 2)."""
-
-    def flux(z):
-        return f(z)[:, None] * (1 + rho**2) / 2 * guided_score(z)
-
-    axes = h * torch.eye(2, dtype=z.dtype)
-    carried = sum((flux(z + e) - flux(z - e))[:, k] for k, e in enumerate(axes)) / (2 * h)
-    laplacian = sum(f(z + e) + f(z - e) - 2 * f(z) for e in axes) / h**2
-    return -carried + rho**2 / 2 * laplacian + growth(z) * f(z)
-
-
-# %%
-one = mixture.noised(1.0, 1.0)
-here = (
-    lambda z: F(z, 1.0),
-    lambda z: one.score(z) + 3.0 * one.class_gradient(z, label),
-    lambda z: rate(mixture, label, 3.0, z, 1.0),
-)
-for rho in (0.0, 1.0, 2.0):
-    right = change(*here, rho, spots)
-    torch.testing.assert_close(right, -in_q, atol=1e-6, rtol=0)
-    print(f"rho = {rho:g}: largest difference {float((right + in_q).abs().max()):.0e}")
-
-# %% [markdown]
-# In code you have guesses, not gradients in $z$. The two are one: $\hat\varepsilon_u - \hat\varepsilon_c = \sigma_t \nabla_x \log p_t(y \mid x_t)$, and $\nabla_z = \alpha_t \nabla_x$. Let $\lambda = -\log q$ be the log-SNR, which
-# grows as the sampler goes on. What $q$ falls by, the $dq$ of the weight, is $q\, d\lambda$; the $\alpha$ and $\sigma$ cancel, and
+# Let $z = x_t / \alpha_t$ and $q = \sigma_t^2 / \alpha_t^2$; let $p_q$ be the density of $z$. At level $q$ guidance follows the score of $p_q(z)\, p_q(y \mid z)^\gamma$. A sampler in short steps along this score undoes noise, and pulls back what noise it adds itself ([chapter 05](05_every_reverse_process_at_once.ipynb#a-shake-and-its-pull)).
+# These densities ask for more: on the way to less noise mass must *appear*, at the rate $\frac12 \gamma\, (\gamma - 1)\, \|\nabla \log p_q(y \mid z)\|^2$ per unit of $q$ ([chapter 17](17_what_does_gamma_sample.ipynb#what-the-film-makes-out-of-nothing)).
+# So give each point a weight $w$ that grows at this rate. Exact guesses have the gradient: $\hat\varepsilon_u - \hat\varepsilon_c = \sigma_t \nabla_x \log p_t(y \mid x_t) = \sqrt q\, \nabla \log p_q(y \mid z)$. And $q$ falls by $q\, d\lambda$, where $\lambda = -\log q$ is the log-SNR. So
 #
 # $$ d \log w = \frac12\, \gamma\, (\gamma - 1)\, \|\hat\varepsilon_u - \hat\varepsilon_c\|^2\, d\lambda . \label{eq-weight-in-guesses} $$
 #
-# **Half of $\gamma (\gamma - 1)$ times the squared difference of the two guesses, per unit of log-SNR.** The rule `feynman_kac` averages the square over both ends of a step.
+# **Half of $\gamma (\gamma - 1)$ times the squared difference of the two guesses, per unit of log-SNR.** It is the *Feynman-Kac* weight ([Skreta et al. (2025)](https://arxiv.org/abs/2503.02819) derive it for guidance, products and tempering). For $0 < \gamma < 1$ it falls instead of growing. The rule `feynman_kac` averages the square over both ends of a step:
 
 # %%
 def square(pair, x, t):
@@ -213,16 +135,13 @@ ends = [square(exact, x_t, t), square(exact, step.mean, s)]
 naive = 3 * 2 / 2 * (ends[0] + ends[1]) / 2 * (schedule.log_snr(s) - schedule.log_snr(t))
 compact = remedies.feynman_kac(exact, 3.0, schedule)(step, x_t, step.mean, t, s)
 torch.testing.assert_close(compact, naive)
-q = (schedule.sigma(t) / schedule.alpha(t)) ** 2
-per_snr = rate(mixture, label, 3.0, x_t / schedule.alpha(t), q) * q
-torch.testing.assert_close(per_snr, 3 * ends[0])
 
 # %% [markdown]
-# The start must be right too. The first points are drawn from $p_T$, and the weight should be $F_T$; their ratio is known. So
+# The start must be right too. The first points are drawn from $p_T$, and should be weighed like $p_T(x)\, p_T(y \mid x)^\gamma$. So
 #
 # $$ w_T = p_T(y \mid x_T)^\gamma, \qquad \mathbb E[w_0\, f(x_0)] = \int \big( p(x)\, p(y \mid x)^\gamma f(x) \big)\, dx, \qquad \mathbb E[w_0] = Z = \mathbb E_{p(x)}\big[p(y \mid x)^\gamma\big] . \label{eq-log-z} $$
 #
-# The mean of $w f$ over the mean of $w$ estimates what the target expects of $f$; the mean weight alone estimates $Z$. At $\gamma = 1.5$, three noises, eight populations of 1,000 points each (`±`: standard error over the eight):
+# The mean of $w f$ over the mean of $w$ estimates what the target expects of $f$; the mean weight alone estimates $Z$. The sampler's noise is $\rho$ times DDPM's: $\rho = 0$ is the flow, 1 is DDPM, 2 has noise of twice the usual standard deviation. Eight populations of 1,000 points each (`±`: standard error over the eight):
 
 # %%
 # [eq-log-z]
@@ -232,8 +151,7 @@ def estimate(log_weights, values):
     log_z = log_weights.logsumexp(0) - math.log(len(log_weights))
     return torch.tensordot(shares, values, dims=1), log_z
 
-
-# %%
+# %% tags=["hide-input"]
 mean, log_z = estimate(guided.log_weights, guided.x)
 torch.testing.assert_close(mean, guided.expectation(lambda x: x))
 torch.testing.assert_close(log_z, guided.log_normaliser)
@@ -258,7 +176,6 @@ def in_parts(population, parts=8):
     pieces = zip(population.x.chunk(parts), population.log_weights.chunk(parts), strict=True)
     return [particles.Particles(x, log, torch.arange(len(x))) for x, log in pieces]
 
-
 # %% tags=["hide-input"]
 def truth(gamma):
     density = target_of(mixture, label, gamma)
@@ -271,7 +188,6 @@ def report(name, rows, gamma):
     mean, error = rows.mean(0), rows.std(0) / len(rows) ** 0.5
     print(f"{name:>12}  " + "   ".join(f"{m:6.3f} ± {e:.3f}" for m, e in zip(mean, error, strict=True)), end="  ")
     return (mean - truth(gamma)) / error
-
 
 # %% tags=["hide-input"]
 runs, off = {}, {}
@@ -297,12 +213,12 @@ assert round(float(few_left) / 1000 * 100) == 10
 # At $\gamma = 1.5$ three samplers meet one target, their means within three standard errors. (The rest in $\log Z$ at $\rho = 2$ shrinks with the steps: in the tests.) The last column is the *effective sample size*, $(\sum w)^2 / \sum w^2$: how many points of equal
 # weight would be worth as much, as a share of all.
 #
-# ## At $\gamma = 3$ they disagree
+# ## Pitfall: at $\gamma = 3$, to believe the effective size
 #
-# Now read the lower half. Without noise the mean is off by 0.27, and $\log Z$ by as much, four standard errors; with the usual noise by about half of that; with twice the noise hardly. The effective share of the first, 10 % or 100 points in each population, is no cause for alarm.
+# Now read the lower half. Without noise the mean is off by 0.27, and $\log Z$ by as much, four standard errors; with the usual noise by about half of that; with twice the noise hardly. The effective share of the first, 10 %, reads like 100 good points in each population.
 # Is the weight wrong after all? Without noise the end is a function of the start. So take no draws: sum over *all* starting points, on a grid out to 14 in each direction.
 
-# %%
+# %% tags=["hide-input"]
 axis = torch.linspace(-14, 14, 141, dtype=torch.float64)
 everywhere = torch.cartesian_prod(axis, axis)
 first = noised(mixture, schedule, times[0])
@@ -324,6 +240,8 @@ for edge in (3, 4, 5):
     print(f"starts beyond {edge}: {drawn[edge]:.5f} of the draws, {needed[edge]:.0%} of the target")
 back = target.sample(1500, seeded(4))
 origins = draw(kernels.heun(guidance.classifier_free(exact, 3.0), schedule), back, times[::2].flip(0))
+
+# %% tags=["hide-input"]
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 2, figsize=(7.8, 3.5))
     edge = 0.3
@@ -360,116 +278,13 @@ assert 0.27 < needed[4] < 0.33 and round(1e4 * drawn[4]) == 3
 # %% [markdown]
 # Noise helps: a step that adds noise can still go left, and no single draw need be absurd. So, where no target is known, two tests, which may raise a doubt and never remove it: *does the effective share hold when you take many more points, and do two noises agree?*
 #
-# ## A population
-#
-# Can points help each other? *Resample*: where the effective size falls below half, draw the population anew from itself, by weight. Heavy points are copied, light ones die, all go on with the mean weight. `particles` does it, for any kernel and any rule; `ancestors` says from which start each point comes. Four populations of 2,000:
-
-# %%
-alive = {}
-for rho in (0.0, 1.0):
-    crowds = [weigh(exact, 3.0, rho, part, times if rho else times[::2], seed=k) for k, part in enumerate(start.chunk(4))]
-    off["resampled", rho] = report(f"rho = {rho:g}", [summary(crowd) for crowd in crowds], 3.0)
-    alive[rho] = [sum(len(getattr(crowd, name).unique(dim=0)) for crowd in crowds) / len(start) for name in ("x", "ancestors")]
-    print("different points {:.0%}, ancestors {:.0%}".format(*alive[rho]))
-
-# %% tags=["remove-cell"]
-assert alive[1.0][0] > 0.999 and abs(alive[0.0][0] - alive[0.0][1]) < 0.01 and alive[0.0][0] < 0.75
-assert float(off["resampled", 0.0][2]) < -3
-
-# %% [markdown]
-# With noise, copies part; without it they are the same point for ever, and the answer is as wrong as before. And the warning is gone: with short steps about half of the population is nearly always effective, since else it is resampled.
-# *Where a run resamples, a good effective size says nothing; a bad one, after one step, still does.*
-#
-# ### Pitfall: three ways to lose the weight
-#
-# The sign, $\gamma^2$ for $\gamma (\gamma - 1)$, and the weight of the start, which is nearly one number at the noisiest end and is then forgotten by those who begin later. At $\gamma = 1.5$, from $t = 0.7$ on:
-
-# %%
-late = time_grid(100, schedule, 0.7, 0.01)
-x_late = noised(mixture, schedule, late[0]).sample(2000, seeded(5))[0]
-begun = 1.5 * noised(mixture, schedule, late[0]).class_log_prob(x_late, label)
-kernel = kernels.ddim(guidance.classifier_free(exact, 1.5), schedule, eta=2.0)
-fk = remedies.feynman_kac(exact, 1.5, schedule)
-rules = {"right": (fk, begun), "start forgotten": (fk, 0 * begun),
-         "wrong sign": (lambda *a: -fk(*a), begun), "gamma^2": (lambda *a: 3 * fk(*a), begun)}  # fmt: skip
-
-# %%
-wrong = {}
-for name, (rule, at_start) in rules.items():
-    crowd = particles.draw(kernel, rule, x_late, late, seeded(6), log_weights=at_start)
-    wrong[name] = summary(crowd) - truth(1.5)
-    print(f"{name:>16}: mean x1 off by {wrong[name][0]:5.2f}, log Z by {wrong[name][2]:5.2f}")
-
-# %% tags=["remove-cell"]
-assert wrong["start forgotten"][2].exp() > 3 and abs(wrong["start forgotten"][0]) < 0.06
-assert all(abs(wrong[name][0]) > 0.1 and abs(wrong[name][2]) > 0.4 for name in ("wrong sign", "gamma^2"))
-assert abs(wrong["right"][2]) < 0.06
-
-# %% [markdown]
-# None of them crashes. The forgotten start moves the mean little here, and $Z$ by a factor of more than three.
-#
-# ## Exact in fifteen steps
-#
-# Feynman-Kac weights are right for short steps. With the *densities* of steps you can be right for long ones. Let $k(x_s \mid x_t)$ be any kernel that moves the points, $p(x_s \mid x_t)$ the unguided model's exact step, and $\psi_t > 0$ any function, the *twist*: what you think a noisy point is worth. Multiply the weight in each step by
-#
-# $$ \frac{w_s}{w_t} = \frac{p(x_s \mid x_t)\; \psi_s(x_s)}{k(x_s \mid x_t)\; \psi_t(x_t)} . \label{eq-twisted-weight} $$
-#
-# If weight was distributed like $p_t \psi_t$, it is now like $\int p_t(x_t)\, \psi_t(x_t)\, k\, \frac{p\, \psi_s}{k\, \psi_t}\, dx_t = \psi_s(x_s) \int p_t(x_t)\, p(x_s \mid x_t)\, dx_t = p_s \psi_s$: right in *one step of any length, for any $k$ and $\psi$*, as long as $k$ is a density and reaches wherever $p$ does.
-# With $\psi_t = p_t(y \mid x)^\gamma$ the end is the target ([Wu et al. (2023)](https://arxiv.org/abs/2306.17775), the *twisted diffusion sampler*).
-
-# %%
-def log_twist(gamma):
-    return lambda x, t: gamma * noised(mixture, schedule, t).class_log_prob(x, label)
-
-
-free, own = kernels.exact(mixture, schedule), kernels.exact(mixture, schedule, label)
-pushed = kernels.ddpm(guidance.classifier_free(exact, 3.0), schedule, variance="large")
-twist = remedies.twisted(free, log_twist(3.0))
-proposed = pushed(x_t, t, s)
-x_s = proposed.sample(seeded(7))
-before = noised(mixture, schedule, t).class_log_prob(x_t, label).exp() ** 3
-after = noised(mixture, schedule, s).class_log_prob(x_s, label).exp() ** 3
-naive = free(x_t, t, s).log_prob(x_s).exp() * after / (proposed.log_prob(x_s).exp() * before)
-torch.testing.assert_close(twist(proposed, x_t, x_s, t, s).exp(), naive)
-
-# %% tags=["hide-input"]
-fifteen = time_grid(15, schedule, 0.99, 0.01)
-
-
-def crowds_of(kernel, rule, gamma, walk, parts=8):
-    """Independent populations, and the least effective share of each."""
-    found = []
-    for k, x in enumerate(start.chunk(parts)):
-        run = particles.sample(kernel, rule, x, walk, seeded(k), log_weights=log_twist(gamma)(x, walk[0]))
-        states = [(now, float(now.ess)) for now in run]
-        found.append((states[-1][0], min(ess for _, ess in states) / len(x)))
-    return [crowd for crowd, _ in found], sum(share for _, share in found) / parts
-
-
-walkers = {"Feynman-Kac": (kernels.ddpm(guidance.classifier_free(exact, 3.0), schedule), remedies.feynman_kac(exact, 3.0, schedule)),
-           "guided": (pushed, twist), "class 1": (own, twist)}
-print("15 steps: k   mean x1          small blob       log Z          least ESS share")
-print("      target  " + "            ".join(f"{v:6.3f}" for v in truth(3.0)))
-for name, (kernel, each) in walkers.items():
-    crowds, least = crowds_of(kernel, each, 3.0, fifteen)
-    off["fifteen", name] = report(name, [summary(crowd) for crowd in crowds], 3.0)
-    print(f"{least:.2f}")
-
-# %% tags=["remove-cell"]
-assert float(off["fifteen", "Feynman-Kac"][0]) > 6
-assert all(off["fifteen", name].abs().max() < 2 for name in ("guided", "class 1"))
-
-# %% [markdown]
-# With 15 steps the Feynman-Kac weight helps little: the errors of its long steps are not in it. The two twisted rows are right within their errors. (Without bias is the mean of $w$ itself; its logarithm is too low on average, the more so the more the weights scatter: in the tests, on many small populations.)
-#
 # ## Do not guide
 #
-# The last row took as $k$ the step of *plain class 1*, $p(x_s \mid x_t, y)$, $\gamma = 1$. By Bayes' rule for a step ([chapter 06](06_bayes_decomposition.ipynb)) $p(x_s \mid x_t, y) / p(x_s \mid x_t) = p_s(y \mid x_s) / p_t(y \mid x_t)$. Put it into $\eqref{eq-twisted-weight}$: the weight of a step is
-# $\big(p_s(y \mid x_s) / p_t(y \mid x_t)\big)^{\gamma - 1}$, and over the whole path all cancels but the ends. Start from class 1's own noisy points, and what is left is
+# Return to the right panel of the first figure. By Bayes' rule $p(x)\, p(y \mid x)^\gamma = p(y)\, p(x \mid y)\, p(y \mid x)^{\gamma - 1}$. So a point of *plain class 1*, $\gamma = 1$, needs the weight
 #
 # $$ w = p(y \mid x_0)^{\gamma - 1}, \qquad x_0 \sim p(x \mid y), \qquad \mathbb E_{p(x \mid y)}\big[ w \big] = \frac{Z}{p(y)} . \label{eq-thinning} $$
 #
-# It is Bayes' rule once more: $p(x)\, p(y \mid x)^\gamma = p(y)\, p(x \mid y)\, p(y \mid x)^{\gamma - 1}$. **Draw plain samples of the class, and keep each with the probability $p(y \mid x_0)^{\gamma - 1}$** ($\gamma \ge 1$). What you keep are independent draws of the target, exact if the plain ones and the classifier are (an error of the plain ones may grow, by about $p(y) / Z$ at most); the classifier is asked at *clean* points only. The price is what you throw away.
+# **Draw plain samples of the class, and keep each with the probability $p(y \mid x_0)^{\gamma - 1}$** ($\gamma \ge 1$). What you keep are independent draws of the target, exact if the plain ones and the classifier are (an error of the plain ones may grow, by about $p(y) / Z$ at most); the classifier is asked at *clean* points only. The price is what you throw away.
 
 # %%
 # [eq-thinning]
@@ -477,7 +292,6 @@ def thin(mixture, label, gamma, x, generator):
     """Which points of the class are kept, (N,)."""
     odds = (gamma - 1) * mixture.class_log_prob(x, label)
     return torch.rand(len(x), generator=generator, dtype=x.dtype).log() < odds
-
 
 # %%
 plain = mixture.given(label).sample(20_000, seeded(8))[0]
@@ -509,7 +323,7 @@ def ramp(gamma, begin):
 def log_odds(x, t):
     return noised(mixture, schedule, t).class_log_prob(x, label)
 
-
+# %% tags=["hide-input"]
 gentle = ramp(3.0, 0.5)
 ramp_rule = remedies.ramped(exact, gentle, schedule, log_odds)
 u, v = times[120], times[121]
@@ -521,6 +335,9 @@ naive = now * (now - 1) / 2 * mean_square * (schedule.log_snr(v) - schedule.log_
 naive += (then - now) * noised(mixture, schedule, v).class_log_prob(moved.mean, label)
 torch.testing.assert_close(ramp_rule(moved, x_u, moved.mean, u, v), naive)
 print(f"at t = {u:.2f} gamma is {gentle(u):.2f}")
+
+# %% [markdown]
+# One more help: points can help each other. *Resample*: where the effective size falls below half, draw the population anew from itself, by weight. Heavy points are copied, light ones die, all go on with the mean weight. `particles` does it; `ancestors` says from which start each point comes.
 
 # %% tags=["hide-input"]
 @dataclass(frozen=True, eq=False)
@@ -565,14 +382,16 @@ for k in sizes:
 assert x[0].numel() == 128 and len(x) == 300
 assert [round(float(in_copies[64, name][k])) for name, k in (("late", 2), ("at the end", 2), ("always", 3), ("late", 3))] == [86, 6, 2, 105]
 assert 0.6 < 64 * float(truth(3.0)[2] - in_copies[64, "late"][1]) < 0.8
+assert abs(in_copies[64, "late"][0] - right_mean) < 0.03
 assert round(1e4 * (float(truth(3.0)[2].exp()) / float(mixture.class_weights()[label])) ** 64) == 4
 
 # %% [markdown]
-# (300 points; three runs; $\log Z$ over the number of copies.) With 64 copies, 128 dimensions, guiding always leaves two families of 300, off by many standard errors. Weighing at the end alone leaves 6 effective points. Late guidance has about 86 when it has fewest, because it resamples a few times while the exponent grows, and 105 of its starts have descendants; its mean is right within errors, its $Z$ still too low by a factor of two. **Raise $\gamma$ where the label is nearly decided: little weight is lost before.**
+# (300 points; three runs; $\log Z$ over the number of copies.) With 64 copies, 128 dimensions, guiding always leaves two families of 300, off by many standard errors. Weighing at the end alone leaves 6 effective points. Late guidance has about 86 when it has fewest, and 105 of its starts have descendants; its mean is right within errors, its $Z$ still too low by a factor of two. **Raise $\gamma$ where the label is nearly decided: little weight is lost before.**
 #
 # ## What each costs
 #
-# A harder problem: three classes that overlap, five blobs, $\gamma = 8$. Here the target is far from the class.
+# A harder problem: three classes that overlap, five blobs, $\gamma = 8$. Here the target is far from the class. Guided and Feynman-Kac samples cost about 200 network answers each.
+# Four runs of 384 points; populations of 64 stand side by side, and errors are those of runs.
 
 # %% tags=["hide-input"]
 hard = GaussianMixture(
@@ -585,9 +404,6 @@ hard = GaussianMixture(
 asked, pair = target_of(hard, label, 8.0), hard.pair(schedule, label)
 far_blob = GaussianMixture(hard.weights, hard.means, hard.covs)
 top = noised(hard, schedule, times[0])
-
-# %% [markdown]
-# Nearly as many network answers a sample, 200, for guided and Feynman-Kac: `walk` has 100 steps of two, `shorter` half as many and a Langevin step after each. The two below pay otherwise: late guidance one answer a step before it guides, but a classifier's after; thinning 200 for each plain sample, and throws more than half away. Four runs of 384 points. Points of a population depend on one another, so the errors are those of runs; populations of 64 stand side by side.
 
 # %% tags=["hide-input"]
 def langevin(denoiser, length, generator):
@@ -604,7 +420,6 @@ def langevin(denoiser, length, generator):
 def drawn_anew(crowd, seed):
     """The points of a population, resampled for the last time: equal weights."""
     return crowd.chosen(particles.systematic(crowd.log_weights, seeded(seed))).x
-
 
 # %% tags=["hide-input"]
 walk, shorter, slow, size = times[::2], times[::4], ramp(8.0, 0.5), 384
@@ -649,7 +464,6 @@ def judged(runs):
     rows = torch.stack(rows)
     return rows.mean(0), rows.std(0) / len(rows) ** 0.5
 
-
 # %% tags=["hide-input"]
 tuned = {power: judged(guided_runs(power, 1.0)) for power in (3.0, 3.5, 4.0)}
 best = min(tuned, key=lambda power: float(tuned[power][0][2]))
@@ -681,13 +495,14 @@ print(f"Feynman-Kac: means of x1 scatter by {lottery:.1f} or more over runs")
 print(f"mean x1 of the class {plain_mean:.2f}; kept {kept_here:.2f}, so {200 / kept_here:.0f} answers for one")
 
 # %% tags=["remove-cell"]
+assert round(200 / kept_here) == 471 and round(kept_here, 2) == 0.42 and unguided + 2 * (100 - unguided) + 2 == 151
 far_off = {name: float(mean[2]) for name, (mean, _) in board.items()}
 assert far_off["the target itself"] * 3 < far_off["guided, noise x 2"] < far_off["guided, with corrector"] < far_off["guided, DDPM"] < far_off["guided, DDIM"]
 assert (tuned[best][0][0] - right[0]) / tuned[best][1][0] > 5 and far_off["Feynman-Kac, 384"] > far_off["Feynman-Kac, 64"]
 assert all(((board[name][0][:2] - right) / board[name][1][:2]).abs().max() < 2 for name in ("guided late, 64", "guided late, 384", "not guided, thinned"))
 
 # %% [markdown]
-# (Late guidance took 151 answers and 50 of a classifier, besides one at the start; thinning 471 for a sample that it keeps.) The target's mean is 2.87; the class has 1.51, and thinning keeps 0.42. *Noise and the corrector* help, and do not cure. *Tuned*, plain guidance comes near, with 3.5 where 8 was meant: found because the target was known, and its mean is still off by many standard errors. *Feynman-Kac* at this $\gamma$ is a lottery: means of its runs scatter by 0.3 and more, the larger population is no better, nor, in the tests, is one of more than a thousand points.
+# Late guidance took 151 answers and 50 of a classifier, besides one at the start. Thinning keeps 0.42, so it took 471 for a sample that it keeps. The target's mean is 2.87; the class has 1.51. *Noise and the corrector* (a Langevin step after each) help, and do not cure. *Tuned*, plain guidance comes near, with 3.5 where 8 was meant: found because the target was known, and its mean is still off by many standard errors. *Feynman-Kac* at this $\gamma$ is a lottery: means of its runs scatter by 0.3 and more, and larger populations are no better (in the tests, more than a thousand points).
 # *Late guidance* has the right mean and blob within errors, in populations of 64 already, and so has *thinning*. (Two draws of the target are 0.17 apart; by that distance alone tuned guidance and late guidance in 64 are alike. Both winners ask a perfect classifier.)
 #
 # ## In practice
@@ -697,7 +512,6 @@ assert all(((board[name][0][:2] - right) / board[name][1][:2]).abs().max() < 2 f
 # | want $p(x)\, p(y \mid x)^\gamma / Z$ with $\gamma > 1$, and have a classifier of clean data | draw at $\gamma = 1$, keep with probability $p(y \mid x)^{\gamma - 1}$ | exact if both are, and independent; it costs $p(y) / Z$ plain samples for one |
 # | find that too few are kept, and have a classifier of noisy data | raise $\gamma$ late, weigh, resample | in 128 dimensions 86 points of 300 were effective at the worst moment (mean of three runs), 105 had descendants; weighed at the end alone, 6 were effective |
 # | have nothing but two guesses | Feynman-Kac weights, a noisy sampler, and a $\gamma$ near 1, from the noisiest end, where the start's weight is nearly one number | at $\gamma = 1.5$ three noises agreed; at 3 the mean without noise was off by 0.27 |
-# | can take few steps only, and know the step's density | twist | right with 15 steps |
 # | see a good effective size | do not believe it yet: take many more points, and another noise | it knows nothing of points that are not there |
 # | only want good pictures | tune $\gamma$ with a fixed sampler | nothing here says that the target looks better |
 #
@@ -806,12 +620,209 @@ exercises.check("18.4", scale_of_no_variance)
 #
 # 1. Guided points need a weight that grows by $\frac12 \gamma (\gamma - 1) \|\hat\varepsilon_u - \hat\varepsilon_c\|^2$ per unit of log-SNR, from $p_T(y \mid x_T)^\gamma$ on: for best guesses and short steps the same for every reverse noise, the ODE included.
 # 2. Weights repair proportions, not absence. At $\gamma = 3$ nearly a third of our target came from noises that the ODE draws three times in ten thousand.
-# 3. The effective sample size knows only the points that are there. Doubt it if the share falls when you take more points, or another noise disagrees; if neither happens, a part that no run visits may still be missing. Just after a resampling it says nothing.
-# 4. Twisted weights are right for any number of steps, any kernel with a density that covers the unguided step, and any positive twist that ends as $p(y \mid x)^\gamma$, if the unguided step's density is known.
-# 5. For $\gamma \ge 1$, $p(x)\, p(y \mid x)^\gamma / Z$ is the class, thinned: keep plain samples with probability $p(y \mid x)^{\gamma - 1}$. Where that keeps too few, raise $\gamma$ late.
+# 3. The effective sample size knows only the points that are there. Doubt it if the share falls when you take more points, or another noise disagrees; if neither happens, a part that no run visits may still be missing.
+# 4. For $\gamma \ge 1$, $p(x)\, p(y \mid x)^\gamma / Z$ is the class, thinned: keep plain samples with probability $p(y \mid x)^{\gamma - 1}$.
+# 5. Where that keeps too few, raise $\gamma$ late, with a classifier that knows noise; here its mean was right in 128 dimensions, its $Z$ by a factor of two too low.
 #
 # **Where it comes from.** Feynman-Kac correctors: [Skreta et al. (2025)](https://arxiv.org/abs/2503.02819). Twisted sampling: [Wu et al. (2023)](https://arxiv.org/abs/2306.17775). The effective sample size: [Kong et al. (1994)](https://doi.org/10.1080/01621459.1994.10476469). Populations and resampling: [Del Moral (2004)](https://doi.org/10.1007/978-1-4684-9393-1).
 # Guidance as predictor and corrector: [Bradley & Nakkiran (2024)](https://arxiv.org/abs/2408.09000). The starting noises, the comparison, and the exercises' variance: derived here.
+
+# %% [markdown]
+# ## Deeper: one weight for every noise, derived
+#
+# *For you if you want the weight from the densities themselves. It adds the two equations behind it, by differences.*
+#
+# Divide by $\alpha_t$: $z = x_t / \alpha_t = x_0 + \sqrt q\, \varepsilon$ with $q = \sigma_t^2 / \alpha_t^2$. Let $p_q$ be the density of $z$, and
+# $F_q(z) = p_q(z)\, p_q(y \mid z)^\gamma$. The guided score is $\nabla \log F_q$, and $F_0$ is the target but for $Z$. Real noise obeys the heat equation, $\partial_q p_q = \frac12 \Delta p_q$
+# ($\Delta$: the sum of second derivatives). By [chapter 08](08_gamma_normaliser.ipynb#deeper-is-either-a-diffusion-path), $F_q$ does not, and what is left over is
+#
+# $$ \partial_q F_q(z) = \frac12\, \Delta F_q(z) - V_q(z)\, F_q(z), \qquad V_q(z) = \frac12\, \gamma\, (\gamma - 1)\, \|\nabla \log p_q(y \mid z)\|^2 . \label{eq-guided-source} $$
+#
+# Read it from large $q$ to small: beyond what denoising does, mass must *appear*, at the rate $V_q$. (Why: with $u = p_q(y \mid z)$, both $p_q$ and $p_q u$ obey the heat equation. In $\Delta (p_q u^\gamma)$ the
+# only term that these two do not account for comes from differentiating the power twice: $\gamma (\gamma - 1)\, u^{\gamma - 2} \|\nabla u\|^2 p_q$.) Both sides, by differences:
+
+# %%
+# [eq-guided-source]
+def rate(mixture, label, gamma, z, q):
+    """V_q at points z (N, d)."""
+    slope = mixture.noised(1.0, q**0.5).class_gradient(z, label)
+    return gamma * (gamma - 1) / 2 * slope.square().sum(1)
+
+
+def tilted_mass(mixture, label, gamma, z, q):
+    """F_q at points z (N, d)."""
+    noisy = mixture.noised(1.0, q**0.5)
+    return (noisy.log_prob(z) + gamma * noisy.class_log_prob(z, label)).exp()
+
+# %%
+def by_differences(f, z, q, h=2e-3):
+    """The derivative in q, and the sum of second derivatives in z."""
+    axes = h * torch.eye(2, dtype=z.dtype)
+    around = sum(f(z + e, q) + f(z - e, q) - 2 * f(z, q) for e in axes)
+    return (f(z, q + h) - f(z, q - h)) / (2 * h), around / h**2
+
+
+spots = mixture.noised(1.0, 1.0).sample(40, seeded(2))[0]
+F = lambda z, q: tilted_mass(mixture, label, 3.0, z, q)  # noqa: E731
+in_q, laplacian = by_differences(F, spots, 1.0)
+missing = laplacian / 2 - in_q
+torch.testing.assert_close(missing, rate(mixture, label, 3.0, spots, 1.0) * F(spots, 1.0), atol=1e-6, rtol=0)
+
+# %% [markdown]
+# A sampler moves each point, from $q$ to $q - dq$ ($dq > 0$ is what $q$ falls by), by $c\, dq$ times the guided score, and adds noise of variance $\rho^2 dq$, with $c = (1 + \rho^2) / 2$: $\rho = 0$ is DDIM, 1 is DDPM, 2
+# has noise of twice the usual standard deviation ([chapter 11](11_classifier_free_guidance.ipynb#what-does-gamma-1-sample)). Now give each point a weight $w$, and let $d \log w = V_q\, dq$. Let $f_q(z)$ be the density of *weight*. Three things change it:
+#
+# $$ -\partial_q f_q = -c\, \nabla \cdot (f_q\, \nabla \log F_q) + \frac12 \rho^2\, \Delta f_q + V_q\, f_q . \label{eq-weighted-change} $$
+#
+# Moving carries weight along, noise spreads it, and weighing makes it grow. Put in $f_q = F_q$. Since $F \nabla \log F = \nabla F$, the first term is $-c\, \Delta F_q$; with the second, $-(c - \frac12 \rho^2)\, \Delta F_q = -\frac12 \Delta F_q$:
+# **the sampler's noise drops out.** What remains is $\eqref{eq-guided-source}$. So weight that is distributed like $F_q$ at the start remains so, whatever $\rho$:
+#
+# $$ d \log w = \frac12\, \gamma\, (\gamma - 1)\, \|\nabla \log p_q(y \mid z)\|^2\, dq . \label{eq-feynman-kac} $$
+#
+# That is $\eqref{eq-weight-in-guesses}$, per unit of $q$ and with the gradient in $z$, since $\nabla_z = \alpha_t \nabla_x$ and $q$ falls by $q\, d\lambda$. First the change of the weighted density, for three noises:
+
+# %%
+# [eq-weighted-change]
+def change(f, guided_score, growth, rho, z, h=2e-3):
+    """The right side at points z (N, 2); f and growth return (N,), guided_score (N, 2)."""
+
+    def flux(z):
+        return f(z)[:, None] * (1 + rho**2) / 2 * guided_score(z)
+
+    axes = h * torch.eye(2, dtype=z.dtype)
+    carried = sum((flux(z + e) - flux(z - e))[:, k] for k, e in enumerate(axes)) / (2 * h)
+    laplacian = sum(f(z + e) + f(z - e) - 2 * f(z) for e in axes) / h**2
+    return -carried + rho**2 / 2 * laplacian + growth(z) * f(z)
+
+# %%
+one = mixture.noised(1.0, 1.0)
+here = (
+    lambda z: F(z, 1.0),
+    lambda z: one.score(z) + 3.0 * one.class_gradient(z, label),
+    lambda z: rate(mixture, label, 3.0, z, 1.0),
+)
+for rho in (0.0, 1.0, 2.0):
+    right = change(*here, rho, spots)
+    torch.testing.assert_close(right, -in_q, atol=1e-6, rtol=0)
+    print(f"rho = {rho:g}: largest difference {float((right + in_q).abs().max()):.0e}")
+
+# %% [markdown]
+# For each of the three the density of weight changes as $F_q$ does. Now the rate, in gradients and in guesses:
+
+# %%
+q = (schedule.sigma(t) / schedule.alpha(t)) ** 2
+per_snr = rate(mixture, label, 3.0, x_t / schedule.alpha(t), q) * q
+torch.testing.assert_close(per_snr, 3 * ends[0])
+
+# %% [markdown]
+# ## Deeper: a population, and three ways to lose the weight
+#
+# *For you if you implement it. It adds what resampling gives and takes, and what three mistakes cost.*
+#
+# Resample, as in late guidance, now with constant $\gamma = 3$. Four populations of 2,000:
+
+# %%
+alive = {}
+for rho in (0.0, 1.0):
+    crowds = [weigh(exact, 3.0, rho, part, times if rho else times[::2], seed=k) for k, part in enumerate(start.chunk(4))]
+    off["resampled", rho] = report(f"rho = {rho:g}", [summary(crowd) for crowd in crowds], 3.0)
+    alive[rho] = [sum(len(getattr(crowd, name).unique(dim=0)) for crowd in crowds) / len(start) for name in ("x", "ancestors")]
+    print("different points {:.0%}, ancestors {:.0%}".format(*alive[rho]))
+
+# %% tags=["remove-cell"]
+assert alive[1.0][0] > 0.999 and abs(alive[0.0][0] - alive[0.0][1]) < 0.01 and alive[0.0][0] < 0.75
+assert float(off["resampled", 0.0][2]) < -3
+
+# %% [markdown]
+# With noise, copies part; without it they are the same point for ever, and the answer is as wrong as without resampling. And the warning is gone: with short steps about half of the population is nearly always effective, since else it is resampled.
+# *Where a run resamples, a good effective size says nothing; a bad one, after one step, still does.*
+#
+# Three ways to lose the weight: the sign, $\gamma^2$ for $\gamma (\gamma - 1)$, and the weight of the start, which is nearly one number at the noisiest end and is then forgotten by those who begin later. At $\gamma = 1.5$, from $t = 0.7$ on:
+
+# %%
+late = time_grid(100, schedule, 0.7, 0.01)
+x_late = noised(mixture, schedule, late[0]).sample(2000, seeded(5))[0]
+begun = 1.5 * noised(mixture, schedule, late[0]).class_log_prob(x_late, label)
+kernel = kernels.ddim(guidance.classifier_free(exact, 1.5), schedule, eta=2.0)
+fk = remedies.feynman_kac(exact, 1.5, schedule)
+rules = {"right": (fk, begun), "start forgotten": (fk, 0 * begun),
+         "wrong sign": (lambda *a: -fk(*a), begun), "gamma^2": (lambda *a: 3 * fk(*a), begun)}  # fmt: skip
+
+# %%
+wrong = {}
+for name, (rule, at_start) in rules.items():
+    crowd = particles.draw(kernel, rule, x_late, late, seeded(6), log_weights=at_start)
+    wrong[name] = summary(crowd) - truth(1.5)
+    print(f"{name:>16}: mean x1 off by {wrong[name][0]:5.2f}, log Z by {wrong[name][2]:5.2f}")
+
+# %% tags=["remove-cell"]
+assert wrong["start forgotten"][2].exp() > 3 and abs(wrong["start forgotten"][0]) < 0.06
+assert all(abs(wrong[name][0]) > 0.1 and abs(wrong[name][2]) > 0.4 for name in ("wrong sign", "gamma^2"))
+assert abs(wrong["right"][2]) < 0.06
+
+# %% [markdown]
+# None of them crashes. The forgotten start moves the mean little here, and $Z$ by a factor of more than three.
+#
+# ## Deeper: exact in fifteen steps
+#
+# *For you if you can take few steps only. It adds weights that are right for long steps, wherever their densities are known.*
+#
+# Feynman-Kac weights are right for short steps. With the *densities* of steps you can be right for long ones. Let $k(x_s \mid x_t)$ be any kernel that moves the points, $p(x_s \mid x_t)$ the unguided model's exact step, and $\psi_t > 0$ any function, the *twist*: what you think a noisy point is worth. Multiply the weight in each step by
+#
+# $$ \frac{w_s}{w_t} = \frac{p(x_s \mid x_t)\; \psi_s(x_s)}{k(x_s \mid x_t)\; \psi_t(x_t)} . \label{eq-twisted-weight} $$
+#
+# If weight was distributed like $p_t \psi_t$, it is now like $\int p_t(x_t)\, \psi_t(x_t)\, k\, \frac{p\, \psi_s}{k\, \psi_t}\, dx_t = \psi_s(x_s) \int p_t(x_t)\, p(x_s \mid x_t)\, dx_t = p_s \psi_s$: right in *one step of any length, for any $k$ and $\psi$*, as long as $k$ is a density and reaches wherever $p$ does.
+# With $\psi_t = p_t(y \mid x)^\gamma$ the end is the target ([Wu et al. (2023)](https://arxiv.org/abs/2306.17775), the *twisted diffusion sampler*).
+
+# %%
+def log_twist(gamma):
+    return lambda x, t: gamma * noised(mixture, schedule, t).class_log_prob(x, label)
+
+
+free, own = kernels.exact(mixture, schedule), kernels.exact(mixture, schedule, label)
+pushed = kernels.ddpm(guidance.classifier_free(exact, 3.0), schedule, variance="large")
+twist = remedies.twisted(free, log_twist(3.0))
+proposed = pushed(x_t, t, s)
+x_s = proposed.sample(seeded(7))
+before = noised(mixture, schedule, t).class_log_prob(x_t, label).exp() ** 3
+after = noised(mixture, schedule, s).class_log_prob(x_s, label).exp() ** 3
+naive = free(x_t, t, s).log_prob(x_s).exp() * after / (proposed.log_prob(x_s).exp() * before)
+torch.testing.assert_close(twist(proposed, x_t, x_s, t, s).exp(), naive)
+
+# %% tags=["hide-input"]
+fifteen = time_grid(15, schedule, 0.99, 0.01)
+
+
+def crowds_of(kernel, rule, gamma, walk, parts=8):
+    """Independent populations, and the least effective share of each."""
+    found = []
+    for k, x in enumerate(start.chunk(parts)):
+        run = particles.sample(kernel, rule, x, walk, seeded(k), log_weights=log_twist(gamma)(x, walk[0]))
+        states = [(now, float(now.ess)) for now in run]
+        found.append((states[-1][0], min(ess for _, ess in states) / len(x)))
+    return [crowd for crowd, _ in found], sum(share for _, share in found) / parts
+
+
+walkers = {"Feynman-Kac": (kernels.ddpm(guidance.classifier_free(exact, 3.0), schedule), remedies.feynman_kac(exact, 3.0, schedule)),
+           "guided": (pushed, twist), "class 1": (own, twist)}
+print("15 steps: k   mean x1          small blob       log Z          least ESS share")
+print("      target  " + "            ".join(f"{v:6.3f}" for v in truth(3.0)))
+for name, (kernel, each) in walkers.items():
+    crowds, least = crowds_of(kernel, each, 3.0, fifteen)
+    off["fifteen", name] = report(name, [summary(crowd) for crowd in crowds], 3.0)
+    print(f"{least:.2f}")
+
+# %% tags=["remove-cell"]
+assert float(off["fifteen", "Feynman-Kac"][0]) > 6
+assert all(off["fifteen", name].abs().max() < 2 for name in ("guided", "class 1"))
+
+# %% [markdown]
+# With 15 steps the Feynman-Kac weight helps little: the errors of its long steps are not in it. The two twisted rows are right within their errors. (Without bias is the mean of $w$ itself; its logarithm is too low on average, the more so the more the weights scatter: in the tests, on many small populations.)
+#
+# Twisted weights are right for any number of steps, any kernel with a density that covers the unguided step, and any positive twist that ends as $p(y \mid x)^\gamma$, if the unguided step's density is known.
+#
+# The last row of the table took as $k$ the step of *plain class 1*, $p(x_s \mid x_t, y)$, $\gamma = 1$. By Bayes' rule for a step ([chapter 06](06_bayes_decomposition.ipynb)) $p(x_s \mid x_t, y) / p(x_s \mid x_t) = p_s(y \mid x_s) / p_t(y \mid x_t)$. Put it into $\eqref{eq-twisted-weight}$: the weight of a step is
+# $\big(p_s(y \mid x_s) / p_t(y \mid x_t)\big)^{\gamma - 1}$, and over the whole path all cancels but the ends. Start from class 1's own noisy points, and what is left is $\eqref{eq-thinning}$.
 #
 # ## Deeper: one step, without a differential equation
 #
