@@ -141,7 +141,7 @@ torch.testing.assert_close(compact, naive)
 #
 # $$ w_T = p_T(y \mid x_T)^\gamma, \qquad \mathbb E[w_0\, f(x_0)] = \int \big( p(x)\, p(y \mid x)^\gamma f(x) \big)\, dx, \qquad \mathbb E[w_0] = Z = \mathbb E_{p(x)}\big[p(y \mid x)^\gamma\big] . \label{eq-log-z} $$
 #
-# The mean of $w f$ over the mean of $w$ estimates what the target expects of $f$; the mean weight alone estimates $Z$. The sampler's noise is $\rho$ times DDPM's: $\rho = 0$ is the flow, 1 is DDPM, 2 has noise of twice the usual standard deviation. Eight populations of 1,000 points each (`±`: standard error over the eight):
+# The mean of $w f$ over the mean of $w$ estimates what the target expects of $f$; the mean weight alone estimates $Z$. The sampler's noise is $\rho$ times DDPM's: $\rho = 0$ is the flow, 1 is DDPM, 2 has noise of twice the usual standard deviation. Eight populations of a thousand points each (`±`: standard error over the eight):
 
 # %%
 # [eq-log-z]
@@ -308,7 +308,7 @@ for gamma in (3.0, 8.0, 30.0):
 #
 # ## Or guide late
 #
-# Thinning fails where the class is doubtful at most of its points, or the condition has many parts. Of 64 independent copies of our problem, all to be class 1, each keeps nine of ten, all together four in ten thousand. Between never guiding and always guiding there is a middle: let $\gamma$ *grow on the way*. Weight that is distributed like $p_t(x)\, p_t(y \mid x)^{\gamma_t}$ must now also follow the change of the exponent:
+# Thinning fails where the class is doubtful at most of its points, or the condition has many parts. Of sixty-four independent copies of our problem, all to be class 1, each keeps nine of ten, all together four in ten thousand. Between never guiding and always guiding there is a middle: let $\gamma$ *grow on the way*. Weight that is distributed like $p_t(x)\, p_t(y \mid x)^{\gamma_t}$ must now also follow the change of the exponent:
 #
 # $$ d \log w = \frac12\, \gamma_t\, (\gamma_t - 1)\, \|\hat\varepsilon_u - \hat\varepsilon_c\|^2\, d\lambda + \log p_t(y \mid x_t)\, d\gamma_t . \label{eq-ramped-weight} $$
 #
