@@ -122,7 +122,7 @@ shown
 # At $\gamma = 8$ the order differs from the plain class by a divergence of $9 \cdot 10^{-6}$ nats. What
 # comes is another thing: a sixth of the near blob is left, and the mean has moved by one and a half standard deviations of the class.
 #
-# **The answer.** A point pays for the way it came. At every noise level the classifier, $\log p(y \mid x)$ of the noisy point, has a slope. Square it, sum over the noise variances of the point's path, and multiply by $\frac12 \gamma\,(\gamma - 1)$: this is the point's *bill*. With exact guesses, fine steps and a start that is noisy enough, **noiseless guidance samples the order times $e^{-\text{bill}}$**, up to a constant. At the centre of the near blob, with other classes beside it, the bill is high; on its right side it is low. So you see points at the right edges, and fewer in the near blob than ordered.
+# **The answer.** A point pays for the way it came. At every noise level the classifier, $\log p(y \mid x)$ of the noisy point $x_t / \alpha_t$, has a slope. Square it, sum over the noise variances of the point's path, and multiply by $\frac12 \gamma\,(\gamma - 1)$: this is the point's *bill*. With exact guesses, fine steps and a start that is noisy enough, **noiseless guidance samples the order times $e^{-\text{bill}}$**, up to a constant. At the centre of the near blob, with other classes beside it, the bill is high; on its right side it is low. So you see points at the right edges, and fewer in the near blob than ordered.
 #
 # ## A film, and a theatre that plays it
 #
