@@ -377,7 +377,7 @@ torch.testing.assert_close(field(mixture, 4.0)(points, level), parts, atol=1e-12
 print(f"DDPM at 4 is corrected towards {corrector:g}")
 
 # %% [markdown]
-# So with more noise the samples should come nearer to the order, as long as Langevin dynamics carries points from one blob to the other before the level is over. We move the far blob out, from 3.6 to 12, and add noise. (Here samples start at $q = 10^4$, hence 0.29 and not 0.31 without noise.)
+# So with more noise the samples should come nearer to the order, as long as Langevin dynamics carries points from one blob to the other before the level is over. We move the far blob out, from 3.6 to 12, and add noise. (Here samples start at $q = 10^4$, hence 0.29 without noise, a little less than before.)
 
 # %% tags=["hide-input"]
 def walk(score, x, qs, rho, generator):
