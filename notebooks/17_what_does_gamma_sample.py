@@ -61,8 +61,7 @@ def near_share(mixture, cloud):
 
 
 # %% [markdown]
-# The blobs hardly overlap, so every point of class 1 is sure of its class, and sharpening has next to nothing to do. This
-# is the order. What comes is drawn with exact guesses and without noise: the equation that DDIM solves, by 80 steps of the
+# The blobs hardly overlap, so nearly every point of class 1 is sure of its class, and sharpening has next to nothing to do. The class so sharpened is *the order*. What comes is drawn with exact guesses and without noise: the equation that DDIM solves, by 80 steps of the
 # second-order method of Heun, so that steps play no role.
 
 # %%
@@ -120,10 +119,10 @@ shown
 # *Class 1, exact guesses, no noise. Dashed: what is ordered, 50, 90 and 99 % of each blob; it is the same at every $\gamma$
 # to the eye. Grey: the other classes. Numbers: the share of the points in each blob, where the near one was ordered to have 60 %.*
 #
-# At $\gamma = 8$ the order differs from the plain class by a divergence of $9 \cdot 10^{-6}$ nats, which no one could see. What
+# At $\gamma = 8$ the order differs from the plain class by a divergence of $9 \cdot 10^{-6}$ nats. What
 # comes is another thing: a sixth of the near blob is left, and the mean has moved by one and a half standard deviations of the class.
 #
-# **The answer.** A point pays for the way it came. At every noise level the classifier, $\log p(y \mid x)$ of the noisy point, has a slope. Square it, sum over the levels of the point's path, and multiply by $\frac12 \gamma\,(\gamma - 1)$: this is the point's *bill*. With exact guesses, fine steps and a start that is noisy enough, **noiseless guidance samples the order times $e^{-\text{bill}}$**, up to a constant. At the centre of the near blob, with other classes beside it, the bill is high; on its right side it is low. So you see points at the right edges, and fewer in the near blob than ordered.
+# **The answer.** A point pays for the way it came. At every noise level the classifier, $\log p(y \mid x)$ of the noisy point $x_t / \alpha_t$, has a slope. Square it, sum over the noise variances of the point's path, and multiply by $\frac12 \gamma\,(\gamma - 1)$: this is the point's *bill*. With exact guesses, fine steps and a start that is noisy enough, **noiseless guidance samples the order times $e^{-\text{bill}}$**, up to a constant. At the centre of the near blob, with other classes beside it, the bill is high; on its right side it is low. So you see points at the right edges, and fewer in the near blob than ordered.
 #
 # ## A film, and a theatre that plays it
 #
@@ -133,7 +132,7 @@ shown
 # everybody where to walk, and this walk is made for one purpose: to undo a little noise ([chapter 05](05_every_reverse_process_at_once.ipynb#a-shake-and-its-pull)).
 #
 # At $\gamma = 1$ it works: all frames show one crowd with less and less noise. At $\gamma = 4$ every
-# frame has been changed by itself. From one to the next people disappear here and appear there, besides the noise that is undone. The walk knows nothing of this, so they end in the wrong places. (Other arrows could carry people there, but a score is all that the sampler has.)
+# frame has been changed by itself. From one to the next people disappear here and appear there, besides the noise that is undone. The walk knows nothing of this, so they end in the wrong places. (Another walk could carry people there, but a score is all that the sampler has.)
 #
 # Below are, at each noise level, the mean of $x_1$ (less the class's) and the share of the near blob, in the film and in the theatre. Where noise hides the blobs the share is a mean probability, near 0.60.
 
@@ -183,7 +182,7 @@ shown
 # *Mean and share of the near blob at $\gamma = 4$: of the guided densities (film, dashed) and of the points that follow
 # their scores (theatre). The film returns to what was ordered, and the points stay behind. Both theatres start from plain noise, beside their films; at $\gamma = 1$ (blue) the theatre finds the film all the same.*
 #
-# The film's crowd begins far to the right: under much noise its mean is that of all data, moved $\gamma$ times the way to the class's. It is back in the end, for with little noise the points of class 1 are
+# The film's crowd begins far to the right: under much noise its mean is that of all data, moved $\gamma$ times the way to the class's, here three ways too far. It is back in the end, for with little noise the points of class 1 are
 # sure of their class, and sharpening does nothing. Walking brings the points only part of the way. And once the blobs are apart, nobody walks from one to the other.
 #
 # ## What the film makes out of nothing
@@ -217,12 +216,12 @@ for gamma in (0.0, 1.0, 4.0):
     assert (defect > 10) == (gamma == 4) and (defect < 1e-5) == (gamma < 4)
 
 # %% [markdown]
-# All data ($\gamma = 0$) and the class ($\gamma = 1$) diffuse. The guided densities do not.
+# All data ($\gamma = 0$) and the class ($\gamma = 1$) diffuse. The guided density at 4 does not.
 #
 # Let $u = \log p_q(x)$, $v = \log p_q(x \mid y)$. Guidance follows the gradient of $w_q = (1 - \gamma)\, u + \gamma\, v$. The first terms of
 # $\eqref{eq-log-heat}$ are linear: what holds for $u$ and $v$ holds for $w$. The squares are not, and for any two vectors
 # $(1 - \gamma) \|a\|^2 + \gamma \|b\|^2 - \|(1 - \gamma)\, a + \gamma\, b\|^2 = \gamma\,(1 - \gamma)\, \|a - b\|^2$ (multiply out).
-# Here $b - a = \nabla v - \nabla u = \nabla \log p_q(y \mid x) =: g_q$, the classifier's gradient. So
+# Here $b - a = \nabla v - \nabla u = \nabla \log p_q(y \mid x) =: g_q$, the classifier's gradient: so
 #
 # $$ \partial_q w_q = \frac12 \big( \Delta w_q + \|\nabla w_q\|^2 \big) + \frac12 \gamma\,(1 - \gamma)\, \|g_q(x)\|^2 .
 # \label{eq-guided-residual} $$
@@ -238,20 +237,19 @@ assert all(3.8 < errors[h] / errors[h / 2] < 4.2 for h in (0.04, 0.02)) and erro
 # %% [markdown]
 # Halving $h$ quarters the error: the term is right.
 #
-# Read it towards the data, where $q$ falls. Besides what undoing noise does, $e^{w_q}$ should grow at the rate $\frac12 \gamma\,(\gamma - 1)\, \|g_q\|^2$. The total mass is kept at one. So for $\gamma > 1$ mass should be *made* where the classifier's gradient is longer than in the
-# mean, and *taken* where it is shorter ([Deeper](#deeper-where-mass-is-made-and-where-taken) has the map). A sampler that takes guided scores for scores does not do it, at any finite $\rho$. (What can do it: weights, [chapter 18](18_remedies_that_are_right.ipynb); or many Langevin steps at each level.)
+# Read it towards the data, where $q$ falls. Besides what undoing noise does, $e^{w_q}$ should grow at the rate $\frac12 \gamma\,(\gamma - 1)\, \|g_q\|^2$. A frame has mass one, so the mean over the frame is subtracted. So for $\gamma > 1$ mass should be *made* where $\|g_q\|^2$ is above this mean, and *taken* where it is below ([Deeper](#deeper-where-mass-is-made-and-where-taken) has the map). A sampler that takes guided scores for scores does not do it, at any finite $\rho$. (What can do it: weights, [chapter 18](18_remedies_that_are_right.ipynb); or many Langevin steps at each level.)
 #
 # ## So what does $\gamma$ sample?
 #
 # Let the sampler have no noise. Seen towards more noise, each of its points moves by $dx / dq = -\frac12 \nabla w_q(x)$. Along such a path two things change.
 #
-# * The density $\rho_q$ of the points: where they part it falls. By continuity $\frac{d}{dq} \log \rho_q = \frac12 \Delta w_q$.
+# * The density $r_q$ of the points: where they part it falls. By continuity $\frac{d}{dq} \log r_q = \frac12 \Delta w_q$.
 # * The film's $w_q$: by $\partial_q w_q + \nabla w_q \cdot \frac{dx}{dq}$, and $\nabla w_q \cdot \frac{dx}{dq} = -\frac12 \|\nabla w_q\|^2$. With $\eqref{eq-guided-residual}$ the square cancels: $\frac{d}{dq} w_q = \frac12 \Delta w_q - \frac12 \gamma\,(\gamma - 1)\, \|g_q\|^2$.
 #
-# So $\log \rho_q - w_q$ grows by $\frac12 \gamma\,(\gamma - 1)\, \|g_q\|^2$ and nothing else. Sum this from the data, $q = 0$, to the start of the sampler at $q = Q$:
+# So $\log r_q - w_q$ grows by $\frac12 \gamma\,(\gamma - 1)\, \|g_q\|^2$ and nothing else. Sum this from the data, $q = 0$, to the start of the sampler at $q = Q$:
 #
-# $$ \frac{\rho_0(x)}{p(x)^{1 - \gamma}\, p(x \mid y)^\gamma} = \exp\Big( -\frac12 \gamma\,(\gamma - 1) \int_0^Q \|g_q(x_q)\|^2\, dq \Big)\;
-# \frac{\rho_Q(x_Q)}{p_Q(x_Q)^{1 - \gamma}\, p_Q(x_Q \mid y)^\gamma}, \label{eq-guided-density} $$
+# $$ \frac{r_0(x)}{p(x)^{1 - \gamma}\, p(x \mid y)^\gamma} = \exp\Big( -\frac12 \gamma\,(\gamma - 1) \int_0^Q \|g_q(x_q)\|^2\, dq \Big)\;
+# \frac{r_Q(x_Q)}{p_Q(x_Q)^{1 - \gamma}\, p_Q(x_Q \mid y)^\gamma}, \label{eq-guided-density} $$
 #
 # where $x_q$ is the path that ends in $x$. In the exponent stands the bill. The last fraction tends to one number for all $x$ as $Q$ grows, though slowly, like $1 / \sqrt Q$. This is the answer of the first section. For
 # $\gamma > 1$ every point pays for each level at which its path stood where $\log p_q(y \mid x)$ is steep, whatever it is at the end. (For $\gamma < 0$ as well, if there is such an order; for $0 < \gamma < 1$ the bill is a refund.)
@@ -326,7 +324,7 @@ for gamma in (2.0, 4.0, 8.0):
     print("gamma {:g}: bill at the centres, near and far, {:.1f} and {:.1f}; 0.8 to the right of them {:.1f} and {:.1f}".format(gamma, *bills))
 
 # %% [markdown]
-# At $\gamma = 4$ the bill is eleven at the centre of the near blob, and one and a half on its right side. So it is sampled at its right edge, as in the first figure, and less of it than of the far one. Bills grow faster than $\gamma\,(\gamma - 1)$, since a larger $\gamma$ takes other paths.
+# At $\gamma = 4$ the bill is eleven at the centre of the near blob, and one and a half on its right side. So it is sampled at its right edge, as in the first figure, and less of it than of the far one. Here bills grow faster than $\gamma\,(\gamma - 1)$, since a larger $\gamma$ takes other paths (where a class is broader than all data, they can grow slower).
 #
 # ## When is it right?
 #
@@ -354,7 +352,7 @@ assert abs(table["heun", 40]) < abs(table["ddim", 40]) < 0.3 and limit > 3
 #
 # ## What more noise mends
 #
-# Why does noise help? Call $s_\gamma = \nabla w_q$ the guided score. With noise $\rho$ a step walks by $\frac{1 + \rho^2}{2}\, s_\gamma\, dq$. The score is linear in $\gamma$, so this may be split:
+# Why should noise help? Call $s_\gamma = \nabla w_q$ the guided score. With noise $\rho$ a step walks by $\frac{1 + \rho^2}{2}\, s_\gamma\, dq$. The score is linear in $\gamma$, so this may be split:
 #
 # $$ \frac{1 + \rho^2}{2}\, s_\gamma = \frac12\, s_1 + \frac{\rho^2}{2}\, s_{\gamma'}, \qquad \gamma' = \gamma + \frac{\gamma - 1}{\rho^2} .
 # \label{eq-predictor-corrector} $$
@@ -379,7 +377,7 @@ torch.testing.assert_close(field(mixture, 4.0)(points, level), parts, atol=1e-12
 print(f"DDPM at 4 is corrected towards {corrector:g}")
 
 # %% [markdown]
-# So with more noise the samples should come nearer to the order, as long as Langevin dynamics carries points from one blob to the other before the level is over. We move the far blob out, from 3.6 to 12, and add noise. (Here samples start at $q = 10^4$.)
+# So with more noise the samples should come nearer to the order, as long as Langevin dynamics carries points from one blob to the other before the level is over. We move the far blob out, from 3.6 to 12, and add noise. (Here samples start at $q = 10^4$, hence 0.29 without noise, a little less than before.)
 
 # %% tags=["hide-input"]
 def walk(score, x, qs, rho, generator):
@@ -440,11 +438,10 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Share of the near blob at $\gamma = 4$ over the noise of the sampler, for a far blob that lies farther and farther out. Bars: two standard errors. More noise brings samples
-# nearer to the order. It closes a smaller part of the gap the farther the blobs lie apart; at 12 the usual noise does nothing that these samples show.*
+# *Share of the near blob at $\gamma = 4$ over the noise of the sampler, for a far blob that lies farther and farther out. Bars: two standard errors. Here more noise brings samples nearer to the order. It closes a smaller part of the gap the farther the blobs lie apart; at 12 the usual noise does nothing that shows.*
 #
 # With the far blob at 3.6, four times the noise brings back nearly all of the near blob. At 12 it does not. There the blobs are half parted at $q = 8$, while the film has only 30 % in the near one. At $q = 1$ nothing is left between
-# them, and the film has 57 %. What still mixes, noise brings to the film. What has parted, so that nobody crosses any more, keeps about the share that the film had then, right or wrong. More noise lowers that level slowly.
+# them, and the film has 57 %. What still mixes, noise brings to the film. What has parted, so that nobody crosses any more, keeps about the share that the film had then, right or wrong. More noise lowers that level slowly. Where the noiseless share happens to be right, more noise can lead away from the order.
 #
 # In your own code more noise is one argument, and a corrector one function:
 
@@ -484,9 +481,9 @@ for name, scale in (("t > 0.5", lambda t: 4.0 if t > 0.5 else 1.0), ("t < 0.5", 
 # | if you | do | because |
 # |---|---|---|
 # | report what your model samples | name sampler, noise, schedule of $\gamma$ and steps, not only $\gamma$ | near share at $\gamma = 4$: 0.306 without noise, 0.600 ordered |
-# | see modes vanish at large $\gamma$ | look at $\gamma = 1$ first: if they are there, guidance dropped them | bills grow faster than $\gamma\,(\gamma - 1)$ |
-# | want the order, and its modes lie close | more reverse noise, or corrector steps at $\gamma$ | near share 0.39 at the usual noise, 0.56 at four times it |
-# | want the order, and its modes lie far apart | do not count on noise; keep $\gamma$ near 1, or weigh samples ([chapter 18](18_remedies_that_are_right.ipynb)) | shares are those of the film where the last points cross; more noise lowers that level slowly |
+# | see modes vanish at large $\gamma$ | look at $\gamma = 1$ first: if they are there, guidance dropped them | here bills grow faster than $\gamma\,(\gamma - 1)$ |
+# | want the order, and its modes lie close | more reverse noise, or corrector steps at $\gamma$ | far blob at 3.6: near share 0.39 at the usual noise, 0.56 at four times it |
+# | want the order, and its modes lie far apart | do not count on noise; keep $\gamma$ near 1, or weigh samples ([chapter 18](18_remedies_that_are_right.ipynb)) | shares are about those of the film where the last points cross; more noise lowers that level slowly |
 # | have classes that are sure anyway | take $\gamma = 1$; if you guide for looks, say so | the order at 8 is that at 1 to $9 \cdot 10^{-6}$ nats; the samples are not |
 # | must guide, and want to keep the shares | try guiding only below the noise level at which the modes have parted, and see whether it still does what you guide for | here, on this schedule, at $t < 0.5$ alone the near blob kept 0.62, at $t > 0.5$ alone 0.31 |
 #
@@ -849,7 +846,7 @@ assert abs(found_z["film"] + above - orders[4.0].log_normaliser) < 0.03 and foun
 #
 # ### Pitfall: the likelihood under guidance
 #
-# The probability-flow ODE gives likelihoods: follow it up, add up the divergences. With guided guesses the same lines of code run, and give a number. It is $\log \rho_0$: the log density of *what comes*, not of the order. (The divergences
+# The probability-flow ODE gives likelihoods: follow it up, add up the divergences. With guided guesses the same lines of code run, and give a number. It is $\log r_0$: the log density of *what comes*, not of the order. (The divergences
 # are what thins the points out in the derivation of $\eqref{eq-guided-density}$.) At the two centres, in nats:
 
 # %%

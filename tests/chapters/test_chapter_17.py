@@ -232,6 +232,13 @@ def test_bills_grow_faster_than_gamma_times_gamma_minus_one_since_the_paths_chan
     assert bool((bills.diff(dim=0) > 0).all())  # each over gamma (gamma - 1) / 2
 
 
+def test_bills_of_a_class_broader_than_the_data_grow_slower():
+    broad = GaussianMixture([0.5, 0.5], torch.zeros(2, 1, dtype=F64), [[[1.0]], [[4.0]]], [0, 1])
+    places = torch.tensor([[0.5], [1.0], [2.0], [4.0]], dtype=F64)
+    bills = torch.stack([path.follow(broad, 1, gamma, places, RISING)[1] for gamma in (2.0, 4.0, 8.0)])
+    assert bool((bills.diff(dim=0) < 0).all())  # each over gamma (gamma - 1) / 2
+
+
 def test_the_start_s_trace_fades_like_one_over_the_root_of_its_variance():
     shares = []
     for top in (1e3, 1e4, 1e7):
@@ -579,6 +586,31 @@ def test_more_noise_brings_back_more_of_a_blob_that_is_near():
         end = walked(PAGE, 4.0, rho, falling(steps), x, random(15))
         shares.append(float(metrics.mode_weights(PAGE, end)[1]))
     assert shares[0] + 0.04 < shares[1] < shares[2] - 0.04 < 0.6
+
+
+def test_a_start_at_ten_thousand_brings_029_without_noise():
+    x = 100 * torch.randn(3000, 2, generator=random(42), dtype=F64)
+    share = float(metrics.mode_weights(PAGE, walked(PAGE, 4.0, 0.0, falling(240), x, random(43)))[1])
+    assert abs(share - 0.29) < 0.025
+
+
+def test_where_the_noiseless_share_is_right_by_luck_more_noise_leads_away():
+    """Towards the film's share near q = 1. A point left of the middle counts for the left blob."""
+    means = torch.tensor([[0.0], [3.6], [3.8], [4.0]], dtype=F64)
+    mixture = GaussianMixture([0.15, 0.4, 0.25, 0.2], means, [[[0.5]], [[0.5]], [[0.13]], [[0.6]]], [1, 1, 0, 0])
+
+    def left_in_the_film(q):
+        line = torch.linspace(-30, 30, 8001, dtype=F64)[:, None]
+        return float(combined(mixture, 4.0, line, q).softmax(0)[line[:, 0] < 1.8].sum())
+
+    x = 100 * torch.randn(4000, 1, generator=random(40), dtype=F64)
+    noiseless, noisy = (
+        float((walked(mixture, 4.0, rho, falling(240), x, random(41))[:, 0] < 1.8).double().mean())
+        for rho in (0.0, 2.0)
+    )
+    order = left_in_the_film(0.0)
+    assert abs(noiseless - order) < 0.025 and noisy - order > 0.05
+    assert abs(noisy - left_in_the_film(1.0)) < 0.03
 
 
 def test_guided_early_alone_loses_the_near_blob_and_late_alone_keeps_it():

@@ -127,7 +127,7 @@ def guided_density() -> Reading:
 
     late, narrow, wide = way[-1], top + C, top + U
     letters = {
-        r"\rho_0(x)": normal(late, 0.2, top) * onward[-1], r"\rho_Q(x_Q)": normal(late, 0.2, top),
+        "r_0(x)": normal(late, 0.2, top) * onward[-1], "r_Q(x_Q)": normal(late, 0.2, top),
         "p(x)": normal(x, 0.0, U), "p(x | y)": normal(x, 0.6, C), "p_Q(x_Q)": normal(late, 0.0, wide),
         "p_Q(x_Q | y)": normal(late, 0.6, narrow), r"\gamma": GAMMA, r"\int_0^Q \|g_q(x_q)\|^2 \, dq": bill,
     }  # fmt: skip
