@@ -201,7 +201,7 @@ left_side = truth(x_t, t, s).log_prob(x_s)
 torch.testing.assert_close(tilted_step(mixture, schedule, x_s, x_t, t, s, label), left_side)
 
 # %% [markdown]
-# The left side knows no classifier: it is the step of a mixture of the two blobs of class 1 alone. Here are all four factors, on a line, with three classes in five hills:
+# The left side knows no classifier: it is the step of a mixture of the two blobs of class 1 alone. Here are all four terms, on a line, with three classes in five hills:
 
 # %% tags=["hide-input"]
 hills = GaussianMixture(
