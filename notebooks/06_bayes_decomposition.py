@@ -430,7 +430,7 @@ shown
 # %% [markdown]
 # *Orange: guidance with gradients. Blue and green: no gradient, but 400 questions to the classifier, with two standard errors. Two proposals a step come within about two percentage points of the gradients' class mass at every scale shown.*
 #
-# So $N$ does not set how much guidance you get, but how long the steps may be: with two proposals the class mass at $\gamma = 1$ is still about one percentage point below the exact 0.922 in 200 steps. An informative label makes $|g|^2$ large: it takes shorter steps or more proposals ([Deeper](#deeper-weigh-instead-of-throwing-away)).
+# So $N$ does not set how much guidance you get, but how long the steps may be: with two proposals the class mass at $\gamma = 1$ is still about one percentage point below the exact one in 200 steps. An informative label makes $|g|^2$ large: it takes shorter steps or more proposals ([Deeper](#deeper-weigh-instead-of-throwing-away)).
 #
 # What, then, does a gradient buy? One call a step and its gradient instead of two calls, and *long* steps: by [chapter 07](07_mean_shift.ipynb) the gradient at $x_t$ has exactly the right direction for the mean, however long the step.
 #
@@ -460,7 +460,7 @@ assert abs(good[1] - 0.922) < 0.02 and abs(good[2] - 1.15) < 0.1 and abs(good[3]
 assert bad[0] < 1.6 and bad[1] > 0.935 and bad[3] > 0.7 and 1.15 - bad[2] > 6 * seen(x)[2]
 
 # %% [markdown]
-# (The noise-aware classifier's questions would be 2.5 but for chance: a few dear points decide.) The mistake asks less, and its points are *surer* of class 1. But the larger blob has taken from the smaller one, and the mean is off by more than six standard errors. The weights $p_s(y \mid x_s)$ fit together from step to step, since each is the average of the next, $\eqref{eq-rejection-rate}$; those of the clean classifier do not ([Deeper](#deeper-is-it-the-classifier-of-its-noise-level)). (What a clean classifier is good for: [chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb).)
+# (The noise-aware classifier's questions would be $1 / p(y)$, two and a half, but for chance: a few dear points decide.) The mistake asks less, and its points are *surer* of class 1. But the larger blob has taken from the smaller one, and the mean is off by more than six standard errors. The weights $p_s(y \mid x_s)$ fit together from step to step, since each is the average of the next, $\eqref{eq-rejection-rate}$; those of the clean classifier do not ([Deeper](#deeper-is-it-the-classifier-of-its-noise-level)). (What a clean classifier is good for: [chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb).)
 #
 # ## In practice
 #
