@@ -447,9 +447,9 @@ assert abs(off["clean encoder"][0][1] - 1) < 0.05 and max(off, key=lambda name: 
 #
 # | if you have | do | because |
 # |---|---|---|
-# | a similarity of clean data, and no noisy data | do not take its gradient at $x_t$ ([chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb) asks about the denoised point) | it did too much at a small $\gamma$, and fell short at a large one |
+# | a similarity of clean data, and no data to train on | do not take its gradient at $x_t$ ([chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb) asks about the denoised point) | it did too much at a small $\gamma$, and fell short at a large one |
 # | noisy data to train on, and a small $\gamma$ | regress the clean embedding, take the inner product with the unit vector of the condition | it is right to first order in $\gamma$ |
-# | the same, and a large $\gamma$ or a rare wish | cross-entropy on the soft target $e^{\gamma(\mathrm{sim} - 1)}$, $\gamma$ as an input; near the data the clean gradient | the mean similarity is decided by those who do not fit; trained for the exponential, half of its distance or less was left at $\gamma = 4$ |
+# | the same, and a large $\gamma$ or a rare wish | cross-entropy on the soft target $e^{\gamma(\mathrm{sim} - 1)}$, $\gamma$ as an input | the mean similarity is decided by those who do not fit; trained for the exponential, half of its distance or less was left at $\gamma = 4$ |
 # | draws or nodes of the crowd | weigh them, $\eqref{eq-noisy-gradient}$ | no gradient of the similarity is needed, and it need have none |
 #
 # ## Exercises
@@ -557,7 +557,7 @@ exercises.check("9.4", counted)
 #
 # 1. A step may be *defined* by any similarity, $p(x_s \mid x_t)\, e^{\gamma\,\mathrm{sim}(x_s, y)} / Z(x_t, y)$ with a finite $Z$. If it is short, it is the model's Gaussian step with its mean moved by $\gamma \Sigma \nabla \mathrm{sim}$, taken at $x_t$ or at $\mu$.
 # 2. A chain of such steps does not sample $p(x_0)\, e^{\gamma\,\mathrm{sim}(x_0, y)} / Z$, however short they are. For that, add $\nabla \log h_t$ with $h_t(x) = \mathbb E[e^{\gamma\,\mathrm{sim}(x_0, y)} \mid x_t = x]$ to the score.
-# 3. $\nabla \log h_t$ is $\alpha_t / \sigma_t^2$ times the way that the weight moves the mean of $x_0$ given $x_t$. So you can steer by anything you can compute, but not by following its gradient at the noisy point.
+# 3. $\nabla \log h_t$ is $\alpha_t / \sigma_t^2$ times the way that the weight moves the mean of $x_0$ given $x_t$. So with the crowd you can steer by anything you can compute, but not by following its gradient at the noisy point.
 # 4. Training on noise for the mean similarity is right to first order in $\gamma$. For a word that fitted one point in ten even the best of it was far off at $\gamma = 4$. The mean of $e^{\gamma(\mathrm{sim} - 1)}$ is what to train for.
 # 5. The gradient of a clean encoder at the noisy point is right near the data. With much noise its direction was far off, and it was many times too long.
 #
@@ -794,7 +794,7 @@ assert round(float(mixture.log_prob(mixture.sample(20_000, seeded(8))[0]).mean()
 #
 # ## Deeper: start late?
 #
-# *For you if you have no noisy data to train on, and a small $\gamma$. It tries the cheapest remedy.*
+# *For you if you have no data to train on, and a small $\gamma$. It tries the cheapest remedy.*
 #
 # Near the data the clean encoder is right. So does it help to start guidance late? A `gamma` may be a function of time:
 
