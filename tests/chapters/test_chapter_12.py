@@ -501,10 +501,40 @@ def test_through_the_guess_gamma_1_over_guides_and_neither_smaller_factors_nor_a
     assert far < 0.09 and sure > 0.985 and spread < 2.32 / 2.5
     floor = metrics.wasserstein(classes.sample(500, random(34))[0], target)
     for kernel in (kernels.ddim, kernels.ddpm):
-        for gamma in (1.0, 1 / 3, 0.15, lambda t: float(t < 0.5)):
+        for gamma in (1.0, 1 / 2, 1 / 3, 0.2, 0.1, lambda t: float(t < 0.5)):
             x = sampled(guess, gamma, kernel)
             assert shares_and_spread(x)[0] < 0.28 and metrics.wasserstein(x, target) > 2 * floor
     assert shares_and_spread(sampled(guess, 1 / 3, kernels.ddim))[1] < 0.922
+
+
+def test_on_other_blobs_half_the_scale_brings_ddpm_as_near_as_the_exact_classifier():
+    """So "no smaller scale mends it" is a sentence about the page's blobs: here 1 is too much and 1/2 is not."""
+    bends = torch.tensor([[0.3, 0.3, 0.1], [0.4, 0.3, 0.1], [0.4, 0.3, -0.1], [0.3, 0.3, 0.0]], dtype=F64)
+    covs = bends[:, [0, 2, 2, 1]].view(4, 2, 2)
+    means = torch.tensor([[1.1, 0.4], [0.1, 1.0], [-0.7, -0.3], [-2.4, 0.6]], dtype=F64)
+    mixture = GaussianMixture([0.33, 0.15, 0.15, 0.37], means, covs, labels=[0, 0, 1, 1])
+    denoiser, target = mixture.denoiser(SCHEDULE), mixture.given(LABEL).sample(500, random(60))[0]
+    guess, start = clean_guess(denoiser, classifier(mixture)), torch.randn(500, 2, generator=random(31), dtype=F64)
+    exact = lambda x, t: noised(mixture, t).class_log_prob(x, LABEL)  # noqa: E731
+
+    def apart(log_prob, gamma: float) -> float:
+        guided = guidance.tilt(denoiser, guidance.gradient(log_prob), gamma, SCHEDULE)
+        return metrics.wasserstein(draw(kernels.ddpm(guided, SCHEDULE), start, time_grid(50), random(91)), target)
+
+    right, whole, half = apart(exact, 1.0), apart(guess, 1.0), apart(guess, 0.5)
+    assert whole > 1.3 * right and half < 1.2 * right
+
+
+@pytest.mark.parametrize("t", [0.3, 0.7])
+def test_the_mean_trace_of_the_covariance_is_the_denoisers_mean_square_error(t):
+    """So one number a level needs no Jacobian: 40,000 errors against the sum over nodes."""
+    mixture = plane.four_blobs()
+    x0 = mixture.sample(40_000, random(3))[0]
+    eps = torch.randn(x0.shape, generator=random(4), dtype=F64)
+    error = (x0 - mixture.denoiser(SCHEDULE)(SCHEDULE.add_noise(x0, eps, at(t)), at(t)).x0).square().sum(1).mean()
+    x, weights = mixture_nodes(noised(mixture, t), 16)
+    traces = clean_cov(mixture.denoiser(SCHEDULE), SCHEDULE, x, t).diagonal(dim1=1, dim2=2).sum(1)
+    assert abs(float(error / (weights @ traces)) - 1) < 0.03
 
 
 def test_the_points_stop_behind_the_border_where_exact_guidance_at_a_large_scale_goes_to_the_far_side():
