@@ -16,7 +16,8 @@ from difflesson import __version__
 from difflesson.denoiser import PREDICTIONS
 from difflesson.digits import checkpoints, data, diversity, metrics, recipes, sampling, sheets, streaming, training
 from difflesson.digits.blueprint import SCHEDULES
-from difflesson.digits.networks import DigitClassifier, DigitUNet
+from difflesson.digits.loading import check_size, load_networks
+from difflesson.digits.networks import DigitClassifier
 from difflesson.losses import WEIGHTINGS
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -28,6 +29,9 @@ DigitSet = Annotated[str, typer.Option("--data", help=f"One of {', '.join(data.D
 Steps = Annotated[int, typer.Option(min=2, help="Sampling steps.")]
 Sampler = Annotated[str, typer.Option(help=f"One of {', '.join(sampling.SAMPLERS)}.")]
 Network = Annotated[str, typer.Option("--network", help="The name of a shipped one, or a .safetensors file of yours.")]
+Unlabelled = Annotated[
+    str | None, typer.Option("--unlabelled", help="Another network, to answer without a label in its place.")
+]
 Precision = Annotated[str | None, typer.Option(help='"no" or "bf16"; by default bf16 on CUDA.')]
 
 
@@ -50,34 +54,9 @@ def arithmetic(device: torch.device, precision: str | None = None) -> torch.dtyp
     return torch.bfloat16 if (precision or {"cuda": "bf16"}.get(device.type)) == "bf16" else None
 
 
-def load_networks(
-    network: str, guidance: str, device: torch.device
-) -> tuple[torch.nn.Module, dict, torch.nn.Module | None]:
-    """A denoiser, its card, and the guide if the guidance needs it.  Raises: ValueError if one is of another kind."""
-    if guidance not in ("classifier-free", "classifier"):
-        raise ValueError(f'guidance must be "classifier-free" or "classifier", got {guidance!r}')
-    denoiser, card = checkpoints.load(network, device)
-    if not isinstance(denoiser, DigitUNet):
-        raise ValueError(f"network must be a denoiser, {network} holds a {type(denoiser).__name__}")
-    if guidance == "classifier-free":
-        return denoiser, card, None
-    guide = checkpoints.load("guide", device).network
-    check_size(network, denoiser, "guide", guide)
-    return denoiser, card, guide
-
-
 def fingerprint(network: str) -> str:
     """The checksum of a network's weights and blueprint."""
     return checkpoints.checksum(*checkpoints.load_tensors(checkpoints.located(network)))
-
-
-def check_size(name: str, denoiser: torch.nn.Module, other_name: str, other: torch.nn.Module) -> None:
-    """Raises: ValueError if two networks are made for images of different sizes."""
-    here, there = denoiser.size, other.size
-    if here != there:
-        raise ValueError(
-            f"network must draw {there}x{there} digits, the {other_name} knows no others; {name} draws {here}x{here}"
-        )
 
 
 def show_version(asked: bool) -> None:
@@ -105,6 +84,7 @@ def sample(
     sampler: Sampler = "ddpm",
     guidance: Annotated[str, typer.Option(help='"classifier-free" or "classifier".')] = "classifier-free",
     network: Network = "denoiser",
+    unlabelled: Unlabelled = None,
     seed: Seed = 0,
     device: Device = None,
     precision: Precision = None,
@@ -126,15 +106,15 @@ def sample(
         raise ValueError(f"out must end in .safetensors, which {world} processes can share, got {out}")
     start, place = time.perf_counter(), pick_device(device)
     dtype = arithmetic(place, precision)
-    denoiser, _, guide = load_networks(network, guidance, place)
+    denoiser, helpers = load_networks(network, guidance, unlabelled, place)
 
     def labels_of(index: torch.Tensor) -> torch.Tensor:
         return index % 10 if label is None else torch.full_like(index, label)
 
     def draw(index: torch.Tensor, progress: bool = False) -> torch.Tensor:
         return sampling.generate(
-            denoiser, labels_of(index), gamma, seed=seed, steps=steps, sampler=sampler, guide=guide, dtype=dtype,
-            batch=batch, progress=progress, index=index,
+            denoiser, labels_of(index), gamma, seed=seed, steps=steps, sampler=sampler, dtype=dtype, batch=batch,
+            progress=progress, index=index, **helpers,
         )  # fmt: skip
 
     if out.suffix == ".png":
@@ -143,9 +123,9 @@ def sample(
         return
     path, indices = streaming.share(out, count, rank, world)
     about = {
-        "network": fingerprint(network), "guide": None if guide is None else fingerprint("guide"), "gamma": gamma,
-        "label": label, "seed": seed, "steps": steps, "sampler": sampler, "device": place.type, "batch": batch,
-        "precision": "no" if dtype is None else "bf16",
+        "network": fingerprint(network), "guide": helpers["guide"] and fingerprint("guide"), "gamma": gamma,
+        "unlabelled": unlabelled and fingerprint(unlabelled), "label": label, "seed": seed, "steps": steps,
+        "sampler": sampler, "device": place.type, "batch": batch, "precision": "no" if dtype is None else "bf16",
     }  # fmt: skip
     labels, chunk = labels_of(torch.tensor(indices)), -(-sheets.PAGE // batch) * batch
     drawn = streaming.store(path, draw, labels, indices.start, denoiser.size, chunk, about)
@@ -201,6 +181,7 @@ def evaluate(
     steps: Steps = 16,
     sampler: Sampler = "ddpm",
     guidance: Annotated[str, typer.Option(help='"classifier-free" or "classifier".')] = "classifier-free",
+    unlabelled: Unlabelled = None,
     seed: Seed = 0,
     device: Device = None,
     precision: Precision = None,
@@ -210,7 +191,7 @@ def evaluate(
     place = pick_device(device)
     dtype = arithmetic(place, precision)
     path = checkpoints.located(network)
-    denoiser, _, guide = load_networks(network, guidance, place)
+    denoiser, helpers = load_networks(network, guidance, unlabelled, place)
     judge, (reference, about) = checkpoints.load("judge", place).network, metrics.load_reference()
     check_size(network, denoiser, "judge", judge)
     if card:
@@ -220,25 +201,24 @@ def evaluate(
     for scale in gamma:
         start, labels = time.perf_counter(), torch.arange(count) % 10
         images = sampling.generate(
-            denoiser, labels, scale, seed=seed, steps=steps, sampler=sampler, guide=guide, dtype=dtype,
-            progress=True,
+            denoiser, labels, scale, seed=seed, steps=steps, sampler=sampler, dtype=dtype, progress=True, **helpers,
         )  # fmt: skip
         row = metrics.digit_report(judge, images, labels, reference)
         seconds = round(time.perf_counter() - start, 1)
-        typer.echo(
-            f"{scale:6.2f} {row['accuracy']:9.4f} {row['entropy']:8.4f} {row['digit_fid']:10.4f} {seconds:8.1f}"
-        )
+        typer.echo(f"{scale:6.2f} {row['accuracy']:9.4f} {row['entropy']:8.4f} {row['digit_fid']:10.4f} {seconds:8.1f}")
         number = "no" if dtype is None else "bf16"
-        setting = f"{guidance}, {sampler}, {steps} steps, {count} digits, seed {seed}, {place.type}, precision {number}"
+        how = guidance if unlabelled is None else f"{guidance}, unlabelled by {Path(unlabelled).stem}"
+        setting = f"{how}, {sampler}, {steps} steps, {count} digits, seed {seed}, {place.type}, precision {number}"
         row["command"] = evaluation(
             network=Path(network).name, gamma=f"{scale:g}", count=count, steps=steps, sampler=sampler,
-            guidance=guidance, seed=seed, device=place.type, precision=number,
+            guidance=guidance, unlabelled=unlabelled and Path(unlabelled).name, seed=seed, device=place.type,
+            precision=number,
         )  # fmt: skip
         if card:
             checkpoints.add_to_card(path, setting, f"{scale:g}", row)
 
 
-def evaluation(**made: str | int) -> str:
+def evaluation(**made: str | int | None) -> str:
     """The shell command that measures a row of a card again; what it leaves out is the default.
 
     Args: made: the options of `evaluate`; of a network's file the name alone, not where it lies on this machine.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from difflesson import guidance, kernels
-from difflesson.denoiser import Denoiser, check_labels, network_denoiser, network_pair
+from difflesson.denoiser import Denoiser, Pair, check_labels, network_denoiser, network_pair
 from difflesson.guidance import Scale
 from difflesson.kernels import NO_NOISE, Kernel
 from difflesson.parts import Part
@@ -30,18 +30,25 @@ def guided_denoiser(
     gamma: Scale,
     guide: nn.Module | None = None,
     dtype: torch.dtype | None = None,
+    unlabelled: nn.Module | None = None,
 ) -> Denoiser:
     """A digit denoiser steered to a label by classifier-free guidance, or by a classifier if a `guide` is given.
 
     Args: network: carries the `schedule` it was trained under, as loaded ones do;  label: an integer or (batch,);
     gamma: guidance scale;  guide: a noise-aware classifier, which then steers the unconditional half of the network;
-    dtype: of the network's arithmetic (bfloat16 on a GPU), None for float32.
-    Raises: ValueError if a label is out of range, gamma is not finite, or the network carries no schedule.
+    dtype: of the network's arithmetic (bfloat16 on a GPU), None for float32;  unlabelled: another network, whose
+    answers without a label take the place of this one's.
+    Raises: ValueError if a label is out of range, gamma is not finite, a network carries no schedule, or the two were
+    trained under different ones.
     """
     schedule = schedule_of(network)
+    pair = network_pair(network, schedule, label, dtype)
+    if unlabelled is not None:
+        check_alike(network, unlabelled)
+        pair = Pair(pair.cond, network_denoiser(unlabelled, schedule, None, dtype))
     if guide is None:
-        return guidance.classifier_free(network_pair(network, schedule, label, dtype), gamma)
-    return guidance.classifier_guided(network_denoiser(network, schedule, None, dtype), guide, schedule, label, gamma)
+        return guidance.classifier_free(pair, gamma)
+    return guidance.classifier_guided(pair.uncond, guide, schedule, label, gamma)
 
 
 def schedule_of(network: nn.Module) -> Schedule:
@@ -49,6 +56,14 @@ def schedule_of(network: nn.Module) -> Schedule:
     if not isinstance(schedule := getattr(network, "schedule", None), Schedule):
         raise ValueError(f"network must carry its schedule, as one from checkpoints.load does, got {schedule!r}")
     return schedule
+
+
+def check_alike(network: nn.Module, unlabelled: nn.Module) -> None:
+    """Raises: ValueError unless two networks know images of one size, and one noise schedule."""
+    for what, of in (("schedule", schedule_of), ("size", lambda one: one.size)):
+        here, there = of(network), of(unlabelled)
+        if repr(here) != repr(there):
+            raise ValueError(f"unlabelled must have the {what} of network, {here}, got one of {there}")
 
 
 def digit_times(steps: int, schedule: Schedule) -> Tensor:
@@ -96,6 +111,7 @@ def generate(
     size: int | None = None,
     progress: bool = False,
     index: Tensor | None = None,
+    unlabelled: nn.Module | None = None,
 ) -> Tensor:
     """Draw one digit for each label, (N, 1, size, size), roughly in [-1, 1], on the CPU.
 
@@ -106,11 +122,11 @@ def generate(
     pixels move by less than 1e-4; in bfloat16, 98 in 100 by less than 0.05. The noise stays, and with it the digit.
     Without an index, another batch (under "ddpm") or device draws other noise, and other digits.
 
-    Args: labels: (N,);  gamma, guide, dtype as in `guided_denoiser`;  seed: decides, with the batch under "ddpm", every
-    random number: all digits share one stream of them;  steps: kernel steps, at least 2;  sampler: a name in SAMPLERS;
-    batch: digits at a time, at least 1;  size: side of the images, by default the one the network was trained on,
-    `network.size`;  index: (N,), integers from 0: then the noise of each digit comes from the seed and its own index
-    alone, whatever batch, order, device and number of processes, and the digit is the same up to rounding.
+    Args: labels: (N,);  gamma, guide, dtype, unlabelled as in `guided_denoiser`;  seed: decides, with the batch under
+    "ddpm", every random number: all digits share one stream of them;  steps: kernel steps, at least 2;  sampler: a name
+    in SAMPLERS;  batch: digits at a time, at least 1;  size: side of the images, by default the one the network was
+    trained on, `network.size`;  index: (N,), integers from 0: then the noise of each digit comes from the seed and its
+    own index alone, whatever batch, order, device and number of processes, and the digit is the same up to rounding.
     Raises: ValueError if the sampler is unknown, steps < 2, batch < 1, size is not a multiple of 4, labels are not (N,)
     with N >= 1, index is not like them, or an argument of `guided_denoiser` is not allowed;  FloatingPointError if a
     digit comes out with NaN or infinity in it.
@@ -122,7 +138,7 @@ def generate(
     times, images = digit_times(steps, schedule), []
     parts = torch.arange(len(labels)).split(batch)
     for part in tqdm(parts, desc=f"gamma {gamma}", disable=None if progress else True, leave=False):
-        kernel = SAMPLERS[sampler](guided_denoiser(network, labels[part], gamma, guide, dtype), schedule)
+        kernel = SAMPLERS[sampler](guided_denoiser(network, labels[part], gamma, guide, dtype, unlabelled), schedule)
         shape = (len(part), 1, size, size)
         if index is None:
             noise = torch.randn(shape, generator=generator, device=device)

@@ -74,7 +74,7 @@ def test_sample_draws_what_was_asked_for(difflesson, monkeypatch, tmp_path):
     asked = []
 
     def generate(network, labels, gamma, **options):
-        asked.append((labels.tolist(), gamma, options))
+        asked.append((labels.tolist(), gamma, options | {"network": network}))
         return torch.zeros(len(labels), 1, 8, 8)
 
     monkeypatch.setattr(sampling, "generate", generate)
@@ -90,7 +90,12 @@ def test_sample_draws_what_was_asked_for(difflesson, monkeypatch, tmp_path):
     labels, gamma, options = asked[1]
     assert labels == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2] and gamma == 2.0
     assert (options["seed"], options["steps"], options["sampler"]) == (0, 7, "ddim")
-    assert isinstance(options["guide"], networks.DigitClassifier)
+    assert isinstance(options["guide"], networks.DigitClassifier) and options["unlabelled"] is None
+
+    assert difflesson("sample", "--unlabelled", "pocket", "--device", "cpu").code == 0
+    network, other = asked[2][2]["network"], asked[2][2]["unlabelled"]
+    sizes = [sum(w.numel() for w in one.parameters()) for one in (network, other)]
+    assert sizes == [checkpoints.load(name).card["parameters"] for name in ("denoiser", "pocket")]
 
 
 def test_the_same_command_draws_the_same_picture(difflesson, tmp_path):
@@ -225,6 +230,15 @@ def test_evaluate_guides_as_asked_and_files_the_numbers_under_that_guidance(diff
     assert asked[-1]["dtype"] is None
 
 
+def test_evaluate_files_the_numbers_under_the_network_that_answered_without_a_label(difflesson, asked, own):
+    arguments = ("--network", own, "--count", 100, "--unlabelled", "pocket", "--card", "--device", "cpu")
+    assert difflesson("evaluate", *arguments).code == 0
+    assert isinstance(asked[0]["unlabelled"], networks.DigitUNet)
+    written = json.loads(own.with_suffix(".json").read_text(encoding="utf-8"))["metrics"]
+    setting = "classifier-free, unlabelled by pocket, ddpm, 16 steps, 100 digits, seed 0, cpu, precision no"
+    assert "--unlabelled pocket" in written[setting]["1"]["command"]
+
+
 def test_sample_draws_in_the_arithmetic_of_the_device(difflesson, asked, monkeypatch):
     monkeypatch.setattr(cli, "arithmetic", lambda place, precision: {"cpu": torch.bfloat16}[place.type])
     difflesson("sample", "--device", "cpu", "--count", 10)
@@ -336,6 +350,8 @@ def wrong(*arguments, says: str):
         wrong("sample", "--network", "mine/denoiser", says="name must be one of .*, got '.*denoiser'"),
         wrong("sample", "--network", "torn.safetensors", says="path torn.safetensors is not a readable .*"),
         wrong("sample", "--network", "judge", says="network must be a denoiser, judge holds a Digit.*"),
+        wrong("sample", "--unlabelled", "guide", says="unlabelled must be a denoiser, guide holds a Digit.*"),
+        wrong("sample", "--unlabelled", "small.safetensors", says="unlabelled must have the size of network, 28, .* 8"),
         wrong("sample", "--out", "sheet.jpg", says="out must end in .png or .safetensors, got sheet.jpg"),
         wrong(
             *("sample", "--network", "small.safetensors", "--guidance", "classifier"),

@@ -128,6 +128,7 @@ ON_IMAGES = {
         denoiser.network_denoiser(w.unet, w.plan), w.classifier, w.plan, w.labels, 2.0
     ),
     "digits.sampling.guided_denoiser": lambda w: sampling.guided_denoiser(w.unet, 3, 2.0, w.classifier),
+    "digits.sampling.check_alike": lambda w: sampling.guided_denoiser(w.unet, 3, 2.0, unlabelled=w.unet),
 }
 FIELDS = {
     "guidance.gradient": lambda w: guidance.gradient(w.log_prob),

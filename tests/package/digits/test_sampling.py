@@ -52,6 +52,39 @@ def test_each_label_gets_its_own_picture_guided_as_the_formula_says(sampler, gam
     assert set(network.sizes) == {3 * twice, 1 * twice}
 
 
+@every_sampler
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.5])
+def test_another_network_may_answer_without_a_label(sampler, gamma):
+    """Picture `u + gamma (c - u)` with the other's u; each is asked only for its half, and only where that counts."""
+    network, other, labels = Oracle(), Oracle(null=-0.4), torch.tensor([3, 0, 2])
+    images = sampling.generate(network, labels, gamma, sampler=sampler, steps=8, size=8, unlabelled=other)
+    expected = -0.4 + gamma * (network.pictures[labels] + 0.4)
+    assert worst(images, expected[:, None, None, None]) < 2e-3
+    assert set(network.sizes) == (set() if gamma == 0 else {3}) and set(other.sizes) == (set() if gamma == 1 else {3})
+
+
+def test_the_guide_steers_the_network_that_answers_without_a_label():
+    class Silent(nn.Module):
+        classes = 4
+
+        def forward(self, x, log_snr):
+            return 0 * x.flatten(1)[:, :4]
+
+    network, other = Oracle(), Oracle(null=-0.4)
+    options = {"guide": Silent(), "steps": 8, "size": 8, "unlabelled": other}
+    images = sampling.generate(network, torch.tensor([3, 0]), 2.0, **options)
+    assert worst(images, torch.full_like(images, -0.4)) < 2e-3 and network.sizes == []
+
+
+def test_a_network_of_another_schedule_or_size_cannot_answer_in_its_place():
+    for what, value in (("schedule", vp_linear()), ("size", 8)):
+        other = Oracle()
+        setattr(other, what, value)
+        with pytest.raises(ValueError, match=f"^unlabelled must have the {what} of network, .*, got one of "):
+            sampling.generate(Oracle(), torch.tensor([0]), 2.0, unlabelled=other)
+        assert other.sizes == []
+
+
 @pytest.mark.parametrize("guided", [False, True])
 def test_the_noise_level_is_that_of_the_schedule_the_network_carries(guided):
     """From t and the log-SNR that the network is told, by the schedule's own formula; the guide is told the same."""
