@@ -11,7 +11,7 @@
 #
 # **After this chapter you can**
 # * derive both gradients, and say where they agree and where they do not;
-# * name the density that each has the sampler follow, and say why the samples come from neither;
+# * name the density that each has the sampler follow, and say why samples need not come from it;
 # * tell from one line of code which of the two somebody runs.
 #
 # **You need** chapter 00, Bayes' rule, softmax, and gradients.
