@@ -7,11 +7,11 @@
 # constant". In general it depends on $x$. What follows from that?
 #
 # The short answer: **a sharper classifier stops pushing soon after the class has become the more probable one; the scaled gradient goes
-# on. What it has beyond a sharper classifier is the slope of the normaliser: a pull towards points on which judges would agree.**
+# on. What it has beyond a sharper classifier is the slope of the normaliser: a pull out of doubt, to where *some* class is certain.**
 #
 # **After this chapter you can**
 # * derive both gradients, and say where they agree and where they do not;
-# * say what each of them is the score of, and why samplers draw from something else;
+# * name the density that each has the sampler follow, and say why samples need not come from it;
 # * tell from one line of code which of the two somebody runs.
 #
 # **You need** chapter 00, Bayes' rule, softmax, and gradients.
@@ -58,9 +58,8 @@ def logits_of(mixture, schedule):
     return logits
 
 
-logits = logits_of(mixture, schedule)
-
 # %%
+logits = logits_of(mixture, schedule)  # of the noisy point, exactly: log p(y | x), (N, classes)
 plain = guidance.gradient(guidance.sharpened(logits, label, 1.0))
 normalised = guidance.gradient(guidance.sharpened(logits, label, gamma))
 
@@ -92,13 +91,12 @@ shown
 
 # %% [markdown]
 # *Two pushes towards class 1 at $\gamma = 3$, $t = 0.7$, and what the first has beyond the second. Blue: class 1 is the
-# more probable one. Contours: 50, 90 and 99 % of the noisy data. The sharper classifier stops soon behind the border; the scaled gradient
-# goes on. The difference leads away from the border, on both sides.*
+# more probable one. Contours: 50, 90 and 99 % of the noisy data. The difference leads away from the border, on both sides.*
 #
 # **What happens.** Where class 0 is much the more probable one, both push alike. Just before the border the sharpened classifier
 # pushes harder, by up to a third.
 #
-# **Why.** A log-probability has a slope where there is something to gain. A sharper classifier is sure sooner, and
+# **Why.** A log-probability can rise only where there is something to gain. A sharper classifier is sure sooner, and
 # once it is sure there is nothing left to gain: it stops pushing. The scaled gradient takes the slope of the plain classifier,
 # which is still not quite sure, three times.
 #
@@ -144,7 +142,7 @@ torch.testing.assert_close(normalised(x, level), by_hand)
 # The sum is the mean of all classes' gradients, as the sharper classifier weighs them. In code the two pushes differ by the place of
 # one bracket: `gamma * logits.log_softmax(1)[:, y]` or `(gamma * logits).log_softmax(1)[:, y]`.
 #
-# With two classes the difference is a number. Let $l(x)$ be the logit of $y$: the logarithm of its odds, positive where $y$ is the more
+# With two classes they differ by one factor. Let $l(x)$ be the logit of $y$: the logarithm of its odds, positive where $y$ is the more
 # probable class. Then $\log p_t(y \mid x) = -\log(1 + e^{-l})$, and its slope in $l$ is $1 / (1 + e^l)$, the probability of the other class.
 # Sharpening multiplies $l$ by $\gamma$. So
 #
@@ -200,12 +198,13 @@ shown
 
 # %% [markdown]
 # *The push at each logit, in units of $\gamma$. Blue: the class asked for is the more probable one. Scaling multiplies the
-# plain classifier's push everywhere; sharpening makes it a wall at the border.*
+# plain classifier's push everywhere; sharpening makes it a step at the border, the steeper the larger $\gamma$.*
 #
 # Read the ratio, for $\gamma > 1$. *At the border* ($l = 0$) it is 1. *On the wrong side* it lies between $\frac12$ and 1: there $e^{\gamma l}
 # \le e^l \le 1$, so the numerator is at least 1 and at most the denominator, which is at most 2. *On the right side* it grows like $e^{(\gamma - 1)\, l}$,
-# without bound. At $\gamma = 3$ and a logit of 4 the scaled push is 0.054, which is 2927 times the push of a sharper classifier. **Where the
-# class is not yet the more probable one, the two agree within a factor of two. Where it is, one goes on and the other stops.**
+# without bound. At $\gamma = 3$ and a logit of 4 the scaled push is 0.054, which is 2927 times what the sharper classifier has. **Where the
+# class is not yet the more probable one, the two agree within a factor of two. Where it is, one goes on and the other stops.** (With more than two classes neither
+# holds, and the two can point in nearly opposite directions.)
 #
 # ## What the normaliser is: judges who agree
 #
@@ -280,7 +279,7 @@ unsharpened = numbers(tilted(mixture, log_weights(mixture, label, 1.0)["scaled"]
 print("   class 1 exactly  ", "{:6.3f}          {:6.3f}          {:6.3f}".format(*unsharpened))
 
 # %% [markdown]
-# The judges' points agree with the exact moments. And see how little was asked for: both targets
+# The judges' points have the exact moments, up to sampling error (± one standard error). And see how little was asked for: both targets
 # are nearly class 1 itself.
 #
 # ## Two densities, one of them made with a sharper classifier
@@ -293,7 +292,7 @@ print("   class 1 exactly  ", "{:6.3f}          {:6.3f}          {:6.3f}".format
 #
 # for the scaled and for the normalised push: take logarithms and gradients, and the constants $C_t$ and $D_t$ drop out. Both are densities in $x$
 # at each $t$, since for $\gamma \ge 0$ the factors lie between 0 and 1. ($S_0$ and $N_0$ are the judges' two.) So the scaled gradient
-# needs no constant $Z$ to be justified; only the *name* "sharper classifier" belongs to the other density.
+# needs no constant $Z$ to belong to a density; only the *name* "sharper classifier" goes with the other one.
 
 # %%
 # [eq-two-tilts]
@@ -328,8 +327,8 @@ for k, denoiser in enumerate(denoisers.values()):
 # %% [markdown]
 # ## Do samplers draw from these densities?
 #
-# Now guide, with the exact denoiser and the exact classifier: 200 steps, 2,000 points, by DDIM and by DDPM
-# ([chapter 05](05_every_reverse_process_at_once.ipynb)). Each cloud is compared with *its own* target, by the numbers above and by the
+# Now guide, with the exact denoiser (chapter 00's best guess) and the exact classifier: 200 steps, 2,000 points, by DDIM and by DDPM
+# ([chapter 05](05_every_reverse_process_at_once.ipynb)). Each cloud is compared with *its own* target, $S_0$ or $N_0$, by the numbers above and by the
 # Wasserstein-2 distance of 700 points: the least root mean square distance over all pairings. Two draws of the target are apart as well: the floor.
 
 # %%
@@ -386,13 +385,13 @@ assert all(distances[at, "scaled", k] > distances[at, "normalised", k] + 0.15 fo
 # %% [markdown]
 # **They do not.** At $\gamma = 3$ the scaled clouds are 1.00 and 0.77 away, the normalised ones 0.82 and 0.47, where the floors are 0.21 and 0.20.
 # In each pair the normalised one ends nearer to its own target, and DDPM nearer than DDIM. All are surer than their targets, too: under DDIM at
-# $\gamma = 3$ both have a mean probability of class 1 of about 0.99 or more. So a classifier that is sure of your samples does not tell which push you ran.
+# $\gamma = 3$ both have a mean probability of class 1 of about 0.99 or more.
 #
 # And look at DDIM, normalised. From $\gamma = 3$ to 10 its target does not move, 1.175 and 1.177; its samples move from 1.909 to 2.810. What moves them, if not a sharper target?
 #
 # ## Sharpen first, then add noise
 #
-# A sampler removes noise. What it needs at $t$ is not any density, but that at 0 *with noise added*. Let $h(x_0)$ be the weight of the clean points, $p(y \mid x_0)^\gamma$ or $\tilde p(y \mid x_0)$.
+# A sampler removes noise. What it needs at $t$ is not just any density, but that at 0 *with noise added*. Let $h(x_0)$ be the weight of the clean points, $p(y \mid x_0)^\gamma$ or $\tilde p(y \mid x_0)$.
 # Noise carries
 # $p(x_0)\, h(x_0) / C$, with $C = \mathbb E[h(x_0)]$, to $\int p(x_0)\, h(x_0)\, p(x_t \mid x_0)\, dx_0 / C$, and $p(x_0)\, p(x_t \mid x_0) = p_t(x_t)\, p(x_0 \mid
 # x_t)$. So at every level
@@ -422,6 +421,7 @@ def grid_denoiser(density, schedule):
 
 
 # %%
+# everything: all data, on the grid; targets: S_0 and N_0
 torch.testing.assert_close(
     score_of(grid_denoiser(everything, schedule), x, level), noisy.score(x), atol=1e-3, rtol=0)
 right = {name: grid_denoiser(target, schedule) for name, target in targets.items()}
@@ -432,8 +432,8 @@ right = {name: grid_denoiser(target, schedule) for name, target in targets.items
 
 # %% tags=["hide-input"]
 def multiples(mixture, label, t, used, right):
-    """Used and right pushes of both kinds at noisy points of the class, as multiples of the plain gradient."""
-    time, row = torch.tensor(t, dtype=torch.float64), []
+    """Used and right pushes of both kinds at noisy points of the class, as multiples of the plain gradient; what the right ones leave over."""
+    time, row, left = torch.tensor(t, dtype=torch.float64), [], []
     clean = mixture.given(label).sample(200, torch.Generator().manual_seed(3))[0]
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     x_t = schedule.add_noise(clean, noise, time)
@@ -442,24 +442,28 @@ def multiples(mixture, label, t, used, right):
         for denoiser in (used[name], right[name]):
             extra = score_of(denoiser, x_t, time) - score_of(mixture.denoiser(schedule), x_t, time)
             row.append(float((extra * base).sum() / base.square().sum()))
-    return row
+        left.append(float((extra - row[-1] * base).norm() / extra.norm()))
+    return row + left
 
 
-print("gamma = 3     scaled: used  right    normalised: used  right")
+print("gamma = 3     scaled: used  right    normalised: used  right    left over of the right ones")
 sizes = {t: multiples(mixture, label, t, denoisers, right) for t in (0.9, 0.7, 0.5, 0.3, 0.1)}
 for t, row in sizes.items():
-    print("t = {}            {:6.2f} {:6.2f}              {:6.2f} {:6.2f}".format(t, *row))
+    print("t = {}            {:6.2f} {:6.2f}              {:6.2f} {:6.2f}              {:4.0%}, {:.0%}".format(t, *row))
 away = [density.mean - everything.mean for density in (targets["scaled"], targets["normalised"], tilted(mixture, log_weights(mixture, 1, 1.0)["scaled"]))]
 print("ratio of the shifts of the mean: scaled {:.2f}, normalised {:.2f}".format(*(float(shift @ away[2] / away[2].square().sum()) for shift in away[:2])))
-assert all(abs(row[0] - 3) < 1e-9 for row in sizes.values())
+assert all(abs(row[0] - 3) < 1e-9 and (t < 0.5 or max(row[4:]) < 0.075) for t, row in sizes.items())
 
 # %% [markdown]
 # In much noise the right pushes are nearly the plain one: 1.09 and 1.02 times, where the samplers use 3.00 and 3.66 times. There all that counts
 # is how far the target's mean is from that of all data, compared with the class's mean; and both targets are nearly the class. (For classes that
 # overlap a lot the right multiple is larger, and the usual pushes less wrong.) Only near the data do the right multiples come to 2.50 and 2.30.
+# (A multiple leaves over at most 7 % of the right push while $t \ge 0.5$, and up to 33 % at 0.1.)
 #
 # So **for class 1 both samplers push about three times too hard while there is much noise**. The normalised one pushes even harder, since class 1
 # is the rarer one: in much noise it is the less probable class at most points, and that is the wrong side.
+# (For class 0 it pushes less hard than the scaled one: by DDPM its clouds nearly meet their targets, by DDIM at $\gamma = 10$ they are even
+# *less* sure than at 1.)
 #
 # ### Two remedies
 #
@@ -484,6 +488,7 @@ assert all(abs(z) < 3 for _, off in cured.values() for z in off)
 assert all(distance < floors[key[:2]] + 0.03 for key, (distance, _) in cured.items())
 
 # %% tags=["hide-input"]
+small = {"early": [], "late": []}
 halves = {"early": lambda t: 10.0 if t > 0.5 else 1.0, "late": lambda t: 1.0 if t > 0.5 else 10.0}
 split = {}
 print("gamma = 10 at t > 0.5 only (early) or at t < 0.5 only (late), else 1")
@@ -492,10 +497,12 @@ for when, power in halves.items():
         for kernel in (kernels.ddim, kernels.ddpm):
             cloud = samples(denoiser, kernel, start[:1000], 60)
             split[when, name, kernel.__name__] = metrics.wasserstein(cloud[:700], drawn[10.0, name][0])
-            print(f"{when:>5}, {name:>10}, {kernel.__name__.upper()}: mean x1 {cloud[:, 0].mean():.2f}, small blob {numbers(cloud)[2]:.2f}, "
+            small[when].append(float(numbers(cloud)[2]))
+            print(f"{when:>5}, {name:>10}, {kernel.__name__.upper()}: mean x1 {cloud[:, 0].mean():.2f}, small blob {small[when][-1]:.2f}, "
                   f"W2 {split[when, name, kernel.__name__]:.2f}")
 assert all(split["early", *key] > distances[10.0, *key] - 0.05 and split["early", *key] > 2.5 * split["late", *key]
            for key in ((name, k) for name in ("scaled", "normalised") for k in ("ddim", "ddpm")))
+assert min(small["early"]) > 0.575 and 0.375 < min(small["late"]) < max(small["late"]) < 0.465
 
 # %% tags=["hide-input"]
 with plotting.style():
@@ -563,17 +570,19 @@ assert ruined["Z detached", "log p(x, y)"][1] < 0.4 * ruined["outside", "log p(x
 # | if you | do | because |
 # |---|---|---|
 # | read somebody's scale | look where the bracket is: scale outside `log_softmax`, or inside (a temperature of $1 / \gamma$) | at $\gamma = 10$ the two gave samples with other means, by DDPM as by DDIM |
-# | want what a sharper classifier stands for | scale inside, and $\gamma > 1$ only late | in much noise, the right push was nearly the plain one |
-# | want samples that the classifier is sure of | either push, without noise | under DDIM both clouds were surer than their targets |
-# | want the class's modes in proportion | $\gamma = 1$, or late guidance | DDPM with either push gave the small blob more than its share of the target |
-# | report what was sampled | measure it; do not write $p\, p(y \mid x)^\gamma / C_0$ | with the usual pushes no sampler met its target |
-# | write a softmax by hand | never detach its sum | what raw logits lack has a gradient |
+# | want what a sharper classifier stands for, of classes that overlap little | scale inside, and $\gamma > 1$ only late | in much noise, the right push was nearly the plain one |
+# | want samples that the classifier is sure of | scale outside, by DDIM | at each scale that cloud was the surest of the four |
+# | want the class's modes in proportion | $\gamma = 1$, or late guidance | only early, $\gamma = 10$ gave the small blob 0.58 or more, only late 0.38 to 0.46 |
+# | report what was sampled | measure it; do not write $p\, p(y \mid x)^\gamma / C_0$ | for class 1, with the usual pushes, no sampler met its target |
+# | write a softmax by hand | never detach its sum | what raw logits lack, a number for each $x$, has a gradient |
 #
 # (With a network of your own, scale inside is `guidance.sharpened` of `guidance.classifier_logits(network, schedule)`, differentiated by `guidance.gradient` and given to `guidance.tilt` with scale 1.)
 
 # %% tags=["remove-cell"]
 facts = {key: numbers(cloud) for key, cloud in clouds.items()}
 assert all(facts[10.0, "scaled", k][0] > facts[10.0, "normalised", k][0] + 0.3 for k in ("ddim", "ddpm"))
+assert all(facts[power, "scaled", k][1] > facts[power, "normalised", k][1] for power in (3.0, 10.0) for k in ("ddim", "ddpm"))
+assert all(facts[power, name, "ddim"][1] > facts[power, name, "ddpm"][1] for power in (3.0, 10.0) for name in targets)
 assert all(facts[power, name, "ddim"][1] > numbers(drawn[power, name][1])[1] + 0.005 for power in (3.0, 10.0) for name in targets)
 assert all(facts[power, name, "ddpm"][2] > numbers(drawn[power, name][1])[2] + 0.05 for power in (3.0, 10.0) for name in targets)
 assert sizes[0.9][1] < 1.1 and sizes[0.9][3] < 1.1 and sizes[0.9][0] > 2.9 and sizes[0.9][2] > 2.9
@@ -663,12 +672,12 @@ exercises.check("8.3", mean_confidence)
 # 1. The gradient of a sharpened classifier is $\gamma (g_y - \sum_{y'} \tilde p_t(y' \mid x)\, g_{y'})$, and in general not $\gamma g_y$. What the scaled gradient has beyond it, $\nabla \log Z_t$, is
 #    for $\gamma > 1$ a pull towards points on which $\gamma$ judges would agree.
 # 2. With two classes and $\gamma > 1$ both push alike on the wrong side of the border, up to a factor of two. On the right side the scaled
-#    push is longer by $(1 + e^{\gamma l}) / (1 + e^l)$.
-# 3. At each $t$ both are scores of a density. For $\gamma > 1$ and an exact classifier with a border between two classes, neither density is the noised version of its clean one.
+#    push is longer by $(1 + e^{\gamma l}) / (1 + e^l)$, with $l$ the log odds of the class.
+# 3. At each $t$ either push, with the score of the data, is the score of a density. For $\gamma > 1$ and an exact classifier with a border between two classes, neither density is the noised version of its clean one ([Deeper](#deeper-is-either-a-diffusion-path)).
 # 4. What a sampler needs is the score of $Q_t$, the target with noise added: sharpen the verdict on each clean point, then average. On our blobs at
 #    $\gamma = 3$, for class 1 and in much noise, the push this asks for is nearly the plain one, and both samplers push about three times too hard.
-# 5. On our blobs at $\gamma = 3$ and 10, DDIM and DDPM met neither target, and the normalised clouds came nearer to theirs. With the push of $Q_t$, the noised
-#    target, both samplers met both.
+# 5. On our blobs, for class 1 at $\gamma = 3$ and 10, DDIM and DDPM met neither target, and the normalised clouds came nearer to theirs. With the push of $Q_t$
+#    both samplers met both.
 #
 # **Where it comes from.** The knob and its explanation: [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233), section 4.3. That $Z$ depends on
 # $x$: [Su (2022)](https://spaces.ac.cn/archives/9257). $Q_t$: [Lu et al. (2023)](https://arxiv.org/abs/2304.12824) derive it for any energy and train for it;

@@ -584,6 +584,33 @@ def test_strong_guidance_only_late_misses_by_little_and_only_early_by_as_much_as
         assert off["early"] > 0.9 * off["all"] > 10 * off["late"]
 
 
+def test_for_class_0_the_normalised_clouds_nearly_meet_their_targets_by_ddpm_and_grow_less_sure_by_ddim():
+    def used(kind: str, gamma: float, kernel) -> Tensor:
+        return cloud(guided(BLOBS, cosine(), kind, 0, gamma), cosine(), kernel, steps=50)
+
+    for gamma in (3.0, 10.0):
+        truth = {kind: tilt_of(BLOBS, kind, 0, gamma).sample(2000, random(24)) for kind in ("scaled", "normalised")}
+        off = {kind: metrics.energy_distance(used(kind, gamma, kernels.ddpm), truth[kind]) for kind in truth}
+        assert off["normalised"] < 0.012 and off["scaled"] > 0.05
+    plain, steep = (used("normalised", gamma, kernels.ddim) for gamma in (1.0, 10.0))
+    goal = metrics.class_mass(BLOBS, tilt_of(BLOBS, "normalised", 0, 10.0))[0]
+    assert metrics.class_mass(BLOBS, steep)[0] + 0.01 < metrics.class_mass(BLOBS, plain)[0] < goal
+
+
+def test_for_classes_that_overlap_a_lot_scale_only_late_is_too_little():
+    """Four wide blobs, nearly one: here gamma is right in much noise too, and throughout is nearer than late."""
+    wide = GaussianMixture(BLOBS.weights.tolist(), BLOBS.means * 0.2, [[[0.9, 0.1], [0.1, 0.9]]] * 4, [0, 0, 1, 1])
+    for kind in ("scaled", "normalised"):
+        truth = tilt_of(wide, kind, 1, 3.0).sample(2000, random(24))
+        off, sure = {}, {}
+        for when, scale in (("throughout", 3.0), ("late", lambda t: 1.0 if t > 0.5 else 3.0)):
+            points = cloud(guided(wide, cosine(), kind, 1, scale), cosine(), kernels.ddim, steps=50)
+            off[when] = metrics.energy_distance(points, truth)
+            sure[when] = float(metrics.class_mass(wide, points)[1])
+        assert off["throughout"] < 0.02 < 0.03 < off["late"]
+        assert sure["late"] < float(metrics.class_mass(wide, tilt_of(wide, kind, 1, 3.0))[1]) - 0.02
+
+
 def test_early_pushes_give_the_small_blob_more_than_its_share_late_ones_do_not():
     schedule = cosine()
     for kind in ("scaled", "normalised"):
@@ -629,6 +656,17 @@ def test_the_page_s_four_classes_have_six_blobs_two_classes_with_two_of_unequal_
     assert four.labels == (0, 0, 1, 2, 3, 3) and len(set(four.weights.tolist())) >= 5
     assert [round(w, 2) for w in four.class_weights().tolist()] == [0.3, 0.25, 0.25, 0.2]
     assert float((four.means[0] - four.means[1]).norm()) > 3 and float((four.means[4] - four.means[5]).norm()) > 3
+
+
+def test_with_more_than_two_classes_neither_bound_holds_and_the_pushes_can_point_in_nearly_opposite_directions():
+    noisy = at(page_four(), cosine(), 0.7)
+    x = noisy.sample(3000, random(1))[0]
+    x = x[chances(noisy, x).argmax(1) != 3]  # the wrong side for class 3
+    scaled = slopes(lambda x: chances(noisy, x).log(), x)[:, 3]
+    normalised = slopes(lambda x: (3.0 * log_joint(noisy, x)).log_softmax(1), x)[:, 3] / 3
+    ratio = scaled.norm(dim=1) / normalised.norm(dim=1)
+    assert ratio.min() < 0.25 and ratio.max() > 4
+    assert torch.cosine_similarity(scaled, normalised, dim=1).min() < -0.8
 
 
 def test_at_a_large_scale_only_the_strongest_rival_counts():
