@@ -14,7 +14,7 @@
 #
 # **You need** chapters 00 and 11 and a training loop you have written yourself.
 #
-# *40 minutes to read, 13 more for Deeper, 15 seconds to run, on a laptop, without a GPU or a network connection.*
+# *29 minutes to read, 24 more for Deeper, 15 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -237,14 +237,6 @@ assert abs(right + without - with_it - sampled_gap) < 0.02
 # $$ I(y; x_\lambda) = \frac12 \int_{-\infty}^{\lambda} \Big[ \mathbb E \big\| \hat\varepsilon_c - \hat\varepsilon_u \big\|^2
 # \, d\lambda' \Big] . \label{eq-label-information} $$
 #
-# *Why.* Take $\bar x = x_t / \alpha_t = x_0 + \sqrt q\, \varepsilon$ with $q = e^{-\lambda}$. A little more noise changes a
-# density of $\bar x$ by $\partial_q p = \frac12 \Delta p$. For one label write $r = \nabla \log p(\bar x \mid y) - \nabla \log p(\bar x)$.
-# The information is the mean over $y$ of $\int p(\bar x \mid y) \log \frac{p(\bar x \mid y)}{p(\bar x)}\, d\bar x$. Differentiate it in $q$, with $\frac12 \Delta$ for each $\partial_q$, and
-# integrate by parts: $\frac12 \int \Delta p(\bar x \mid y) \log \frac{p(\bar x \mid y)}{p(\bar x)} - \frac12 \int \frac{p(\bar x \mid y)}{p(\bar x)} \Delta p(\bar x) =
-# -\frac12 \int \nabla p(\bar x \mid y) \cdot r + \frac12 \int p(\bar x \mid y)\, r \cdot \nabla \log p(\bar x) = -\frac12 \int p(\bar x \mid y) \|r\|^2$. A guess of the
-# noise is $-\sqrt q$ times a score ([chapter 11](11_classifier_free_guidance.ipynb#two-guesses-are-two-scores)), so $\|r\|^2 = \|\hat\varepsilon_c -
-# \hat\varepsilon_u\|^2 / q$, and $dq / q = -d\lambda$. In nothing but noise, at $\lambda = -\infty$, there is no information. $\square$
-#
 # It is a case of the *I-MMSE* relation of [Guo, Shamai & Verdú (2005)](https://arxiv.org/abs/cs/0412108), which [Kong et
 # al. (2023)](https://arxiv.org/abs/2302.03792) brought to diffusion models. On the blobs, both sides:
 
@@ -385,8 +377,216 @@ print(f"denoiser: error of the difference at least {least:.1f} nats")
 # Mostly. The last three networks were trained in the same way, on data, and differ only in the share of labels that they
 # hid, 50, 10 and 2 %: larger areas, worse digits. *Pocket*, of the same small size, learned from the denoiser's answers
 # and for twice as many steps; it draws better digits than `pocket_p50` with a larger area. So the area is a witness, no judge.
+
+# %% [markdown]
+# ## In practice
 #
-# ## How often to hide the label
+# | if you | do | because |
+# |---|---|---|
+# | watch a training run | log the loss with and without the label on one fixed batch of noises, and both areas in nats | the mean loss is mostly floor |
+# | see an area of the distance above the label's entropy | distrust guidance, first at little noise | there is error in one half or both |
+# | see an area of the gap above the entropy | train the half without the label | its excess is larger, by at least the difference |
+# | compare networks with different $p$ | never by their training loss | it rises with $p$, for being told is easier |
+# | average weights | compare two or three lengths; short ones on the way, none much longer than a tenth of the run | too long an average remembers the start |
+#
+# ## Exercises
+#
+# Type where it says "your turn", run the cell, then the check below it. Tensors come in float64; leave them as they are.
+
+# %% [markdown]
+# ### Exercise 13.1 (easy): from $v$ to nats
+#
+# At the noise level with log signal-to-noise ratio `log_snr`, the test losses in $v$ are `told` and `untold`: mean squares *a pixel*, of
+# `pixels` pixels. How many nats for each unit of log-SNR are between them?
+#
+# <details><summary>Hint</summary>
+#
+# The gap in nats is half the difference of the squared errors of $\varepsilon$, summed over the pixels. By
+# $\eqref{eq-objective-weights}$, how is an error of $\varepsilon$ related to one of $v$? And $\alpha_t^2 + \sigma_t^2 = 1$.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def nats_between(told, untold, log_snr, pixels):
+    ### BEGIN SOLUTION
+    alpha_squared = 1 / (1 + math.exp(-log_snr))
+    return alpha_squared * (untold - told) * pixels / 2
+    ### END SOLUTION
+
+
+# %%
+exercises.check("13.1", nats_between)
+
+# %% [markdown]
+# ### Exercise 13.2 (medium): which half is worse?
+#
+# Two curves of a network are given at the log signal-to-noise ratios `log_snr`, `(n,)` and increasing: `gap` and
+# `distance`, both in nats for each unit. The label has the entropy `entropy`, and the picture decides it. Return two
+# numbers. First: by how many nats is the excess without the label larger than the excess with it (negative if smaller)?
+# Second: how many nats, at least, has the *error of the difference*, as far as the distance proves it (0 if it proves none)?
+#
+# <details><summary>Hint</summary>
+#
+# Areas first, by the trapezoidal rule. If the picture decides the label, what is the right area? The first number is
+# $\eqref{eq-network-gap}$. For the second, areas of squares are squared lengths: how short can $e$ be if $a$ and $a + e$ have given lengths?
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def verdict(log_snr, gap, distance, entropy):
+    ### BEGIN SOLUTION
+    areas = [float(torch.trapezoid(curve, log_snr)) for curve in (gap, distance)]
+    return areas[0] - entropy, max(0.0, areas[1] ** 0.5 - entropy**0.5) ** 2
+    ### END SOLUTION
+
+
+# %%
+exercises.check("13.2", verdict)
+
+# %% [markdown]
+# ## Remember
+#
+# 1. Loss is floor plus excess. On the blobs, at $t = 0.5$, the floor was 99 % of it. Only differences of losses, on the same noise,
+#    say something about networks.
+# 2. For the best guesses, the loss without the label less the loss with it is the mean square of what guidance multiplies.
+#    For a network, add its excess without the label and take away its excess with it.
+# 3. Half the squared distance of the best guesses of the noise, added up over the log signal-to-noise ratio, is the
+#    information about the label, so at most its entropy. A network above that is in error; one below it may be, too.
+# 4. The training loss ranked our four small networks, which hid different shares of labels, in the wrong order for guidance;
+#    and three on digits, too.
+# 5. The half without the label can learn from the half with it: with the best teacher the same optimum, and less noise in the
+#    target. On digits one trial halved the distance without a label, and lost accuracy with one.
+#
+# **Where it comes from.** I-MMSE: [Guo, Shamai & Verdú (2005)](https://arxiv.org/abs/cs/0412108); in diffusion models
+# [Kong et al. (2023)](https://arxiv.org/abs/2302.03792). The prediction of $v$: [Salimans & Ho
+# (2022)](https://arxiv.org/abs/2202.00512). Label dropout: [Ho & Salimans (2022)](https://arxiv.org/abs/2207.12598). The
+# splits, the variance of the average and the target of the teacher are derived here.
+#
+# ## Deeper: why the area is the information
+#
+# *For you if you want the proof of $\eqref{eq-label-information}$. It needs the heat equation and one integration by parts.*
+#
+# *Why.* Take $\bar x = x_t / \alpha_t = x_0 + \sqrt q\, \varepsilon$ with $q = e^{-\lambda}$. A little more noise changes a
+# density of $\bar x$ by $\partial_q p = \frac12 \Delta p$. For one label write $r = \nabla \log p(\bar x \mid y) - \nabla \log p(\bar x)$.
+# The information is the mean over $y$ of $\int p(\bar x \mid y) \log \frac{p(\bar x \mid y)}{p(\bar x)}\, d\bar x$. Differentiate it in $q$, with $\frac12 \Delta$ for each $\partial_q$, and
+# integrate by parts: $\frac12 \int \Delta p(\bar x \mid y) \log \frac{p(\bar x \mid y)}{p(\bar x)} - \frac12 \int \frac{p(\bar x \mid y)}{p(\bar x)} \Delta p(\bar x) =
+# -\frac12 \int \nabla p(\bar x \mid y) \cdot r + \frac12 \int p(\bar x \mid y)\, r \cdot \nabla \log p(\bar x) = -\frac12 \int p(\bar x \mid y) \|r\|^2$. A guess of the
+# noise is $-\sqrt q$ times a score ([chapter 11](11_classifier_free_guidance.ipynb#two-guesses-are-two-scores)), so $\|r\|^2 = \|\hat\varepsilon_c -
+# \hat\varepsilon_u\|^2 / q$, and $dq / q = -d\lambda$. In nothing but noise, at $\lambda = -\infty$, there is no information. $\square$
+#
+# ## Deeper: the relation tests any checkpoint
+#
+# *For you if you are given a network and no log. It measures which noise levels are wrong, with a classifier in place of the truth.*
+#
+# By $\eqref{eq-label-average}$ the answer without the label must be the mean of the answers with it, weighted by the
+# probabilities of a classifier for noisy pictures. Half the squared distance from that mean, in $\varepsilon$, is the
+# *violation*. The shipped *guide* gives the probabilities; the violation of the denoiser stands in its log.
+
+# %%
+violation = torch.tensor(digits["violation"]).double()
+for k in range(0, 21, 4):
+    print(f"log-SNR {axis[k]:4.0f}: distance {rate[k]:.3f}, violation {violation[k]:.3f}")
+print(f"area of the violation: {torch.trapezoid(violation, axis):.1f} nats")
+assert (violation[axis >= 1] / rate[axis >= 1]).min() > 0.75 and violation[axis <= -4].max() < 0.06
+
+# %% tags=["remove-cell"]
+assert axis[6] == -4 and round(float(violation[6] / rate[6]), 2) == 0.05
+assert digits["images"] == 250 and digits["images"] // 10 == 25  # the violation on a tenth of them
+assert round(digits["areas"]["distance"][0], 1) == 4.9
+assert round(digits["areas"]["distance"][0] - digits["violation_area"], 1) == 2.6
+
+# %% [markdown]
+# Up to $\lambda = -4$ the violation is at most about a twentieth of the distance. From $\lambda = 1$ on it is
+# more than three quarters: there the picture decides the label, the right mean is nearly the answer with the true label,
+# and the difference is nearly all error. (It was measured on 25 images, the distance on 250; so it may come out larger
+# than the distance, as it does at some levels, and the guide's own errors are in it.)
+#
+# If the probabilities are right, the two parts are at right angles: with $m$ for the mean of the answers with a label, $\mathbb E
+# \|\hat\varepsilon_c - \hat\varepsilon_u\|^2 = \mathbb E \|\hat\varepsilon_c - m\|^2 + \mathbb E \|m - \hat\varepsilon_u\|^2$. So of the 4.9 nats
+# about 2.3 are violation, and 2.6 are what the labelled half says by itself, a little more than all there is. [Chapter
+# 00](00_start_here.ipynb) used the same relation as a cure: there the mean of the ten answers stood in for the one without a label.
+
+# %% [markdown]
+# ## Deeper: how long to average
+#
+# *For you if you keep a running average of the weights. It adds a formula for what it gains, and what it remembers.*
+#
+# One does not keep the last weights, but a running average, $\bar\theta \leftarrow a\, \bar\theta + (1 - a)\, \theta$, over about $1 /
+# (1 - a)$ steps. How long should it be? Near its optimum, let each step pull a weight $\theta$ back to the share $b$ of its deviation
+# and add fresh noise. Then, when the start is forgotten,
+#
+# $$ \frac{\operatorname{Var} \bar\theta}{\operatorname{Var} \theta} = \frac{(1 - a)(1 + a b)}{(1 + a)(1 - a b)} .
+# \label{eq-averaging-length} $$
+#
+# (From $\theta_{k+1} = b\, \theta_k + \text{noise}$: $\operatorname{Cov}(\theta_{k}, \theta_{k-j}) = b^j \operatorname{Var} \theta$, and $\bar\theta =
+# (1 - a) \sum_j a^j \theta_{k-j}$. Sum the double series.) The variance falls to zero with the length, but only once this is longer than the memory, $1 / (1 -
+# b)$ steps. And too long an average remembers the start: of the initial weights it holds the share $a^K$ after $K$ steps.
+
+
+# %%
+# [eq-averaging-length]
+def double_sum(decay, memory, count=2500):
+    """The variance of the average, with 1 for the variance of a weight: the sum over pairs of steps."""
+    k = torch.arange(count).double()
+    weights = (1 - decay) * decay**k
+    return weights @ memory ** (k[:, None] - k).abs() @ weights
+
+
+for memory in (0.5, 0.95):
+    formula = information.averaged_variance(torch.tensor([0.9, 0.99], dtype=torch.float64), memory)
+    print(f"memory {memory}: variance {formula[0]:.3f} with decay 0.9, {formula[1]:.3f} with 0.99")
+    torch.testing.assert_close(double_sum(0.99, memory), formula[1])
+
+# %% [markdown]
+# Five averages were kept of the same weights in the run of the first picture, whose learning rate falls to zero at step
+# 2,000. Their test losses with the label:
+
+# %%
+decays = ("0.0", "0.9", "0.99", "0.997", "0.999")
+print("decay   ", *(f"{decay:>7}" for decay in decays))
+for step in ("300", "1000", "2000"):
+    row = [small["stages"][step]["test_loss"][decay]["told"] for decay in decays]
+    print(f"step {step:>4}", *(f"{loss:7.4f}" for loss in row))
+    best = min(row)
+    assert row.index(best) == 1 or step == "2000" and max(row[:3]) - best < 1e-5
+print(f"share of the start with 0.999 after 2,000 steps: {0.999**2000:.2f}")
+
+# %% [markdown]
+# Half-way a short average helps, by two hundredths, and the longest is ruined by what it remembers. At the end the rate
+# has fallen, the weights hardly move, and averaging has nothing left to do; but the longest still holds 14 % of the
+# start, and pays for it. (One run.)
+
+# %% [markdown]
+# ### Exercise 13.3 (medium): what an average remembers
+#
+# A weight starts at `start`, its optimum is 0, and each step leaves the share $b$ = `memory` of it, without noise. The average
+# starts at `start` as well, and has the decay $a$ = `decay`, different from $b$. Return the average after `steps` steps, in closed form (no
+# loop: `steps` may be a million).
+#
+# <details><summary>Hint</summary>
+#
+# $\bar\theta_K = a^K \theta_0 + (1 - a) \sum_{j=0}^{K-1} a^j\, b^{K - j} \theta_0$. The sum is geometric in $a / b$.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def remembered(start, memory, decay, steps):
+    ### BEGIN SOLUTION
+    sum_of_both = memory * (memory**steps - decay**steps) / (memory - decay)
+    return start * (decay**steps + (1 - decay) * sum_of_both)
+    ### END SOLUTION
+
+
+# %%
+exercises.check("13.3", remembered)
+
+# %% [markdown]
+# ## Deeper: how often to hide the label
+#
+# *For you if you choose the share of labels to hide. It adds who pays, on the blobs, where both excesses are known, and on digits.*
 #
 # [Chapter 11](11_classifier_free_guidance.ipynb#deeper-how-often-should-the-label-be-hidden) showed that no share $p$ between 0 and 1 changes the best function. It changes who pays.
 
@@ -431,8 +631,11 @@ for share in ("02", "10", "50"):
 # is told. At $p = 0$ it is lowest, and the network claims 2.8 nats about a label that has 0.67. The area ranks as the truth
 # does, and needs no truth to see that three of the four are wrong.
 # On digits it is the same: the training loss is lowest at $p = 0.02$, where the areas and the digits at $\gamma = 0$ are worst.
+
+# %% [markdown]
+# ## Deeper: a better teacher for the starved half
 #
-# ## A better teacher for the starved half
+# *For you if you train with hidden labels. It adds a better target for the half without the label, and what came of it.*
 #
 # The half without the label is the one that suffers. What does it learn from? From $v$, which it is
 # to guess without the label. But the network already has an answer for one who *is* told the label, and in training the label is known. Let it
@@ -555,112 +758,6 @@ assert [round(1000 * (1 - share)) for share in trial["gamma_1_accuracy"]] == [10
 # It is a bargain, not a cure. Without a label the distance falls to half. But one network serves both halves: asked
 # for one label in five only, it forgets some of what it knew, and at $\gamma = 1$ the wrong digits go from ten in a thousand to 27. So the course
 # still ships the denoiser from before. (One run, 1,000 digits a number. What the teacher did in it, what the hidden labels, nobody knows.)
-#
-# ## What it takes to train again
-#
-# | network | command | steps | time on two CPU cores |
-# |---|---|---|---|
-# | denoiser | `difflesson train denoiser --device cpu --precision bf16` | 18,000 | 93 minutes |
-# | the small one, with its stages and averages | `python benchmarks/training_runs.py train v` | 2,000 | 16 minutes beside other work |
-# | curves of any checkpoint | `python benchmarks/training_runs.py curves denoiser --images 250` | none | not measured |
-#
-# Nobody has measured it on a GPU.
-
-# %%
-print(f"denoiser {digits['seconds'] / 60:.0f} minutes, small one {small['seconds'] / 60:.0f} minutes")
-assert digits["steps"] == 18_000 and small["steps"] == 2000
-
-# %% [markdown]
-# ## In practice
-#
-# | if you | do | because |
-# |---|---|---|
-# | watch a training run | log the loss with and without the label on one fixed batch of noises, and both areas in nats | the mean loss is mostly floor |
-# | see an area of the distance above the label's entropy | distrust guidance, first at little noise | there is error in one half or both |
-# | see an area of the gap above the entropy | train the half without the label | its excess is larger, by at least the difference |
-# | compare networks with different $p$ | never by their training loss | it rises with $p$, for being told is easier |
-# | average weights | compare two or three lengths; short ones on the way, none much longer than a tenth of the run | too long an average remembers the start |
-#
-# ## Exercises
-#
-# Type where it says "your turn", run the cell, then the check below it. Tensors come in float64; leave them as they are.
-
-# %% [markdown]
-# ### Exercise 13.1 (easy): from $v$ to nats
-#
-# At the noise level with log signal-to-noise ratio `log_snr`, the test losses in $v$ are `told` and `untold`: mean squares *a pixel*, of
-# `pixels` pixels. How many nats for each unit of log-SNR are between them?
-#
-# <details><summary>Hint</summary>
-#
-# The gap in nats is half the difference of the squared errors of $\varepsilon$, summed over the pixels. By
-# $\eqref{eq-objective-weights}$, how is an error of $\varepsilon$ related to one of $v$? And $\alpha_t^2 + \sigma_t^2 = 1$.
-#
-# </details>
-
-
-# %% tags=["exercise"]
-def nats_between(told, untold, log_snr, pixels):
-    ### BEGIN SOLUTION
-    alpha_squared = 1 / (1 + math.exp(-log_snr))
-    return alpha_squared * (untold - told) * pixels / 2
-    ### END SOLUTION
-
-
-# %%
-exercises.check("13.1", nats_between)
-
-# %% [markdown]
-# ### Exercise 13.2 (medium): which half is worse?
-#
-# Two curves of a network are given at the log signal-to-noise ratios `log_snr`, `(n,)` and increasing: `gap` and
-# `distance`, both in nats for each unit. The label has the entropy `entropy`, and the picture decides it. Return two
-# numbers. First: by how many nats is the excess without the label larger than the excess with it (negative if smaller)?
-# Second: how many nats, at least, has the *error of the difference*, as far as the distance proves it (0 if it proves none)?
-#
-# <details><summary>Hint</summary>
-#
-# Areas first, by the trapezoidal rule. If the picture decides the label, what is the right area? The first number is
-# $\eqref{eq-network-gap}$. For the second, areas of squares are squared lengths: how short can $e$ be if $a$ and $a + e$ have given lengths?
-#
-# </details>
-
-
-# %% tags=["exercise"]
-def verdict(log_snr, gap, distance, entropy):
-    ### BEGIN SOLUTION
-    areas = [float(torch.trapezoid(curve, log_snr)) for curve in (gap, distance)]
-    return areas[0] - entropy, max(0.0, areas[1] ** 0.5 - entropy**0.5) ** 2
-    ### END SOLUTION
-
-
-# %%
-exercises.check("13.2", verdict)
-
-# %% [markdown]
-# ### Exercise 13.3 (medium): what an average remembers
-#
-# A weight starts at `start`, its optimum is 0, and each step leaves the share $b$ = `memory` of it, without noise. The average
-# starts at `start` as well, and has the decay $a$ = `decay`, different from $b$. Return the average after `steps` steps, in closed form (no
-# loop: `steps` may be a million).
-#
-# <details><summary>Hint</summary>
-#
-# $\bar\theta_K = a^K \theta_0 + (1 - a) \sum_{j=0}^{K-1} a^j\, b^{K - j} \theta_0$. The sum is geometric in $a / b$.
-#
-# </details>
-
-
-# %% tags=["exercise"]
-def remembered(start, memory, decay, steps):
-    ### BEGIN SOLUTION
-    sum_of_both = memory * (memory**steps - decay**steps) / (memory - decay)
-    return start * (decay**steps + (1 - decay) * sum_of_both)
-    ### END SOLUTION
-
-
-# %%
-exercises.check("13.3", remembered)
 
 # %% [markdown]
 # ### Exercise 13.4 (hard): what a mixed target does
@@ -688,107 +785,6 @@ def mixed_noise(floor_untold, floor_told, m):
 
 # %%
 exercises.check("13.4", mixed_noise)
-
-# %% [markdown]
-# ## Remember
-#
-# 1. Loss is floor plus excess. On the blobs, at $t = 0.5$, the floor was 99 % of it. Only differences of losses, on the same noise,
-#    say something about networks.
-# 2. For the best guesses, the loss without the label less the loss with it is the mean square of what guidance multiplies.
-#    For a network, add its excess without the label and take away its excess with it.
-# 3. Half the squared distance of the best guesses of the noise, added up over the log signal-to-noise ratio, is the
-#    information about the label, so at most its entropy. A network above that is in error; one below it may be, too.
-# 4. The training loss ranked our four small networks, which hid different shares of labels, in the wrong order for guidance;
-#    and three on digits, too.
-# 5. The half without the label can learn from the half with it: with the best teacher the same optimum, and less noise in the
-#    target. On digits one trial halved the distance without a label, and lost accuracy with one.
-#
-# **Where it comes from.** I-MMSE: [Guo, Shamai & Verdú (2005)](https://arxiv.org/abs/cs/0412108); in diffusion models
-# [Kong et al. (2023)](https://arxiv.org/abs/2302.03792). The prediction of $v$: [Salimans & Ho
-# (2022)](https://arxiv.org/abs/2202.00512). Label dropout: [Ho & Salimans (2022)](https://arxiv.org/abs/2207.12598). The
-# splits, the variance of the average and the target of the teacher are derived here.
-#
-# ## Deeper: the relation tests any checkpoint
-#
-# *For you if you are given a network and no log. It measures which noise levels are wrong, with a classifier in place of the truth.*
-#
-# By $\eqref{eq-label-average}$ the answer without the label must be the mean of the answers with it, weighted by the
-# probabilities of a classifier for noisy pictures. Half the squared distance from that mean, in $\varepsilon$, is the
-# *violation*. The shipped *guide* gives the probabilities; the violation of the denoiser stands in its log.
-
-# %%
-violation = torch.tensor(digits["violation"]).double()
-for k in range(0, 21, 4):
-    print(f"log-SNR {axis[k]:4.0f}: distance {rate[k]:.3f}, violation {violation[k]:.3f}")
-print(f"area of the violation: {torch.trapezoid(violation, axis):.1f} nats")
-assert (violation[axis >= 1] / rate[axis >= 1]).min() > 0.75 and violation[axis <= -4].max() < 0.06
-
-# %% tags=["remove-cell"]
-assert axis[6] == -4 and round(float(violation[6] / rate[6]), 2) == 0.05
-assert digits["images"] == 250 and digits["images"] // 10 == 25  # the violation on a tenth of them
-assert round(digits["areas"]["distance"][0], 1) == 4.9
-assert round(digits["areas"]["distance"][0] - digits["violation_area"], 1) == 2.6
-
-# %% [markdown]
-# Up to $\lambda = -4$ the violation is at most about a twentieth of the distance. From $\lambda = 1$ on it is
-# more than three quarters: there the picture decides the label, the right mean is nearly the answer with the true label,
-# and the difference is nearly all error. (It was measured on 25 images, the distance on 250; so it may come out larger
-# than the distance, as it does at some levels, and the guide's own errors are in it.)
-#
-# If the probabilities are right, the two parts are at right angles: with $m$ for the mean of the answers with a label, $\mathbb E
-# \|\hat\varepsilon_c - \hat\varepsilon_u\|^2 = \mathbb E \|\hat\varepsilon_c - m\|^2 + \mathbb E \|m - \hat\varepsilon_u\|^2$. So of the 4.9 nats
-# about 2.3 are violation, and 2.6 are what the labelled half says by itself, a little more than all there is. [Chapter
-# 00](00_start_here.ipynb) used the same relation as a cure: there the mean of the ten answers stood in for the one without a label.
-
-# %% [markdown]
-# ## Deeper: how long to average
-#
-# *For you if you keep a running average of the weights. It adds a formula for what it gains, and what it remembers.*
-#
-# One does not keep the last weights, but a running average, $\bar\theta \leftarrow a\, \bar\theta + (1 - a)\, \theta$, over about $1 /
-# (1 - a)$ steps. How long should it be? Near its optimum, let each step pull a weight $\theta$ back to the share $b$ of its deviation
-# and add fresh noise. Then, when the start is forgotten,
-#
-# $$ \frac{\operatorname{Var} \bar\theta}{\operatorname{Var} \theta} = \frac{(1 - a)(1 + a b)}{(1 + a)(1 - a b)} .
-# \label{eq-averaging-length} $$
-#
-# (From $\theta_{k+1} = b\, \theta_k + \text{noise}$: $\operatorname{Cov}(\theta_{k}, \theta_{k-j}) = b^j \operatorname{Var} \theta$, and $\bar\theta =
-# (1 - a) \sum_j a^j \theta_{k-j}$. Sum the double series.) The variance falls to zero with the length, but only once this is longer than the memory, $1 / (1 -
-# b)$ steps. And too long an average remembers the start: of the initial weights it holds the share $a^K$ after $K$ steps.
-
-
-# %%
-# [eq-averaging-length]
-def double_sum(decay, memory, count=2500):
-    """The variance of the average, with 1 for the variance of a weight: the sum over pairs of steps."""
-    k = torch.arange(count).double()
-    weights = (1 - decay) * decay**k
-    return weights @ memory ** (k[:, None] - k).abs() @ weights
-
-
-for memory in (0.5, 0.95):
-    formula = information.averaged_variance(torch.tensor([0.9, 0.99], dtype=torch.float64), memory)
-    print(f"memory {memory}: variance {formula[0]:.3f} with decay 0.9, {formula[1]:.3f} with 0.99")
-    torch.testing.assert_close(double_sum(0.99, memory), formula[1])
-
-# %% [markdown]
-# Five averages were kept of the same weights in the run of the first picture, whose learning rate falls to zero at step
-# 2,000. Their test losses with the label:
-
-# %%
-decays = ("0.0", "0.9", "0.99", "0.997", "0.999")
-print("decay   ", *(f"{decay:>7}" for decay in decays))
-for step in ("300", "1000", "2000"):
-    row = [small["stages"][step]["test_loss"][decay]["told"] for decay in decays]
-    print(f"step {step:>4}", *(f"{loss:7.4f}" for loss in row))
-    best = min(row)
-    assert row.index(best) == 1 or step == "2000" and max(row[:3]) - best < 1e-5
-print(f"share of the start with 0.999 after 2,000 steps: {0.999**2000:.2f}")
-
-# %% [markdown]
-# Half-way a short average helps, by two hundredths, and the longest is ruined by what it remembers. At the end the rate
-# has fallen, the weights hardly move, and averaging has nothing left to do; but the longest still holds 14 % of the
-# start, and pays for it. (One run.)
 
 # %% [markdown]
 # ## Deeper: what should the network predict?
@@ -895,3 +891,20 @@ assert round(means["x0"]) == 25 and round(means["v"], 2) == 0.12
 # little noise, by far more, and *it does not matter*: a sampler ends with $\hat x_0$, and in $x_0$ the same error is small. Its digits are as good as
 # those of $v$. The test loss in $v$, mean over all times, is 25 for it and 0.12 for $v$: a loss ranks networks only at the noise levels, and in the
 # terms, in which they are used. (One run each.)
+
+# %% [markdown]
+# ## Deeper: what it takes to train again
+#
+# *For you if you want to repeat it. It adds the commands, and how long they took.*
+#
+# | network | command | steps | time on two CPU cores |
+# |---|---|---|---|
+# | denoiser | `difflesson train denoiser --device cpu --precision bf16` | 18,000 | 93 minutes |
+# | the small one, with its stages and averages | `python benchmarks/training_runs.py train v` | 2,000 | 16 minutes beside other work |
+# | curves of any checkpoint | `python benchmarks/training_runs.py curves denoiser --images 250` | none | not measured |
+#
+# Nobody has measured it on a GPU.
+
+# %%
+print(f"denoiser {digits['seconds'] / 60:.0f} minutes, small one {small['seconds'] / 60:.0f} minutes")
+assert digits["steps"] == 18_000 and small["steps"] == 2000
