@@ -379,7 +379,7 @@ print(f"denoiser: error of the difference at least {least:.1f} nats")
 #
 # ### Pitfall: keep the network with the lowest loss
 #
-# Read the column of the training loss. **It ranks these three in exactly the wrong order for the digits without a label.** The
+# Read the column of the training loss. **It ranks the last three in exactly the wrong order for the digits without a label.** The
 # loss is a mean over told and untold examples, and being told is easier: hide fewer labels, and the mean falls. The areas rank
 # the three rightly.
 
