@@ -127,6 +127,26 @@ def test_an_error_of_v_is_that_of_x0_turned():
     torch.testing.assert_close(in_v, ((alpha * noise - sigma * guess) - (alpha * eps - sigma * x0)).square().sum(1))
 
 
+def test_an_error_of_eps_is_alpha_times_that_of_v():
+    """Two guesses of x0 at one x_t, read as noise and as v: the first differ by alpha times what the second do."""
+    alpha, sigma = SCHEDULE.alpha(torch.tensor(0.3, dtype=F64)), SCHEDULE.sigma(torch.tensor(0.3, dtype=F64))
+    first, second, x = torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(4), dtype=F64)
+    noises = [(x - alpha * clean) / sigma for clean in (first, second)]
+    answers = [alpha * noise - sigma * clean for noise, clean in zip(noises, (first, second), strict=True)]
+    torch.testing.assert_close(noises[0], sigma * x + alpha * answers[0])
+    in_eps, in_v = ((a - b).square().sum(1) for a, b in (noises, answers))
+    torch.testing.assert_close(in_eps, alpha**2 * in_v)
+
+
+def test_with_no_label_hidden_the_loss_does_not_depend_on_the_answer_without_one():
+    x0, label = plane.four_blobs().sample(64, torch.Generator().manual_seed(2))
+    network = plane.PlaneNetwork(2)
+    for share, moved in ((0.0, False), (0.5, True)):
+        network.zero_grad()
+        losses.v_loss(network, SCHEDULE, x0.float(), label, share, torch.Generator().manual_seed(3), 2).backward()
+        assert bool(network.label.weight.grad[2].any()) is moved
+
+
 @pytest.mark.equation("eq-averaging-length")
 @pytest.mark.parametrize(("decay", "memory"), [(0.9, 0.5), (0.99, 0.95), (0.6, -0.3), (0.0, 0.4), (0.95, 0.0)])
 def test_the_variance_of_an_average_is_the_double_sum_of_covariances(decay, memory):
