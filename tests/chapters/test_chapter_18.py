@@ -302,6 +302,31 @@ def test_a_late_ramp_meets_a_target_that_guiding_always_misses(rho):
     assert abs(float(late.expectation(lambda x: x[:, 0]) - target.mean[0])) < 0.12
 
 
+def test_a_ramp_on_the_way_keeps_more_effective_points_than_guiding_always_or_at_the_end():
+    """48 copies at gamma = 4: the weights of copies add, and their guesses stand side by side. Two places to begin."""
+    walk, pair, copies = time_grid(30, SCHEDULE, 0.99, 0.01), MIXTURE.pair(SCHEDULE, LABEL), 48
+
+    def flat(denoiser):
+        def answer(x, t):
+            return Prediction(*(half.view(x.shape) for half in denoiser(x.reshape(-1, 2), t)))
+
+        return answer
+
+    def odds(x, t):
+        return noised(MIXTURE, t).class_log_prob(x.reshape(-1, 2), LABEL).view(len(x), -1).sum(1)
+
+    many, least = Pair(flat(pair.cond), flat(pair.uncond)), {}
+    x = noised(MIXTURE, walk[0]).sample(120 * copies, seeded(51))[0].view(120, copies, 2)
+    for begin in (math.inf, 0.5, 0.2, 0.0100001):
+        gamma_t = ramp(4.0, begin) if begin < 1 else lambda t: 4.0
+        kernel = kernels.ddpm(guidance.classifier_free(many, gamma_t), SCHEDULE)
+        rule, begun = remedies.ramped(many, gamma_t, SCHEDULE, odds), gamma_t(walk[0]) * odds(x, walk[0])
+        run = particles.sample(kernel, rule, x, walk, seeded(52), log_weights=begun)
+        least[begin] = min(float(crowd.ess) for crowd in run)
+    always, *on_the_way, at_the_end = least.values()
+    assert min(on_the_way) > 1.5 * max(always, at_the_end), least
+
+
 # ---- deeper
 
 
