@@ -979,6 +979,7 @@ def left_share(x):
     return (x.unflatten(-1, (m, 2)).mean(1)[:, 0] < 0).double()
 
 
+# %%
 album_free, blank = album.denoiser(schedule), torch.randn(300, 12, dtype=torch.float64, generator=seeded(14))
 many, reached, asked_style = album.sample(100_000, seeded(15)), {}, {}
 for gamma in (2.0, 8.0):
