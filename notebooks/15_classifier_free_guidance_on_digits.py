@@ -6,13 +6,12 @@
 #
 # **After this chapter you can**
 # * measure what guidance buys and what it costs, with standard errors;
-# * say of each usual metric what it cannot see, and prove it;
-# * predict the scale at which a Fréchet distance is least, and what it says about your network;
-# * guide at fewer evaluations, and only where it matters.
+# * say of the usual metrics what they cannot see;
+# * tell from the scale at which a Fréchet distance is least what it says about your network.
 #
 # **You need** [chapter 11](11_classifier_free_guidance.ipynb#past-the-answer), where the dial comes from, and means and covariances.
 #
-# *38 minutes to read, 17 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
+# *27 minutes to read, 26 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import torch
@@ -29,13 +28,14 @@ from difflesson.schedule import cosine
 torch.set_num_threads(1)
 
 # %% [markdown]
-# ## One dial, four times
+# ## Forty sevens, twice
 #
-# The *pocket* network of [chapter 13](13_training.ipynb) draws 24 digits, labels zero to nine in turn. Then again with a larger
-# scale, from the same starting noise, with the same noise on the way.
+# The *pocket* network of [chapter 13](13_training.ipynb) draws forty sevens at $\gamma = 1$. Then forty again at $\gamma = 4$,
+# from the same starting noise, with the same noise on the way.
 
 # %%
 network = checkpoints.load("pocket").network
+judge = checkpoints.load("judge").network
 
 
 def drawn(labels, gamma):
@@ -43,36 +43,13 @@ def drawn(labels, gamma):
     return sampling.generate(network, labels, gamma, seed=3)
 
 
-in_turn = torch.arange(24) % 10
-sheets = {gamma: drawn(in_turn, gamma) for gamma in (0.0, 1.0, 2.0, 4.0)}
-
-# %% tags=["hide-input"]
-names = {0.0: "label not heard", 1.0: "heard once", 2.0: "twice", 4.0: "four times"}
-with plotting.style():
-    figure, axes = plotting.plt.subplots(1, 4, figsize=(9, 1.85))
-    for panel, (gamma, sheet) in zip(axes, sheets.items(), strict=True):
-        plotting.show_digits(panel, sheet, columns=6, title=f"$\\gamma = {gamma:g}$: {names[gamma]}")
-        panel.title.set_fontsize(8)
-    shown = plotting.show(figure, "15_one_dial", alt="Four sheets of 24 digits from the same starts. At gamma 0 they are any digits, and some are none. At gamma 1 they are zero to nine in turn, but for two blots. At gamma 2 and 4 all are right, and bolder.")
-shown
-
-# %% [markdown]
-# *The same 24 starts at four scales; row by row the labels are zero to nine, again and again. From left to right the mistakes
-# disappear.*
-#
-# The picture seems to settle it: the more, the better. Now ask for one digit forty times.
-
-# %%
 sevens = {gamma: drawn(torch.full((40,), 7), gamma) for gamma in (1.0, 4.0)}
-judge = checkpoints.load("judge").network
 for gamma, sheet in sevens.items():
     features, _ = metrics.judged(judge, sheet)
     print(f"gamma {gamma:g}: variance {sheet.var(dim=0).sum():.0f} of the pixels, "
           f"{features.var(dim=0).sum():.2f} of the judge's features")
 
 # %% tags=["remove-cell"]
-found = {gamma: metrics.judged(judge, sheet)[1].argmax(1) for gamma, sheet in sheets.items()}
-assert all(len(sheets[0.0]) == 24 and (found[gamma] == in_turn).sum() >= 21 + (gamma > 1) for gamma in (1.0, 2.0, 4.0))
 pixels, seen = ({gamma: float(part.var(dim=0).sum()) for gamma, part in both.items()} for both in (sevens, {g: metrics.judged(judge, s)[0] for g, s in sevens.items()}))
 assert 0.85 < pixels[4.0] / pixels[1.0] < 1 and seen[4.0] < 0.5 * seen[1.0]
 assert (metrics.judged(judge, sevens[4.0])[1].argmax(1) == 7).all()
@@ -89,15 +66,12 @@ shown
 # *Forty sevens at $\gamma = 1$ and forty at $\gamma = 4$, from the same starts. Each one on the right is a good seven. The
 # crossed ones are gone, and most of the thin ones.*
 #
-# The variance of the pixels hardly notices, for bold strokes vary more. In the features of a small classifier, the *judge*, more than half of the variance is gone. So where one measures matters, and the judge is where we shall.
+# The variance of the pixels hardly notices, for bold strokes vary more. In the features of a small classifier, the *judge*, more than half of the variance is gone. So we measure there.
 #
-# Why? Guidance pushes each noisy picture away from where other digits would be, at every noise level ([chapter
-# 11](11_classifier_free_guidance.ipynb#what-does-gamma-1-sample)). A blot that could become a seven or a one is pushed
-# until it can only become a seven (so we think of it; what follows is measured). That removes mistakes. It also removes sevens: those that lie towards the ones and the nines are pushed towards the middle of the sevens, or past it. What comes out is a sharper and displaced density
+# Guidance pushes each noisy picture away from where other digits would be ([chapter
+# 11](11_classifier_free_guidance.ipynb#what-does-gamma-1-sample)), and a sharper and displaced density comes out
 # ([chapter 17](17_what_does_gamma_sample.ipynb#what-was-ordered-and-what-came)). On one picture you see what was bought. What was paid shows
-# only in the set, so measure the set.
-#
-# So this chapter measures sets. Its result in one line: **once the mistakes are gone, the dial buys nothing but sameness,
+# only in the set. The answer in one line: **once the mistakes are gone, the dial buys nothing but sameness,
 # and scores that look at single pictures go on praising it.**
 #
 # ## Two questions about a set
@@ -106,7 +80,7 @@ shown
 # nothing in it looks like. So ask two questions.
 #
 # "Looks like" needs a place to compare. Ours are the 128 features of the judge, its last layer but one. [Kynkäänniemi et al. (2019)](https://arxiv.org/abs/1904.06991) put a ball around each of $M$ real points $r$, as wide as the
-# distance $\rho_r$ to its third nearest other real one; and a ball around each of $N$ samples $x$, with $\rho_x$ from the
+# distance $\rho_r$ to its third nearest other real one. Each of $N$ samples $x$ gets a ball as well, with $\rho_x$ from the
 # samples. Write $h(u) = 1$ for $u \ge 0$ and $h(u) = 0$ below:
 #
 # $$ \text{precision} = \frac{1}{N} \sum_x \max_r h(\rho_r - d_{xr}), \qquad
@@ -165,7 +139,7 @@ assert features.shape[1] == 128
 # each scale twice 1,000 digits, 100 of a class, by 16 steps of DDPM. Each number is the mean of the two. Precision and recall are against the shipped features of 1,000
 # test digits of MNIST. The row "real" puts digits of MNIST's training half, as many, through the same machine. (Numbers after $\pm$ are standard errors, by the jackknife: leave a tenth out, ten times.)
 #
-# Two more numbers stand in the table, both explained below. The *Inception Score* (IS) is large if the judge is sure of each picture and gives all classes equally often. The *Fréchet distance* (FID) compares mean and covariance of the features with those of all 10,000 test digits; small is good.
+# Two more numbers stand in the table. The *Inception Score* (IS) is large if the judge is sure of each picture and gives all classes equally often (more of it below). The *Fréchet distance* (FID) compares mean and covariance of the features with those of all 10,000 test digits; small is good.
 
 # %%
 rows = runs.rows("guidance")
@@ -227,7 +201,7 @@ shown
 # * **Paid:** recall, and the spread (the mean square distance from the mean of the class, in the judge's features). Both fall from $\gamma = 1$ on, at once and to the end. (At 1 the spread is larger than that of real digits: wrong digits lie far from their class.)
 # * **The sum:** the FID, which sees both, is least at $\gamma = 1$ among these scales (so somewhere between 0.5 and 1.25). The Inception Score passes that of real digits at 1.5 and goes on.
 #
-# Precision above that of real digits is no praise. One real digit in seven lies outside the balls of a thousand others. Some people write strangely, and a set where nobody does is not like people. Recall has its own blind spot: at $\gamma = 0$ it exceeds that of real digits. Junk lies sparsely, so its balls are large, and real digits fall into them. And real digits have a larger FID than $\gamma = 1$: two Gaussians are all that it compares. Compare scales with each other.
+# Precision above that of real digits is no praise. One real digit in seven lies outside the balls of a thousand others. Some people write strangely, and a set where nobody does is not like people. Recall has its own blind spot: at $\gamma = 0$, where no label is heard, it exceeds that of real digits. Junk lies sparsely, so its balls are large, and real digits fall into them. And real digits have a larger FID than $\gamma = 1$: two Gaussians are all that it compares. Compare scales with each other.
 #
 # The page measures one point again, by 500 new digits: numbers that hardly depend on how many you draw.
 
@@ -250,7 +224,7 @@ assert real.labels.bincount().tolist() == [100] * 10 and real.features.shape == 
 assert reference.count == 10000 and len(fresh) == 500
 
 # %% [markdown]
-# They agree within their errors. (A FID depends on the count: Deeper says how much. Recall may, for the samples' own balls grow as these get fewer.)
+# They agree within their errors. (A FID depends on the count: Deeper says how much.)
 #
 # ## Is it the network?
 #
@@ -315,7 +289,7 @@ assert squeezed[1.0][0] < 0.9 < 0.98 < squeezed[1.5][0] and squeezed[2.0][1] < 0
 # %% [markdown]
 # So nothing that *rises* shows that guidance repairs something. Accuracy, precision and score rise with perfect guesses as well, because they ask whether a sample is typical. Only a smaller *distance* to the data would show it.
 #
-# With perfect guesses and fine steps, $\gamma = 1$ samples the data, and but for the count of samples (Deeper) no other scale is nearer. So if a FID is least elsewhere, the network or the sampler is wrong, and guidance makes up for it. (The reverse does not follow.) How far? Take one class, $\mathcal N(0, C)$ on the line, among data $\mathcal N(0, U)$. Let the network believe in $\mathcal N(0, \hat C)$, with $C < \hat C < U$: its class is too wide. The noiseless sampler gives the variance $\hat C^{\gamma} U^{1 - \gamma}$. It is the true one, $C$, at
+# With perfect guesses and fine steps, $\gamma = 1$ samples the data, and no other scale is nearer (but for the count of samples: see Deeper). So if a FID is least elsewhere, the network or the sampler is wrong, and guidance makes up for it. (The reverse does not follow.) How far? Take one class, $\mathcal N(0, C)$ on the line, among data $\mathcal N(0, U)$. Let the network believe in $\mathcal N(0, \hat C)$, with $C < \hat C < U$: its class is too wide. The noiseless sampler gives the variance $\hat C^{\gamma} U^{1 - \gamma}$. It is the true one, $C$, at
 #
 # $$ \gamma^\ast = \frac{\log U - \log C}{\log U - \log \hat C}. \label{eq-best-scale} $$
 
@@ -399,7 +373,7 @@ assert abs(log_inception_score(certain).exp() - 3) < 1e-9
 # ### Pitfall: to choose the scale by a score
 #
 # Accuracy and the Inception Score are the easiest to compute. What do they recommend? And what would they make of a
-# generator that knows ten pictures? Take of each class the digit above of which the judge is surest, and copy it a hundred times.
+# generator that knows ten pictures? Take of each class the one of our new digits of which the judge is surest, and copy it a hundred times.
 
 # %%
 chosen = {name: max(along, key=lambda row: row[name])["gamma"] for name in ("accuracy", "digit_is", "recall")}
@@ -417,141 +391,6 @@ assert chosen["digit_is"] == 6 and chosen["accuracy"] >= 2
 
 # %% [markdown]
 # Ten pictures, a hundred times each, are *better than real digits* by accuracy, by precision and by the Inception Score. They have no recall, and a larger FID than any scale from 1 on. The Inception Score recommends the largest scale tried, accuracy one of two or more.
-#
-# ## Where on the way?
-#
-# Guidance need not be on all the time. With $\lambda_t = \log(\alpha_t^2 / \sigma_t^2)$, from $-9$ (all noise) to 8 (hardly any), guide only from $a$ to $b$:
-#
-# $$ \gamma(t) = 1 + (\gamma - 1)\, h(\lambda_t - a)\, h(b - \lambda_t). \label{eq-interval-guidance} $$
-#
-# Outside, the label counts once. [Kynkäänniemi et al. (2024)](https://arxiv.org/abs/2404.07724) found on ImageNet that guidance harms at high noise, helps in the middle and is not needed at the end. On digits, with $\gamma = 4$ in one window at a time:
-
-# %%
-window = tradeoff.interval(4.0, network.schedule, low=-5.0, high=-3.0)
-for log_snr in (-6.0, -4.5, -3.5, 0.0):
-    time = network.schedule.time(torch.tensor(log_snr).double())
-    after, before = log_snr + 5 >= 0, -3 - log_snr >= 0  # h of the formula
-    print(f"log-SNR {log_snr:g}: gamma {window(time):g}")
-    assert window(time) == 1 + (4 - 1) * after * before
-
-# %% tags=["hide-input"]
-plain, full = at[1.0], at[4.0]
-ends = (-99.0, -5.0, -3.0, -1.0, 1.0, 3.0, 99.0)
-spans = list(zip(ends[:-1], ends[1:], strict=True))
-windows = {(max(a, -9.0), min(b, 8.0)): runs.pick(rows, part="when", low=a, high=b)[0] for a, b in (*spans, (-99.0, -1.0), (-1.0, 99.0))}
-print(" " * 15 + "accuracy    precision       recall           IS          FID       spread")
-print(line("never", plain))
-for (low, high), row in windows.items():
-    print(line(f"{low:g} to {high:g}", row))
-print(line("always", full))
-
-# %% tags=["remove-cell"]
-recalls, precisions = (torch.tensor([row[n] for row in reversed(along) if row["gamma"] >= 1]).double() for n in ("recall", "precision"))
-for row in windows.values():
-    right = torch.searchsorted(recalls, torch.tensor(row["recall"]).double()).clamp(1, len(recalls) - 1)
-    share = (row["recall"] - recalls[right - 1]) / (recalls[right] - recalls[right - 1])
-    on_the_dial = precisions[right - 1] + share * (precisions[right] - precisions[right - 1])
-    assert abs(row["precision"] - on_the_dial) < 0.025
-twice, slightly = (runs.pick(rows, part="scale", gamma=gamma)[0] for gamma in (2.0, 1.25))
-lost = {span: plain["recall"] - row["recall"] for span, row in windows.items()}
-assert min(lost[-5.0, -3.0], lost[-3.0, -1.0]) > 0.2 and max(lost[-9.0, -5.0], lost[-1.0, 1.0], lost[1.0, 3.0]) < 0.06 > 4 * abs(lost[3.0, 8.0]) - 0.06
-assert all(abs(windows[span][n] - twice[n]) < 0.05 for span in ((-5.0, -3.0), (-3.0, -1.0)) for n in ("recall", "precision", "accuracy"))
-assert all(abs(windows[-1.0, 8.0][n] - slightly[n]) < 0.02 for n in ("accuracy", "precision", "recall", "digit_fid"))
-assert min(row["digit_fid"] for row in windows.values()) > plain["digit_fid"] - 2 * plain["digit_fid_error"]
-held = [sum(low <= network.schedule.log_snr(t) <= high for t in sampling.digit_times(16, network.schedule)[:-1]) for low, high in spans]
-assert held == [4, 2, 2, 1, 2, 5]
-
-# %% tags=["hide-input"]
-with plotting.style():
-    figure, axes = plotting.plt.subplots(1, 2, figsize=(8.6, 3), width_ratios=(1, 1.3))
-    six = list(windows.items())[:6]
-    for (low, high), row in six:
-        error = (row["recall_error"] ** 2 + plain["recall_error"] ** 2) ** 0.5
-        axes[0].bar((low + high) / 2, row["recall"] - plain["recall"], width=high - low - 0.15, yerr=error, color=plotting.COLOURS["guided"], ecolor=plotting.COLOURS["truth"])
-    axes[0].axhline(full["recall"] - plain["recall"], color=plotting.COLOURS["truth"], linestyle="dashed", linewidth=1)
-    axes[0].set(xlabel="log-SNR where $\\gamma = 4$", ylabel="change of recall")
-    dial = [row for row in along if 1 <= row["gamma"] <= 4]
-    axes[1].plot([row["recall"] for row in dial], [row["precision"] for row in dial], "o-", color=plotting.COLOURS["unconditional"], markersize=3, linewidth=1)
-    for row in dial:
-        axes[1].annotate(f"{row['gamma']:g}", (row["recall"], row["precision"]), textcoords="offset points", xytext=(0, 6), fontsize=8, color=plotting.COLOURS["unconditional"])
-    places = {(-9, -5): (16, -3), (-3, -1): (-2, -14), (-9, -1): (-4, 8), (-1, 8): (-16, -3)}
-    for (low, high), row in windows.items():
-        offset = places.get((low, high), (-6, -11))
-        axes[1].errorbar(row["recall"], row["precision"], row["precision_error"], row["recall_error"], fmt="s", markersize=4, color=plotting.COLOURS["guided"], linewidth=1)
-        axes[1].annotate(f"{low:g} to {high:g}", (row["recall"], row["precision"]), textcoords="offset points", xytext=offset, ha="left" if offset[0] > 0 else "right", fontsize=8, color=plotting.COLOURS["guided"])
-    axes[1].set(xlabel="recall", ylabel="precision", ylim=(0.84, 1.0))
-    shown = plotting.show(figure, "15_when", alt="Left, bars of the change of recall over the window of log-SNR in which gamma is 4: large in the second and the third window, small in all others. Right, precision over recall: the points of all windows lie on or near the curve of the dial without windows.")
-shown
-
-# %% [markdown]
-# *Left: what $\gamma = 4$ takes from recall if it is on in one window only (with standard errors), and always (dashed). Right: precision and recall of these windows (orange), and of constant scales (grey). No window is a better bargain than the dial.*
-#
-# (The windows hold unequal numbers of our sixteen times: the one around 0 has one, its neighbours have two.)
-#
-# Nearly all is paid from $-5$ to $-1$: there each of two narrow windows does what $\gamma = 2$ does all the way. It is where the class of a picture is decided. Ask the shipped classifier of noisy digits:
-
-# %%
-guide = checkpoints.load("guide")
-logits = guidance.classifier_logits(guide.network, guide.schedule)
-noise, readable = torch.randn(fresh.shape, generator=seeded(5)), {}
-for log_snr in (-7.0, -5.0, -3.0, -1.0, 1.0):
-    time = guide.schedule.time(torch.tensor(log_snr).double())
-    noisy = guide.schedule.add_noise(fresh, noise, time)
-    readable[log_snr] = float((logits(noisy, time).argmax(1) == labels).double().mean())
-print(", ".join(f"{share:.0%} read at log-SNR {log_snr:g}" for log_snr, share in readable.items()))
-assert readable[-5.0] < 0.7 and readable[-1.0] > 0.9
-
-# %% [markdown]
-# Before $-5$ the class is open, and little that is pushed then lasts; after $-1$ nearly all is decided. At the end nothing happens. ([Chapter 13](13_training.ipynb) counts it in nats.)
-#
-# Is a late window better, where few pictures are lost? The right picture says no: every window lies on the curve of the dial, up to its errors. $\gamma = 4$ from $-1$ on is $\gamma = 1.25$ by another name. The paper's interval lowered the FID on ImageNet; ours saves evaluations and nothing else. The window from $-5$ to $-3$ is two of our sixteen times.
-
-# %% [markdown]
-# ## What it costs
-#
-# The price of a picture is the number of times the network is asked. DDPM, DDIM and DPM-Solver++ ask at one time a step, Heun at two, except in its last step. At each of these times guidance asks twice, once with and once without the label, unless the scale there is 0 or 1, when one answer has no weight. So with $n$ steps of $m$ times each, $g$ of all these times guided,
-#
-# $$ E = m\, n - (m - 1) + g. \label{eq-evaluations} $$
-
-# %%
-# [eq-evaluations]
-def evaluations(steps, times_a_step, guided):
-    """Answers of the network for one picture."""
-    return times_a_step * steps - (times_a_step - 1) + guided
-
-
-# %%
-answered = []
-inside = sum(window(t) != 1 for t in sampling.digit_times(16, network.schedule)[:-1])
-for sampler, m, gamma, g in (("ddpm", 1, 1.0, 0), ("ddpm", 1, 2.0, 16), ("heun", 2, 2.0, 31), ("ddpm", 1, window, inside)):
-    answered.clear()
-    counter = network.register_forward_hook(lambda module, inputs, output: answered.append(len(output)))
-    sampling.generate(network, torch.tensor([3]), gamma, sampler=sampler, steps=16)
-    counter.remove()
-    print(f"16 steps of {sampler}, {g} times guided: {sum(answered)} evaluations")
-    assert sum(answered) == evaluations(16, m, g)
-
-# %% [markdown]
-# So the window of the last section costs 18 evaluations, and $\gamma = 2$ throughout, which does the same, 32. And what does the sampler matter? At $\gamma = 1$, where one answer a time will do:
-
-# %% tags=["hide-input"]
-costs = {}
-print("evaluations  sampler   accuracy     recall           FID")
-for count in (5, 9, 15):
-    for name in sampling.SAMPLERS:
-        (row,) = runs.pick(rows, part="samplers", sampler=name, steps=(count + 1) // 2 if name == "heun" else count)
-        costs[name, count] = row
-        told = "  ".join(f"{row[cell]:.3f}±{row[cell + '_error']:.3f}" for cell in ("accuracy", "recall", "digit_fid"))
-        print(f"{count:11d}  {name:>8}  {told}")
-
-# %% [markdown]
-# More steps do not make better digits here. DDIM, Heun and DPM-Solver++ come nearer to the noiseless equation with each step, and accuracy falls, while recall passes that of real digits (it is 0.87): what comes out is the network's own density, with its junk. The noise of DDPM corrects some of this, and its FID is the least of the table. Few steps of DDPM squeeze, as the dial does: with 5, accuracy is higher and recall lower than with 15. So a scale belongs to its sampler and its steps.
-
-# %% tags=["remove-cell"]
-for name in ("ddim", "heun", "dpmpp_2m"):
-    assert costs[name, 5]["accuracy"] > costs[name, 15]["accuracy"] + 0.01 and costs[name, 15]["recall"] > real_row["recall"] + 0.03
-assert min(costs, key=lambda key: costs[key]["digit_fid"]) == ("ddpm", 15) and round(real_row["recall"], 2) == 0.87
-assert costs["ddpm", 5]["accuracy"] > costs["ddpm", 15]["accuracy"] + 0.01 and costs["ddpm", 5]["recall"] < costs["ddpm", 15]["recall"] - 0.1
 
 # %% [markdown]
 # ## In practice
@@ -562,7 +401,6 @@ assert costs["ddpm", 5]["accuracy"] > costs["ddpm", 15]["accuracy"] + 0.01 and c
 # | single pictures that must be right | raise $\gamma$ until accuracy stops rising, here at two at the latest | beyond, recall is paid for nothing |
 # | to report a scale | give precision *and* recall, or FID *and* Inception Score, along the dial, with errors | the Inception Score alone recommends the largest scale |
 # | to know what guidance does for your network | look where its FID is least | away from 1 something is repaired; at 1 nothing follows |
-# | to pay less | guide only while the class is decided, here at two of sixteen times | that did what $\gamma = 2$ does, for 18 evaluations instead of 32 |
 #
 # ## Exercises
 #
@@ -571,7 +409,7 @@ assert costs["ddpm", 5]["accuracy"] > costs["ddpm", 15]["accuracy"] + 0.01 and c
 # %% [markdown]
 # ### Exercise 15.1 (easy): the bill
 #
-# A sampler asks its network at some times; `gammas` is the list of guidance scales at these times, in order. How many evaluations does one picture cost? Mind what a negative scale needs.
+# A sampler asks its network at some times. At each, guidance needs the answer with the label and the one without, unless one of the two has no weight. `gammas` is the list of scales at these times, in order. How many evaluations does one picture cost? Mind what a negative scale needs.
 #
 # <details><summary>Hint</summary>
 #
@@ -672,10 +510,150 @@ exercises.check("15.4", one_scale)
 # 1. Precision asks whether the samples look real, recall whether the real is among the samples. On our digits the scale trades recall for precision from $\gamma = 1$ to 2; beyond, only recall falls, and both Inception Score and FID grow.
 # 2. With exact guesses and fine steps $\gamma = 1$ samples the data, and still accuracy, score and (where it has room) precision rise beyond it. A Fréchet distance that is clearly least at another scale says that the network or the sampler is wrong; one that is least at 1 says nothing.
 # 3. The Inception Score is the exponential of the information between picture and answer, at most the number of classes. It does not see variety within a class: ten pictures, copied, beat real digits.
-# 4. A Fréchet distance is a shift of the mean plus a change of shape. On our digits nearly all that grows beyond $\gamma = 1$ is shape; that the means of the classes move, the first term does not see.
+# 4. Recall is kind to junk: at $\gamma = 0$ it exceeds that of real digits. Precision is hard on the rare: one real digit in seven lies outside the balls of a thousand others.
 # 5. A picture costs one evaluation for each time the network is asked, and one more where the scale is neither 0 nor 1.
 #
 # **Where it comes from.** The trade of fidelity for variety along the scale, and label dropout at several shares: [Ho & Salimans (2022)](https://arxiv.org/abs/2207.12598), after [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233). The metrics: [Salimans et al. (2016)](https://arxiv.org/abs/1606.03498), [Heusel et al. (2017)](https://arxiv.org/abs/1706.08500), [Kynkäänniemi et al. (2019)](https://arxiv.org/abs/1904.06991). Guidance in an interval: [Kynkäänniemi et al. (2024)](https://arxiv.org/abs/2404.07724). The best scale $\eqref{eq-best-scale}$ follows from the variance of chapter 17.
+
+# %% [markdown]
+# ## Deeper: where on the way?
+#
+# *For you if you want to guide for a part of the way only. It adds where the dial acts, and what a window buys.*
+#
+# Guidance need not be on all the time. With $\lambda_t = \log(\alpha_t^2 / \sigma_t^2)$, from $-9$ (all noise) to 8 (hardly any), guide only from $a$ to $b$:
+#
+# $$ \gamma(t) = 1 + (\gamma - 1)\, h(\lambda_t - a)\, h(b - \lambda_t). \label{eq-interval-guidance} $$
+#
+# This $h$ is that of $\eqref{eq-precision-recall}$. Outside, the label counts once. [Kynkäänniemi et al. (2024)](https://arxiv.org/abs/2404.07724) found on ImageNet that guidance harms at high noise, helps in the middle and is not needed at the end. On digits, with $\gamma = 4$ in one window at a time:
+
+# %%
+window = tradeoff.interval(4.0, network.schedule, low=-5.0, high=-3.0)
+for log_snr in (-6.0, -4.5, -3.5, 0.0):
+    time = network.schedule.time(torch.tensor(log_snr).double())
+    after, before = log_snr + 5 >= 0, -3 - log_snr >= 0  # h of the formula
+    print(f"log-SNR {log_snr:g}: gamma {window(time):g}")
+    assert window(time) == 1 + (4 - 1) * after * before
+
+# %% tags=["hide-input"]
+plain, full = at[1.0], at[4.0]
+ends = (-99.0, -5.0, -3.0, -1.0, 1.0, 3.0, 99.0)
+spans = list(zip(ends[:-1], ends[1:], strict=True))
+windows = {(max(a, -9.0), min(b, 8.0)): runs.pick(rows, part="when", low=a, high=b)[0] for a, b in (*spans, (-99.0, -1.0), (-1.0, 99.0))}
+print(" " * 15 + "accuracy    precision       recall           IS          FID       spread")
+print(line("never", plain))
+for (low, high), row in windows.items():
+    print(line(f"{low:g} to {high:g}", row))
+print(line("always", full))
+
+# %% tags=["remove-cell"]
+recalls, precisions = (torch.tensor([row[n] for row in reversed(along) if row["gamma"] >= 1]).double() for n in ("recall", "precision"))
+for row in windows.values():
+    right = torch.searchsorted(recalls, torch.tensor(row["recall"]).double()).clamp(1, len(recalls) - 1)
+    share = (row["recall"] - recalls[right - 1]) / (recalls[right] - recalls[right - 1])
+    on_the_dial = precisions[right - 1] + share * (precisions[right] - precisions[right - 1])
+    assert abs(row["precision"] - on_the_dial) < 0.025
+twice, slightly = (runs.pick(rows, part="scale", gamma=gamma)[0] for gamma in (2.0, 1.25))
+lost = {span: plain["recall"] - row["recall"] for span, row in windows.items()}
+assert min(lost[-5.0, -3.0], lost[-3.0, -1.0]) > 0.2 and max(lost[-9.0, -5.0], lost[-1.0, 1.0], lost[1.0, 3.0]) < 0.06 > 4 * abs(lost[3.0, 8.0]) - 0.06
+assert all(abs(windows[span][n] - twice[n]) < 0.05 for span in ((-5.0, -3.0), (-3.0, -1.0)) for n in ("recall", "precision", "accuracy"))
+assert all(abs(windows[-1.0, 8.0][n] - slightly[n]) < 0.02 for n in ("accuracy", "precision", "recall", "digit_fid"))
+assert min(row["digit_fid"] for row in windows.values()) > plain["digit_fid"] - 2 * plain["digit_fid_error"]
+held = [sum(low <= network.schedule.log_snr(t) <= high for t in sampling.digit_times(16, network.schedule)[:-1]) for low, high in spans]
+assert held == [4, 2, 2, 1, 2, 5]
+
+# %% tags=["hide-input"]
+with plotting.style():
+    figure, axes = plotting.plt.subplots(1, 2, figsize=(8.6, 3), width_ratios=(1, 1.3))
+    six = list(windows.items())[:6]
+    for (low, high), row in six:
+        error = (row["recall_error"] ** 2 + plain["recall_error"] ** 2) ** 0.5
+        axes[0].bar((low + high) / 2, row["recall"] - plain["recall"], width=high - low - 0.15, yerr=error, color=plotting.COLOURS["guided"], ecolor=plotting.COLOURS["truth"])
+    axes[0].axhline(full["recall"] - plain["recall"], color=plotting.COLOURS["truth"], linestyle="dashed", linewidth=1)
+    axes[0].set(xlabel="log-SNR where $\\gamma = 4$", ylabel="change of recall")
+    dial = [row for row in along if 1 <= row["gamma"] <= 4]
+    axes[1].plot([row["recall"] for row in dial], [row["precision"] for row in dial], "o-", color=plotting.COLOURS["unconditional"], markersize=3, linewidth=1)
+    for row in dial:
+        axes[1].annotate(f"{row['gamma']:g}", (row["recall"], row["precision"]), textcoords="offset points", xytext=(0, 6), fontsize=8, color=plotting.COLOURS["unconditional"])
+    places = {(-9, -5): (16, -3), (-3, -1): (-2, -14), (-9, -1): (-4, 8), (-1, 8): (-16, -3)}
+    for (low, high), row in windows.items():
+        offset = places.get((low, high), (-6, -11))
+        axes[1].errorbar(row["recall"], row["precision"], row["precision_error"], row["recall_error"], fmt="s", markersize=4, color=plotting.COLOURS["guided"], linewidth=1)
+        axes[1].annotate(f"{low:g} to {high:g}", (row["recall"], row["precision"]), textcoords="offset points", xytext=offset, ha="left" if offset[0] > 0 else "right", fontsize=8, color=plotting.COLOURS["guided"])
+    axes[1].set(xlabel="recall", ylabel="precision", ylim=(0.84, 1.0))
+    shown = plotting.show(figure, "15_when", alt="Left, bars of the change of recall over the window of log-SNR in which gamma is 4: large in the second and the third window, small in all others. Right, precision over recall: the points of all windows lie on or near the curve of the dial without windows.")
+shown
+
+# %% [markdown]
+# *Left: what $\gamma = 4$ takes from recall if it is on in one window only (with standard errors), and always (dashed). Right: precision and recall of these windows (orange), and of constant scales (grey). No window is a better bargain than the dial.*
+#
+# (The windows hold unequal numbers of our sixteen times: the one around 0 has one, its neighbours have two.)
+#
+# Nearly all is paid from $-5$ to $-1$: there each of two narrow windows does what $\gamma = 2$ does all the way. It is where the class of a picture is decided. Ask the shipped classifier of noisy digits:
+
+# %%
+guide = checkpoints.load("guide")
+logits = guidance.classifier_logits(guide.network, guide.schedule)
+noise, readable = torch.randn(fresh.shape, generator=seeded(5)), {}
+for log_snr in (-7.0, -5.0, -3.0, -1.0, 1.0):
+    time = guide.schedule.time(torch.tensor(log_snr).double())
+    noisy = guide.schedule.add_noise(fresh, noise, time)
+    readable[log_snr] = float((logits(noisy, time).argmax(1) == labels).double().mean())
+print(", ".join(f"{share:.0%} read at log-SNR {log_snr:g}" for log_snr, share in readable.items()))
+assert readable[-5.0] < 0.7 and readable[-1.0] > 0.9
+
+# %% [markdown]
+# Before $-5$ the class is open, and little that is pushed then lasts; after $-1$ nearly all is decided. At the end nothing happens. ([Chapter 13](13_training.ipynb) counts it in nats.)
+#
+# Is a late window better, where few pictures are lost? The right picture says no: every window lies on the curve of the dial, up to its errors. $\gamma = 4$ from $-1$ on is $\gamma = 1.25$ by another name. The paper's interval lowered the FID on ImageNet; ours saves evaluations and nothing else. The window from $-5$ to $-3$ is two of our sixteen times.
+
+# %% [markdown]
+# ## Deeper: what it costs
+#
+# *For you if you pay by the evaluation. It adds the bill of a picture, and the samplers at equal bills.*
+#
+# The price of a picture is the number of times the network is asked. DDPM, DDIM and DPM-Solver++ ask at one time a step, Heun at two, except in its last step. At each of these times guidance asks twice, once with and once without the label, unless the scale there is 0 or 1, when one answer has no weight. So with $n$ steps of $m$ times each, $g$ of all these times guided,
+#
+# $$ E = m\, n - (m - 1) + g. \label{eq-evaluations} $$
+
+# %%
+# [eq-evaluations]
+def evaluations(steps, times_a_step, guided):
+    """Answers of the network for one picture."""
+    return times_a_step * steps - (times_a_step - 1) + guided
+
+
+# %%
+answered = []
+inside = sum(window(t) != 1 for t in sampling.digit_times(16, network.schedule)[:-1])
+for sampler, m, gamma, g in (("ddpm", 1, 1.0, 0), ("ddpm", 1, 2.0, 16), ("heun", 2, 2.0, 31), ("ddpm", 1, window, inside)):
+    answered.clear()
+    counter = network.register_forward_hook(lambda module, inputs, output: answered.append(len(output)))
+    sampling.generate(network, torch.tensor([3]), gamma, sampler=sampler, steps=16)
+    counter.remove()
+    print(f"16 steps of {sampler}, {g} times guided: {sum(answered)} evaluations")
+    assert sum(answered) == evaluations(16, m, g)
+
+# %% [markdown]
+# So the window of the last section costs 18 evaluations, and $\gamma = 2$ throughout, which does the same, 32. And what does the sampler matter? At $\gamma = 1$, where one answer a time will do:
+
+# %% tags=["hide-input"]
+costs = {}
+print("evaluations  sampler   accuracy     recall           FID")
+for count in (5, 9, 15):
+    for name in sampling.SAMPLERS:
+        (row,) = runs.pick(rows, part="samplers", sampler=name, steps=(count + 1) // 2 if name == "heun" else count)
+        costs[name, count] = row
+        told = "  ".join(f"{row[cell]:.3f}±{row[cell + '_error']:.3f}" for cell in ("accuracy", "recall", "digit_fid"))
+        print(f"{count:11d}  {name:>8}  {told}")
+
+# %% [markdown]
+# More steps do not make better digits here. DDIM, Heun and DPM-Solver++ come nearer to the noiseless equation with each step, and accuracy falls, while recall passes that of real digits (it is 0.87): what comes out is the network's own density, with its junk. The noise of DDPM corrects some of this, and its FID is the least of the table. Few steps of DDPM squeeze, as the dial does: with 5, accuracy is higher and recall lower than with 15. So a scale belongs to its sampler and its steps.
+
+# %% tags=["remove-cell"]
+for name in ("ddim", "heun", "dpmpp_2m"):
+    assert costs[name, 5]["accuracy"] > costs[name, 15]["accuracy"] + 0.01 and costs[name, 15]["recall"] > real_row["recall"] + 0.03
+assert min(costs, key=lambda key: costs[key]["digit_fid"]) == ("ddpm", 15) and round(real_row["recall"], 2) == 0.87
+assert costs["ddpm", 5]["accuracy"] > costs["ddpm", 15]["accuracy"] + 0.01 and costs["ddpm", 5]["recall"] < costs["ddpm", 15]["recall"] - 0.1
 
 # %% [markdown]
 # ## Deeper: what the distance sees
