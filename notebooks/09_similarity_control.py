@@ -255,7 +255,7 @@ print(f"asked for: {targets[1.0].expectation(sim):.2f}")
 # $$ h_t(x) = \mathbb E_{p(x_0 \mid x_t = x)}\big[ e^{\gamma\, \mathrm{sim}(x_0,\, y)} \big]. \label{eq-noisy-energy} $$
 #
 # At $t = 0$ it is $e^{\gamma\,\mathrm{sim}}$. And the mean worth of where a step may lead is the worth of where it starts, $\mathbb E[h_s(x_s) \mid x_t] = h_t(x_t)$: a mean of means. So steps
-# $p(x_s \mid x_t)\, h_s(x_s) / h_t(x_t)$ need no normaliser, and along a path all worths cancel but the last and the first. On a mixture the crowd is a mixture too, with known weights, and quadrature has both sides (five points at $t = 0.4$, a step to $0.3$, $\gamma = 4$):
+# $p(x_s \mid x_t)\, h_s(x_s) / h_t(x_t)$ need no normaliser, and along a path all worths cancel but the last and the first. On a mixture the crowd is a mixture too, with known weights, and quadrature has both sides (five points at $t = 0.4$, a step to $0.3$):
 
 # %%
 worth = similarity.noisy_log_weight(mixture, schedule, lambda x: gamma * sim(x), order=12)

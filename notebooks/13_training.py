@@ -344,7 +344,7 @@ assert abs(late / digits["areas"]["distance"][0] - 1 / 3) < 0.02 and digits["are
 # %% tags=["remove-cell"]
 area, other = digits["areas"]["distance"][0], digits["areas"]["gap"][0]
 assert round(area, 1) == 4.9 and round(other - math.log(10), 1) == 1.9 and list(axis).index(-2) == 8
-assert round(math.log(10), 1) == 2.3 and round(digits["areas"]["gap"][1], 1) == 0.2
+assert round(math.log(10), 1) == 2.3 and round(digits["areas"]["gap"][1], 1) == 0.2 and axis[-1] == 10
 climbed = running(rate, axis)
 at_minus_one = climbed[axis == -1]
 assert climbed[8] < math.log(10) < at_minus_one and (climbed > guide)[1:].all()

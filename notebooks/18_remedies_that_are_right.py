@@ -388,7 +388,7 @@ assert abs(in_copies[64, "late"][0] - right_mean) < 0.03
 assert round(1e4 * (float(truth(3.0)[2].exp()) / float(mixture.class_weights()[label])) ** 64) == 4
 
 # %% [markdown]
-# (300 points; three runs; late: from $t = 0.5$ on; $\log Z$ over the number of copies.) With 64 copies, 128 dimensions, guiding always leaves two families of 300, off by many standard errors. Weighing at the end alone leaves 6 effective points. Late guidance has about 86 when it has fewest, and 105 of its starts have descendants; its mean is right within errors, its $Z$ still too low by a factor of two. **Raise $\gamma$ on the way: not from the noisiest end on, and not all at the end.**
+# (300 points; three runs; late: from half-way on; $\log Z$ over the number of copies.) With 64 copies, 128 dimensions, guiding always leaves two families of 300, off by many standard errors. Weighing at the end alone leaves 6 effective points. Late guidance has about 86 when it has fewest, and 105 of its starts have descendants; its mean is right within errors, its $Z$ still too low by a factor of two. **Raise $\gamma$ on the way: not from the noisiest end on, and not all at the end.**
 #
 # ## What each costs
 #
