@@ -8,10 +8,11 @@ Nothing here imports a library: a *scheduler* is any object with diffusers' five
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from difflesson import conventions
 from difflesson.checks import check_shape
@@ -125,7 +126,7 @@ def quantile(mixture: GaussianMixture, chances: Tensor) -> Tensor:
     """
     if not bool(((chances > 0) & (chances < 1)).all()):
         raise ValueError(f"chances must be inside (0, 1), got {float(chances.min())} to {float(chances.max())}")
-    reach = 40 * float(mixture.variances.max()) ** 0.5
+    reach = 50 * float(mixture.variances.max()) ** 0.5
     low, high = (torch.full((len(chances), 1), float(end)) for end in (mixture.means.min(), mixture.means.max()))
     low, high = low.to(chances) - reach, high.to(chances) + reach
     for _ in range(64):
@@ -138,9 +139,10 @@ def quantile(mixture: GaussianMixture, chances: Tensor) -> Tensor:
 def flowed(mixture: GaussianMixture, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
     """Where noiseless sampling with exact guesses and endless steps takes x_t on a line: `F_0^{-1}(F_t(x_t))`.
 
-    [eq-quantile-flow]  Args: x: (N, 1) at the level alpha, sigma, in our scale.  Returns: (N, 1).
+    [eq-quantile-flow]  Args: x: (N, 1) at the level alpha, sigma, in our scale.  Returns: (N, 1); what is so far out that
+    float64 has no chance for it ends at the last one that it has.
     """
-    return quantile(mixture, chance(mixture.noised(alpha, sigma), x))
+    return quantile(mixture, chance(mixture.noised(alpha, sigma), x).clamp(1e-300, 1 - 2**-53))
 
 
 class Found(NamedTuple):
@@ -180,3 +182,42 @@ def check_scheduler(scheduler, steps: Sequence[int], mixture: GaussianMixture | 
         rows.append(Found(n, *(float((a.sort(0).values - b).abs().mean() / size) for a, b in
                                ((came, truth), (own, truth))), float((came - own).abs().mean() / size)))  # fmt: skip
     return rows
+
+
+class exact_transformer(nn.Module):
+    """`exact_network` in the place of the transformer of diffusers' `DiTPipeline`: points are pictures of one pixel.
+
+    Their null label, 1000, counts as "no label".  Args: network: an `exact_network`.
+    """
+
+    def __init__(self, network: exact_network):
+        super().__init__()
+        self.network, self.dtype, self.device = network, torch.float64, torch.device("cpu")
+        dim = network.mixture.dim
+        self.config = SimpleNamespace(sample_size=1, in_channels=dim, out_channels=dim)
+
+    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor) -> SimpleNamespace:
+        labels = class_labels.clamp(max=self.network.mixture.classes)
+        return SimpleNamespace(sample=self.network(sample.flatten(1), timestep[0], labels).view_as(sample))
+
+
+class no_autoencoder(nn.Module):
+    """In the place of a pipeline's VAE: what was latent is the picture, shrunk to fit the grey levels.
+
+    A pipeline shows `x / 2 + 1/2` cut to [0, 1]; so `points` takes it back: x = reach (2 picture - 1).
+    Args: reach: the largest coordinate that is not cut, positive.  Raises: ValueError otherwise.
+    """
+
+    def __init__(self, reach: float = 16.0):
+        super().__init__()
+        if not reach > 0:
+            raise ValueError(f"reach must be positive, got {reach}")
+        self.reach, self.dtype, self.device = reach, torch.float64, torch.device("cpu")
+        self.config = SimpleNamespace(scaling_factor=1.0)
+
+    def decode(self, latents: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=latents / self.reach)
+
+    def points(self, pictures) -> Tensor:
+        """Pictures of one pixel (N, d, 1, 1) as points (N, d)."""
+        return self.reach * (2 * torch.as_tensor(pictures).flatten(1) - 1)
