@@ -139,8 +139,8 @@ def quantile(mixture: GaussianMixture, chances: Tensor) -> Tensor:
 def flowed(mixture: GaussianMixture, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
     """Where noiseless sampling with exact guesses and endless steps takes x_t on a line: `F_0^{-1}(F_t(x_t))`.
 
-    [eq-quantile-flow]  Args: x: (N, 1) at the level alpha, sigma, in our scale.  Returns: (N, 1); what is so far out that
-    float64 has no chance for it ends at the last one that it has.
+    [eq-quantile-flow]  Args: x: (N, 1) at the level alpha, sigma, in our scale.  Returns: (N, 1); what is so far out
+    that float64 has no chance for it ends at the last one that it has.
     """
     return quantile(mixture, chance(mixture.noised(alpha, sigma), x).clamp(1e-300, 1 - 2**-53))
 
@@ -161,10 +161,10 @@ def check_scheduler(scheduler, steps: Sequence[int], mixture: GaussianMixture | 
         x - F_0^{-1}(Phi(z)) = (x - F_0^{-1}(F_T(x_T))) + (F_0^{-1}(F_T(x_T)) - F_0^{-1}(Phi(z)))    [eq-two-errors]
 
     x: what comes of the noise z;  x_T: the first input that the network gets, at its first timestep. A scheduler that
-    is right loses at least half of `walk` when `steps` doubles; what does not shrink is a mistake.
-    Args: steps: numbers of steps to try;  mixture: on a line, `line_of_blobs()` unless given;  count: starting noises,
-    the midpoints of as many equal chances;  network: `(sample, timestep) -> answer`, for a loop of your own; exact unless
-    given;  arguments: of `scheduler.step`.
+    is right loses half of `walk` when `steps` doubles, or more; what does not shrink is a mistake.
+    Args: scheduler: without noise;  steps: numbers of steps to try;  mixture: on a line, `line_of_blobs()` unless
+    given;  count: starting noises, the midpoints of as many equal chances;  network: `(sample, timestep) -> answer`,
+    for a loop of your own, exact unless given;  arguments: of `scheduler.step`.
     Raises: ValueError if `mixture` is not on a line.
     """
     mixture = line_of_blobs() if mixture is None else mixture

@@ -1,19 +1,19 @@
 # %% [markdown]
 # # 20 · From here to a real pipeline: does your library do what these chapters say?
 #
-# Your pipeline has a `guidance_scale`, a scheduler with a dozen options, and a number of steps. The pictures look good. Is it right? A picture cannot tell you, and neither can the loss: with a trained network nobody knows what *should* come out.
+# Your pipeline has a `guidance_scale`, a scheduler with a dozen options, and a number of steps. The pictures look good. Is it right? With a trained network nobody knows what *should* come out.
 #
-# So take the network out, and put one in that cannot be wrong. For a mixture of Gaussians the right answer to every question of a sampler is a formula. Give it to the library's own scheduler, even to its own pipeline: then whatever comes out wrong is not the network's fault.
+# So take the network out, and put one in that cannot be wrong: for a mixture of Gaussians the right answer to every question of a sampler is a formula. What comes out wrong then is not the network's fault. This chapter does it with `diffusers`, and finds a setting that spoils samples.
 #
 # **After this chapter you can**
 # * read a scheduler's options in the words of this book;
 # * run any scheduler, loop or pipeline on answers that are exact, and say how far off it is and whose fault that is;
 # * find settings of a widely used library that spoil samples and leave no trace in a picture;
-# * choose a solver for a number of evaluations that you can pay.
+# * test guidance where a pipeline really runs it.
 #
 # **You need** chapters 05 and 11; `pip install diffusers` (an extra of this course, `peers`). What is printed comes from version 0.42.1.
 #
-# *30 minutes to read, 16 more for Deeper, 30 seconds to run, on a laptop, without a GPU or a network connection.*
+# *31 minutes to read, 10 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import warnings
@@ -23,7 +23,7 @@ import torch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from diffusers import (
+    from diffusers import (  # noqa: I001
         DDIMScheduler, DDPMScheduler, DiTPipeline, DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler,
     )  # fmt: skip
 
@@ -46,7 +46,7 @@ four, noise = plane.four_blobs(), torch.randn(600, 2, generator=torch.Generator(
 settings = {
     "as it comes": (DDIMScheduler(), 50),
     "one option changed": (DDIMScheduler(clip_sample=False), 50),
-    "two, and more steps": (DDIMScheduler(clip_sample=False, timestep_spacing="trailing"), 300),
+    "two changed": (DDIMScheduler(clip_sample=False, timestep_spacing="trailing"), 300),
 }
 clouds = {}
 for name, (scheduler, steps) in settings.items():
@@ -68,7 +68,7 @@ shown
 # %% [markdown]
 # *600 points, exact answers, the same noises. Dashed: the truth (50, 90 and 99 %). Left: the scheduler's default cuts every guess of the clean point to $[-1, 1]$, which is meant for pixels. The other two look alike; with six times as many steps, the right one is almost twice as far off as the middle one.*
 #
-# The left one anybody sees. (On latents, which also leave $[-1, 1]$, it is known; the configurations of latent models switch it off.) What about the other two? Look as long as you like.
+# The left one anybody sees. What about the other two? Look as long as you like.
 #
 # **How to see it.** Three ideas. With exact answers, nothing is left to blame but the sampler. On a *line*, noiseless sampling has an answer known point by point: points cannot pass each other, so the noise at the 30 % mark ends at the 30 % mark of the data. And a sampler that is right gets better with more steps, in a way known beforehand. So: **double the steps. What does not go away is a mistake.**
 #
@@ -78,7 +78,7 @@ shown
 #
 # $$ \bar\alpha_k = \alpha_t^2 = \frac{1}{1 + \sigma_{\mathrm{edm}}^2}, \qquad \sigma_{\mathrm{edm}} = \frac{\sigma_t}{\alpha_t}, \qquad x_{\mathrm{edm}} = \frac{x_t}{\alpha_t}. \label{eq-noise-level} $$
 #
-# Half of the schedulers (Euler, Heun) carry $x_{\mathrm{edm}}$ and a list `sigmas` of $\sigma_{\mathrm{edm}}$, as [Karras et al. (2022)](https://arxiv.org/abs/2206.00364) do. But the network was trained on $x_t$: so before each question `scale_model_input` multiplies by $\alpha_t$. In words: *the table is a squared amplitude, the list is noise over signal, and the image is measured in the unit of its signal.*
+# Some schedulers (Euler, Heun) carry $x_{\mathrm{edm}}$ and a list `sigmas` of $\sigma_{\mathrm{edm}}$, as [Karras et al. (2022)](https://arxiv.org/abs/2206.00364) do. The network was trained on $x_t$: so before each question `scale_model_input` multiplies by $\alpha_t$. In words: *the table holds squared amplitudes, the list noise over signal.*
 
 # %%
 euler = EulerDiscreteScheduler(beta_start=1e-4, beta_end=0.02, timestep_spacing="trailing")
@@ -86,11 +86,8 @@ euler.set_timesteps(50)
 k, sigma_edm = int(euler.timesteps[20]), euler.sigmas[20].double()
 alpha, sigma = conventions.noise_level(sigma_edm, "edm")
 torch.testing.assert_close(alpha**2, euler.alphas_cumprod[k].double(), atol=2e-6, rtol=0)
-torch.testing.assert_close(conventions.noise_level(euler.alphas_cumprod[k].double(), "ho", "edm"), sigma_edm, atol=1e-5, rtol=1e-5)
-
 x_edm = sigma_edm * noise[:5]
-scaled = euler.scale_model_input(x_edm, euler.timesteps[20])
-torch.testing.assert_close(scaled, alpha * x_edm, atol=1e-6, rtol=0)
+torch.testing.assert_close(euler.scale_model_input(x_edm, euler.timesteps[20]), alpha * x_edm, atol=1e-6, rtol=0)
 torch.testing.assert_close(conventions.rescale(x_edm, sigma_edm, "edm", "difflesson"), alpha * x_edm)
 print(f"timestep {k}: alphas_cumprod {alpha**2:.4f}, sigma_edm {sigma_edm:.4f}, the image is multiplied by {alpha:.4f}")
 
@@ -118,9 +115,9 @@ def loop(scheduler, network, noise, steps):
     return x
 
 
-scheduler, steps = settings["one option changed"]
-again = loop(scheduler, pipelines.exact_network(four, scheduler.alphas_cumprod), noise, steps)
-torch.testing.assert_close(again, clouds["one option changed"], atol=0, rtol=0)
+scheduler = settings["one option changed"][0]
+network = pipelines.exact_network(four, scheduler.alphas_cumprod)
+torch.testing.assert_close(loop(scheduler, network, noise, 50), clouds["one option changed"], atol=0, rtol=0)
 
 # %% [markdown]
 # ## What must come out, point by point
@@ -139,18 +136,17 @@ z = torch.tensor([[-2.0], [-0.5], [0.3], [1.5]]).double()
 came = pipelines.drive(heun, answers, z, 200)
 
 level = answers.level(999)  # alpha and sigma of the last timestep
-share = pipelines.chance(line.noised(*level), z)
-must = pipelines.quantile(line, share)
+must = pipelines.quantile(line, pipelines.chance(line.noised(*level), z))
 torch.testing.assert_close(pipelines.flowed(line, z, *level), must)
-print("from", z.flatten().tolist(), "came", [round(v, 3) for v in came.flatten().tolist()], "must", [round(v, 3) for v in must.flatten().tolist()])
-torch.testing.assert_close(came, must, atol=3e-3, rtol=0)
+print("came", [round(v, 3) for v in came.flatten().tolist()], "must", [round(v, 3) for v in must.flatten().tolist()])
+torch.testing.assert_close(came, must, atol=1e-3, rtol=0)
 
 # %% [markdown]
 # The scheduler starts from $z \sim \mathcal N(0, 1)$, whose distribution function is $\Phi$, and calls it $x_T$. The truth belongs to pure noise; but the last entry of the table is not quite zero, so the network believes that a little signal is in $z$. This gives two kinds of error. With $\hat x_0$ for what comes,
 #
 # $$ \hat x_0 - F_0^{-1}\big( \Phi(z) \big) = \Big[ \hat x_0 - F_0^{-1}\big( F_T(x_T) \big) \Big] + \Big[ F_0^{-1}\big( F_T(x_T) \big) - F_0^{-1}\big( \Phi(z) \big) \Big]. \label{eq-two-errors} $$
 #
-# The second bracket is the *start*: what perfect steps would leave. The first is the *walk*, which must vanish with more steps. `check_scheduler` averages the size of each over 500 starts, the midpoints of as many equal chances, in units of the standard deviation of the data. So it needs no random numbers, and nothing is lost in scatter.
+# The second bracket is the *start*: what perfect steps would leave. The first is the *walk*, which must vanish with more steps. `check_scheduler` averages the size of each over 500 starts, the midpoints of as many equal chances, in units of the standard deviation of the data. So there are no random numbers, and no scatter.
 
 # %%
 # [eq-two-errors]
@@ -199,9 +195,9 @@ with plotting.style():
     figure, axes = plotting.plt.subplots(figsize=(6.2, 3.4))
     for name, by in walks.items():
         axes.loglog(by.keys(), by.values(), marker=".", color=plotting.COLOURS[colours[name]], linestyle=":" if name == "Euler, trailing" else "-")
-    for name, n, up in (("DDIM as it comes", 22, 0.74), ("DDIM, trailing", 170, 2.1), ("DDIM, leading", 24, 0.55), ("DPM-Solver++", 60, 0.42)):
+    for name, n, up in (("DDIM as it comes", 22, 0.68), ("DDIM, trailing", 165, 2.3), ("DDIM, leading", 22, 1.35), ("DPM-Solver++", 24, 0.3)):
         axes.text(n, walks[name].get(n, walks[name][25 if n < 30 else 160]) * up, name, color=plotting.COLOURS[colours[name]])
-    axes.text(215, 0.0058, "Euler, trailing", color=plotting.COLOURS["unconditional"])
+    axes.text(135, 0.0026, "Euler, trailing", color=plotting.COLOURS["unconditional"])
     axes.set(xlabel="number of steps", ylabel="error of the walk", xticks=[20, 40, 80, 160, 320], xticklabels=[20, 40, 80, 160, 320])
     axes.minorticks_off()
     assert walks["DDIM, trailing"][160] > 3 * walks["Euler, trailing"][160]
@@ -211,7 +207,7 @@ shown
 # %% [markdown]
 # *Exact answers on a line, error of the walk in standard deviations of the data. A first-order sampler halves its error with every doubling, one of second order quarters it. Clipped guesses never arrive. And DDIM with `trailing` timesteps is right at some numbers of steps, and at 300 steps worse than at 25.*
 #
-# The flat line we knew. The zigzag is the surprise: an option that is recommended ([Lin et al. (2024)](https://arxiv.org/abs/2305.08891)), in the scheduler that most people meet first, at 60, 80 or 300 steps. In the picture above nobody saw it.
+# The flat line we knew. The zigzag is the surprise: it is an option that [Lin et al. (2024)](https://arxiv.org/abs/2305.08891) recommend, at 60, 80 or 300 steps. In the picture above it cannot be seen.
 #
 # **What happens there.** `DDIMScheduler.step` does not look up which timestep comes next. It subtracts $\lfloor T / n \rfloor$. With $n = 300$ that is 3; but `trailing` timesteps are $1000 / 300 \approx 3.33$ apart. So each step stops short, and the network is then told a lower noise level than the point has. Of the whole way, the share
 #
@@ -259,40 +255,13 @@ for n in (60, 80, 160, 300, 320):
     assert 0.3 < extra / share_left_out(n) < 0.45
 
 # %% [markdown]
-# Yes. Ours agrees with theirs to what their tables, in float32, allow; and the additional error is about 0.37 of the share left out. With `leading` timesteps the stride *is* $\lfloor T / n \rfloor$, so nothing goes wrong there. Users have reported it ([9261](https://github.com/huggingface/diffusers/issues/9261), [11347](https://github.com/huggingface/diffusers/issues/11347)); in `DDPMScheduler` it was mended in 2024, in `DDIMScheduler` of the version used here it was not. Until it is: let $n$ divide $T$, or use Euler, which for these answers takes the same steps and looks up the next level. (`linspace` has the fault at every $n$.)
-#
-# How much noise is left in a point that stops short? A noising from the level that the network is told, $s$, to the level where the point really is, $t$, is a noising as any other:
-#
-# $$ x_t = \alpha_{t|s}\, x_s + \sigma_{t|s}\, \varepsilon, \qquad \alpha_{t|s} = \frac{\alpha_t}{\alpha_s}, \qquad \sigma_{t|s}^2 = \sigma_t^2 - \alpha_{t|s}^2\, \sigma_s^2. \label{eq-one-step} $$
-#
-# In words: *the amplitude of a step is the ratio of the amplitudes; its noise is what is missing to the noise at its end.* With this line one reads all the small letters of a scheduler: `current_beta_t` is $\sigma_{t|s}^2$, the standard deviation of its noise $\sigma_{t|s}\, \sigma_s / \sigma_t$.
-
-# %%
-ddpm = DDPMScheduler(**table, clip_sample=False)
-ddpm.set_timesteps(50)
-table_of = ddpm.alphas_cumprod.double()
-pair_t, pair_s = ((table_of[k].sqrt(), (1 - table_of[k]).sqrt()) for k in (500, 480))
-alpha_ts, sigma_ts = conventions.between(*pair_s, *pair_t)
-torch.testing.assert_close(alpha_ts**2 * pair_s[1] ** 2 + sigma_ts**2, pair_t[1] ** 2)
-torch.testing.assert_close(sigma_ts**2, 1 - table_of[500] / table_of[480])  # their current_beta_t
-std = conventions.reverse_std(*pair_s, *pair_t)
-torch.testing.assert_close(std**2, ddpm._get_variance(500).double(), rtol=1e-5, atol=0)
-print(f"a step from 500 to 480: alpha {alpha_ts:.3f}, sigma {sigma_ts:.3f}, noise put back {std:.3f}")
-
-# %% tags=["hide-input"]
-level_of = {k: (table_of[k].sqrt(), (1 - table_of[k]).sqrt()) for k in (496, 497)}
-left = conventions.between(*level_of[496], *level_of[497])[1]
-print(f"300 steps, one timestep short near 500: noise of standard deviation {left:.2f} that the network is not told of")
-assert round(float(left), 2) == 0.1
-
-# %% [markdown]
-# Every third step or so of the 300 stops one timestep short, which near $k = 500$ leaves a noise of standard deviation 0.1 in the point that the network does not know of.
+# Yes. Ours agrees with theirs to what their tables, in float32, allow; and the additional error is about 0.37 of the share left out. With `leading` timesteps the stride *is* $\lfloor T / n \rfloor$, so nothing goes wrong there. Users have reported it ([9261](https://github.com/huggingface/diffusers/issues/9261), [11347](https://github.com/huggingface/diffusers/issues/11347)); `DDIMScheduler` of the version used here still has it. Until it is mended: let $n$ divide $T$, or use Euler, which takes the steps of DDIM and looks up the next level.
 #
 # ## One option at a time
 #
 # Now each option alone, with both brackets of $\eqref{eq-two-errors}$. `SD` is the table of Stable Diffusion, `scaled_linear` from 0.00085 to 0.012.
 
-# %%
+# %% tags=["hide-input"]
 sd = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 options = {
     "DDIM, leading": DDIMScheduler(clip_sample=False, **table),
@@ -317,15 +286,15 @@ for name, scheduler in options.items():
 # %% [markdown]
 # Read it by columns. **The start** does not depend on the solver. DDPM's table ends almost at pure noise. SD's does not: there 2 % of a standard deviation stay wrong however many steps you pay. `leading` adds to it, since it starts below $T - 1$, the lower the fewer the steps: with 10 steps at 900. `rescale_betas_zero_snr` takes it away, and needs a network trained so. `HeunDiscreteScheduler()` has defaults of its own, a third table: *always make a scheduler `from_config` of the one the network came with.*
 #
-# **The walk** falls with the steps in all rows but the last. `set_alpha_to_one=False` and an offset of 1, Stable Diffusion's own, move it by less than a tenth.
+# **The walk** falls with the steps in all rows but the last. `set_alpha_to_one=False` and an offset of 1 move it by less than a tenth.
 #
 # ## Your own loop
 #
-# The check takes a network of yours: whatever stands between the scheduler and the exact answers. Three mistakes in a guidance loop, each a valid line of code. Swapped branches, and a scale applied twice, are guidance with another scale ([chapter 11](11_classifier_free_guidance.ipynb#pitfall-the-two-answers-in-the-wrong-order) has the first):
+# The check takes a network of yours: whatever stands between the scheduler and the exact answers. Swapped branches, and a scale applied twice, are guidance with another scale ([chapter 11](11_classifier_free_guidance.ipynb#pitfall-the-two-answers-in-the-wrong-order) has the first):
 #
 # $$ \hat\varepsilon_c + \gamma\, (\hat\varepsilon_u - \hat\varepsilon_c) = \hat\varepsilon_u + (1 - \gamma)\, (\hat\varepsilon_c - \hat\varepsilon_u), \qquad \hat\varepsilon_u + \gamma\, \big[ \hat\varepsilon_u + \gamma\, (\hat\varepsilon_c - \hat\varepsilon_u) - \hat\varepsilon_u \big] = \hat\varepsilon_u + \gamma^2\, (\hat\varepsilon_c - \hat\varepsilon_u). \label{eq-wrong-gamma} $$
 #
-# So test where the truth is known and the wrong scale is another one. At $\gamma = 1$ the class must come, point by point; a swapped loop draws all data instead. But $1^2 = 1$: for the second mistake take another scale, and our own sampler as the reference.
+# So test where the truth is known and the wrong scale is another one. At $\gamma = 1$ the class must come, point by point; a swapped loop draws all data. But $1^2 = 1$: for the second mistake take another scale, and a loop known to be right.
 
 # %%
 # [eq-wrong-gamma]
@@ -361,7 +330,7 @@ for kind in at_3:
 assert caught["right"][0] < 0.03 and caught["swapped"][0] > 0.3 and caught["twice"][0] < 0.03 and caught["twice"][1] > 0.1
 
 # %% [markdown]
-# Other mistakes, found by doubling. What the network is given or asked is changed; the scheduler is right.
+# Other mistakes, between a scheduler that is right and the network:
 
 # %% tags=["hide-input"]
 as_v = pipelines.exact_network(line, right_one.alphas_cumprod, "v_prediction")
@@ -382,7 +351,7 @@ assert all(falls[name][3] > 0.55 * falls[name][2] for name in mistakes if name n
 assert all(a < 0.55 * b for b, a in zip(falls["one step late"][:-1], falls["one step late"][1:], strict=True))
 
 # %% [markdown]
-# All but one stop falling. The exception is instructive: a network asked one whole *step* late is asked the right thing in the limit, so its error halves as well, only from 3.6 times the height. Doubling finds what is wrong in the limit. For the rest compare with a sampler that is known to be right, at the same times and from the same noise, as was done for 300 steps above.
+# All but one stop falling. The exception: a network asked one whole *step* late is asked the right thing in the limit, so its error halves as well, only from 3.6 times the height. Doubling finds what is wrong in the limit. For the rest compare with a sampler known to be right, at the same times and from the same noise, as for 300 steps above.
 #
 # Last, the pipeline itself: `DiTPipeline` of the library, its code untouched, with the exact network in the transformer's place and no autoencoder.
 
@@ -412,11 +381,11 @@ assert (drawn[4.0] - wanted).abs().max() < 1e-5 and (drawn[0.0] == drawn[1.0]).a
 assert 0 < (drawn[1.000001] - drawn[1.0]).abs().max() < 1e-3
 
 # %% [markdown]
-# The pipeline does what this book's DDIM does under guidance, to $10^{-5}$. (Its batch has the label first and "no label" second; that of `StableDiffusionPipeline` has them the other way round. So much for copying a `chunk(2)`.) But `guidance_scale` is $\gamma$ only above 1: at 0, where our $\gamma$ ignores the label, and at 0.5, it draws what it draws at 1.
+# The pipeline does what this book's DDIM does under guidance, to $10^{-5}$. (Its batch has the label first and "no label" second; that of `StableDiffusionPipeline` has them the other way round.) But `guidance_scale` is $\gamma$ only above 1: at 0, where our $\gamma$ ignores the label, and at 0.5, it draws what it draws at 1.
 #
 # ### Pitfall: to test guidance at `guidance_scale=1`
 #
-# At 1 the truth is known, the class. But a pipeline that has `if guidance_scale > 1` does not run its guidance there. The test passes, whatever the line of guidance says. Take a scale a little above:
+# At 1 the class must come. But a pipeline with `if guidance_scale > 1` does not run its guidance there: the test passes, whatever the line of guidance says. Take a scale a little above:
 
 # %%
 def as_pipelines_do(kind, gamma):
@@ -431,29 +400,6 @@ for gamma in (1.0, 1.000001):
 # %% [markdown]
 # Tested at 1, a loop with swapped branches is as good as the right one. A millionth above, it is found out.
 #
-# ## What a step should cost
-#
-# With all this right, which solver? Guidance asks twice at each time, in one batch; Heun asks at two times a step. At equal numbers of evaluations of the network, and exact answers, the distance from where the equation of that $\gamma$ takes each point:
-
-# %% tags=["hide-input"]
-exact_way = {g: pipelines.drive(schedulers["DPM-Solver++"], pipelines.guided_network(answers, 1, g, none=2), z, 500) for g in (1.0, 5.0)}
-heun_steps = HeunDiscreteScheduler(**trailing, **table, beta_schedule="linear")
-budget_of = {"Euler (DDIM's steps)": (schedulers["Euler, trailing"], 1), "DPM-Solver++": (schedulers["DPM-Solver++"], 1), "Heun": (heun_steps, 2)}
-spent = {}
-print(f"{'evaluations':>29}" + "".join(f"{n:9d}" for n in (20, 40, 80, 160)))
-for gamma, goal in exact_way.items():
-    network = pipelines.guided_network(answers, 1, gamma, none=2)
-    for name, (scheduler, times) in budget_of.items():
-        runs = [pipelines.drive(scheduler, network, z, n // 2 // times) for n in (20, 40, 80, 160)]
-        spent[gamma, name] = [float((x - goal).abs().mean() / 1.519) for x in runs]
-        print(f"gamma {gamma:g} {name:>21} " + "".join(f"{error:9.4f}" for error in spent[gamma, name]))
-e1, m1, h1, e5, m5, h5 = spent.values()
-assert all(b < a for a, b in zip(e1, m1, strict=True)) and all(a < b for a, b in zip(e5[:1], m5[:1], strict=True)) and m5[2] < e5[2] / 2
-assert all(a < b for a, b in zip((*e5[:2], *e1[:2]), (*h5[:2], *h1[:2]), strict=True)) and h5[3] < e5[3] and m5[3] < h5[3] / 5
-
-# %% [markdown]
-# (Heun asks at $2n - 1$ times, so it pays two evaluations less than the column says.) At $\gamma = 1$ the multistep method of second order is ahead everywhere. At $\gamma = 5$ with 20 evaluations it is behind first order, with 40 beside it; it is ahead from 80 on, and with 160 by a factor of more than ten. Heun, which asks twice a step, passes first order at 80 and never the multistep method. An order is an order only for short steps ([chapter 10](10_general_case.ipynb#deeper-what-guidance-costs) has more scales). What saves without any change of solver is to leave out the evaluations at which guidance does little ([chapter 15](15_classifier_free_guidance_on_digits.ipynb#what-it-costs)). And these are errors of the *equation*; that at $\gamma = 5$ the equation itself misses what was ordered, [chapter 17](17_what_does_gamma_sample.ipynb) says.
-#
 # ## In practice
 #
 # | if you | do | because |
@@ -463,7 +409,7 @@ assert all(a < b for a, b in zip((*e5[:2], *e1[:2]), (*h5[:2], *h1[:2]), strict=
 # | change the solver of a trained model | `Other.from_config(pipe.scheduler.config)`, then look at the betas, `prediction_type`, `clip_sample` | defaults are a table of their own, and cut at $\pm 1$ |
 # | see a brightness that is always mediocre | look at `alphas_cumprod` of the first timestep | what the network takes for signal in your noise is no error of the steps, and no number of steps mends it |
 # | test guidance | at a scale just above 1, against the class; at another scale, against a loop known to be right | at 1 pipelines run no guidance, and $1^2 = 1$ |
-# | can pay 20 evaluations at $\gamma = 5$ | first order; from 80 on `DPMSolverMultistepScheduler` | for these answers the second order is behind before, and ahead after |
+# | can pay 20 evaluations at $\gamma = 5$ | first order; from 80 on `DPMSolverMultistepScheduler` | for these answers the second order is behind at 20 and ahead at 80 ([Deeper](#deeper-what-a-step-should-cost)) |
 #
 # ## Exercises
 #
@@ -494,30 +440,7 @@ def table_and_factor(sigma_edm):
 exercises.check("20.1", table_and_factor)
 
 # %% [markdown]
-# ### Exercise 20.2 (medium): the level that nobody told
-#
-# A sampler stopped short: its point is at timestep $j$ of a table, and the network is asked at $k < j$. Write the function that returns the factor of the amplitude and the standard deviation of the noise that lie between the two, from the table `alphas_cumprod` (a tensor) and the two integers.
-#
-# <details><summary>Hint</summary>
-#
-# $\eqref{eq-one-step}$: which of the two is $t$, the noisier one? And the table holds squares.
-#
-# </details>
-
-# %% tags=["exercise"]
-def not_told(alphas_cumprod, j, k):
-    """alpha_{t|s} and sigma_{t|s}, t where the point is and s where the network is asked."""
-    ### BEGIN SOLUTION
-    square = alphas_cumprod[j] / alphas_cumprod[k]
-    return square.sqrt(), (1 - square).sqrt()
-    ### END SOLUTION
-
-
-# %%
-exercises.check("20.2", not_told)
-
-# %% [markdown]
-# ### Exercise 20.3 (hard): which scale runs?
+# ### Exercise 20.2 (medium): which scale runs?
 #
 # A loop applies the line of guidance `times` times, each time with the last result in the place of $\hat\varepsilon_c$; and if `swapped` is true, it has the branches the wrong way round each time. Write the function that returns the one scale at which a right loop gives the same. (With `times=0` no guidance is applied.)
 #
@@ -537,10 +460,10 @@ def scale_that_runs(gamma, times, swapped):
 
 
 # %%
-exercises.check("20.3", scale_that_runs)
+exercises.check("20.2", scale_that_runs)
 
 # %% [markdown]
-# ### Exercise 20.4 (research): how mediocre does it get?
+# ### Exercise 20.3 (research): how mediocre does it get?
 #
 # The data on a line are one Gaussian of mean $m$ and standard deviation $c$ (the brightness of pictures, say). A scheduler starts from $\mathcal N(0, 1)$ and says that its level is $\bar\alpha$, not zero. Steps and guesses are perfect, and there is no noise. Write the function that returns mean and standard deviation of what comes. What becomes of the mean as $\bar\alpha$ grows? (So [Lin et al. (2024)](https://arxiv.org/abs/2305.08891) explain why early latent models could not draw a black picture.)
 #
@@ -560,7 +483,7 @@ def mean_and_deviation(m, c, alphabar):
 
 
 # %%
-exercises.check("20.4", mean_and_deviation)
+exercises.check("20.3", mean_and_deviation)
 
 # %% [markdown]
 # ## Remember
@@ -572,6 +495,88 @@ exercises.check("20.4", mean_and_deviation)
 # 5. `guidance_scale` of `DiTPipeline` is $\gamma$ above 1, to $10^{-5}$ on exact answers; at 1 and below it is 1.
 #
 # **Where it comes from.** That the last entry of the table is not zero, and what this does to brightness: [Lin et al. (2024)](https://arxiv.org/abs/2305.08891). The coordinates $\sigma / \alpha$: [Karras et al. (2022)](https://arxiv.org/abs/2206.00364); the step $\eqref{eq-one-step}$ in these letters: [Kingma et al. (2021)](https://arxiv.org/abs/2107.00630). DPM-Solver++: [Lu et al. (2022)](https://arxiv.org/abs/2211.01095). The stride was reported by users of the library. The test by quantiles, the split of the error and the sizes are this chapter's.
+
+# %% [markdown]
+# ## Deeper: the letters of a step
+#
+# *For you if you read a scheduler's source. It adds the noise between two levels, which stands behind most of its local names, and what a point that stops short has of it.*
+#
+# A noising from one level, $s$, to a noisier one, $t$, is a noising as any other:
+#
+# $$ x_t = \alpha_{t|s}\, x_s + \sigma_{t|s}\, \varepsilon, \qquad \alpha_{t|s} = \frac{\alpha_t}{\alpha_s}, \qquad \sigma_{t|s}^2 = \sigma_t^2 - \alpha_{t|s}^2\, \sigma_s^2. \label{eq-one-step} $$
+#
+# In words: *the amplitude of a step is the ratio of the amplitudes; its noise is what is missing to the noise at its end.* With this line one reads all the small letters of a scheduler: `current_beta_t` is $\sigma_{t|s}^2$, the standard deviation of its noise $\sigma_{t|s}\, \sigma_s / \sigma_t$.
+
+# %%
+ddpm = DDPMScheduler(**table, clip_sample=False)
+ddpm.set_timesteps(50)
+table_of = ddpm.alphas_cumprod.double()
+pair_t, pair_s = ((table_of[k].sqrt(), (1 - table_of[k]).sqrt()) for k in (500, 480))
+alpha_ts, sigma_ts = conventions.between(*pair_s, *pair_t)
+torch.testing.assert_close(alpha_ts**2 * pair_s[1] ** 2 + sigma_ts**2, pair_t[1] ** 2)
+torch.testing.assert_close(sigma_ts**2, 1 - table_of[500] / table_of[480])  # their current_beta_t
+std = conventions.reverse_std(*pair_s, *pair_t)
+torch.testing.assert_close(std**2, ddpm._get_variance(500).double(), rtol=1e-5, atol=0)
+print(f"a step from 500 to 480: alpha {alpha_ts:.3f}, sigma {sigma_ts:.3f}, noise put back {std:.3f}")
+
+# %% tags=["hide-input"]
+level_of = {k: (table_of[k].sqrt(), (1 - table_of[k]).sqrt()) for k in (496, 497)}
+left = conventions.between(*level_of[496], *level_of[497])[1]
+print(f"300 steps, one timestep short near 500: noise of standard deviation {left:.2f} that the network is not told of")
+assert round(float(left), 2) == 0.1
+
+# %% [markdown]
+# Every third step or so of the 300 stops one timestep short, which near $k = 500$ leaves a noise of standard deviation 0.1 in the point that the network does not know of.
+#
+
+# %% [markdown]
+# ### Exercise 20.4 (hard): the level that nobody told
+#
+# A sampler stopped short: its point is at timestep $j$ of a table, and the network is asked at $k < j$. Write the function that returns the factor of the amplitude and the standard deviation of the noise that lie between the two, from the table `alphas_cumprod` (a tensor) and the two integers.
+#
+# <details><summary>Hint</summary>
+#
+# $\eqref{eq-one-step}$: which of the two is $t$, the noisier one? And the table holds squares.
+#
+# </details>
+
+# %% tags=["exercise"]
+def not_told(alphas_cumprod, j, k):
+    """alpha_{t|s} and sigma_{t|s}, t where the point is and s where the network is asked."""
+    ### BEGIN SOLUTION
+    square = alphas_cumprod[j] / alphas_cumprod[k]
+    return square.sqrt(), (1 - square).sqrt()
+    ### END SOLUTION
+
+
+# %%
+exercises.check("20.4", not_told)
+
+# %% [markdown]
+# ## Deeper: what a step should cost
+#
+# *For you if you choose a solver and a number of steps. It counts evaluations with guidance, at two scales.*
+#
+# Guidance asks twice at each time, in one batch; Heun asks at two times a step. At equal numbers of evaluations of the network, and exact answers, the distance from where the equation of that $\gamma$ takes each point:
+
+# %% tags=["hide-input"]
+exact_way = {g: pipelines.drive(schedulers["DPM-Solver++"], pipelines.guided_network(answers, 1, g, none=2), z, 500) for g in (1.0, 5.0)}
+heun_steps = HeunDiscreteScheduler(**trailing, **table, beta_schedule="linear")
+budget_of = {"Euler (DDIM's steps)": (schedulers["Euler, trailing"], 1), "DPM-Solver++": (schedulers["DPM-Solver++"], 1), "Heun": (heun_steps, 2)}
+spent = {}
+print(f"{'evaluations':>29}" + "".join(f"{n:9d}" for n in (20, 40, 80, 160)))
+for gamma, goal in exact_way.items():
+    network = pipelines.guided_network(answers, 1, gamma, none=2)
+    for name, (scheduler, times) in budget_of.items():
+        runs = [pipelines.drive(scheduler, network, z, n // 2 // times) for n in (20, 40, 80, 160)]
+        spent[gamma, name] = [float((x - goal).abs().mean() / 1.519) for x in runs]
+        print(f"gamma {gamma:g} {name:>21} " + "".join(f"{error:9.4f}" for error in spent[gamma, name]))
+e1, m1, h1, e5, m5, h5 = spent.values()
+assert all(b < a for a, b in zip(e1, m1, strict=True)) and all(a < b for a, b in zip(e5[:1], m5[:1], strict=True)) and m5[2] < e5[2] / 2
+assert all(a < b for a, b in zip((*e5[:2], *e1[:2]), (*h5[:2], *h1[:2]), strict=True)) and h5[3] < e5[3] and m5[3] < h5[3] / 5
+
+# %% [markdown]
+# (Heun asks at $2n - 1$ times, so it pays two evaluations less than the column says.) At $\gamma = 1$ the multistep method of second order is ahead everywhere. At $\gamma = 5$ with 20 evaluations it is behind first order, with 40 beside it; it is ahead from 80 on, and with 160 by a factor of more than ten. Heun, which asks twice a step, passes first order at 80 and never the multistep method. An order is an order only for short steps ([chapter 10](10_general_case.ipynb#deeper-what-guidance-costs) has more scales). What saves without any change of solver is to leave out the evaluations at which guidance does little ([chapter 15](15_classifier_free_guidance_on_digits.ipynb#what-it-costs)). And these are errors of the *equation*; that at $\gamma = 5$ the equation itself misses what was ordered, [chapter 17](17_what_does_gamma_sample.ipynb) says.
 
 # %% [markdown]
 # ## Deeper: schedulers with noise
@@ -649,13 +654,16 @@ def asked_by_timestep(x, k):
 
 with torch.no_grad():
     from_theirs = pipelines.drive(digits_scheduler, asked_by_timestep, begin, 20)
+    digits_scheduler.alphas_cumprod = square[1:]  # the same table in float64
+    in_double = pipelines.drive(digits_scheduler, asked_by_timestep, begin, 20)
     ks = digits_scheduler.timesteps.tolist()
     from_ours = ours(kernels.ddim(both, schedule), ks, [*ks[1:], -1], begin)
-print(f"largest difference of a pixel {float((from_theirs - from_ours).abs().max()):.0e}, pixels go from {float(from_ours.min()):.1f} to {float(from_ours.max()):.1f}")
-assert (from_theirs - from_ours).abs().max() < 1e-3
+rounding, rest = (float((x - from_ours).abs().max()) for x in (from_theirs, in_double))
+print(f"largest difference of a pixel {rounding:.0e}, with their table in float64 {rest:.0e}")
+assert rounding < 1e-3 and rest < 1e-5
 
 # %% [markdown]
-# TODO read.
+# The digits are the same. What differs in the fourth digit is their table: in float32 the first entries of $1 - \bar\alpha_k$ have few digits left. With the same table in float64 the pixels agree to $10^{-5}$. Two things had to be translated: the table, and the timestep, $t = (k + 1) / T$. The label goes in as it always did.
 #
 # ## Deeper: many processes
 #

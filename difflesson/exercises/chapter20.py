@@ -27,33 +27,8 @@ def level_by_bisection(sigma_edm: float) -> tuple[float, float]:
 # --- 20.2 ---------------------------------------------------------------------------------------------------
 
 
-def stops() -> dict[str, tuple]:
-    """Cases of 20.2: a table of alphas_cumprod, where the point is, and where the network is asked."""
-    linear = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
-    short = torch.tensor([0.95, 0.7, 0.4, 0.1], dtype=torch.float64)
-    return {
-        "one timestep near 500": (linear, 497, 496),
-        "twenty timesteps": (linear, 980, 960),
-        "near the data": (linear, 3, 0),
-        "another table": (short, 3, 1),
-        "its first entries": (short, 1, 0),
-    }
-
-
-def by_single_steps(alphas_cumprod: Tensor, j: int, k: int) -> tuple[Tensor, Tensor]:
-    """One timestep after the other: amplitudes multiply, and each step adds its noise."""
-    amplitude, variance = torch.ones_like(alphas_cumprod[0]), torch.zeros_like(alphas_cumprod[0])
-    for i in range(k + 1, j + 1):
-        kept = alphas_cumprod[i] / alphas_cumprod[i - 1]
-        amplitude, variance = amplitude * kept**0.5, variance * kept + 1 - kept
-    return amplitude, variance**0.5
-
-
-# --- 20.3 ---------------------------------------------------------------------------------------------------
-
-
 def applications() -> dict[str, tuple]:
-    """Cases of 20.3: gamma, how often the line is applied, and whether its branches are swapped."""
+    """Cases of 20.2: gamma, how often the line is applied, and whether its branches are swapped."""
     return {
         "right": (4.0, 1, False),
         "twice": (3.0, 2, False),
@@ -77,11 +52,11 @@ def scale_of_two_numbers(gamma: float, times: int, swapped: bool) -> float:
     return (last - uncond) / (cond - uncond)
 
 
-# --- 20.4 ---------------------------------------------------------------------------------------------------
+# --- 20.3 ---------------------------------------------------------------------------------------------------
 
 
 def brightnesses() -> dict[str, tuple]:
-    """Cases of 20.4: m, c and alphabar."""
+    """Cases of 20.3: m, c and alphabar."""
     return {
         "Stable Diffusion's table": (-0.8, 0.3, 0.00466),
         "pure noise": (1.2, 0.5, 0.0),
@@ -125,6 +100,31 @@ def believed(m, c, alphabar, *, power=0.5, noise=True, lost=1.0):
     return m - lost * c * alphabar**power * m / var**0.5, c / var**0.5
 
 
+# --- 20.4 ---------------------------------------------------------------------------------------------------
+
+
+def stops() -> dict[str, tuple]:
+    """Cases of 20.4: a table of alphas_cumprod, where the point is, and where the network is asked."""
+    linear = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    short = torch.tensor([0.95, 0.7, 0.4, 0.1], dtype=torch.float64)
+    return {
+        "one timestep near 500": (linear, 497, 496),
+        "twenty timesteps": (linear, 980, 960),
+        "near the data": (linear, 3, 0),
+        "another table": (short, 3, 1),
+        "its first entries": (short, 1, 0),
+    }
+
+
+def by_single_steps(alphas_cumprod: Tensor, j: int, k: int) -> tuple[Tensor, Tensor]:
+    """One timestep after the other: amplitudes multiply, and each step adds its noise."""
+    amplitude, variance = torch.ones_like(alphas_cumprod[0]), torch.zeros_like(alphas_cumprod[0])
+    for i in range(k + 1, j + 1):
+        kept = alphas_cumprod[i] / alphas_cumprod[i - 1]
+        amplitude, variance = amplitude * kept**0.5, variance * kept + 1 - kept
+    return amplitude, variance**0.5
+
+
 EXERCISES = [
     Exercise(
         number="20.1",
@@ -166,39 +166,6 @@ EXERCISES = [
     ),
     Exercise(
         number="20.2",
-        title="the amplitude and the noise between two levels, whatever lies between",
-        cases=stops,
-        truth=by_single_steps,
-        mistakes=[
-            Mistake(
-                "the square of the amplitude",
-                lambda table, j, k: (by_single_steps(table, j, k)[0] ** 2, by_single_steps(table, j, k)[1]),
-                "the table holds squares, and so does the ratio of its entries.",
-            ),
-            Mistake(
-                "the variance of the noise",
-                lambda table, j, k: (by_single_steps(table, j, k)[0], by_single_steps(table, j, k)[1] ** 2),
-                "the noise is right but squared: a standard deviation was asked for.",
-            ),
-            Mistake(
-                "t and s exchanged",
-                lambda table, j, k: (1 / by_single_steps(table, j, k)[0], by_single_steps(table, j, k)[1]),
-                "noising makes the amplitude smaller. Which of the two is noisier?",
-            ),
-            Mistake(
-                "variances subtracted",
-                lambda table, j, k: (by_single_steps(table, j, k)[0], (table[k] - table[j]).sqrt()),
-                "the noise that was there at s shrinks on the way to t as well.",
-            ),
-            Mistake(
-                "deviations subtracted",
-                lambda table, j, k: (by_single_steps(table, j, k)[0], (1 - table[j]).sqrt() - (1 - table[k]).sqrt()),
-                "noises that do not know of each other add as variances.",
-            ),
-        ],
-    ),
-    Exercise(
-        number="20.3",
         title="every application multiplies the distance from the unconditional guess",
         cases=applications,
         truth=scale_of_two_numbers,
@@ -231,7 +198,7 @@ EXERCISES = [
         ],
     ),
     Exercise(
-        number="20.4",
+        number="20.3",
         title="too little noise at the start pulls the mean to the middle and leaves the deviation nearly alone",
         cases=brightnesses,
         truth=by_the_flow,
@@ -263,5 +230,38 @@ EXERCISES = [
             ),
         ],
         tolerance=1e-6,
+    ),
+    Exercise(
+        number="20.4",
+        title="the amplitude and the noise between two levels, whatever lies between",
+        cases=stops,
+        truth=by_single_steps,
+        mistakes=[
+            Mistake(
+                "the square of the amplitude",
+                lambda table, j, k: (by_single_steps(table, j, k)[0] ** 2, by_single_steps(table, j, k)[1]),
+                "the table holds squares, and so does the ratio of its entries.",
+            ),
+            Mistake(
+                "the variance of the noise",
+                lambda table, j, k: (by_single_steps(table, j, k)[0], by_single_steps(table, j, k)[1] ** 2),
+                "the noise is right but squared: a standard deviation was asked for.",
+            ),
+            Mistake(
+                "t and s exchanged",
+                lambda table, j, k: (1 / by_single_steps(table, j, k)[0], by_single_steps(table, j, k)[1]),
+                "noising makes the amplitude smaller. Which of the two is noisier?",
+            ),
+            Mistake(
+                "variances subtracted",
+                lambda table, j, k: (by_single_steps(table, j, k)[0], (table[k] - table[j]).sqrt()),
+                "the noise that was there at s shrinks on the way to t as well.",
+            ),
+            Mistake(
+                "deviations subtracted",
+                lambda table, j, k: (by_single_steps(table, j, k)[0], (1 - table[j]).sqrt() - (1 - table[k]).sqrt()),
+                "noises that do not know of each other add as variances.",
+            ),
+        ],
     ),
 ]
