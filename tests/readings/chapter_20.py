@@ -76,7 +76,11 @@ def stride_share() -> Reading:
 @reads("eq-wrong-gamma")
 def wrong_gamma() -> Reading:
     uncond, cond = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(2), dtype=F64)
-    letters = {r"\hat\varepsilon_u": uncond, r"\hat\varepsilon_c": cond, r"\gamma": torch.tensor([2.6, -0.7, 0.4], dtype=F64)}
+    letters = {
+        r"\hat\varepsilon_u": uncond,
+        r"\hat\varepsilon_c": cond,
+        r"\gamma": torch.tensor([2.6, -0.7, 0.4], dtype=F64),
+    }
     return Reading(letters, statements=2)
 
 
