@@ -70,7 +70,7 @@ shown
 #
 # The left one anybody sees. What about the other two? Look as long as you like.
 #
-# **How to see it.** Three ideas. With exact answers, nothing is left to blame but the sampler. On a *line*, noiseless sampling has an answer known point by point: points cannot pass each other, so the noise at the 30 % mark ends at the 30 % mark of the data. And a sampler that is right gets better with more steps, in a way known beforehand. So: **double the steps. What does not go away is a mistake.**
+# **How to see it.** Three ideas. With exact answers, nothing is left to blame but the sampler. On a *line*, noiseless sampling has an answer known point by point: points cannot pass each other, so the noise at the 30 % mark ends at the 30 % mark of the data. And a right sampler of order one or two halves or quarters its error when its steps double. So: **double the steps; what does not go away is a mistake.**
 #
 # ## A network that cannot be wrong
 #
@@ -195,7 +195,7 @@ with plotting.style():
     figure, axes = plotting.plt.subplots(figsize=(6.2, 3.4))
     for name, by in walks.items():
         axes.loglog(by.keys(), by.values(), marker=".", color=plotting.COLOURS[colours[name]], linestyle=":" if name == "Euler, trailing" else "-")
-    for name, n, up in (("DDIM as it comes", 22, 0.68), ("DDIM, trailing", 165, 2.3), ("DDIM, leading", 22, 1.35), ("DPM-Solver++", 24, 0.3)):
+    for name, n, up in (("DDIM as it comes", 22, 0.6), ("DDIM, trailing", 165, 2.3), ("DDIM, leading", 22, 1.35), ("DPM-Solver++", 24, 0.27)):
         axes.text(n, walks[name].get(n, walks[name][25 if n < 30 else 160]) * up, name, color=plotting.COLOURS[colours[name]])
     axes.text(135, 0.0026, "Euler, trailing", color=plotting.COLOURS["unconditional"])
     axes.set(xlabel="number of steps", ylabel="error of the walk", xticks=[20, 40, 80, 160, 320], xticklabels=[20, 40, 80, 160, 320])
@@ -505,7 +505,7 @@ exercises.check("20.3", mean_and_deviation)
 #
 # $$ x_t = \alpha_{t|s}\, x_s + \sigma_{t|s}\, \varepsilon, \qquad \alpha_{t|s} = \frac{\alpha_t}{\alpha_s}, \qquad \sigma_{t|s}^2 = \sigma_t^2 - \alpha_{t|s}^2\, \sigma_s^2. \label{eq-one-step} $$
 #
-# In words: *the amplitude of a step is the ratio of the amplitudes; its noise is what is missing to the noise at its end.* With this line one reads all the small letters of a scheduler: `current_beta_t` is $\sigma_{t|s}^2$, the standard deviation of its noise $\sigma_{t|s}\, \sigma_s / \sigma_t$.
+# In words: *the amplitude of a step is the ratio of the amplitudes; its noise is what is missing to the noise at its end.* With this line one reads the small letters of `DDPMScheduler`: `current_beta_t` is $\sigma_{t|s}^2$, and the noise of a step has the standard deviation $\sigma_{t|s}\, \sigma_s / \sigma_t$ (`fixed_small`).
 
 # %%
 ddpm = DDPMScheduler(**table, clip_sample=False)
@@ -612,7 +612,7 @@ torch.testing.assert_close(torch.tensor(of_noise["fixed_small"]), torch.tensor(o
 #
 # *For you if you doubt that a line says anything about more dimensions. It measures the three settings of the first picture on the four blobs.*
 #
-# In the plane the flow has no formula. But our own sampler, in 400 steps of Heun, stands in for it, from the same starts.
+# In the plane the flow has no formula. But our own sampler, in 150 steps of Heun, stands in for it, from the same starts.
 
 # %% tags=["hide-input"]
 grid = torch.cat([torch.linspace(1, 0.02, 120), torch.linspace(0.02, 0, 31)[1:]]).double()
@@ -698,4 +698,4 @@ assert (apart - together).abs().max() < 1e-4
 #
 # *For you if you go to a large model now. Nothing in this section was run here: there is no network connection on this page.*
 #
-# What carries over is all that does not look at the network: the scheduler of the checkpoint can be checked as it stands, `check_scheduler(pipe.scheduler, (25, 50, 100))`, in seconds and without a GPU. (Give it a noiseless one; some schedulers draw noise.) Its `alphas_cumprod` says what the start leaves. Then the loop: put `exact_network` in the place of the network, as was done with `DiTPipeline`; a pipeline that wants a text encoder needs one more stand-in. What the check does *not* show: whether the network fits the table it came with; whether labels or prompts reach it; the autoencoder. A latent is multiplied by a factor (0.18215 in the first Stable Diffusion) to have a standard deviation near 1, and divided by it before decoding; forget one of the two and the network sees data of another size, an error that exact answers would not have. So look, in this order: `scheduler.config` against the model card; one batch of real images through encoder, factor and a little noise, and the loss of the network on it with each `prediction_type`, of which one is far below the others; unguided samples; then guidance.
+# What carries over is all that does not look at the network: the scheduler of the checkpoint can be checked as it stands, `check_scheduler(pipe.scheduler, (25, 50, 100))`, in seconds and without a GPU. (Give it a noiseless one; some schedulers draw noise.) Its `alphas_cumprod` says what the start leaves. Then the loop: put `exact_network` in the place of the network, as was done with `DiTPipeline`; a pipeline that wants a text encoder needs one more stand-in. What the check does *not* show: whether the network fits the table it came with; whether labels or prompts reach it; the autoencoder. A latent is multiplied by a factor (0.18215 in the first Stable Diffusion) to have a standard deviation near 1, and divided by it before decoding; forget one of the two and the sizes no longer fit, an error that exact answers do not see. So look, in this order: `scheduler.config` against the model card; one batch of real images through encoder, factor and a little noise, and the loss of the network on it with each `prediction_type`, of which one is far below the others; unguided samples; then guidance.

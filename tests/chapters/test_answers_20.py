@@ -1,33 +1,47 @@
-"""The exercises of chapter 20 computed a third way, neither as their solutions nor as their checkers do."""
+"""The exercises of chapter 20 computed a third way, in NumPy."""
 
 import numpy as np
 import pytest
-from scipy.special import expit
 
 from tests.oracles.third_answers import disagreements
 
-# If somebody gets solution and checker wrong together, these go red. TODO one for each exercise
-
 
 @pytest.mark.answer("20.1")
-def test_the_share_of_the_signal_is_a_logistic_function():
-    assert disagreements("20.1", expit) == []
+def test_the_level_of_a_sigma_is_that_of_a_right_triangle():
+    def level(sigma_edm):
+        alpha = np.cos(np.arctan2(sigma_edm, 1.0))
+        return alpha**2, alpha
+
+    assert disagreements("20.1", level) == []
 
 
 @pytest.mark.answer("20.2")
-def test_the_share_of_the_noise_is_what_a_small_step_adds():
-    """d share / d log_snr = share (1 - share), from no signal at all, summed up."""
+def test_the_scale_is_read_off_the_last_of_a_row_of_matrices():
+    """(uncond, last) is multiplied by a matrix each time; the weight of cond in the last is the scale."""
 
-    def noise(log_snr):
-        share, steps = expit(-30.0), np.diff(np.linspace(-30.0, log_snr, 100_001))
-        for step in steps:
-            middle = share + step / 2 * share * (1 - share)
-            share += step * middle * (1 - middle)
-        return 1 - share
+    def scale(gamma, times, swapped):
+        once = np.array([[1.0, 0.0], [gamma, 1 - gamma] if swapped else [1 - gamma, gamma]])
+        return np.linalg.matrix_power(once, times)[1, 1]
 
-    assert disagreements("20.2", noise) == []
+    assert disagreements("20.2", scale) == []
 
 
 @pytest.mark.answer("20.3")
-def test_the_two_shares_are_in_the_ratio_that_the_logarithm_says():
-    assert disagreements("20.3", lambda log_snr: tuple(np.linalg.solve([[1, 1], [1, -np.exp(log_snr)]], [1, 0]))) == []
+def test_mean_and_deviation_are_those_of_quantiles_of_two_gaussians():
+    def ends(m, c, alphabar):
+        z = np.array([-1.0, 1.0])
+        scores = (z - np.sqrt(alphabar) * m) / np.hypot(np.sqrt(alphabar) * c, np.sqrt(1 - alphabar))
+        low, high = m + c * scores
+        return (low + high) / 2, (high - low) / 2
+
+    assert disagreements("20.3", ends) == []
+
+
+@pytest.mark.answer("20.4")
+def test_the_noise_between_two_levels_adds_up_to_that_of_the_noisier():
+    def between(alphas_cumprod, j, k):
+        table = alphas_cumprod.numpy()
+        alpha = np.sqrt(table[j]) / np.sqrt(table[k])
+        return alpha, np.sqrt((1 - table[j]) - alpha**2 * (1 - table[k]))
+
+    assert disagreements("20.4", between) == []

@@ -1,7 +1,9 @@
 """What chapter 20 claims about exact answers in schedulers of diffusers, by quadrature, the flow itself and NumPy."""
 
+import ast
 import math
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,7 +57,7 @@ def flow_end(mixture, x, alpha, sigma):
 
 
 def walks(scheduler, steps, line=LINE, **options):
-    return [row.walk for row in pipelines.check_scheduler(scheduler, steps, line, count=60, **options)]
+    return [row.walk for row in pipelines.check_scheduler(scheduler, steps, line, count=40, **options)]
 
 
 # ---- the network, and what must come out
@@ -104,11 +106,11 @@ def test_points_of_the_flow_keep_their_share_on_a_line(line):
 
 
 def test_in_the_plane_the_share_to_the_left_is_not_kept():
-    """So the check is made on a line: of two points with one first coordinate, one passes the other."""
-    mixture, clock = plane.four_blobs(), from_betas(ddim().betas.double())
-    x = torch.tensor([[0.0, -1.5], [0.0, 1.5], [0.1, -1.5]], dtype=F64)
-    ends = flow_end(mixture, x, clock.alpha(0.7), clock.sigma(0.7))[:, 0]
-    assert abs(float(ends[0] - ends[1])) > 0.1
+    """So the check is made on a line: here the point that starts to the right ends to the left."""
+    alpha, sigma = conventions.noise_level(2.5, "edm")
+    x = alpha * torch.tensor([[-1.346, -5.385], [-2.154, 5.385]], dtype=F64)
+    ends = flow_end(plane.four_blobs(), x, alpha, sigma)
+    assert x[0, 0] > x[1, 0] + 0.2 and ends[0, 0] < ends[1, 0] - 0.1
 
 
 @pytest.mark.equation("eq-two-errors")
@@ -130,7 +132,7 @@ def test_the_whole_error_is_walk_and_start_and_each_is_what_it_is_called(line):
 def _percent_point(line, share):
     axis = torch.linspace(-4, 5, 100_001, dtype=F64)
     mass = torch.cumulative_trapezoid(line.log_prob(axis[:, None]).exp(), axis)
-    return float(axis[int((mass < share).sum())])
+    return float(np.interp(share, mass.numpy(), axis[1:].numpy()))
 
 
 @pytest.mark.equation("eq-two-errors")
@@ -175,7 +177,7 @@ def test_what_the_default_cuts_never_arrives_and_stays_inside_one():
 @each_line
 def test_ddim_with_trailing_timesteps_is_right_only_where_the_number_of_steps_divides_a_thousand(line):
     share = names_of("20", "eq-stride-share")["share_left_out"]
-    counts = (25, 50, 100, 200, 60, 80, 160, 300)
+    counts = (25, 50, 100, 60, 80, 300)
     theirs, euler = (
         walks(kind, counts, line) for kind in (ddim(**TRAILING), EulerDiscreteScheduler(**TRAILING, **TABLE))
     )
@@ -314,21 +316,21 @@ def test_at_one_swapped_branches_draw_all_data_and_twice_is_not_seen():
 
     right = pipelines.guided_network(network, 1, 1.0, none=2)
     class_1 = LINE.given(1)
-    assert walks(scheduler, (50,), class_1, network=right)[0] < 0.02
+    assert walks(scheduler, (50,), class_1, network=right)[0] < 0.025
     assert walks(scheduler, (50,), class_1, network=swapped)[0] > 0.5
-    assert walks(scheduler, (50,), LINE, network=swapped)[0] < 0.03  # all data
+    assert walks(scheduler, (50,), LINE, network=swapped)[0] < 0.04  # all data
 
 
 def test_doubling_finds_what_is_wrong_in_the_limit_and_not_a_step_that_comes_late():
     scheduler = ddim()
     network = pipelines.exact_network(OTHER, scheduler.alphas_cumprod)
-    late = walks(scheduler, (50, 100, 200), OTHER,
+    late = walks(scheduler, (25, 50, 100), OTHER,
                  network=lambda x, k: network(x, min(int(k) + 1000 // scheduler.num_inference_steps, 999)))  # fmt: skip
-    right = walks(scheduler, (50, 100, 200), OTHER)
+    right = walks(scheduler, (25, 50, 100), OTHER)
     assert all(b < 0.6 * a for a, b in zip(late[:-1], late[1:], strict=True)) and late[2] > 2.5 * right[2]
     wrong_table = pipelines.exact_network(OTHER, ddim(**SD).alphas_cumprod)
     for wrong in (wrong_table, lambda x, k: 1.02 * network(x, k), lambda x, k: network(x, min(int(k) + 1, 999))):
-        found = walks(scheduler, (50, 100, 200), OTHER, network=wrong)
+        found = walks(scheduler, (25, 50, 100), OTHER, network=wrong)
         assert found[2] > 0.55 * found[1]
 
 
@@ -366,26 +368,62 @@ def test_the_pipeline_draws_at_zero_and_a_half_what_it_draws_at_one(pipe):
 
 def test_stable_diffusion_has_no_label_first_and_the_label_second_and_is_off_at_one():
     """Read in the source, since its text encoder is not here."""
-    folder = diffusers.__path__[0] + "/pipelines/"
-    text = open(folder + "stable_diffusion/pipeline_stable_diffusion.py", encoding="utf-8").read()
+    folder = Path(diffusers.__file__).with_name("pipelines")
+    text = (folder / "stable_diffusion/pipeline_stable_diffusion.py").read_text("utf-8")
     assert "noise_pred_uncond, noise_pred_text = noise_pred.chunk(2)" in text and "_guidance_scale > 1" in text
-    text = open(folder + "dit/pipeline_dit.py", encoding="utf-8").read()
+    text = (folder / "dit/pipeline_dit.py").read_text("utf-8")
     assert "cond_eps, uncond_eps = torch.split(eps, len(eps) // 2, dim=0)" in text and "guidance_scale > 1" in text
+
+
+@pytest.mark.parametrize("n", [50, 300])
+def test_which_timesteps_each_spacing_asks_for(n):
+    found = {}
+    for spacing in ("leading", "trailing", "linspace"):
+        scheduler = ddim(timestep_spacing=spacing)
+        scheduler.set_timesteps(n)
+        found[spacing] = scheduler.timesteps.numpy()
+    assert (found["leading"][::-1] == np.arange(n) * (1000 // n)).all()
+    assert np.abs(found["trailing"] - (999 - np.arange(n) * 1000 / n)).max() <= 0.5 + 1e-9
+    assert found["linspace"][0] == 999 and found["linspace"][-1] == 0
+
+
+def test_the_starting_noise_has_the_unit_of_the_scheduler():
+    assert ddim().init_noise_sigma == 1
+    euler = EulerDiscreteScheduler(**TRAILING, **TABLE)
+    euler.set_timesteps(10)
+    assert abs(float(euler.init_noise_sigma) - float(euler.sigmas[0])) < 1e-3 and euler.sigmas[0] > 100
+
+
+def test_rescaling_is_a_factor_for_each_picture_towards_the_deviation_of_its_conditional_guess():
+    """The function as it stands in the library's source; its module wants a text encoder."""
+    source = (
+        Path(diffusers.__file__).with_name("pipelines") / "stable_diffusion/pipeline_stable_diffusion.py"
+    ).read_text("utf-8")
+    (node,) = [part for part in ast.parse(source).body if getattr(part, "name", "") == "rescale_noise_cfg"]
+    space = {}
+    exec(compile(ast.Module([node], []), "rescale", "exec"), space)
+    guided, told = torch.randn(2, 3, 1, 8, 8, dtype=F64)
+    guided = 2.5 * guided
+    half = space["rescale_noise_cfg"](guided, told, 0.5)
+    factors = (half / guided).flatten(1)
+    assert (factors - factors[:, :1]).abs().max() < 1e-12 and len(set(factors[:, 0].tolist())) == 3
+    whole = space["rescale_noise_cfg"](guided, told, 1.0)
+    assert (whole.flatten(1).std(1) - told.flatten(1).std(1)).abs().max() < 1e-12
 
 
 # ---- Deeper
 
 
 def test_second_order_pays_at_once_without_guidance_and_late_with_strong():
-    z = torch.special.ndtri((torch.arange(60, dtype=F64) + 0.5) / 60)[:, None]
+    z = torch.special.ndtri((torch.arange(150, dtype=F64) + 0.5) / 150)[:, None]
     euler, multistep = EulerDiscreteScheduler(**TRAILING, **TABLE), DPMSolverMultistepScheduler(**TRAILING, **TABLE)
     network = pipelines.exact_network(LINE, euler.alphas_cumprod)
     for gamma in (1.0, 5.0):
         guided = pipelines.guided_network(network, 1, gamma, none=2)
-        goal = pipelines.drive(multistep, guided, z, 400)
+        goal = pipelines.drive(multistep, guided, z, 250)
         first, second = ([float((pipelines.drive(kind, guided, z, n) - goal).abs().mean()) for n in (10, 40, 80)]
                          for kind in (euler, multistep))  # fmt: skip
-        assert (second[0] < first[0]) == (gamma == 1.0) and second[1] < first[1] / 2 and second[2] < first[2] / 10
+        assert (second[0] < first[0]) == (gamma == 1.0) and second[1] < first[1] / 2 and second[2] < first[2] / 5
 
 
 def test_fixed_small_is_ddim_with_eta_one():
@@ -406,3 +444,19 @@ def test_in_the_plane_300_trailing_steps_are_almost_twice_as_far_off_as_50_leadi
     near, far = (float((pipelines.drive(kind, network, z, n) - perfect).norm(dim=1).mean())
                  for kind, n in ((scheduler, 50), (other, 300)))  # fmt: skip
     assert 1.4 < far / near < 2.2
+
+
+def test_at_200_steps_the_noisy_ones_are_within_the_scatter_of_the_data_and_at_20_noise_costs():
+    count, table = 1000, ddim().alphas_cumprod
+    want = pipelines.quantile(LINE, (torch.arange(count, dtype=F64) + 0.5) / count)
+
+    def far(x):
+        return float((x.sort(0).values - want).abs().mean())
+
+    lucky = sorted(far(LINE.sample(count, torch.Generator().manual_seed(100 + k))[0]) for k in range(40))
+    network, z = pipelines.exact_network(LINE, table), torch.randn(count, 1, generator=torch.Generator().manual_seed(9))
+    runs = {(eta, n): far(pipelines.drive(ddim(), network, z.double(), n, eta=eta,
+                                          generator=torch.Generator().manual_seed(10)))
+            for eta in (0.0, 1.0) for n in (20, 200)}  # fmt: skip
+    assert lucky[0] > 0.01 and max(runs[0.0, 200], runs[1.0, 200]) < lucky[-1]
+    assert runs[1.0, 20] > runs[0.0, 20] + 0.03
