@@ -321,6 +321,22 @@ def test_at_one_swapped_branches_draw_all_data_and_twice_is_not_seen():
     assert walks(scheduler, (50,), LINE, network=swapped)[0] < 0.04  # all data
 
 
+def test_tested_at_one_a_pipeline_s_loop_hides_swapped_branches():
+    scheduler = ddim()
+    network = pipelines.exact_network(LINE, scheduler.alphas_cumprod)
+    plain = pipelines.guided_network(network, 1, 1.0, none=2)
+
+    def swapped(gamma):
+        def ask(x, k):
+            uncond, cond = network(torch.cat([x] * 2), k, torch.tensor([2, 1]).repeat_interleave(len(x))).chunk(2)
+            return cond + gamma * (uncond - cond)
+
+        return ask if gamma > 1 else plain  # as pipelines do
+
+    at, above = (walks(scheduler, (50,), LINE.given(1), network=swapped(gamma))[0] for gamma in (1.0, 1.000001))
+    assert at == walks(scheduler, (50,), LINE.given(1), network=plain)[0] and above > 0.5
+
+
 def test_doubling_finds_what_is_wrong_in_the_limit_and_not_a_step_that_comes_late():
     scheduler = ddim()
     network = pipelines.exact_network(OTHER, scheduler.alphas_cumprod)
@@ -332,6 +348,14 @@ def test_doubling_finds_what_is_wrong_in_the_limit_and_not_a_step_that_comes_lat
     for wrong in (wrong_table, lambda x, k: 1.02 * network(x, k), lambda x, k: network(x, min(int(k) + 1, 999))):
         found = walks(scheduler, (25, 50, 100), OTHER, network=wrong)
         assert found[2] > 0.55 * found[1]
+
+
+def test_a_timestep_early_is_nearer_with_few_steps_and_farther_with_many():
+    scheduler = ddim()
+    network = pipelines.exact_network(LINE, scheduler.alphas_cumprod)
+    early = walks(scheduler, (25, 1000), network=lambda x, k: network(x, max(int(k) - 1, 0)))
+    right = walks(scheduler, (25, 1000))
+    assert early[0] < right[0] and early[1] > 1.5 * right[1]
 
 
 @pytest.fixture(scope="module")
