@@ -640,7 +640,7 @@ torch.testing.assert_close(torch.tensor(of_noise["fixed_small"]), torch.tensor(o
 # In the plane the flow has no formula. But our own sampler, in 150 steps of Heun, stands in for it, from the same starts.
 
 # %% tags=["hide-input"]
-grid = torch.cat([torch.linspace(1, 0.02, 120), torch.linspace(0.02, 0, 31)[1:]]).double()
+grid = torch.cat([torch.linspace(1, 0.02, 121), torch.linspace(0.02, 0, 31)[1:]]).double()
 assert len(grid) - 1 == 150
 fine = draw(kernels.heun(four.denoiser(clock), clock), noise, grid)
 size_of = float(fine.var(0).sum() ** 0.5)
