@@ -92,7 +92,7 @@ euler = EulerDiscreteScheduler(beta_start=1e-4, beta_end=0.02, timestep_spacing=
 euler.set_timesteps(50)
 k, sigma_edm = int(euler.timesteps[20]), euler.sigmas[20].double()
 alpha, sigma = conventions.noise_level(sigma_edm, "edm")
-torch.testing.assert_close(alpha**2, euler.alphas_cumprod[k].double(), atol=2e-6, rtol=0)
+torch.testing.assert_close(alpha**2, euler.alphas_cumprod[k].double(), atol=1e-7, rtol=0)
 x_edm = sigma_edm * noise[:5]
 torch.testing.assert_close(euler.scale_model_input(x_edm, euler.timesteps[20]), alpha * x_edm, atol=1e-6, rtol=0)
 torch.testing.assert_close(conventions.rescale(x_edm, sigma_edm, "edm", "difflesson"), alpha * x_edm)
@@ -194,7 +194,7 @@ for name, by in walks.items():
     halved = all(by[2 * n] < 0.55 * by[n] for n in (20, 40, 80, 160))
     assert halved == (name in ("DDIM, leading", "Euler, trailing", "DPM-Solver++"))
 assert walks["DDIM, trailing"][300] > walks["DDIM, trailing"][25] > 0.04 and walks["DDIM as it comes"][320] > 0.34
-assert max(abs(walks["DDIM, trailing"][n] - walks["Euler, trailing"][n]) for n in (20, 25, 40, 50, 100, 125, 200)) < 1e-3
+assert max(abs(walks["DDIM, trailing"][n] - walks["Euler, trailing"][n]) for n in (20, 25, 40, 50, 100, 125, 200)) < 1e-5
 
 # %% tags=["hide-input"]
 colours = dict(zip(schedulers, ("conditional", "guided", "unconditional", "unconditional", "truth"), strict=True))
@@ -398,7 +398,7 @@ for gamma, points in drawn.items():
     share = float(four.class_log_prob(points, 1).exp().mean())
     print(f"guidance_scale={gamma}: share of class 1 {share:.3f}; the same as at 1: {bool((points == drawn[1.0]).all())}")
 assert (drawn[4.0] - wanted).abs().max() < 1e-5 and (drawn[0.0] == drawn[1.0]).all() and (drawn[0.5] == drawn[1.0]).all()
-assert 0 < (drawn[1.000001] - drawn[1.0]).abs().max() < 1e-3
+assert 0 < (drawn[1.000001] - drawn[1.0]).abs().max() < 1e-4
 
 # %% [markdown]
 # The pipeline does what this book's DDIM does under guidance, to $10^{-5}$. (Its batch has the label first and "no label" second; that of `StableDiffusionPipeline` has them the other way round.) But `guidance_scale` is $\gamma$ only above 1: at 0, where our $\gamma$ ignores the label, and at 0.5, it draws what it draws at 1.
@@ -675,23 +675,23 @@ both = guidance.classifier_free(network_pair(pocket, schedule, labels), 2.0)
 begin = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(5))
 
 # %% tags=["hide-input"]
-def compared(both, begin):
+def compared(scheduler, both, begin):
     """Largest difference of a pixel between their DDIM and ours, 20 steps."""
     def asked_by_timestep(x, k):
         return both(x, (float(k) + 1) / 1000).eps
 
     with torch.no_grad():
-        theirs = pipelines.drive(digits_scheduler, asked_by_timestep, begin, 20)
-        ks = digits_scheduler.timesteps.tolist()
+        theirs = pipelines.drive(scheduler, asked_by_timestep, begin, 20)
+        ks = scheduler.timesteps.tolist()
         return float((theirs - ours(kernels.ddim(both, schedule), ks, [*ks[1:], -1], begin)).abs().max())
 
 
-rounded = compared(both, begin)
+rounded = compared(digits_scheduler, both, begin)
 digits_scheduler.final_alpha_cumprod = schedule.alpha(torch.zeros(()).double()) ** 2
-ended = compared(both, begin)
+ended = compared(digits_scheduler, both, begin)
 digits_scheduler.alphas_cumprod = square[1:]
 in_double = guidance.classifier_free(network_pair(pocket.double(), schedule, labels), 2.0)
-exactly = compared(in_double, begin.double())
+exactly = compared(digits_scheduler, in_double, begin.double())
 print(f"largest difference of a pixel {rounded:.0e}; with the same end {ended:.0e}; and in float64 {exactly:.0e}")
 assert 1e-4 < rounded < 1e-3 and ended < rounded and exactly < 1e-9
 pocket = pocket.float()

@@ -326,7 +326,6 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
     "20.1": {
         "sigma_edm -> -sigma_edm": "it is squared",
         "sigma_edm -> abs(sigma_edm)": "noise over signal is positive",
-        "alphabar -> abs(alphabar)": "it is positive",
     },
     "20.2": {
         **{f"swapped -> {it}": "only its truth is asked for" for it in ("-swapped", "swapped ** 2", "abs(swapped)")},
