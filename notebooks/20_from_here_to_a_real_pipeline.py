@@ -13,7 +13,7 @@
 #
 # **You need** chapters 05 and 11; `pip install diffusers` (an extra of this course, `peers`). What is printed comes from version 0.42.1; without the library the page can be read, and not run.
 #
-# *31 minutes to read, 10 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
+# *32 minutes to read, 11 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import inspect

@@ -273,6 +273,7 @@ def test_the_start_depends_on_the_table_and_the_first_timestep_and_not_on_the_so
     first = ddim(**SD)
     first.set_timesteps(10)
     assert int(first.timesteps[0]) == 900
+    assert abs(starts(ddim(), (501,))[0] - 0.08) < 0.005 and starts(ddim(**TRAILING), (500,))[0] < 0.003
 
 
 def test_the_defaults_of_heun_are_a_third_table():
@@ -287,6 +288,18 @@ def test_alpha_to_one_and_the_offset_move_the_walk_by_less_than_a_tenth():
         walks(ddim(set_alpha_to_one=False, steps_offset=1, **SD), (10, 50, 200)),
     )
     assert all(abs(b / a - 1) < 0.1 for a, b in zip(usual, own, strict=True))
+
+
+def test_the_walk_of_linspace_halves_from_a_greater_height():
+    found, right = (walks(ddim(timestep_spacing=name), (25, 50, 100)) for name in ("linspace", "leading"))
+    assert all(b < 0.55 * a for a, b in zip(found[:-1], found[1:], strict=True))
+    assert all(a > 1.2 * b for a, b in zip(found, right, strict=True))
+
+
+def test_the_rule_finds_the_stride_at_30_60_120_and_not_where_the_numbers_divide_a_thousand():
+    hidden, shown = (walks(ddim(**TRAILING), counts) for counts in ((25, 50, 100), (30, 60, 120)))
+    assert all(b < 0.55 * a for a, b in zip(hidden[:-1], hidden[1:], strict=True))
+    assert shown[1] > 0.7 * shown[0] and shown[2] > 0.7 * shown[1]
 
 
 # ---- your own loop
@@ -409,6 +422,10 @@ def test_which_timesteps_each_spacing_asks_for(n):
     assert (found["leading"][::-1] == np.arange(n) * (1000 // n)).all()
     assert np.abs(found["trailing"] - (999 - np.arange(n) * 1000 / n)).max() <= 0.5 + 1e-9
     assert found["linspace"][0] == 999 and found["linspace"][-1] == 0
+    for wrong in (61, 103):  # one timestep too many, in every scheduler of the page
+        for scheduler in (ddim(**TRAILING), EulerDiscreteScheduler(**TRAILING, **TABLE)):
+            scheduler.set_timesteps(wrong)
+            assert len(scheduler.timesteps) == wrong + 1 and scheduler.timesteps[-1] == -1
 
 
 def test_the_starting_noise_has_the_unit_of_the_scheduler():
