@@ -323,6 +323,20 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
         **{f"a -> {other}": "inside abs(a)" for other in ("-a", "abs(a)")},
         **{f"{name} -> abs({name})": "the exercise says that it is not negative" for name in ("b", "c")},
     },
+    "20.1": {
+        "sigma_edm -> -sigma_edm": "it is squared",
+        "sigma_edm -> abs(sigma_edm)": "noise over signal is positive",
+    },
+    "20.2": {
+        **{f"swapped -> {it}": "only its truth is asked for" for it in ("-swapped", "swapped ** 2", "abs(swapped)")},
+        "times -> abs(times)": "a number of times is not negative",
+    },
+    "20.3": {
+        "alphabar -> abs(alphabar)": "it is not negative",
+        "c -> abs(c)": "a deviation is positive",
+        "c -> -c": "there it is squared",
+    },
+    "20.4": {f"{name} -> abs({name})": "none of them is negative" for name in ("alphas_cumprod", "j", "k")},
     "17.1": {"rho -> -rho": "it is squared", "rho -> abs(rho)": "it is squared"},
     "17.2": {
         **{f"{name} -> abs({name})": "variances are positive" for name in "CU"},

@@ -331,6 +331,10 @@ NOT_READ = {
     "mixture.GaussianMixture.noised": "read at add_noise",
     "mixture.GaussianMixture.reverse": "letters inside a sentence",
     "mixture.MixtureDenoiser": "a root of a matrix",
+    "pipelines.exact_network": "in words; read in chapter 20",
+    "pipelines.guided_network": "in the words of the code; read in chapter 11",
+    "pipelines.flowed": "a function's inverse; read in chapter 20",
+    "pipelines.check_scheduler": "a function's inverse; read in chapter 20",
     "similarity.mean_gradient": "in the words of the code; read in chapter 09",
     **dict.fromkeys(
         ("conventions.between", "conventions.convert", "conventions.guidance_scale", "conventions.noise_level"),
