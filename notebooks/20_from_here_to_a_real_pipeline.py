@@ -77,7 +77,7 @@ shown
 #
 # The left one anybody sees. What about the other two? Look as long as you like.
 #
-# **How to see it.** Three ideas. With exact answers, nothing is left to blame but the sampler. On a *line*, noiseless sampling has an answer known point by point: points cannot pass each other, so the noise at the 30 % mark ends at the 30 % mark of the data. And a right sampler of order one or two halves or quarters its error when its steps double. So: **double the steps; what does not go away is a mistake.**
+# **How to see it.** Three ideas. With exact answers, nothing is left to blame but the sampler. On a *line*, noiseless sampling has an answer known point by point: points cannot pass each other, so the noise at the lower quartile ends at the lower quartile of the data. And a right sampler of order one or two halves or quarters its error when its steps double. So: **double the steps; what does not go away is a mistake.**
 #
 # ## A network that cannot be wrong
 #
@@ -133,7 +133,7 @@ torch.testing.assert_close(loop(scheduler, network, noise, 50), clouds["one opti
 #
 # $$ F_s(x_s) = F_t(x_t), \qquad x_0 = F_0^{-1}\big( F_t(x_t) \big). \label{eq-quantile-flow} $$
 #
-# In words: *who starts at the 30 % mark ends at the 30 % mark.* For a mixture $F$ is a sum of normal distribution functions: no differential equation, no random numbers. (In the plane this is not so, which is why the check is made on a line.)
+# In words: *who starts at the lower quartile ends at the lower quartile*, and so on for every other share. For a mixture $F$ is a sum of normal distribution functions: no differential equation, no random numbers. (In the plane this is not so, which is why the check is made on a line.)
 
 # %%
 line = pipelines.line_of_blobs()  # four blobs, weights 0.30, 0.20, 0.35, 0.15; every second is class 1
@@ -308,9 +308,9 @@ assert sorted(lowest) == [0.0006, 0.0007]
 assert int(options["the same, SD"].timesteps[0]) == 900 and round(100 * each["SD, trailing"][2].start) == 2
 
 # %% [markdown]
-# Read it by columns. **The start** depends on the table and on the first timestep, hardly on the solver. DDPM's table ends almost at pure noise. SD's does not: there at least 2 % of a standard deviation stay wrong however many steps you pay. `leading` adds to it, since it starts at $(n - 1) \lfloor T / n \rfloor$: with 10 steps at 900, and with 501 steps at 500, where on DDPM's table 0.08 is wrong that no more of such steps mends. So here too let $n$ divide $T$. `rescale_betas_zero_snr` takes it away, and needs a network trained so. `HeunDiscreteScheduler()` has defaults of its own, a third table: *always make a scheduler `from_config` of the one the network came with.*
+# Read it by columns. **The start** depends on the table and on the first timestep, hardly on the solver. DDPM's table ends almost at pure noise. SD's does not: there about a fiftieth of a standard deviation stays wrong however many steps you pay. `leading` adds to it, since it starts at $(n - 1) \lfloor T / n \rfloor$: with 10 steps at 900, and with 501 steps at 500, where on DDPM's table 0.08 is wrong that no more of such steps mends. So here too let $n$ divide $T$. `rescale_betas_zero_snr` takes it away, and needs a network trained so. `HeunDiscreteScheduler()` has defaults of its own, a third table: *always make a scheduler `from_config` of the one the network came with.*
 #
-# **The walk** falls with the steps in all rows but the last, in two of them to 0.0006 or 0.0007 and no further. Why was not examined; so below 0.001 do not apply the rule of doubling. `set_alpha_to_one=False` and an offset of 1 move it by less than a tenth.
+# **The walk** falls with the steps in all rows but the last, in two of them to less than a thousandth and no further. Why was not examined; so down there do not apply the rule of doubling. `set_alpha_to_one=False` and an offset of 1 move it by less than a tenth.
 #
 # ## Your own loop
 #
@@ -431,7 +431,7 @@ for gamma in (1.0, 1.000001):
 #
 # | if you | do | because |
 # |---|---|---|
-# | write or change a scheduler or a loop | run `check_scheduler` at $n$, $2n$, $4n$ steps, with numbers that do not divide $T$ among them | what does not halve is a mistake; one of 0.04 standard deviations could not be seen in a picture |
+# | write or change a scheduler or a loop | run `check_scheduler` at $n$, $2n$, $4n$ steps, with numbers that do not divide $T$ among them | what does not halve is a mistake; one of a twenty-fifth of a standard deviation could not be seen in a picture of 600 points |
 # | use `DDIMScheduler` with `trailing` or `linspace` | take an $n$ that divides $T$, with `trailing` or `leading`; or use `EulerDiscreteScheduler` | its stride is $\lfloor T / n \rfloor$: at 300 steps it is as far off as at 25 |
 # | change the solver of a trained model | `Other.from_config(pipe.scheduler.config)`, then look at the betas, `prediction_type`, `clip_sample`, `timestep_spacing` | defaults differ: Heun's are a table of its own, DDIM's cut at $\pm 1$ |
 # | see a brightness that is always mediocre | look at `alphas_cumprod` of the first timestep | what the network takes for signal in your noise is no error of the steps, and no number of steps mends it |
@@ -516,7 +516,7 @@ exercises.check("20.3", mean_and_deviation)
 # ## Remember
 #
 # 1. With exact answers on a line, a noiseless scheduler's samples are known point by point: $x_0 = F_0^{-1}(F_T(x_T))$. So its error needs no random numbers, and splits into a start and a walk.
-# 2. The walk of a right sampler halves, or better, when the steps double, here as long as it is above 0.001. What stays above is a mistake. One that halves too, such as a network asked one step late, is found by comparing with a sampler known to be right.
+# 2. The walk of a right sampler halves, or better, when the steps double, here as long as it is above a thousandth. What stays above is a mistake. One that halves too, such as a network asked one step late, is found by comparing with a sampler known to be right.
 # 3. `DDIMScheduler` (0.42.1) steps by $\lfloor T / n \rfloor$. With `trailing` timesteps it is right where $n$ divides $T$; elsewhere the share $1 - \frac{n}{T} \lfloor \frac{T}{n} \rfloor$ of the way is missing, and about 0.37 of it, in standard deviations, is the additional error on this mixture.
 # 4. Tables, clipping and `prediction_type` belong to the network: a scheduler made with its own defaults may have another table, as Heun's, or cut at $\pm 1$, as DDIM's.
 # 5. `guidance_scale` of `DiTPipeline` is $\gamma$ above 1, to $10^{-5}$ on exact answers; at 1 and below it is 1.
@@ -638,7 +638,7 @@ for name, (scheduler, arguments) in noisy.items():
 torch.testing.assert_close(torch.tensor(of_noise["fixed_small"]), torch.tensor(of_noise["DDIM, eta 1"]), atol=1e-4, rtol=0)
 
 # %% [markdown]
-# DDPM's `fixed_small` is DDIM with `eta=1`, to rounding, as [chapter 05](05_every_reverse_process_at_once.ipynb#deeper-ddpms-table) says. At 20 steps noise costs: it is 0.11 off, with `fixed_large` less, and without noise 0.04, which is within chance. At 200 steps all four rows are within what the data themselves have by chance: no order among them is shown, and a mistake of 0.02 would not be seen. That is the price of noise for a *check*: the walk above told 0.0001 from 0.0004. So check the noiseless case first, and then one noisy *step* against yours, with the same noise ([chapter 05](05_every_reverse_process_at_once.ipynb) has its mean and variance).
+# DDPM's `fixed_small` is DDIM with `eta=1`, to rounding, as [chapter 05](05_every_reverse_process_at_once.ipynb#deeper-ddpms-table) says. At 20 steps noise costs: it is 0.11 off, with `fixed_large` less, and without noise about a third of that, which is within chance. At 200 steps all four rows are within what the data themselves have by chance: no order among them is shown, and a mistake of a fiftieth would not be seen. That is the price of noise for a *check*: the walk above told 0.0001 from 0.0004. So check the noiseless case first, and then one noisy *step* against yours, with the same noise ([chapter 05](05_every_reverse_process_at_once.ipynb) has its mean and variance).
 #
 # ## Deeper: the same in the plane
 #
