@@ -1,8 +1,8 @@
 """Is a sampling library right? A network whose answers are exact, and the truth on a line to compare the ends with.
 
 Nothing here imports a library: a *scheduler* is any object with diffusers' five names, `set_timesteps`, `timesteps`,
-`init_noise_sigma`, `scale_model_input`, `step`, and its table `alphas_cumprod`. A network is asked as theirs are,
-`network(sample, timestep, class_labels)`, with the label `mixture.classes` for "no label".
+`init_noise_sigma`, `scale_model_input`, `step`, its table `alphas_cumprod` and its `config`. A network is asked as
+theirs are, `network(sample, timestep, class_labels)`, with the label `mixture.classes` for "no label".
 """
 
 import math
@@ -19,6 +19,9 @@ from difflesson.checks import check_shape
 from difflesson.mixture import GaussianMixture
 from difflesson.parts import Part
 
+NAMES = ("set_timesteps", "init_noise_sigma", "scale_model_input", "step", "alphas_cumprod", "config")
+"""What `check_scheduler` needs of a scheduler, and `timesteps` once they are set."""
+
 
 def line_of_blobs() -> GaussianMixture:
     """The mixture of the checks, on a line and in float64: four blobs, of which every second is class 1."""
@@ -28,6 +31,18 @@ def line_of_blobs() -> GaussianMixture:
         covs=[[[0.09]], [[0.16]], [[0.06]], [[0.12]]],
         labels=[0, 1, 0, 1],
     )
+
+
+def deviation(mixture: GaussianMixture) -> Tensor:
+    """The standard deviation of a mixture on a line, 0-dim.  Raises: ValueError in the plane."""
+    _check_line(mixture)
+    means, variances = mixture.means[:, 0], mixture.variances[:, 0]
+    return (mixture.weights @ (variances + (means - mixture.weights @ means) ** 2)).sqrt()
+
+
+def _check_line(mixture: GaussianMixture) -> None:
+    if mixture.dim != 1:
+        raise ValueError(f"mixture must be on a line, got dimension {mixture.dim}")
 
 
 class _Level(NamedTuple):
@@ -113,8 +128,7 @@ def drive(scheduler, network: Callable, noise: Tensor, steps: int, **arguments) 
 
 def chance(mixture: GaussianMixture, x: Tensor) -> Tensor:
     """The distribution function F of a mixture on a line, at x (N, 1): (N,).  Raises: ValueError in the plane."""
-    if mixture.dim != 1:
-        raise ValueError(f"mixture must be on a line, got dimension {mixture.dim}")
+    _check_line(mixture)
     parts = torch.special.ndtr((x - mixture.means[:, 0]) / mixture.variances[:, 0].sqrt())  # (N, K)
     return parts @ mixture.weights
 
@@ -165,14 +179,18 @@ def check_scheduler(scheduler, steps: Sequence[int], mixture: GaussianMixture | 
     Args: scheduler: without noise;  steps: numbers of steps to try;  mixture: on a line, `line_of_blobs()` unless
     given;  count: starting noises, the midpoints of as many equal chances;  network: `(sample, timestep) -> answer`,
     for a loop of your own, exact unless given;  arguments: of `scheduler.step`.
-    Raises: ValueError if `mixture` is not on a line.
+    Raises: ValueError if `mixture` is not on a line, count < 1, or the scheduler lacks one of the names above; those of
+    flow matching have no `alphas_cumprod`.
     """
+    if missing := [name for name in NAMES if not hasattr(scheduler, name)]:
+        raise ValueError(f"scheduler must have {', '.join(NAMES)}; {type(scheduler).__name__} lacks {missing}")
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
     mixture = line_of_blobs() if mixture is None else mixture
     exact = exact_network(mixture, scheduler.alphas_cumprod, scheduler.config.prediction_type)
     chances = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     noise, truth, rows = torch.special.ndtri(chances)[:, None], quantile(mixture, chances), []
-    mean = mixture.weights @ mixture.means[:, 0]
-    size = (mixture.weights @ (mixture.variances[:, 0] + (mixture.means[:, 0] - mean) ** 2)).sqrt()
+    size = deviation(mixture)
     for n in steps:
         came = drive(scheduler, network or exact, noise, n, **arguments).double()
         scheduler.set_timesteps(n)

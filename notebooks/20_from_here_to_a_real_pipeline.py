@@ -137,6 +137,7 @@ torch.testing.assert_close(loop(scheduler, network, noise, 50), clouds["one opti
 
 # %%
 line = pipelines.line_of_blobs()  # four blobs, weights 0.30, 0.20, 0.35, 0.15; every second is class 1
+unit = float(pipelines.deviation(line))  # errors are counted in standard deviations of the data
 heun = HeunDiscreteScheduler(beta_start=1e-4, beta_end=0.02)
 answers = pipelines.exact_network(line, heun.alphas_cumprod)
 z = torch.tensor([[-2.0], [-0.5], [0.3], [1.5]]).double()
@@ -197,7 +198,7 @@ assert walks["DDIM, trailing"][300] > walks["DDIM, trailing"][25] > 0.04 and wal
 assert max(abs(walks["DDIM, trailing"][n] - walks["Euler, trailing"][n]) for n in (20, 25, 40, 50, 100, 125, 200)) < 1e-5
 
 # %% tags=["hide-input"]
-colours = dict(zip(schedulers, ("conditional", "guided", "unconditional", "unconditional", "truth"), strict=True))
+colours = dict(zip(schedulers, ("conditional", "guided", "unconditional", "other", "truth"), strict=True))
 with plotting.style():
     figure, axes = plotting.plt.subplots(figsize=(6.2, 3.4))
     for name, by in walks.items():
@@ -242,7 +243,7 @@ for n, came in theirs.items():
     ks = ddim.timesteps.tolist()
     short, on = ours(kernel, ks, [k - 1000 // n for k in ks], z), ours(kernel, ks, [*ks[1:], -1], z)
     own = pipelines.flowed(line, z, *answers.level(999))
-    size = [float((x - own).abs().mean() / 1.519) for x in (short, on)]
+    size = [float((x - own).abs().mean() / unit) for x in (short, on)]
     apart = [float((x - came).abs().max()) for x in (short, on)]
     print(f"{n} steps: ours, stopping short, is {apart[0]:.0e} from theirs and {size[0]:.4f} off; going on, {apart[1]:.0e} from theirs and {size[1]:.4f} off")
     assert apart[0] < 1e-4 and (apart[1] < 1e-4) == (n == 50)
@@ -349,7 +350,7 @@ print("error of the walk, 50 steps:   gamma 1, from class 1    gamma 3, from the
 at_3 = {kind: pipelines.drive(right_one, guided(kind, 3.0), z, 50) for kind in ("right", "swapped", "twice")}
 for kind in at_3:
     (row,) = pipelines.check_scheduler(right_one, (50,), class_1, count=200, network=guided(kind, 1.0))
-    caught[kind] = row.walk, float((at_3[kind] - at_3["right"]).abs().mean() / 1.519)
+    caught[kind] = row.walk, float((at_3[kind] - at_3["right"]).abs().mean() / unit)
     print(f"{kind:>10} {caught[kind][0]:34.3f} {caught[kind][1]:27.3f}")
 assert caught["right"][0] < 0.03 and caught["swapped"][0] > 0.3 and caught["twice"][0] < 0.03 and caught["twice"][1] > 0.1
 
@@ -597,7 +598,7 @@ for gamma, goal in exact_way.items():
     network = pipelines.guided_network(answers, 1, gamma, none=2)
     for name, (scheduler, times) in budget_of.items():
         runs = [pipelines.drive(scheduler, network, z, n // 2 // times) for n in (20, 40, 80, 160)]
-        far = [(x - goal).abs() / 1.519 for x in runs]
+        far = [(x - goal).abs() / unit for x in runs]
         spent[gamma, name], middle[gamma, name] = ([float(part) for part in parts] for parts in ([x.mean() for x in far], [x.median() for x in far]))
         print(f"gamma {gamma:g} {name:>21} " + "".join(f"{a:8.4f} ({b:.4f})" for a, b in zip(spent[gamma, name], middle[gamma, name], strict=True)))
 e1, m1, h1, e5, m5, h5 = spent.values()
@@ -623,7 +624,7 @@ spread = pipelines.quantile(line, (torch.arange(2000).double() + 0.5) / 2000)
 
 
 def from_truth(x):
-    return float((x.sort(0).values - spread).abs().mean() / 1.519)
+    return float((x.sort(0).values - spread).abs().mean() / unit)
 
 
 lucky = torch.tensor([from_truth(line.sample(2000, torch.Generator().manual_seed(k))[0]) for k in range(40)])

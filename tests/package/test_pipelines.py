@@ -14,7 +14,7 @@ TABLE = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=F64), 0)
 
 
 class OwnDdim:
-    """DDIM in a library's five names; `short` stops so many timesteps too early, `unit` divides what it carries."""
+    """DDIM in a library's five names; `short` stops so many timesteps too early."""
 
     init_noise_sigma = 1.0
 
@@ -94,6 +94,12 @@ def test_quantile_is_the_inverse_of_chance_into_the_tails():
     assert far.isfinite().all() and far[0] < far[1]
 
 
+def test_the_deviation_is_that_of_the_quantiles():
+    line = pipelines.line_of_blobs()
+    x = pipelines.quantile(line, (torch.arange(200_000, dtype=F64) + 0.5) / 200_000)
+    assert float(pipelines.deviation(line)) == pytest.approx(float(x.std()), rel=1e-4)
+
+
 def test_pictures_of_one_pixel_and_back():
     mixture, x = plane.four_blobs(), torch.randn(3, 2, generator=torch.Generator().manual_seed(1), dtype=F64)
     network, vae = pipelines.exact_network(mixture, TABLE), pipelines.no_autoencoder(8.0)
@@ -111,6 +117,9 @@ def test_pictures_of_one_pixel_and_back():
     (lambda line: pipelines.quantile(line, torch.tensor([0.5, 1.0])), r"^chances must be inside \(0, 1\), got 0.5"),
     (lambda line: pipelines.no_autoencoder(0.0), "^reach must be positive, got 0.0"),
     (lambda line: pipelines.check_scheduler(OwnDdim(), (2,), plane.four_blobs()), "^mixture must be on a line"),
+    (lambda line: pipelines.check_scheduler(OwnDdim(), (2,), count=0), "^count must be at least 1, got 0"),
+    (lambda line: pipelines.check_scheduler(line, (2,)), r"^scheduler must have set_timesteps, .* lacks \['set_"),
+    (lambda line: pipelines.deviation(plane.four_blobs()), "^mixture must be on a line, got dimension 2"),
 ])  # fmt: skip
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
