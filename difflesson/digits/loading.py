@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from difflesson.digits import checkpoints, sampling
+from difflesson.digits import checkpoints
 from difflesson.digits.networks import DigitUNet
 
 
@@ -15,14 +15,13 @@ def load_networks(
     Args: network: the name of a shipped denoiser, or a file;  guidance: "classifier-free", or "classifier", which needs
     the shipped guide;  unlabelled: likewise a denoiser, to answer without a label in place of the first, or None.
     Returns: the denoiser, and {"guide": its guide or None, "unlabelled": the other denoiser or None}.
-    Raises: ValueError if the guidance is unknown, a network is of another kind, or they do not fit each other.
+    Raises: ValueError if the guidance is unknown, a network is of another kind, or the guide knows no such images;
+    whether the two denoisers fit each other, `sampling.generate` sees before it draws.
     """
     if guidance not in ("classifier-free", "classifier"):
         raise ValueError(f'guidance must be "classifier-free" or "classifier", got {guidance!r}')
     denoiser = load_denoiser(network, device)
     other = None if unlabelled is None else load_denoiser(unlabelled, device, "unlabelled")
-    if other is not None:
-        sampling.check_alike(denoiser, other)
     guide = checkpoints.load("guide", device).network if guidance == "classifier" else None
     if guide is not None:
         check_size(network, denoiser, "guide", guide)

@@ -54,7 +54,10 @@ def test_a_mixture_of_ones_own_and_a_network_of_ones_own():
     kept = float(TABLE[999])  # a Gaussian that starts from N(0, 1): both errors in closed form
     z = torch.special.ndtri((torch.arange(20, dtype=F64) + 0.5) / 20)
     own = 2 + 0.5 * (z - math.sqrt(kept) * 2) / math.sqrt(kept * 0.25 + 1 - kept)
+    came = pipelines.drive(OwnDdim(), pipelines.exact_network(one, TABLE), z[:, None], 50)[:, 0]
     assert row.start == pytest.approx(float((own - 2 - 0.5 * z).abs().mean()) / 0.5, rel=1e-6)
+    assert row.walk == pytest.approx(float((came - own).abs().mean()) / 0.5, rel=1e-6)
+    assert row.whole == pytest.approx(float((came - 2 - 0.5 * z).abs().mean()) / 0.5, rel=1e-6)
 
 
 def test_the_labels_of_a_batch_and_none():

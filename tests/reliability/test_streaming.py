@@ -267,6 +267,8 @@ def test_the_command_line_says_what_it_did_and_refuses_what_differs(difflesson, 
     done = sample(difflesson, "--count", 6, "--label", 7, "--seed", 1)
     assert done.code == 2 and done.err.startswith("error: out must be a new file, ") and done.err.count("\n") == 1
     assert "seed 0, not 1" in done.err
+    done = sample(difflesson, "--count", 6, "--label", 7, "--unlabelled", tmp_path / "mine.safetensors")
+    assert done.code == 2 and f"unlabelled None, not {about['network']}" in done.err
     before = sorted(tmp_path.iterdir())
     for wrong in (("--label", 11), ("--gamma", "nan"), ("--sampler", "magic")):
         done = sample(difflesson, *wrong, out="other.safetensors")
