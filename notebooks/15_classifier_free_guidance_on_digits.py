@@ -604,7 +604,7 @@ assert readable[-5.0] < 0.7 and readable[-1.0] > 0.9
 # %% [markdown]
 # Before $-5$ the class is open, and little that is pushed then lasts; after $-1$ nearly all is decided. At the end nothing happens. ([Chapter 13](13_training.ipynb) counts it in nats.)
 #
-# Is a late window better, where few pictures are lost? The right picture says no: every window lies on the curve of the dial, up to its errors. $\gamma = 4$ from $-1$ on is $\gamma = 1.25$ by another name. The paper's interval lowered the FID on ImageNet; ours saves evaluations and nothing else. The window from $-5$ to $-3$ is two of our sixteen times.
+# Is a late window better, where few pictures are lost? The picture on the right says no: every window lies on the curve of the dial, up to its errors. $\gamma = 4$ from $-1$ on is $\gamma = 1.25$ by another name. The paper's interval lowered the FID on ImageNet; ours saves evaluations and nothing else. The window from $-5$ to $-3$ is two of our sixteen times.
 
 # %% [markdown]
 # ## Deeper: what it costs
