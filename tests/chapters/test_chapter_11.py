@@ -318,6 +318,19 @@ def test_a_field_without_curl_need_not_be_a_classifier_s():
     assert gains[1] > 99 * gains[0] > 99 * 49
 
 
+def test_the_arrows_of_one_class_leave_a_constant_open_and_those_of_both_give_the_value():
+    """Half of class 1 renamed at random is less probable with the same arrows; p_1 a_1 + p_0 a_0 = 0 says how much."""
+    x, noisy = 1.5 * normal(9, 70), MIXTURE.noised(0.7, math.sqrt(0.51))
+    weights, labels = [*MIXTURE.weights[:2], *MIXTURE.weights[2:] / 2, *MIXTURE.weights[2:] / 2], [0, 0, 1, 1, 2, 2]
+    places = [0, 1, 2, 3, 2, 3]
+    renamed = GaussianMixture(weights, MIXTURE.means[places], MIXTURE.covs[places], labels).noised(0.7, math.sqrt(0.51))
+    assert float((renamed.class_gradient(x, 1) - noisy.class_gradient(x, 1)).abs().max()) < 1e-10
+    fallen = noisy.class_log_prob(x, 1) - renamed.class_log_prob(x, 1)
+    assert float((fallen - math.log(2)).abs().max()) < 1e-10
+    ones, zeros = (noisy.class_gradient(x, y).norm(dim=1) for y in (1, 0))
+    assert float((zeros / (zeros + ones) - noisy.class_log_prob(x, 1).exp()).abs().max()) < 1e-10
+
+
 # ---- the exercises' checkers
 
 

@@ -116,6 +116,45 @@ def test_guided_samples_of_network_and_exact_fields_agree_better_at_one_than_at_
     assert apart[0] < 0.08 and apart[1] > 3 * apart[0]
 
 
+@pytest.fixture(scope="module")
+def others() -> dict[float, list[Pair]]:
+    """Small networks like those of the page's sweep, of eight seeds that it does not use."""
+    return {
+        p: [network_pair(plane.train(MIXTURE, cosine(), p, steps=200, batch=128, seed=seed), cosine(), 1)
+            for seed in range(3, 11)]
+        for p in (0.5, 0.9)
+    }  # fmt: skip
+
+
+@pytest.mark.nightly
+def test_with_other_seeds_samples_at_p_0_9_are_farther_off_in_the_mean_and_the_ranges_overlap(others):
+    start = normal(300, 73)
+
+    def ends(pair):
+        return draw(kernels.ddim(guidance.classifier_free(pair, 3.0), cosine()), start, time_grid(30))
+
+    goal = ends(MIXTURE.pair(cosine(), 1))
+    half, most = (torch.tensor([(ends(pair) - goal).norm(dim=1).median() for pair in others[p]]) for p in (0.5, 0.9))
+    assert most.mean() > 1.1 * half.mean() and most.min() < half.max()
+
+
+@pytest.mark.nightly
+def test_with_other_seeds_the_relative_error_outside_is_larger_in_some_networks_and_smaller_in_others(others):
+    """At gamma = 6 and t = 0.5, outside of the region of 99 % of class 1's noisy data over inside."""
+    schedule, exact, times = cosine(), MIXTURE.pair(cosine(), 1), time_grid(50)
+    t, found = times[25], []
+    noisy = MIXTURE.given(1).noised(schedule.alpha(t), schedule.sigma(t))
+    edge = noisy.log_prob(noisy.sample(20_000, random(74))[0]).quantile(0.01)
+    for pair in others[0.5]:
+        x = draw(kernels.ddim(guidance.classifier_free(pair, 6.0), schedule), normal(500, 75), times[:26])
+        mine, true = (guidance.classifier_free(guide, 6.0)(x, t).eps for guide in (pair, exact))
+        outside = noisy.log_prob(x) < edge
+        off, size = (mine - true).square().sum(1), true.square().sum(1)
+        shares = [float((off[where].sum() / size[where].sum()).sqrt()) for where in (outside, ~outside)]
+        found.append(shares[0] / shares[1])
+    assert max(found) > 1.1 and min(found) < 0.7
+
+
 # ---- the first picture
 
 
@@ -157,6 +196,17 @@ def test_with_the_label_it_is_nearly_right_on_its_class_by_a_percent_of_what_the
     ours, theirs = (guidance.implicit_gradient(pair, schedule)(x, t) for pair in (learned, exact))
     assert float(torch.cosine_similarity(ours, theirs).median()) > 0.98
     assert float((ours - theirs).square().sum() / theirs.square().sum()) < 0.05
+
+
+def test_with_little_noise_the_learned_gradient_is_much_worse_than_at_middle_noise(learned):
+    """The squared error over the square, at noisy points of class 1."""
+    schedule, exact, errors = cosine(), MIXTURE.pair(cosine(), 1), {}
+    for t in (0.1, 0.5):
+        time = torch.tensor(t, dtype=F64)
+        x = schedule.add_noise(MIXTURE.given(1).sample(3000, random(71))[0], normal(3000, 72), time)
+        ours, theirs = (guidance.implicit_gradient(pair, schedule)(x, time) for pair in (learned, exact))
+        errors[t] = float((ours - theirs).square().sum() / theirs.square().sum())
+    assert errors[0.1] > 0.15 and errors[0.1] > 8 * errors[0.5]
 
 
 # ---- the loss

@@ -173,6 +173,39 @@ def test_guidance_leaves_class_zero_and_part_of_it_leaves_the_data_of_class_one_
     assert foreign[0] > 0.1 > 10 * foreign[1] > 10 * foreign[2]
 
 
+def test_the_geometric_mean_is_below_the_harmonic_one_and_both_below_the_class_s_variance():
+    """Of C < U, weights gamma and 1 - gamma, for gamma above 1; in between 0 and 1 they change places."""
+    for share in (0.05, 0.4, 0.9):
+        for gamma in (1.2, 2.0, 3.0, 7.5):
+            c, u = 1.7 * share, 1.7
+            assert c**gamma * u ** (1 - gamma) < 1 / (gamma / c + (1 - gamma) / u) < c
+        assert c**0.5 * u**0.5 > 1 / (0.5 / c + 0.5 / u) > c
+
+
+def test_on_two_other_mixtures_too_the_samplers_differ_and_more_noise_is_nearer():
+    """Total variation from p(x) p(y | x)^3 on squares of side 0.6: three blobs, and classes that face each other."""
+    three = GaussianMixture(
+        [0.3, 0.2, 0.5], torch.tensor([[1, 0], [-1.5, 1], [0, -1]], dtype=F64),
+        [[[0.3, 0], [0, 0.2]], [[0.2, 0.05], [0.05, 0.4]], [[0.3, 0], [0, 0.3]]], labels=[1, 1, 0],
+    )  # fmt: skip
+    corners = torch.tensor([[1, 1], [-1, -1], [1, -1], [-1, 1]], dtype=F64)
+    facing = GaussianMixture([0.25] * 4, corners, [[[0.3, 0], [0, 0.3]]] * 4, labels=[1, 1, 0, 0])
+    axis = torch.arange(-6, 6, 0.1, dtype=F64) + 0.05
+    grid = torch.cartesian_prod(axis, axis)
+
+    def shares(x, weights):
+        place = ((x + 6) / 0.6).floor().long().clamp(0, 19)
+        return torch.zeros(400, dtype=F64).index_add(0, 20 * place[:, 0] + place[:, 1], weights)
+
+    for data in (three, facing):
+        wanted = shares(grid, (data.log_prob(grid) + 3 * data.class_log_prob(grid, 1)).softmax(0))
+        guided, off = guidance.classifier_free(data.pair(SCHEDULE, 1), 3.0), []
+        for make in MAKERS.values():
+            x = draw(make(guided), normal(1000, 80), time_grid(80, start=0.99), random(81))
+            off.append(float((shares(x, torch.full((1000,), 1e-3, dtype=F64)) - wanted).abs().sum() / 2))
+        assert off[0] > 0.33 and off[0] > 1.4 * off[1] and off[1] > 1.15 * off[2], off
+
+
 @pytest.mark.nightly
 def test_samplers_agree_at_gamma_one_and_at_no_other_and_none_samples_the_target():
     """Centred Gaussians, C = 0.5 and U = 2, by recursion: noiseless is the geometric mean, the target the harmonic."""
