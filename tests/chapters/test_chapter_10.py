@@ -20,6 +20,13 @@ MIXTURE = GaussianMixture(
     labels=[0, 1, 0],
 )
 LABEL = 0  # the class of two blobs
+FIVE = GaussianMixture(  # class 0 stands on both sides of the others
+    weights=[0.15, 0.2, 0.25, 0.1, 0.3],
+    means=torch.tensor([[-2.2, 1.0], [0.3, 1.8], [1.8, -0.4], [-1.2, -1.6], [0.2, -0.6]], dtype=torch.float64),
+    covs=[[[0.3, 0.1], [0.1, 0.2]], [[0.5, -0.2], [-0.2, 0.2]], [[0.2, -0.1], [-0.1, 0.5]], [[0.4, 0.15], [0.15, 0.3]],
+          [[0.25, 0.05], [0.05, 0.15]]],
+    labels=[0, 1, 0, 2, 2],
+)  # fmt: skip
 SCHEDULES = {"linear": vp_linear(0.3, 9.0), "cosine": cosine(12.0, -12.0)}
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 X = torch.tensor([[0.0, 0.0], [0.7, -1.1], [-0.6, 1.3], [2.5, -2.0]], dtype=torch.float64)
@@ -275,6 +282,30 @@ def test_guidance_by_substitution_does_not_depend_on_the_noise_and_by_mean_shift
     assert 0.25 < (shifted[1] - shifted[0]) / (truth - shifted[0]) < 0.4  # a third of the way at 0.4
 
 
+def test_between_0_and_1_a_larger_gamma_mends_the_mean_shift_and_fits_no_other_noise():
+    """By the share of the push: gamma (1 + rho^2) / (2 rho^2), on another mixture than the page's."""
+    start, target, off = noise(3000, 15), MIXTURE.given(LABEL).weights @ MIXTURE.given(LABEL).means, {}
+    for rho, gamma in ((0.5, 1.0), (0.5, 2.5), (0.8, 2.5), (1.0, 2.5), (0.0, 2.5)):
+        plain = kernels.reverse_sde(MIXTURE.denoiser(LINEAR), LINEAR, rho)
+        got = run(kernels.shift(plain, grad_under(LINEAR), gamma), start, 100, 16)
+        off[rho, gamma] = float((got.mean(0) - target).norm())
+    assert off[0.5, 2.5] < 0.08 and min(off[key] for key in off if key != (0.5, 2.5)) > 0.2
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_at_gamma_1_the_mean_of_the_general_step_is_that_of_x_s_given_x_t_and_the_label_at_each_eta(eta):
+    """Over a fine line of clean points: given x_0 and x_t, x_s is alpha_s x_0 + sqrt(sigma_s^2 - v) eps + new noise."""
+    means = torch.tensor([[-1.5], [0.4], [1.9]], dtype=torch.float64)
+    line = GaussianMixture([0.3, 0.5, 0.2], means, [[[0.2]], [[0.5]], [[0.1]]], [0, 1, 1])
+    x, x0 = torch.full((1, 1), 0.7, dtype=torch.float64), torch.linspace(-8, 8, 40_001, dtype=torch.float64)[:, None]
+    for t, s in ((0.6, 0.4), (0.3, 0.25)):
+        step = kernels.ddim(guided(LINEAR, 1.0, line, 1), LINEAR, eta)(x, t, s)
+        eps = (x - LINEAR.alpha(t) * x0) / LINEAR.sigma(t)
+        chance = torch.softmax(line.given(1).log_prob(x0) - eps[:, 0].square() / 2, 0)
+        x_s = LINEAR.alpha(s) * x0 + (LINEAR.sigma(s) ** 2 - step.var).sqrt() * eps
+        assert abs(float(chance @ x_s) - float(step.mean)) < 1e-6
+
+
 def test_at_rho_1_the_euler_steps_of_both_ways_are_the_same():
     step = kernels.reverse_sde(guided(LINEAR), LINEAR, 1.0)(X, 0.5, 0.45)
     shifted = kernels.shift(kernels.reverse_sde(MIXTURE.denoiser(LINEAR), LINEAR, 1.0), grad_under(LINEAR), 1.0)
@@ -418,6 +449,67 @@ def test_at_fixed_points_stiffness_grows_with_gamma_and_on_the_paths_that_are_wa
         assert drawn_together(gamma, *paths(gamma)[:2]) < 1.7
 
 
+def lowest_eigenvalue(mixture, label, gamma, steps, x) -> float:
+    """Of the derivative of each DDIM step, at the points that this DDIM visits."""
+    kernel, lowest = kernels.ddim(guided(LINEAR, gamma, mixture, label), LINEAR), 1.0
+    times = time_grid(steps, LINEAR, end=0.001)
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        slopes = plane.jacobian(lambda p, t=t, s=s: kernel(p, t, s).mean, x)
+        lowest, x = min(lowest, float(torch.linalg.eigvals(slopes).real.min())), kernel(x, t, s).mean
+    return lowest
+
+
+def test_ddims_steps_do_not_overshoot_on_the_four_blobs_and_do_with_class_0_of_the_five():
+    for gamma in (1.0, 3.0, 10.0):
+        for steps in (4, 6, 8, 12, 16):
+            assert lowest_eigenvalue(BLOBS, 1, gamma, steps, noise(3000, 0)[:500]) > -0.85
+        assert lowest_eigenvalue(BLOBS, 1, gamma, 4, noise(500, 25)) > -0.95
+    for steps in (4, 8, 12, 16, 24):
+        assert lowest_eigenvalue(FIVE, 0, 10.0, steps, noise(3000, 0)[:500]) < -1.5
+
+
+SOLVERS = (kernels.ddim, kernels.dpmpp_2m)
+
+
+def error_of(solver, mixture, label, gamma, evaluations, x, goal) -> float:
+    got = run(solver(guided(LINEAR, gamma, mixture, label), LINEAR), x, evaluations)
+    return float((got - goal).square().sum(1).mean().sqrt())
+
+
+def exact_end(mixture, label, gamma, x):
+    return ode.solve(ode.probability_flow(guided(LINEAR, gamma, mixture, label), LINEAR), x, 1.0, 0.001, tolerance=1e-8)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", [7, 8])
+def test_with_class_0_of_the_five_blobs_ddims_error_is_smaller_at_gamma_10_than_at_1(seed):
+    x = noise(400, seed)
+    off = [error_of(kernels.ddim, FIVE, 0, gamma, 128, x, exact_end(FIVE, 0, gamma, x)) for gamma in (1.0, 10.0)]
+    assert off[1] < 0.9 * off[0]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("mixture", "label"), [(FIVE, 0), (BLOBS, 0), (MIXTURE, 0)], ids=["five", "blobs", "three"])
+def test_with_other_classes_2m_passes_ddim_between_12_and_16_evaluations(mixture, label):
+    x = noise(300, 7)
+    goal = exact_end(mixture, label, 10.0, x)
+    for evaluations, ahead in ((12, False), (16, True)):
+        off = {solver: error_of(solver, mixture, label, 10.0, evaluations, x, goal) for solver in SOLVERS}
+        assert (off[kernels.dpmpp_2m] < off[kernels.ddim]) == ahead
+
+
+@pytest.mark.parametrize(("mixture", "label"), [(FIVE, 0), (BLOBS, 0), (MIXTURE, 0)], ids=["five", "blobs", "three"])
+def test_strong_guidance_makes_its_error_early_on_other_mixtures_too(mixture, label):
+    contributions = names_of("10", "eq-global-error")["contributions"]
+    parts, middles = contributions(
+        guided(LINEAR, 10.0, mixture, label), LINEAR, noise(150, 26), time_grid(50, LINEAR, end=0.001)
+    )
+    size = parts.square().sum(2).mean(1).sqrt()
+    assert float(size[middles < 0].sum() / size.sum()) > 0.6
+    among = (middles > -math.log(4.0) - 0.2) & (middles < 0.05)  # the noise one to four times the signal
+    assert float(size[among].sum() / size.sum()) > 0.45
+
+
 def test_the_guess_runs_faster_under_guidance_and_earlier():
     tops = [float(paths(gamma)[3].max()) for gamma in (1.0, 3.0, 10.0)]
     places = [float(paths(gamma)[2][int(paths(gamma)[3].argmax())]) for gamma in (1.0, 3.0, 10.0)]
@@ -494,15 +586,19 @@ def test_the_repaired_mean_shift_has_the_mean_of_the_substitution_in_short_steps
 
 
 @pytest.mark.nightly
-def test_a_noisy_sampler_needs_more_evaluations_under_guidance_too():
+@pytest.mark.parametrize(("limit_seed", "seed"), [(51, 53), (20, 140), (30, 240)])
+def test_a_noisy_sampler_needs_more_evaluations_under_guidance_too(limit_seed, seed):
     found = {}
     for gamma in (1.0, 3.0):
         model = guided(LINEAR, gamma, BLOBS, 1)
-        limit = run(kernels.reverse_sde(model, LINEAR), noise(1000, 51), 150, 52)
-        for n in (8, 64):
-            cloud = run(kernels.reverse_sde(model, LINEAR), noise(1000, 53), n, 54)
-            found[gamma, n] = metrics.energy_distance(cloud, limit)
-    assert found[3.0, 8] > 3 * found[1.0, 8] > 0 and max(found[g, 64] for g in (1.0, 3.0)) < 0.015
+        limit = run(kernels.reverse_sde(model, LINEAR), noise(1200, limit_seed), 150, limit_seed + 1)
+        for name, walk in {"SDE": kernels.reverse_sde, "DDPM": kernels.ddpm}.items():
+            for n in (8, 64):
+                cloud = run(walk(model, LINEAR), noise(1200, seed), n, seed + 1)
+                found[name, gamma, n] = metrics.energy_distance(cloud, limit)
+    assert found["SDE", 3.0, 8] > 5 * found["SDE", 1.0, 8] > 0
+    assert 1.5 < found["DDPM", 3.0, 8] / found["DDPM", 1.0, 8] < 3.5
+    assert max(value for (_, _, n), value in found.items() if n == 64) < 0.015
 
 
 @every_schedule
@@ -526,6 +622,16 @@ def test_at_gamma_3_more_noise_moves_the_points_less_far():
         float(run(kernels.reverse_sde(model, LINEAR, rho), start, 100, 62)[:, 0].mean()) for rho in (0.0, 1.0, 2.0)
     ]
     assert means[0] > means[1] + 0.2 and means[1] > means[2] + 0.2
+
+
+@pytest.mark.parametrize(("mixture", "label"), [(MIXTURE, 0), (FIVE, 0)], ids=["three", "five"])
+def test_at_gamma_3_the_samples_of_other_classes_depend_on_the_noise_too(mixture, label):
+    """On the five blobs the mean stays where it is, and the spread does not."""
+    start, model = noise(1500, 63), guided(LINEAR, 3.0, mixture, label)
+    clouds = [run(kernels.reverse_sde(model, LINEAR, rho), start, 100, 64) for rho in (0.0, 2.0)]
+    spread = [float(cloud.var(0).sum()) for cloud in clouds]
+    moved = float((clouds[0].mean(0) - clouds[1].mean(0)).norm())
+    assert moved > 0.3 if mixture is MIXTURE else moved < 0.2 and spread[0] > spread[1] + 1
 
 
 @every_schedule
