@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import quad
+from scipy.interpolate import CubicSpline, PchipInterpolator
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from difflesson import guidance, kernels
 from difflesson.denoiser import Prediction
 from difflesson.digits import checkpoints, data, recipes, runs, sampling
 from difflesson.digits.witnesses import PIXEL_VARIANCE, agreement, scaled_slope, truthfulness
+from difflesson.metrics import wasserstein
+from difflesson.samplers import draw, time_grid
 from difflesson.schedule import cosine
 from tests.oracles.chapter_cells import names_of
 from tests.oracles.mixtures import FOUR
@@ -136,6 +140,38 @@ def test_who_shares_errors_looks_better_and_makes_the_third_look_worse():
     assert foretold[0] < rho_a - 0.05 and foretold[1] > rho_b + 0.05
 
 
+def trained_slope(noisy, points: Tensor, seed: int, count: int) -> Tensor:
+    """The slope for class 1 of a small classifier that has seen so many examples."""
+    x, y = noisy.sample(count, torch.Generator().manual_seed(seed))
+    torch.manual_seed(seed)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.Tanh(), torch.nn.Linear(32, 2))
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(300):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(x.float()), y).backward()
+        optimizer.step()
+    return guidance.gradient(lambda x, _: net(x).log_softmax(1)[:, 1])(points.float(), None).double()
+
+
+def test_three_that_saw_a_hundred_examples_may_find_nothing_and_one_such_beside_two_good_ones_is_told_to_a_tenth():
+    """Other networks than the page's, on another mixture."""
+    t = at_level(-1.0)
+    noisy = MIXTURE.noised(SCHEDULE.alpha(t), SCHEDULE.sigma(t))
+    x, y = noisy.sample(3000, torch.Generator().manual_seed(5))
+    x = x[y == 1]
+    g = noisy.class_gradient(x, 1)
+    bad = [trained_slope(noisy, x, seed, 100) for seed in (3, 4, 5)]
+    b, c = (trained_slope(noisy, x, seed, 1500) for seed in (11, 12))
+    beside, alone = [], []
+    for k, a in enumerate(bad):
+        beside.append(truthfulness(agreement(a, b), agreement(a, c), agreement(b, c)) - agreement(a, g))
+        two, three = bad[:k] + bad[k + 1 :]
+        square = agreement(a, two) * agreement(a, three) / agreement(two, three)
+        alone.append(math.copysign(abs(square) ** 0.5, square) - agreement(a, g))
+    assert max(map(abs, beside)) < 0.1
+    assert max(map(abs, alone)) > 0.3
+
+
 # ---- ripples
 
 
@@ -181,6 +217,27 @@ def test_at_one_divergence_the_error_of_the_slope_grows_with_the_frequency():
     assert 3.6 < errors[1] / errors[0] < 4.4 and 3.6 < errors[2] / errors[1] < 4.4
 
 
+def test_noise_forgives_a_ripple_on_another_mixture_and_at_four_times_the_frequency_needs_more_steps():
+    direction = torch.tensor([0.6, 0.8], dtype=F64)
+    target = MIXTURE.given(1).sample(1000, torch.Generator().manual_seed(4))[0]
+
+    def distance(kernel, size, steps):
+        def log_prob(x, t):
+            noisy = MIXTURE.noised(SCHEDULE.alpha(t), SCHEDULE.sigma(t))
+            ripple = 0.5 * SCHEDULE.alpha(t) * torch.sin(x @ (size * direction)) if size else 0.0
+            odds = noisy.class_log_prob(x, 1) - noisy.class_log_prob(x, 0)
+            return torch.nn.functional.logsigmoid(odds + ripple)
+
+        guided = guidance.tilt(MIXTURE.denoiser(SCHEDULE), guidance.gradient(log_prob), 1.0, SCHEDULE)
+        generator = torch.Generator().manual_seed(41)
+        cloud = draw(kernel(guided, SCHEDULE), normal(1000, 2, seed=13), time_grid(steps), generator)
+        return wasserstein(cloud, target)
+
+    plain = distance(kernels.ddpm, 0, 40)
+    assert distance(kernels.ddim, 8, 40) > 2 * plain and distance(kernels.ddpm, 8, 40) < 1.2 * plain
+    assert distance(kernels.ddpm, 32, 40) > 1.4 * plain and distance(kernels.ddpm, 32, 160) < 1.2 * plain
+
+
 # ---- the networks, the pixels and the rows that ship
 
 
@@ -206,6 +263,16 @@ def test_in_the_rows_every_classifier_that_did_not_steer_is_the_judge():
         if row["part"] == "steer":
             assert row["method"] in ("noisy", "clean", "through", "scaled")
             assert 0 <= row["doubt_judge"] <= 1 and row["network"] == "pocket"
+
+
+@pytest.mark.parametrize("curve", [CubicSpline, PchipInterpolator])
+def test_with_smooth_curves_between_the_levels_the_noisy_classifier_overdraws_by_a_tenth(curve):
+    """Measured at 25 levels on 2,000 test digits it was 2.50 nats, with a standard error of 0.03."""
+    rows = sorted(runs.pick(runs.rows("classifier"), part="witness"), key=lambda row: row["log_snr"])
+    levels, losses = ([row[name] for row in rows] for name in ("log_snr", "cross_entropy"))
+    log_rate = curve(levels, [2 * math.log(row["length_noisy"]) - math.log(2) for row in rows])
+    spent = quad(lambda level: math.exp(log_rate(level)), levels[0], levels[-1], limit=200)[0]
+    assert 1.05 < spent / math.log(10) < spent / (losses[0] - losses[-1]) < 1.15
 
 
 def test_in_few_steps_the_mean_shift_pays_about_half_of_the_push_and_what_it_owes_halves_with_the_step():
