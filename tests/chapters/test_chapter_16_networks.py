@@ -74,6 +74,7 @@ def test_with_other_references_the_width_follows_and_no_large_slant_comes():
         pairs.append((captions.measure(got).mean(0), captions.measure(reference)[0]))
     got, asked = (torch.stack(each) for each in zip(*pairs, strict=True))
     assert float(torch.corrcoef(torch.stack([got[:, 0], asked[:, 0]]))[0, 1]) > 0.9
+    assert (got[[0, 2], 0] > 3.5).all() and got[1, 0] < 2, got  # 2.6 without a reference
     assert (asked[-2:, 1] > 0.5).all() and (got[-2:, 1] < 0.6 * asked[-2:, 1]).all(), (got, asked)
 
 
