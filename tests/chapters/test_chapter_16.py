@@ -52,6 +52,14 @@ def test_the_width_of_a_stroke_that_leans_to_the_right_is_right_and_to_the_left_
     assert abs(right / (2 * area / outline) - 1) < 0.03 and left / (2 * area / outline) < 0.97
 
 
+@pytest.mark.parametrize("width", [1.0, 1.5, 2.0, 4.0])
+@pytest.mark.parametrize("lean", [0.3, 1.0])
+def test_a_stroke_that_leans_to_the_left_is_read_thinner_than_its_mirror_image(width, lean):
+    page = stroke(lean, width)
+    torch.testing.assert_close(stroke(-lean, width), page.flip(2))
+    assert 0.75 < float(captions.stroke_width(page.flip(2)) / captions.stroke_width(page)) < 0.98
+
+
 @pytest.mark.equation("eq-slant")
 @pytest.mark.parametrize("k", [-0.7, 0.0, 1.3])
 def test_a_shear_adds_its_slope_and_leaves_the_breadth_of_the_regression(k):
@@ -113,6 +121,31 @@ def test_the_best_similarity_has_no_slope_in_batches_of_three_and_others_have_mo
     assert float(slope.abs().max()) < 1e-12
     for seed in range(20):
         assert float(loss(best.detach() + 0.3 * normal(2, 3, seed=seed))) > float(loss(best.detach())) - 1e-12
+
+
+def test_the_loss_of_clean_pictures_asks_nothing_about_the_slopes_between_them():
+    """Pictures 0, 1 and 2, and similarities of every point of the line: two that are both best, with other slopes."""
+    joint = torch.rand(3, 4, generator=torch.Generator().manual_seed(13), dtype=F64) + 0.1
+    joint = joint / joint.sum()
+    best = of_cell("eq-best-similarity")["best_similarity"](joint)
+    curves = [np.polyfit([0, 1, 2], column, 2) for column in best.T.numpy()]
+
+    def similarity(x, bump):
+        return torch.tensor(np.array([np.polyval(c, x) + bump * np.sin(np.pi * x) for c in curves])).T
+
+    pictures, between, step = np.arange(3.0), np.array([0.25, 1.25]), 1e-5
+    slopes = []
+    for bump in (0.0, 4.0):
+        f = similarity(pictures, bump).requires_grad_()
+        mine, its = f[:, None, :, None], f[None, :, None, :]  # pictures x, x' and sentences c, c'
+        cross, back = f[:, None, None, :], f[None, :, :, None]
+        rows = torch.logaddexp(mine, cross) - mine + torch.logaddexp(its, back) - its
+        columns = torch.logaddexp(mine, back) - mine + torch.logaddexp(its, cross) - its
+        chance = joint[:, None, :, None] * joint[None, :, None, :]
+        (slope,) = torch.autograd.grad((chance * (rows + columns)).sum() / 4, f)
+        assert float(slope.abs().max()) < 1e-12
+        slopes.append((similarity(between + step, bump) - similarity(between - step, bump)) / (2 * step))
+    assert float((slopes[1] - slopes[0]).abs().min()) > 1
 
 
 # ---- words never seen together, and style
