@@ -9,7 +9,7 @@ PY      := $(VENV)/bin/python
 
 help:
 	@echo "make tour       install, draw a guided sheet of digits, run the opening chapter (start here)"
-	@echo "make test       every test, every notebook, the drift check and the linter"
+	@echo "make test       the tests but for the slow ones, every notebook, the drift check and the linter"
 	@echo "make notebooks  execute the chapters that changed, or whose part of the package did; write their figures"
 	@echo "make chapter    NN=12 TITLE='A question?': the skeleton of a new chapter, its checkers and its tests"
 	@echo "make ledger     every numbered equation, its function, its tests; fails on an orphan"

@@ -7,7 +7,7 @@
 #
 # **After this chapter you can**
 # * draw a digit of your choice in five lines, given a trained network and its schedule;
-# * say what the guidance scale $\gamma$ does, and why guided pictures are not samples of what they are said to be;
+# * say what the guidance scale $\gamma$ does, and why guided pictures need not be samples of what they are said to be;
 # * translate anybody's guidance scale into ours.
 #
 # **You need** PyTorch and Bayes' rule; nothing about diffusion models.
@@ -65,8 +65,8 @@ shown
 # sevens get rare. But hardly any real seven is doubtful, and where $p(7 \mid x)$ is 1, its power is 1 as well. So nearly
 # all sevens should stay as likely as they were: beyond $\gamma = 1$, a knob that sharpens
 # would do next to nothing. This one does a lot. You can guess why: the network is asked about noisy pictures too, and
-# nobody is sure about *very* noisy ones. There, three times the difference is a real push. So the
-# usual answer is wrong, as you will see; the right one is chapter 17.
+# nobody is sure about *very* noisy ones. There, three times the difference is a real push. So
+# doubt the usual answer: where the truth is known it fails, as you will see.
 #
 # ## One noisy picture, two guesses
 #
@@ -112,7 +112,7 @@ shown
 #
 # $$ \hat\varepsilon_\gamma = \hat\varepsilon_u + \gamma\,(\hat\varepsilon_c - \hat\varepsilon_u). \label{eq-cfg} $$
 #
-# From the guess without the label to the guess with it, and on: *classifier-free guidance*.
+# This is *classifier-free guidance*.
 
 # %%
 pair = network_pair(network, schedule, label=7)
@@ -178,12 +178,12 @@ shown
 # *Above: eight requests for a 7, the same noises in each panel. Below: 3,000 guided samples (dots); dashed, what the story
 # says, $p(x)\,p(y \mid x)^\gamma$; green, the other class. Contours hold 50, 90 and 99 % of the mass.*
 #
-# (To turn the knob of the lower row yourself, on other mixtures too: on the web page just above; in a notebook, `from
+# (To turn the knob of the lower row yourself: on the web page just above; in a notebook, `from
 # difflesson import interactive`, then `interactive.show("turn-the-knob")`.)
 #
 # At $\gamma = 0$ and 1 the dots fill the dashed contours: the story is true. Beyond, it is false. The contours hardly
-# move, as you saw coming; the dots run away from the other class and crowd together. In numbers: mean and standard
-# deviation of the first coordinate, of the dots and of the story (summed over a grid; `story` is its logarithm).
+# move; the dots run away from the other class and crowd together. In numbers: mean and standard
+# deviation of the first coordinate, of the dots and, as "told", of the story (summed over a grid; `story` is its logarithm).
 
 # %%
 axis = torch.linspace(-12, 12, 481).double()
@@ -204,7 +204,7 @@ assert drawn[8.0][:, 0].std() < 0.6 * drawn[1.0][:, 0].std()
 
 # %% [markdown]
 # Away from 0 and 1, gaps are more than ten standard errors (+-). At 0.5 guidance falls short of the story, beyond 1 it
-# overshoots, and at 8 the dots have half the spread. (At $-1$ the story itself is odd: its mass lies far outside the data.)
+# overshoots, and at 8 the dots have half the story's spread. (At $-1$ the story itself is odd: its mass lies far outside the data.)
 #
 # ## Why the story fails
 #
@@ -215,8 +215,8 @@ assert drawn[8.0][:, 0].std() < 0.6 * drawn[1.0][:, 0].std()
 # $(1 - \gamma) \nabla \log p_t(x_t) + \gamma \nabla \log p_t(x_t \mid y) = \nabla \log p_t(x_t) + \gamma \nabla \log p_t(y \mid x_t)$:
 # the guided guess is $-\sigma_t$ times the log-slope of $p_t(x_t)\, p_t(y \mid x_t)^\gamma$, and at $t = 0$ this is the story.
 #
-# But at $t > 0$ a sampler needs the slope of *the story's pictures with noise added*: sharpen first, then add
-# noise. Their density is, up to a constant, the integral of $p(y \mid x_0)^\gamma\, p(x_0)\,
+# But to draw the story's pictures, a sampler needs the best guess for *them*: at $t > 0$ the slope of *the story's pictures
+# with noise added*. Sharpen first, then add noise. Their density is, up to a constant, the integral of $p(y \mid x_0)^\gamma\, p(x_0)\,
 # \mathcal N(x_t; \alpha_t x_0, \sigma_t^2 I)$ over clean pictures $x_0$. Since
 # $p(x_0)\, \mathcal N(x_t; \alpha_t x_0, \sigma_t^2 I) = p_t(x_t)\, p(x_0 \mid x_t)$, it is
 # $p_t(x_t)\;\mathbb E[\,p(y \mid x_0)^\gamma \mid x_t]$. Guidance adds noise first and sharpens afterwards, and what it sharpens,
@@ -226,9 +226,9 @@ assert drawn[8.0][:, 0].std() < 0.6 * drawn[1.0][:, 0].std()
 # \text{against} \qquad \underbrace{\big(\mathbb E[\,p(y \mid x_0) \mid x_t]\big)^\gamma}_{\text{used: the power of the average}} $$
 #
 # At $\gamma = 0$ and 1 they are equal. Otherwise they differ, unless all clean pictures behind $x_t$ are equally surely a
-# $y$ (Jensen's inequality). But a sampler uses slopes: a factor that is the same at every $x_t$ does no harm. Two bells of equal
-# width differ by such a factor, and guidance samples the story at every $\gamma$ (exercise 0.2). For our blobs the factor varies. From
-# a point on the left to one on the right:
+# $y$ (Jensen's inequality). But a sampler uses slopes: a factor that is the same at every $x_t$ does no harm. If all data
+# were one bell, and the class another of equal width, needed and used would differ by such a factor (exercise 0.2; no class is like that).
+# For our blobs it varies. From a point on the left to one on the right, at $t = 0.3$:
 
 # %%
 two = torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).double()
@@ -278,7 +278,7 @@ shown
 # *The same ideal guesses at $\gamma = 3$, 300 steps, two samplers; the line is the mean of the dots. Contours as above.*
 #
 # At 3 their means are 0.38 apart (+- 0.03), and more steps do not bring them together: there is no *single* guided
-# distribution. Chapter 17 derives both gaps.
+# distribution. Chapter 17 explains both gaps.
 #
 # ## The five lines
 #
@@ -307,15 +307,14 @@ shown
 # %% [markdown]
 # *What the five lines draw.*
 #
-# `pair` is the network asked both ways, `guided` is $\eqref{eq-cfg}$, `kernel` is one step, and `draw` repeats it at times
-# that are even in $\log(\alpha_t^2 / \sigma_t^2)$, but for the last step.
+# `pair` is the network asked both ways, `guided` is $\eqref{eq-cfg}$, `kernel` is one step, and `draw` repeats it.
 #
 # ## What the knob costs
 #
 # A second network, the *judge*, was trained only to name real digits. It looked at 10,000 digits a scale (`ddpm`, 16
 # steps, `difflesson evaluate --card`). How many are right, that is, what was asked for? How much *doubt* is in its answers
-# (mean entropy)? And the *digit-FID* compares the crowd with 10,000 real digits, in the judge's features: small when the
-# crowd is as good *and as varied* as reality.
+# (mean entropy)? And the *digit-FID* compares mean and covariance of the judge's features with those of 10,000 real digits: small when
+# the crowd is as good *and as varied* as reality.
 
 # %% tags=["hide-input"]
 setting, curve = next(iter(card["metrics"].items()))
@@ -356,10 +355,10 @@ shown
 # From 1.5 on, the judge names guided digits as asked more often than it names real ones right, yet as a crowd they are
 # less like real ones than at 1. (For digit-FID the card has no standard error; take differences below the floor, 0.028, as none.)
 #
-# **Why is $\gamma = 0$ the worst row?** Drawing a label and then a digit of it, $\sum_y p(y)\,p(x \mid y)$, *is* drawing
+# **Why is $\gamma = 0$ the worst row?** A tenth is right by chance. But drawing a label and then a digit of it, $\sum_y p(y)\,p(x \mid y)$, *is* drawing
 # from $p(x)$. So for an ideal network the crowds at 0 and 1 would be alike. Here one has 0.919, the other 0.062: this
 # network, not told the label, is poor (and 0.5 suffers with it). It draws shapes that are no digit, see "doubt".
-# Perhaps because only one training example in ten asked it this way; part III trains better ones.
+# Perhaps because only one training example in ten asked it this way (chapter 13 varies the share).
 #
 # ## Whose zero?
 #
@@ -391,7 +390,7 @@ often_met = ("ho-salimans", "imagen", "stable-diffusion", "diffusers", "dit", "s
 table(names=often_met)
 
 # %% [markdown]
-# These rows are the line $\eqref{eq-cfg}$; their zeros differ. Two reservations: `diffusers` leaves the line at 1 and below (exercise
+# These rows are the line $\eqref{eq-cfg}$; their zeros differ. Two reservations: `diffusers` stays at $\gamma = 1$ for every smaller value (exercise
 # 0.1), and `guided-diffusion` adds a classifier's gradient, which is on the line if the classifier is exact.
 # `difflesson.conventions` converts them. (The whole card is under Deeper.)
 #
@@ -423,9 +422,9 @@ assert missed == [86, 0] and [round(curve[gamma]["digit_fid"], 3) for gamma in (
 # |---|---|---|
 # | read a `guidance_scale`, `w`, `cfg_scale` | find the largest value that gives plain conditional sampling: $\gamma = 1$ | names differ by one unit (and some pipelines switch off at 1 and below) |
 # | need samples of what the model learned | $\gamma = 1$ | there the story holds; and one question to the network a step, not two |
-# | need pictures that show what was asked | raise $\gamma$ from 1 until errors stop, no further | from 2 to 5 no more digits became right, and digit-FID rose from 0.204 to 0.336 |
+# | need pictures that show what was asked | raise $\gamma$ from 1 until errors stop, no further | here, from 2 to 5, no more digits became right, and digit-FID rose from 0.204 to 0.336 |
 # | want to keep something out | a *negative prompt* and $\gamma > 1$ | it takes the place of "not told" in $\hat\varepsilon_u$; a negative $\gamma$ walks the same two guesses the other way, away from the request, and asks for nothing else |
-# | report a result | give sampler, steps, the scale and its convention, network, number of pictures, standard errors | at one $\gamma > 1$ samplers sample different things |
+# | report a result | give sampler, steps, the scale and its convention, network, number of pictures, standard errors | at $\gamma = 3$ two samplers sampled different things |
 #
 # ## Exercises
 #
@@ -434,7 +433,7 @@ assert missed == [86, 0] and [round(curve[gamma]["digit_fid"], 3) for gamma in (
 # %% [markdown]
 # ### Exercise 0.1 (easy): what does the pipeline do?
 #
-# The pipelines of the `diffusers` library take a `guidance_scale` which is our $\gamma$. At 1 and below they switch
+# The Stable Diffusion pipelines of the `diffusers` library take a `guidance_scale` which is our $\gamma$. At 1 and below they switch
 # guidance off and use the guess with the label alone. Write the function that gives the $w$ of $\eqref{eq-cfg-weight}$
 # with which such a pipeline really runs. What is it at 7.5? At 0.5?
 #
@@ -478,8 +477,9 @@ exercises.check("0.1", pipeline_weight)
 #
 # Let $p_u$ and $p_c$ be the two bells, $a = m_c - m_u$, and read $p_c / p_u$ for $p(y \mid x)$: a constant times $e^{a x}$.
 # Behind $x_t$ stands a bell whose variance, $\sigma_t^2$, is the same for all $x_t$. So "needed" is "used" times
-# $e^{\gamma (\gamma - 1) a^2 \sigma_t^2 / 2}$ (times a constant): a factor, but one without $x_t$, and the slopes agree. Guided samples *are* the story,
-# $p_u\, (p_c / p_u)^\gamma$, at every $\gamma$. That is why the chapter's mixture has several blobs.
+# $e^{\gamma (\gamma - 1) a^2 \sigma_t^2 / 2}$: a factor, but one without $x_t$, and the slopes agree. Guided samples *are* the story,
+# $p_u\, (p_c / p_u)^\gamma$, at every $\gamma$. Two *classes* that are
+# such bells are another case: all data are then no bell, and the story fails (in the tests).
 #
 # </details>
 
@@ -507,7 +507,7 @@ for gamma, digits in ((0, columns[0]), (-1, less)):
 # Above, the story's mean was a sum over a grid. Pictures allow no grid; what you often have is a handful of samples of the class, of
 # $p(x \mid y)$. Estimate the mean of $p(x)\,p(y \mid x)^\gamma$, all coordinates, from those alone: give each sample a
 # weight, and let the weights sum to one. (`mixture.class_log_prob(points, label)` is $\log p(y \mid x)$ at each point.) One warning: for
-# $\gamma < 0$ a few points, the least likely of the class, carry nearly all the weight. The formula stays right, the
+# $\gamma < 0$ a few points, those least surely of the class, carry nearly all the weight. The formula stays right, the
 # estimate is poor.
 #
 # <details><summary>Hint</summary>
@@ -537,8 +537,8 @@ exercises.check("0.3", story_mean)
 #    label, $\gamma = 1$ is plain conditional sampling, $w = \gamma - 1$.
 # 2. From $\gamma = 1$ to 5 this network (DDPM, 16 steps) draws fewer wrong digits, in a crowd less like the real one.
 # 3. With best guesses and small steps you sample $p(x)\,p(y \mid x)^\gamma$ at $\gamma = 0$ and 1. On our mixture you do
-#    not at $-1$, 0.5, 3 and 8; between two bells of equal width you do at every $\gamma$.
-# 4. Guidance uses the slope of a power of an average where that of the average of powers is needed. On our mixture at
+#    not at $-1$, 0.5, 3 and 8.
+# 4. Guidance uses the slope of a power of an average where the story needs that of the average of powers. On our mixture at
 #    $\gamma = 3$, DDIM and DDPM even sample different things, and 300 steps instead of 100 do not mend it.
 # 5. Before you compare scales, find where each is plain conditional sampling.
 #
@@ -566,7 +566,7 @@ exercises.check("0.3", story_mean)
 #
 # and what a network guesses is converted so that the first two hold for it as well. So one guess gives all the others, as long as nothing is divided by zero: at
 # $\sigma_t = 0$ a clean picture says nothing about the noise, at $\alpha_t = 0$ the noise says nothing about the picture. Only
-# $\hat v$ gives both everywhere. The first two we compute with the network's guess; the third needs a density, so we ask
+# $\hat v$, of these four, gives both everywhere. The first two we compute with the network's guess; the third needs a density, so we ask
 # the mixture.
 
 # %%
@@ -645,8 +645,8 @@ for time in (0.5, 0.8, 0.9):
 
 # %% [markdown]
 # At 0.5 the guide is sure of the 7, so the average is the guess with the label: by the exact relation, being told should
-# change nothing. To the network it changes 2.7 % of its guess at 0.5, which is error of one of its halves or, as the guide
-# is a network too, of all three. At 0.8 it is sure of some and not of others, at 0.9 of none, and the label moves the guess by 3.9 and
+# change nothing. To the network it changes 2.7 % of its guess at 0.5, which is error, of one of its halves or of the guide,
+# a network too. At 0.8 it is sure of some and not of others, at 0.9 of none, and the label moves the guess by 3.9 and
 # 4.5 % (the middle number): there is the push.
 #
 # Does the ink of bold sevens come from that error? Put `by_bayes` in the place of $\hat\varepsilon_u$ (ten sevens, `ddim`, 16
@@ -659,7 +659,7 @@ for time in (0.5, 0.8, 0.9):
 # *For those who read on.* Part I (chapters 01 to 05): the process nobody steers. II (06 to 12): how you steer it. III (13
 # to 16): pictures. IV (17 to 20): what $\gamma$ really samples, and remedies. In a hurry: part II, then chapter 17. Every numbered
 # equation is computed in the next cell, and a test compares it with an independent computation; wrong formulas are
-# planted to see that the tests notice. A number in the text is printed by a cell, or the text says where it comes from.
+# planted to see that the tests notice. A number in the text is printed or checked by a cell, or the text says where it comes from.
 # `make test` runs what is short, `make nightly` the rest.
 #
 # ## Deeper: every convention on one card

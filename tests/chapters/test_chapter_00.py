@@ -57,6 +57,16 @@ def test_the_dots_fill_the_contours_at_0_and_1_and_leave_them_at_minus_1_one_hal
         assert errors < 3.5 if gamma in (0, 1) else errors > 9, (gamma, errors)
 
 
+def test_asked_for_the_other_class_the_dots_leave_the_story_as_well():
+    """Class 0 of the same blobs, 60 steps: the gaps have the other sign, and are as clear."""
+    pair, all_data, of_class = MIXTURE.pair(SCHEDULE, label=0), MIXTURE.log_prob(GRID), MIXTURE.given(0).log_prob(GRID)
+    for gamma, sign in ((0.5, 1), (1.0, 0), (3.0, -1), (8.0, -1)):
+        x_1 = draw(kernels.ddim(guidance.classifier_free(pair, gamma), SCHEDULE), started(), time_grid(60))[:, 0]
+        told = float(((1 - gamma) * all_data + gamma * of_class).softmax(0) @ GRID[:, 0])
+        errors = (float(x_1.mean()) - told) / (float(x_1.std()) / len(x_1) ** 0.5)
+        assert sign * errors > 7 if sign else abs(errors) < 3.5, (gamma, errors)
+
+
 def test_guidance_falls_short_at_one_half_and_overshoots_beyond_1():
     for gamma, sign in ((0.5, -1), (3.0, 1), (8.0, 1)):
         told = float(story(gamma).softmax(0) @ GRID[:, 0])
@@ -148,20 +158,39 @@ def test_needed_is_the_average_of_the_powers_and_used_the_power_of_the_average(g
 
 @pytest.mark.parametrize("gamma", [-1.0, 0.5, 3.0])
 def test_for_two_bells_of_equal_width_needed_over_used_is_a_factor_without_x_t_and_for_the_blobs_it_is_not(gamma):
-    """Quadrature of p_c / p_u over what is behind x_t, for bells of width one; the mixture's p(y | x) for the blobs."""
+    """Quadrature of p_c / p_u over what is behind x_t, for bells of widths one and 0.7; the mixture's p(y | x)."""
     t, apart = torch.tensor(0.4, dtype=F64), 1.5
     alpha, sigma = cosine().alpha(t), cosine().sigma(t)
     line, x_t = torch.linspace(-14, 14, 4001, dtype=F64), torch.linspace(-2, 3, 9, dtype=F64)
-    behind = (-((line - 0.5) ** 2) / 2 - (x_t[:, None] - alpha * line) ** 2 / (2 * sigma**2)).softmax(1)
-    tilt = (apart * line).exp()  # p_c / p_u up to a constant
-    factor = behind @ tilt**gamma / (behind @ tilt) ** gamma
-    expected = math.exp(gamma * (gamma - 1) * apart**2 * float(sigma) ** 2 / 2)
-    assert float((factor / expected - 1).abs().max()) < 1e-8
+    for width in (1.0, 0.7):
+        noise = (x_t[:, None] - alpha * line) / sigma
+        behind = (-(((line - 0.5) / width) ** 2) / 2 - noise**2 / 2).softmax(1)
+        slope = apart / width**2
+        tilt = (slope * line).exp()  # p_c / p_u up to a constant
+        factor = behind @ tilt**gamma / (behind @ tilt) ** gamma
+        variance = 1 / (1 / width**2 + float(alpha / sigma) ** 2)  # of what is behind x_t: sigma^2 at width one
+        assert width < 1 or abs(variance - float(sigma) ** 2) < 1e-12
+        expected = math.exp(gamma * (gamma - 1) * slope**2 * variance / 2)
+        assert float((factor / expected - 1).abs().max()) < 1e-8
     points = torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=F64)
     chance = MIXTURE.reverse(points, SCHEDULE, 0.3, 0.0).log_prob(GRID[:, None]).softmax(0)
     sure = MIXTURE.class_log_prob(GRID, 1).exp()
     left, right = sure**gamma @ chance / (sure @ chance) ** gamma
     assert abs(float(left / right) - 1) > 0.1
+
+
+def test_two_classes_that_are_bells_of_equal_width_are_not_sampled_as_told():
+    """Around -1 and 1, on a line: then all data are no bell. The noise is even quantiles, so nothing scatters."""
+    two = GaussianMixture([0.5, 0.5], torch.tensor([[-1.0], [1.0]], dtype=F64), [[[1.0]], [[1.0]]], labels=[0, 1])
+    noise = torch.special.ndtri((torch.arange(500, dtype=F64) + 0.5) / 500)[:, None]
+    line = torch.linspace(-12, 12, 2401, dtype=F64)[:, None]
+    for gamma, right in ((1.0, True), (3.0, False), (8.0, False)):
+        steered = guidance.classifier_free(two.pair(SCHEDULE, 1), gamma)
+        ends = draw(kernels.ddim(steered, SCHEDULE), noise, time_grid(100))
+        cond, other = (-((line[:, 0] - mean) ** 2) / 2 for mean in (1.0, -1.0))
+        told = (gamma * cond + (1 - gamma) * torch.logaddexp(cond, other)).softmax(0) @ line[:, 0]
+        gap = float(ends.mean() - told)
+        assert abs(gap) < 0.02 if right else gap > 0.5, (gamma, gap)
 
 
 def test_equally_sure_pictures_are_the_only_case_in_which_power_and_average_may_change_places():
@@ -249,6 +278,8 @@ def test_only_v_gives_both_guesses_at_both_ends():
         assert all(bool(part.isfinite().all()) for part in Prediction.from_v(x, x, alpha, sigma))
         with pytest.raises(ValueError, match="singular"):
             conventions.convert(x, *lost, x, alpha, sigma)
+        for part in ("x0", "eps"):  # of these four: the velocity of flow matching, a fifth, gives both as well
+            assert bool(conventions.convert(x, "flow", part, x, alpha, sigma).isfinite().all())
 
 
 # ---- labels and classes
