@@ -449,7 +449,7 @@ def versions(gradient, gamma=1.0):
 
 factors = (0.7, 0.85, 1.0, 1.15, 1.3, 1.45, 1.6)
 bent = [{n: errors_of(k, 25, 4000)[0] for n, k in versions(with_gradient(f)).items()} for f in factors]
-turned = {d: {n: errors_of(k, 25, 4000)[0] for n, k in versions(with_gradient(1.0, d)).items()} for d in (10, 20)}
+turned = {d: {n: errors_of(k, 25, 4000)[0] for n, k in versions(with_gradient(1.0, d)).items()} for d in (10, 20, -20)}
 looked_at = {f"multiplied by {f}": row for f, row in zip(factors, bent, strict=True) if f in (0.7, 1.0, 1.3)}
 for what, row in (looked_at | {f"turned by {d} degrees": row for d, row in turned.items()}).items():
     print(f"gradient {what}:", ", ".join(f"{name} {value:.2f}" for name, value in row.items()))
@@ -470,7 +470,7 @@ shown
 # With 25 steps, a wrong coefficient acts like a wrong scale. The small variance errs at $k = 1$ as the exact coefficient does at 0.7, and is best at $1.45 \approx 1 / 0.7$. By the mean, it makes about $0.7\, \gamma$ of $\gamma$ here.
 # That matters when $\gamma$ must mean the same for another number of steps, variance or sampler. Tuning by eye, for one sampler, absorbs it.
 #
-# A gradient 30 % too short costs as much as the small variance, one turned by 20 degrees more. But too short *adds* to the small coefficient: the patch still halves the error. Too long makes up for it. Turning hides it: at 20 degrees, all three err much alike.
+# A gradient 30 % too short costs as much as the small variance, one turned by 20 degrees more. But too short *adds* to the small coefficient: the patch still halves the error. Turning by 20 degrees hides it one way (all three err much alike), less the other way.
 
 # %% tags=["remove-cell"]
 best = {name: factors[min(range(len(factors)), key=lambda i, name=name: bent[i][name])] for name in bent[0]}
@@ -480,6 +480,7 @@ assert turned[20]["exact coefficient"] > bent[2]["variance, small"] > turned[10]
 weak, strong = bent[0], bent[4]
 assert weak["exact coefficient"] < 0.6 * weak["variance, small"] and strong["variance, small"] < 0.6 * strong["exact coefficient"]
 assert 0.2 < weak["variance, small"] - weak["exact coefficient"] and max(turned[20].values()) < 1.3 * min(turned[20].values())
+assert turned[-20]["exact coefficient"] < min(0.9 * turned[-20]["variance, small"], turned[-20]["variance, large"])
 
 # %% [markdown]
 # ## In practice

@@ -216,6 +216,12 @@ def test_a_gradient_turned_by_20_degrees_costs_much_the_same_with_every_coeffici
     assert max(errors) < 1.35 * min(errors)
 
 
+def test_turned_by_20_degrees_the_other_way_the_coefficient_still_shows_and_the_gradient_costs_more():
+    small, exact = (off(name, "small", 25, 1.0, -20.0) for name in ("x_t, t", "exact"))
+    assert 0.7 < exact / small < 0.9
+    assert exact > off("x_t, t", "small", 25)
+
+
 def degrees_turned(variances, g):
     """Angle between g and its product with a variance for each coordinate, of whole-plane points (N, 2)."""
     shifted = variances * g
