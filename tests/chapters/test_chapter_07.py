@@ -103,6 +103,22 @@ def test_the_share_of_the_exact_shift_is_alpha_times_the_ratio_of_noise_variance
         assert abs(float(share - alpha_ts * (schedule.sigma(s) / schedule.sigma(t)) ** 2)) < 1e-13
 
 
+@pytest.mark.equation("eq-one-step-tweedie", "eq-second-order")
+@pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 0.9), (0.7, 1.3)])
+def test_the_shift_is_sigma_squared_over_alpha_times_the_gradient_even_where_variance_is_not_preserved(alpha, sigma):
+    """On the line, by Bayes' rule on a grid: the exact mean, and the exact covariance, of one step."""
+    line = GaussianMixture([0.4, 0.6], torch.tensor([[-1.0], [0.8]]).double(), [[[0.5]], [[0.2]]], labels=[0, 1])
+    grid, x, moments = torch.linspace(-9, 9, 9001, dtype=torch.float64), torch.tensor([[0.6]]).double(), []
+    for prior in (line, line.given(1)):
+        shares = (prior.log_prob(grid[:, None]) - (x[0] - alpha * grid) ** 2 / (2 * sigma**2)).softmax(0)
+        moments.append((shares @ grid, shares @ (grid - shares @ grid) ** 2))
+    later = line.noised(alpha, sigma)
+    shift = sigma**2 / alpha * later.class_gradient(x, 1)[0, 0]
+    assert abs(float(moments[1][0] - moments[0][0] - shift)) < 1e-6
+    width = (sigma / alpha) ** 2 * (1 + sigma**2 * later.given(1).hessian(x)[0, 0, 0])
+    assert abs(float(moments[1][1] - width)) < 1e-6
+
+
 def patched(kernel, grad, schedule, gamma=1.0):
     """The chapter's one-line patch: beta / alpha_{t|s} for the variance, as the coefficient."""
 
@@ -576,6 +592,9 @@ def test_along_a_direction_of_variance_v_the_curvature_is_minus_one_over_the_noi
     small, large = kernels.posterior_variance(LINEAR, t, s), LINEAR.transition(t, s)[1] ** 2
     assert abs(float(wide / large - 1)) < 1e-9 and abs(float(narrow / small - 1)) < 1e-4
     assert 1.1 * small < between < large / 1.1
+    aslant = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64) / math.sqrt(2)  # no principal axis
+    full = data.noised(alpha, sigma).hessian(x)[0]
+    assert float(aslant @ full @ aslant + 1 / (alpha**2 * (aslant**2 @ variances) + sigma**2)) < -0.1
 
 
 @pytest.mark.equation("eq-taylor-second")

@@ -15,7 +15,7 @@ import torch
 from difflesson import divergence, guidance, kernels, plane
 from difflesson.mixture import GaussianMixture
 from difflesson.samplers import draw, time_grid
-from difflesson.schedule import from_betas
+from difflesson.schedule import cosine, from_betas
 from difflesson.steps import Gaussian
 
 TABLE = from_betas(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
@@ -73,6 +73,102 @@ def test_verdict_at_250_steps_the_places_differ_by_less_than_chance():
     assert off("x_t, t", "small", 250) < 3 * CHANCE
 
 
+def test_at_250_steps_the_error_is_no_larger_than_the_chance_of_4000_points_but_the_same_random_numbers_show_it():
+    left = samples("x_t, t", "small", 250) - samples("exact", "small", 250)  # both walk with the same random numbers
+    bias, scatter = float(left.mean(0).norm()), float((left.std(0) / math.sqrt(COUNT)).norm())
+    assert 20 * scatter < bias < 1.2 * math.sqrt(2.325 / 4000)
+    places = (samples("x_t, t", "small", 250) - samples("mu, s", "small", 250)).mean(0)
+    assert float(places.norm()) < bias / 2
+
+
+# --- other classes, mixtures and schedules ----------------------------------------------------------------------
+
+RARE = GaussianMixture(
+    [0.9, 0.1], torch.tensor([[-0.3, 0.0], [1.5, 0.5]]).double(), 0.2 * torch.eye(2).expand(2, 2, 2), labels=[0, 1]
+)
+SURE = GaussianMixture(
+    [0.5, 0.5], torch.tensor([[-1.5, 0.0], [1.5, 0.0]]).double(), 0.05 * torch.eye(2).expand(2, 2, 2), labels=[0, 1]
+)
+
+
+def slope_of(mixture, label, schedule=TABLE):
+    return lambda x, t: mixture.noised(schedule.alpha(t), schedule.sigma(t)).class_gradient(x, label)
+
+
+@cache
+def missed(mixture, label, schedule=TABLE):
+    """Error of the mean of 4,000 points, 25 steps, small variance, for each kernel; and what chance gives."""
+    free, grad, alone = mixture.denoiser(schedule), slope_of(mixture, label, schedule), mixture.given(label)
+    plain, found = kernels.ddpm(free, schedule), {}
+    walkers = {p: kernels.shift(plain, grad, 1.0, *p.split(", ")) for p in ("x, t", "mu, s", "mu, t")}
+    for share in (0.7, 1.0):
+        walkers[share] = kernels.ddpm(guidance.tilt(free, grad, share, schedule), schedule)
+    true = alone.weights @ alone.means
+    for name, kernel in walkers.items():
+        generator = torch.Generator().manual_seed(21)
+        start = torch.randn(4000, mixture.dim, generator=generator, dtype=torch.float64)
+        points = draw(kernel, start, time_grid(25), generator)
+        found[name] = float((points.mean(0) - true).norm())
+    found["chance"] = float((points.var(0).sum() / 4000).sqrt())
+    return found
+
+
+def test_for_class_0_the_derivation_removes_a_quarter_and_the_repair_makes_it_worse():
+    off_by = missed(BLOBS, 0)
+    assert 0.15 < 1 - off_by["mu, s"] / off_by["x, t"] < 0.32
+    assert off_by["mu, t"] > 1.03 * off_by["x, t"]
+    assert off_by[1.0] < 2.5 * off_by["chance"] < off_by["x, t"] / 2
+
+
+@pytest.mark.parametrize(
+    ("mixture", "label", "schedule"), [(BLOBS, 0, TABLE), (RARE, 1, TABLE), (BLOBS, 1, cosine(12.0, -12.0))]
+)
+def test_elsewhere_too_the_exact_coefficient_removes_nearly_all_and_the_derivation_a_part(mixture, label, schedule):
+    off_by = missed(mixture, label, schedule)
+    assert off_by[1.0] < 0.3 * off_by["x, t"] and off_by[1.0] < off_by["mu, s"] < 0.9 * off_by["x, t"]
+
+
+def test_the_seven_tenths_are_of_this_mixture_and_schedule():
+    less, more = missed(RARE, 1), missed(BLOBS, 1, cosine(12.0, -12.0))
+    assert less["x, t"] > 1.2 * less[0.7] and more["x, t"] < 0.85 * more[0.7]
+
+
+def test_only_a_very_short_step_halves_its_shift_a_long_one_with_the_small_variance_does_not():
+    free, grad, x = BLOBS.denoiser(TABLE), slope_of(BLOBS, 1), BLOBS.means * 0.7
+    plain, ratios = kernels.ddpm(free, TABLE), {}
+    for t, h in ((0.3, 1e-3), (0.3, 0.1), (0.02, 0.01), (0.04, 0.04)):
+        whole, half = (
+            float((kernels.shift(plain, grad, 1.0)(x, t, t - u).mean - plain(x, t, t - u).mean).norm())
+            for u in (h, h / 2)
+        )
+        ratios[t, h] = whole / half
+    assert abs(ratios[0.3, 1e-3] - 2) < 0.02
+    assert ratios[0.3, 0.1] < math.sqrt(2)  # as if it were the standard deviation
+    assert ratios[0.02, 0.01] < 1 and ratios[0.04, 0.04] == 0  # the last step has none
+
+
+def test_at_0_4_the_full_covariance_is_no_better_than_the_large_variance_for_class_1_but_for_class_0_it_is():
+    t, s, ratio = 0.4, 0.399, []
+    for label in (1, 0):
+        x, weights = divergence.mixture_nodes(BLOBS.given(label).noised(TABLE.alpha(t), TABLE.sigma(t)), order=6)
+        exact, grad = kernels.exact(BLOBS, TABLE, label)(x, t, s), slope_of(BLOBS, label)
+        bases = kernels.moment_matched(BLOBS, TABLE), kernels.ddpm(BLOBS.denoiser(TABLE), TABLE, "large")
+        full, large = (float(weights @ divergence.kl(exact, kernels.shift(b, grad, 1.0)(x, t, s))) for b in bases)
+        ratio.append(full / large)
+    assert ratio[0] > 1.1 and ratio[1] < 0.9
+
+
+def test_the_gradient_of_the_derivation_is_longer_at_0_4_but_shorter_where_the_class_is_nearly_sure():
+    lengths = {}
+    for name, mixture, t in (("class 1", BLOBS, 0.4), ("sure, 0.4", SURE, 0.4), ("sure, near the data", SURE, 0.08)):
+        x, weights = divergence.mixture_nodes(mixture.given(1).noised(TABLE.alpha(t), TABLE.sigma(t)), order=6)
+        grad, s = slope_of(mixture, 1), t - 1e-3
+        at_x, at_mu = grad(x, t), grad(kernels.ddpm(mixture.denoiser(TABLE), TABLE)(x, t, s).mean, s)
+        lengths[name] = float(weights @ (at_mu * at_x).sum(1) / (weights @ at_x.square().sum(1)))
+    assert 1 < lengths["class 1"] < 1.01 and 1 < lengths["sure, 0.4"] < 1.01
+    assert lengths["sure, near the data"] < 0.8
+
+
 def test_verdict_the_patch_does_not_mend_the_shape():
     mass = [float(BLOBS.class_log_prob(samples(name, "small", 25), 1).exp().mean()) for name in ("x_t, t", "exact")]
     points, weights = divergence.mixture_nodes(BLOBS.given(1), order=40)
@@ -118,6 +214,12 @@ def test_a_short_gradient_adds_to_the_small_coefficient_a_long_one_makes_up_for_
 def test_a_gradient_turned_by_20_degrees_costs_much_the_same_with_every_coefficient():
     errors = [off(*name, 25, 1.0, 20.0) for name in (("x_t, t", "small"), ("x_t, t", "large"), ("exact", "small"))]
     assert max(errors) < 1.35 * min(errors)
+
+
+def test_turned_by_20_degrees_the_other_way_the_coefficient_still_shows_and_the_gradient_costs_more():
+    small, exact = (off(name, "small", 25, 1.0, -20.0) for name in ("x_t, t", "exact"))
+    assert 0.7 < exact / small < 0.9
+    assert exact > off("x_t, t", "small", 25)
 
 
 def degrees_turned(variances, g):
