@@ -117,6 +117,8 @@ POCKET = {"task": "denoiser", "arguments": (("widths", (16, 48)),), "batch": 64}
 TOWERS = {"steps": 1_000, "batch": 128, "ema_decay": 0.99, "warmup": 50, "weight_decay": 0.05}
 RECIPES = {  # of the networks that ship
     "denoiser": {"task": "denoiser"},
+    "unlabelled": {"task": "denoiser", "start": "denoiser", "teacher": "denoiser", "label_dropout": 1.0}
+    | {"steps": 6_500, "learning_rate": 1e-3, "warmup": 100, "ema_decay": 0.998},
     "pocket": POCKET | {"teacher": "denoiser", "label_dropout": 0.2, "steps": 8_000},
     "pocket_p02": POCKET | {"label_dropout": 0.02, "steps": 4_000},
     "pocket_p10": POCKET | {"label_dropout": 0.1, "steps": 4_000},

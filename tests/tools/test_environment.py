@@ -141,13 +141,13 @@ def test_the_package_imports_nothing_that_is_not_declared():
     assert undeclared == set()
 
 
-def test_the_shipped_networks_and_logs_are_package_data_and_stay_under_8_and_a_half_megabytes():
+def test_the_shipped_networks_and_logs_are_package_data_and_stay_under_12_megabytes():
     patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["difflesson.digits"]
     package = ROOT / "difflesson" / "digits"
     shipped = {path for pattern in patterns for path in package.glob(pattern)}
     there = {path for folder in ("weights", "logs") for path in (package / folder).rglob("*") if path.is_file()}
     assert there == shipped
-    assert sum(path.stat().st_size for path in shipped) < 8_500_000
+    assert sum(path.stat().st_size for path in shipped) < 12_000_000
 
 
 def test_the_citation_names_the_version_of_the_package():

@@ -15,7 +15,7 @@ import torch
 from difflesson.digits import captions, checkpoints, sampling
 
 STORED = Path(__file__).with_name("shipped_answers.json")
-DENOISERS = ("denoiser", "pocket", "pocket_p02", "pocket_p10", "pocket_p50")
+DENOISERS = ("denoiser", "unlabelled", "pocket", "pocket_p02", "pocket_p10", "pocket_p50")
 TOWERS = ("towers", "noisy_towers", "other_towers")
 NAMES = (*DENOISERS, "guide", "judge", "clean", "words", *TOWERS)
 SENTENCES = [
