@@ -5,14 +5,14 @@
 # noise, and then learns to guess what was buried. Why not learn the pictures themselves? And what should a guess look
 # like, when many pictures may lie under the same noise?
 #
-# The short answer: **noise makes data where there were none. And the best guess of what lies under much of it looks like no
-# picture at all.**
+# The short answer: **noise makes data where there were none. And the best guess of what lies under much of it need not look
+# like a picture.**
 #
 # **After this chapter you can**
 # * say what noise buys, and show it on data that lie on a thin curve;
 # * replace a chain of small steps by one, and write down the exact density and score of a mixture at every noise level;
-# * prove that a blurred guess beats a realistic one, and by how much;
-# * turn a guess of the clean point into one of the noise or of the score, and say what decides it.
+# * prove that a blurred guess beats one drawn at random, and by how much;
+# * turn a guess of the clean point into one of the noise or of the score, and say on what it depends.
 #
 # **You need** chapter 00, Gaussians in several dimensions, Bayes' rule.
 #
@@ -75,12 +75,12 @@ shown
 
 # %% [markdown]
 # *Left: where there are no data, nothing says which way to go. Middle: with noise there are data wherever a walk passes, and
-# the slope of the logarithm of their density can be learned there (arrows). Right: thirty points of pure noise, led by such slopes while
+# the slope of the logarithm of their density can be learned there (the arrows are exact). Right: thirty points of pure noise, led by such slopes while
 # the noise is lowered, end on the arcs.*
 #
 # **The direct way** would be: learn where data are denser, and walk uphill. It fails twice. Of the places where a walk may begin, few
 # have data nearby, and where nothing was seen, nothing is learned. And even the exact slope, which we have, misleads:
-# it is enormous, and where it leads is decided by the place and the shape of the arcs, hardly by how much lies on each:
+# it is enormous, and where it leads is decided by the place and the shape of the Gaussians, hardly by how much lies on each arc:
 
 
 # %% tags=["hide-input"]
@@ -121,7 +121,7 @@ assert all(0.58 < direct < 0.66 for direct in ours.values())
 # noise a little, and repeat (right panel). How large a part, the sampler says: here DDIM of chapter 00, in 100 steps; [chapter 10](10_general_case.ipynb#only-the-arrow-knows-the-data) has others. In one step all walks would end on one spot.
 #
 # So one thing is to be learned: at each noise level, *the average of what may lie under a noisy point*. That is
-# plain least squares. But an average of pictures is no picture. It looks like a flaw of the
+# plain least squares. But an average of pictures need be no picture. It looks like a flaw of the
 # method, and is the right answer.
 #
 # ## A thousand small steps are one large step
@@ -162,7 +162,7 @@ assert abs(float(chain.var(0).mean()) - 1) < 4 / 5000**0.5
 #
 # ## The best guess is no point of the data
 #
-# What lies under a given $x_t$? Not one point: a cloud, $p(x_0 \mid x_t)$. Take the average of the cloud, $\hat x_0 = \mathbb E[x_0 \mid x_t]$. On the curve, and below it for a digit, where a network guesses that was trained to answer such averages and was not told the label:
+# What lies under a given $x_t$? Not one point: a cloud, $p(x_0 \mid x_t)$. Take the average of the cloud, $\hat x_0 = \mathbb E[x_0 \mid x_t]$. On the curve, and below it for a digit, by a network that was trained to answer such averages, is not told the label, and drew the digit itself:
 
 # %% tags=["hide-input"]
 times = (0.2, 0.4, 0.6, 0.8, 0.9)
@@ -201,7 +201,7 @@ shown
 # *Above: a noisy point (cross), 200 clean points that it may come from (blue), their average (orange). From the second panel on the average
 # lies where no data are. Below: a noisy digit and the network's guess. The more may be under the noise, the more it blurs.*
 #
-# From the second panel on the orange dot is not a possible clean point. Is it a bad guess? Let $g$ be *any* guess made from $x_t$, a random one if you like. Given $x_t$, the truth $x_0$ and the
+# From the second panel on the orange dot is no likely clean point. Is it a bad guess? Let $g$ be *any* guess made from $x_t$, a random one if you like. Given $x_t$, the truth $x_0$ and the
 # guess $g$ are independent. So in the square of $(x_0 - \hat x_0) - (g - \hat x_0)$ the mixed term is zero on average, because $x_0 - \hat x_0$ averages to zero given $x_t$:
 #
 # $$ \mathbb E \|x_0 - g\|^2 = \mathbb E \|x_0 - \hat x_0\|^2 + \mathbb E \|g - \hat x_0\|^2. \label{eq-guess-error} $$
@@ -240,9 +240,8 @@ for time in (0.2, 0.4, 0.6, 0.8):
     assert abs(ratio - 2) < 3 * scatter and error["snapped"] > error["average"]
 
 # %% [markdown]
-# The ratio is 2 at every noise level, within three standard errors. Snapping the average to the nearest real
-# point makes a real point of it, and costs as well, though less. So a *guess* is not better for looking real. Where very different pictures may lie under the noise, a sharp guess is not their
-# average, and by $\eqref{eq-guess-error}$ has a larger error than it. Pictures come sharp out of a sampler because it asks again and again while the cloud shrinks.
+# The ratio is 2 at each of these noise levels, within three standard errors. Snapping the average to the nearest of many real
+# points costs as well, though less; of few, it can cost more. So a *guess* is not better for looking real. Pictures come sharp out of a sampler because it asks again and again while the cloud shrinks.
 #
 # ## A mixture stays a mixture
 #
@@ -294,7 +293,7 @@ torch.testing.assert_close(noisy.score(x), leaf.grad)
 # %% [markdown]
 # ### Pitfall: the wrong weights, the wrong level
 #
-# Two wrong scores that people write: the plain weights $w_k$ for $p(k \mid x)$, and the right formula at the wrong noise level.
+# Two wrong scores: the plain weights $w_k$ for $p(k \mid x)$, and the right formula at the wrong noise level.
 
 # %% tags=["hide-input"]
 slopes = torch.linalg.solve(noisy.covs, (noisy.means - x[:, None])[..., None])[..., 0]  # (200, 36, 2)
@@ -306,7 +305,7 @@ for name, score in wrong.items():
     print(f"{name}: relative error {float(off):.2f}")
 
 # %% [markdown]
-# A tenth of the time off costs half of the score's size here; the error of the clean data's score is 200 times that size.
+# Here the score of $t = 0.35$ is off by half the size of the right one, the clean data's by 200 times.
 #
 # ## One thing under four names
 #
@@ -320,7 +319,7 @@ for name, score in wrong.items():
 # $$ \mathbb E[x_0 \mid x_t = x] = \frac{x + \sigma_t^2\, \nabla \log p_t(x)}{\alpha_t}. \label{eq-tweedie} $$
 #
 # *Tweedie's formula*. It holds for **every** distribution of clean points; only the noise must be Gaussian. In words: to guess the clean point, add to the noisy one the noise's variance times the score,
-# and undo the shrinking. (Some texts put $x_0$ itself in the place of its average. The mean square of the difference is the first term of $\eqref{eq-guess-error}$.)
+# and undo the shrinking.
 #
 # We try it on what is no mixture, points spread evenly over a square: the average over a fine grid of clean points, and on the other side the density of noisy points by the error function, its slope by autograd:
 
@@ -381,7 +380,7 @@ print(f"log-SNR {float(log_snr):.2f}: t = {float(t):.2f} under cosine, {float(sa
 print(f"at t = {float(t):.2f} under both, guesses differ by {float(apart):.2f} on average")
 
 # %% [markdown]
-# So a time has no meaning without its schedule, $\lambda$ has. What a schedule chooses is where a sampler's steps, and a training's examples, lie along $\lambda$: between which ends, and how densely.
+# So a time has no meaning without its schedule; $\lambda$ has, for given data. If $\alpha_t^2 + \sigma_t^2 = 1$, a schedule chooses only where DDIM's steps, and a training's examples, lie along $\lambda$: between which ends, and how densely.
 #
 # **What is exact, and what is not.** The numbered equations are exact, and so is the factor two. The least error is meant in the *square* (another error may have another best guess). Noised mixtures, Tweedie's formula and the clock need *Gaussian* noise. Not exact are: $\mathcal N(0, I)$ as the end of the noising, a sampler with finitely many steps, and a network's guess, which is only near the average.
 #
@@ -390,9 +389,9 @@ print(f"at t = {float(t):.2f} under both, guesses differ by {float(apart):.2f} o
 # | if you | do | because |
 # |---|---|---|
 # | see a blurred $\hat x_0$ where many pictures fit | leave it | if it is the average, any other guess has a larger mean square error |
-# | need *one* plausible picture | sample, do not denoise in one step | where many pictures fit, their average is no picture; a draw is one, and twice the error is its price |
-# | compute $\hat x_0$ or $\hat\varepsilon$ near the ends of time | go through $\hat v$ | $\hat\varepsilon$ loses digits of $\hat x_0$ at much noise, $\hat x_0$ those of $\hat\varepsilon$ at little |
-# | compare noise levels of two models | compare $\lambda$, after dividing $x_t$ by $\alpha_t$ | the same $t$ means different noise under another schedule |
+# | need *one* plausible picture | sample, do not denoise in one step | where many pictures fit, their average is in general none; a draw is one, and twice the error is its price |
+# | compute $\hat x_0$ or $\hat\varepsilon$ near the ends of time | let the network answer $\hat v$ | $\hat\varepsilon$ loses digits of $\hat x_0$ at much noise, $\hat x_0$ those of $\hat\varepsilon$ at little; a $\hat v$ made from them has lost them too |
+# | compare noise levels of two models of the same data, in the same units | compare $\lambda$, after dividing $x_t$ by $\alpha_t$ | the same $t$ means different noise under another schedule |
 # | have a classifier of clean data | do not trust it on noisy points | on our arcs, at $t = 0.45$, it was nearly certain, and no better than naming the larger class |
 #
 # ## Exercises
@@ -519,20 +518,20 @@ exercises.check("1.5", brightness)
 # ## Remember
 #
 # 1. With noise there are data wherever a walk passes. On arcs of nearly round pieces the exact clean slope sent four walks in ten to the short one, whether it held 20 or 80 % of the mass; through noise, in 100 small steps, the shares came out right.
-# 2. Steps that preserve variance compose: the factors multiply, and $\sigma^2 = 1 - \alpha^2$. Noised and sorted by class, a mixture is a mixture.
+# 2. Steps that preserve variance compose: the factors multiply, and $\sigma^2 = 1 - \alpha^2$. Noised, a mixture is a mixture.
 # 3. $\mathbb E[x_0 \mid x_t]$ has the least mean square error of all guesses, and at much noise it is in general no data point. A draw from $p(x_0 \mid x_t)$ has exactly twice its error.
 # 4. For Gaussian noise and any data, $\mathbb E[x_0 \mid x_t] = (x_t + \sigma_t^2 \nabla \log p_t(x_t)) / \alpha_t$.
 # 5. Given the data, what may lie under $x_t$ depends on $x_t / \alpha_t$ and $\lambda_t$ alone.
 #
 # **Where it comes from.** The formula of Tweedie: [Robbins (1956)](https://projecteuclid.org/euclid.bsmsp/1200501653), [Efron (2011)](https://doi.org/10.1198/jasa.2011.tm11181). Small steps in one: [Ho et al. (2020)](https://arxiv.org/abs/2006.11239), eq. 4. Noise for data on a thin set: [Song & Ermon (2019)](https://arxiv.org/abs/1907.05600).
-# The signal-to-noise ratio as clock: [Kingma et al. (2021)](https://arxiv.org/abs/2107.00630). That realism costs at most a factor of two: [Blau & Michaeli (2018)](https://arxiv.org/abs/1711.06077).
+# The signal-to-noise ratio as clock: [Kingma et al. (2021)](https://arxiv.org/abs/2107.00630). That realism need cost no more than a factor of two: [Blau & Michaeli (2018)](https://arxiv.org/abs/1711.06077).
 
 # %% [markdown]
 # ## Deeper: what a schedule chooses
 #
 # *For those who choose one, or read DDPM's table. It adds the continuous form of that table, and where each schedule spends its time.*
 #
-# Let the steps get short: $1 - a_k^2 = \beta\, dt$, and the logarithm of $\alpha^2 = \prod a_k^2$ is $-\int \beta\, dt$. With a rate that grows along a straight line,
+# Let the steps get short: $1 - a_k^2 = \beta\, dt$, and $\log \alpha^2 = \sum_k \log (1 - \beta\, dt)$ becomes $-\int \beta\, dt$. With a rate that grows along a straight line,
 #
 # $$ \beta(t) = \beta_\text{min} + t\,(\beta_\text{max} - \beta_\text{min}), \qquad \alpha_t = \exp\Big( -\frac12 \big( t\, \beta_\text{min} + \frac12 t^2 (\beta_\text{max} - \beta_\text{min}) \big) \Big). \label{eq-vp-linear} $$
 #
@@ -651,7 +650,7 @@ print(f"float32 at t = 1: {float((single - exact).abs().max()):.0e} by this form
 #
 # $$ \nabla \nabla^\top \log p(x) = \sum_k \Big[ p(k \mid x) \big( g_k g_k^\top - C_k^{-1} \big) \Big] - g\, g^\top. \label{eq-mixture-hessian} $$
 #
-# The derivative of Tweedie's formula turns it into the covariance of the cloud,
+# In the cloud's average, the shares of $\eqref{eq-snr-clock}$ change in the same way, and its derivative is $\frac{\alpha_t}{\sigma_t^2}\, \mathrm{Cov}(x_0 \mid x_t)$. The derivative of Tweedie's formula says the same, so
 # $\mathrm{Cov}(x_0 \mid x_t) = \frac{\sigma_t^2}{\alpha_t^2} \big(I + \sigma_t^2 \nabla \nabla^\top \log p_t\big)$: chapter 07's [width of a step](07_mean_shift.ipynb#how-wide-the-step-is), from $t$ to 0.
 
 # %%
@@ -697,7 +696,7 @@ assert abs(said["for noisy points"] - right["for noisy points"]) < 0.01
 assert said["for clean points"] > 0.99 and right["for clean points"] < float((truth == 0).double().mean())
 
 # %% [markdown]
-# The exact one is on average as often right as it claims. At this noise level ($t = 0.45$) the clean one is nearly always certain, and right less often than one who always says "the long arc":
+# The exact one is on average as often right as it claims. At this noise level ($t = 0.45$) the clean one is nearly always certain, and right less often than one who always says "the long arc" (were the arcs of equal mass, it would beat that, and be as certain):
 # [chapter 06](06_bayes_decomposition.ipynb#pitfall-the-clean-classifier) and [chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb#what-a-noisy-classifier-should-say) show what comes of it.
 #
 # Keep the components of class $y$ and let their weights sum to one again:

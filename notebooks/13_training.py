@@ -2,8 +2,8 @@
 # # 13 · Training: what does the loss tell, and what does it hide?
 #
 # You train a denoiser of digits. Its loss falls steeply and is flat from then on. Is it done? Between step 1,000 and step
-# 2,000 the loss hardly moves, and the distance of its digits from real ones halves. You train a larger one, much longer. With a
-# label its digits are good; without one they are fifteen times as far from real ones. The loss has said nothing of either.
+# 2,000 the loss hardly moves, and the digit-FID of its digits halves. You train a larger one, much longer. With a
+# label its digits are good; without one their digit-FID is fifteen times as large. The loss has said nothing of either.
 #
 # **After this chapter you can**
 # * say why the loss is flat, and how little of it is the network's;
@@ -13,7 +13,7 @@
 #
 # **You need** chapters 00 and 11 and a training loop you have written yourself.
 #
-# *27 minutes to read, 23 more for Deeper, 15 seconds to run, on a laptop, without a GPU or a network connection.*
+# *27 minutes to read, 24 more for Deeper, 15 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -35,8 +35,8 @@ def mean_square(weights, error):
 # %% [markdown]
 # ## A flat curve, and two that are hardly two
 #
-# Two networks were trained for this page; what was measured of them stands in logs that ship with the course. The first is
-# small, and somebody looked at it four times on its way. The second is the book's own denoiser, with 1.6 million weights and
+# What was measured of two networks stands in logs that ship with the course. The first is
+# small, and somebody looked at it four times. The second is the book's own denoiser, with 1.6 million weights and
 # 18,000 steps; one label in ten was hidden from it.
 
 # %% tags=["hide-input"]
@@ -81,22 +81,23 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Left: six digits, from the same noise, at four steps of the small one's run. Right: the test loss of the book's denoiser at
-# 21 noise levels; grey without, blue with the label. Where the curves seem to be one there lies about a third of what the label
-# changes in this network's answers. (At the far left, in nothing but noise, they are far apart, and it means
-# next to nothing.)*
+# *Left: six digits, from the same noise, at four steps of the small one's run. Right: the test loss, a pixel, of the book's
+# denoiser at 21 noise levels; grey without, blue with the label. Where the curves seem to be one there lies, counted in
+# nats as below, about a third of what the label changes in this network's answers; at the far left, in nothing but noise,
+# next to nothing.*
 #
-# **Why it is flat.** A noisy picture may come from many clean ones. The best guess is their average, and the noise that
-# was really drawn differs from this average at random. No network can foresee that. This part of the loss does not fall.
+# **Why it is flat.** A noisy picture may come from many clean ones, each with its noise. The best guess is an average over
+# them, and what was really drawn differs from it at random. On new pictures no network can foresee that: this part of the
+# loss does not fall.
 #
 # **What the flat part hides.** Guidance does not use the guess, but the *difference* of two guesses, with the label and
-# without. Seen from the loss this difference is tiny: it is the sliver between the two curves. Where they seem to be one, the sliver
-# may have more than ten times its right size, and nobody sees it.
+# without. For the best guesses its mean square is the sliver between the two curves. Where they seem to be one, the sliver
+# has here more than ten times its right size, and nobody sees it.
 #
-# **What to look at.** How large the sliver may be is known before training. Weighed in the right units and added up over all
-# noise levels, it is the information that a noisy picture has about its label, counted in *nats*: for ten digits at most $\log 10 = 2.30$.
-# The denoiser's guidance comes to *about twice as much*. So there is error in it; and we shall see that its answers without the
-# label err more than those with it.
+# **What to look at.** How large the sliver may be is known before training. Weighed in the right units and added up from
+# pure noise on, it is the information that a picture has about its label, counted in *nats*: for ten digits at most $\log
+# 10 = 2.30$. The denoiser's guidance comes to *about twice as much*. So there is error in it; and we shall see that its
+# answers without the label err more than those with it.
 #
 # ## The loss is mostly not yours
 #
@@ -129,6 +130,7 @@ def split(network, mixture, schedule, t):
     clean, shares, _ = information.labelled_nodes(mixture, schedule, torch.zeros(()).double())
     all_of_it = alpha**2 * mixture.dim + sigma**2 * mean_square(shares, clean)  # E |v|^2
     told = network(x, schedule.log_snr(t).expand(len(x)), label)
+    # floor = E |v|^2 - E |v_c|^2: the equation for a network that answers 0
     return all_of_it - mean_square(weights, v_c), mean_square(weights, told - v_c)
 
 
@@ -158,7 +160,7 @@ assert abs(sampled - floor - excess) < 3 * error and excess / 2 < error and abs(
 #
 # ## What lies between the two losses
 #
-# Now the two best guesses. Those who are not told the label can do no better than to ask everyone who is, and to average
+# Those who are not told the label can do no better than to ask everyone who is, and to average
 # by how probable each label is:
 #
 # $$ v_u(x) = \sum_y \big[\, p_t(y \mid x)\; v_c(x, y) \,\big] \label{eq-label-average} $$
@@ -192,14 +194,14 @@ def best_answers(mixture, schedule, x, label, t):
 x, weights, label = information.labelled_nodes(mixture, schedule, half, order=40)
 v_c, v_u, average = best_answers(mixture, schedule, x, label, half)
 torch.testing.assert_close(average, v_u)
-# A floor is E|v|^2 - E|guess|^2, by the same argument; E|v|^2 drops out of the difference.
+# Of the two floors, each E |v|^2 - E |guess|^2, the first part drops out.
 gap = mean_square(weights, v_c) - mean_square(weights, v_u)
 distance = mean_square(weights, v_c - v_u)
 print(f"t = 0.5: the losses differ by {gap:.4f}, the answers by {distance:.4f}")
 torch.testing.assert_close(gap, distance, rtol=1e-4, atol=0)
 
 # %% [markdown]
-# They agree to the accuracy of the quadrature. For a *network* they need not: put floor plus excess in for each of its two
+# For a *network* the two need not agree: put floor plus excess in for each of its two
 # losses, and what is left is
 #
 # $$ \mathbb E \| \hat v_u - v \|^2 - \mathbb E \| \hat v_c - v \|^2 = \mathbb E \| v_c - v_u \|^2 +
@@ -225,15 +227,15 @@ print(f"from 50,000 samples, the same ones for both: {sampled_gap:.3f}")
 assert abs(right_gap + without - with_it - sampled_gap) < 0.02
 
 # %% [markdown]
-# This is exact for every network, and it will find the guilty half.
+# This is exact for every network: if the gap is too large, the half without the label errs more.
 #
 # ## Counted in nats
 #
-# How large should the gap be? Written in $\varepsilon$ and against $\lambda = \log(\alpha_t^2 / \sigma_t^2)$, the
-# log signal-to-noise ratio, it has a meaning. (Since $\varepsilon = \sigma_t x_t + \alpha_t v$, a squared distance of two answers
-# is $\alpha_t^2$ times as large in $\varepsilon$ as in $v$.) Let $I(y; x_\lambda)$ be the information that the noisy picture has about
-# the label, the mean of $\log p_t(y \mid x_t) - \log p(y)$. For the best guesses $\hat\varepsilon_c, \hat\varepsilon_u$ of the
-# noise
+# How large should the gap be? Written in $\varepsilon$ and against $\lambda = \log(\alpha_t^2 / \sigma_t^2)$, the log
+# signal-to-noise ratio, it has a meaning. (Since $\varepsilon = \sigma_t x_t + \alpha_t v$, for $\alpha_t^2 + \sigma_t^2 =
+# 1$, a squared distance of two answers is $\alpha_t^2$ times as large in $\varepsilon$ as in $v$.) Let $I(y; x_\lambda)$ be
+# the information that the noisy picture has about the label, the mean of $\log p_t(y \mid x_t) - \log p(y)$. For the best
+# guesses $\hat\varepsilon_c, \hat\varepsilon_u$ of the noise
 #
 # $$ I(y; x_\lambda) = \frac12 \int_{-\infty}^{\lambda} \Big[ \mathbb E \big\| \hat\varepsilon_c - \hat\varepsilon_u \big\|^2
 # \, d\lambda' \Big] . \label{eq-label-information} $$
@@ -262,10 +264,10 @@ entropy = -(mixture.class_weights() * mixture.class_weights().log()).sum()
 print(f"entropy of the label: {entropy:.3f} nats")
 
 # %% [markdown]
-# The area under the curve is 0.57 nats; the entropy of the label, 0.67, would be reached if no two classes overlapped.
-# **More than the entropy it can never be**, for information about a thing is at most what there is to know of it. So here is
-# a test for any network, without knowing any truth: add up half the squared distance of its two answers. We do it with
-# three small networks on the blobs; and, from the log, with the denoiser on test digits.
+# The sum, an *area* over $\lambda$, is 0.57 nats; the entropy of the label, 0.67, would be reached if no two classes
+# overlapped. **More than the entropy it can never be**, for information about a thing is at most what there is to know of
+# it. So here is a test for any network, without any truth: add up half the squared distance of its two answers. We do it
+# with three small networks on the blobs and, from its log, the denoiser on test digits.
 
 
 # %%
@@ -328,10 +330,10 @@ shown
 # which hid the share $p$ of the labels, and the truth. Right: the denoiser, on test digits. Green: $\log 10$ less the
 # cross-entropy of a classifier, a proven part of the information. A curve above the line of all there is contains error.*
 #
-# The denoiser says 4.9 nats up to $\lambda = 10$, of 2.3. It passes all there is before $\lambda = -1$. By $\lambda = 0$ the
-# digit can be read, and the label has next to nothing to add: the classifier's cross-entropy is 0.05 nats. The denoiser goes
-# on, and about a third of its guidance comes after. There the label should not change the answer, and it does. (An error of $v$
-# that never dies adds its part for every unit of $\lambda$, without end: a sum needs its range beside it.)
+# The denoiser says 4.9 nats up to $\lambda = 10$, of 2.3. It passes all there is before $\lambda = -1$. By $\lambda = 0$
+# the digit can be read, and the label has next to nothing to add: the classifier's cross-entropy is 0.05 nats. About a
+# third of the denoiser's guidance comes after. There the label should hardly change the answer, and it does. (An error of
+# $v$ that never dies adds its part for every unit of $\lambda$: a sum needs its range beside it.)
 
 # %% tags=["hide-input"]
 names = ("distance of the answers", "gap of the losses")
@@ -349,14 +351,15 @@ climbed = running(rate, axis)
 at_minus_one = climbed[axis == -1]
 assert climbed[8] < math.log(10) < at_minus_one and (climbed > guide)[1:].all()
 assert axis[12] == 2 and [round(digits[name][12], 4) for name in ("told", "untold")] == [0.0594, 0.0597]
-assert round(float(torch.trapezoid(rates, log_snr)), 3) == 0.566
+assert digits["images"] == 250 and round(float(torch.trapezoid(rates, log_snr)), 3) == 0.566
 assert min(torch.trapezoid(measured[p][0], log_snr) for p in (0.02, 0.1)) > entropy
 
 # %% [markdown]
-# Which half of the network is wrong, its answers with the label or those without? $\eqref{eq-network-gap}$ tells, if it is put
-# into $\varepsilon$, halved and added up like the area. The gap of the two test losses comes to 4.2 nats. At most 2.3 of
-# them are the right gap. So **the excess without the label is larger than the one with it, by at least 1.9 nats** ($\pm 0.2$).
-# In the loss one does not see that: at $\lambda = 2$ the two are 0.0594 and 0.0597 a pixel.
+# Which half is wrong, the answers with the label or those without? $\eqref{eq-network-gap}$ tells, if it is
+# put into $\varepsilon$, halved and added up like the area. The gap of the two test losses comes to 4.2 nats. At most 2.3
+# of them are the right gap. So **the excess without the label is larger than the one with it, by at least 1.9 nats** ($\pm
+# 0.2$, a standard error over 250 images). In the loss one does not see that: at $\lambda = 2$ the two are 0.0594 and 0.0597
+# a pixel.
 #
 # How much error is in the 4.9? Not simply what is above the line. Let the right difference be $a$ and its error $e$: the
 # areas are squared lengths, and the length of $a + e$ is at most that of $a$ plus that of $e$. So the error of the difference comes to at
@@ -374,14 +377,16 @@ print(f"denoiser: error of the difference at least {least:.1f} nats")
 
 # %% [markdown]
 # Mostly. The last three networks were trained in the same way, on data, and differ only in the share of labels that they
-# hid, 50, 10 and 2 %: larger areas, worse digits. *Pocket*, of the same small size, learned from the denoiser's answers
-# and for twice as many steps; it draws better digits than `pocket_p50` with a larger area. So the area is a witness, no judge.
+# hid, 50, 10 and 2 %: larger areas, worse digits. *Pocket*, of the same small size, learned from the denoiser's answers and
+# for twice as many steps; it draws better digits than `pocket_p50` with areas no smaller. So the area is a witness, no
+# judge.
 #
 # ### Pitfall: keep the network with the lowest loss
 #
-# Read the column of the training loss. **It ranks the last three in exactly the wrong order for the digits without a label.** The
-# loss is a mean over told and untold examples, and being told is easier: hide fewer labels, and the mean falls. The areas rank
-# the three rightly.
+# **The training loss ranks the last three in exactly the wrong order for the digits without a
+# label.** The loss is a mean over told and untold examples, and being told is easier: hide fewer labels, and the mean
+# falls. The areas rank the three rightly. (At $\gamma = 1$, which does not ask that half, the order by loss holds:
+# [Deeper](#deeper-how-often-to-hide-the-label).)
 
 # %% [markdown]
 # ## In practice
@@ -426,14 +431,16 @@ exercises.check("13.1", nats_between)
 # ### Exercise 13.2 (medium): which half is worse?
 #
 # Two curves of a network are given at the log signal-to-noise ratios `log_snr`, `(n,)` and increasing: `gap` and
-# `distance`, both in nats for each unit. The label has the entropy `entropy`, and the picture decides it. Return two
-# numbers. First: by how many nats is the excess without the label larger than the excess with it (negative if smaller)?
-# Second: how many nats, at least, has the *error of the difference*, as far as the distance proves it (0 if it proves none)?
+# `distance`, both in nats for each unit. The label has the entropy `entropy`; how much of it the picture tells is not
+# known. Return two numbers. First: by how many nats, at least, is the excess without the label larger than the excess with
+# it (negative if the gap does not show that it is)? Second: how many nats, at least, has the *error of the difference*, as
+# far as the distance proves it (0 if it proves none)?
 #
 # <details><summary>Hint</summary>
 #
-# Areas first, by the trapezoidal rule. If the picture decides the label, what is the right area? The first number is
-# $\eqref{eq-network-gap}$. For the second, areas of squares are squared lengths: how short can $e$ be if $a$ and $a + e$ have given lengths?
+# Areas first, by the trapezoidal rule. How large can the right area be, at most? The first number is
+# $\eqref{eq-network-gap}$. For the second, areas of squares are squared lengths: how short can $e$ be if $a$ and $a + e$
+# have given lengths?
 #
 # </details>
 
@@ -452,8 +459,7 @@ exercises.check("13.2", verdict)
 # %% [markdown]
 # ## Remember
 #
-# 1. Loss is floor plus excess. On the blobs, at $t = 0.5$, the floor was 99 % of it. Only differences of losses, on the same noise,
-#    say something about networks.
+# 1. Loss is floor plus excess. On the blobs, at $t = 0.5$, the floor was 99 % of it. Compare networks near the floor by differences of losses on the same noise.
 # 2. For the best guesses, the loss without the label less the loss with it is the mean square of what guidance multiplies.
 #    For a network, add its excess without the label and take away its excess with it.
 # 3. Half the squared distance of the best guesses of the noise, added up over the log signal-to-noise ratio, is the
@@ -483,9 +489,10 @@ exercises.check("13.2", verdict)
 #
 # ## Deeper: the relation tests any checkpoint
 #
-# *For you if you are given a network and no log. It measures which noise levels are wrong, with a classifier in place of the truth.*
+# *For you if you are given a network and no log. It measures at which noise levels the two halves contradict each other,
+# with a classifier in place of the truth.*
 #
-# By $\eqref{eq-label-average}$ the answer without the label must be the mean of the answers with it, weighted by the
+# By $\eqref{eq-label-average}$ the best answer without the label is the mean of the best answers with it, weighted by the
 # probabilities of a classifier for noisy pictures. Half the squared distance from that mean, in $\varepsilon$, is the
 # *violation*. The shipped *guide* gives the probabilities; the violation of the denoiser stands in its log.
 
@@ -499,6 +506,7 @@ assert (violation[axis >= 1] / rate[axis >= 1]).min() > 0.75 and violation[axis 
 # %% tags=["remove-cell"]
 assert axis[6] == -4 and round(float(violation[6] / rate[6]), 2) == 0.05
 assert digits["images"] == 250 and digits["images"] // 10 == 25  # the violation on a tenth of them
+assert list(axis[violation > rate]) == [3, 4, 5]
 assert round(digits["areas"]["distance"][0], 1) == 4.9
 assert round(digits["areas"]["distance"][0] - digits["violation_area"], 1) == 2.6
 
@@ -508,10 +516,11 @@ assert round(digits["areas"]["distance"][0] - digits["violation_area"], 1) == 2.
 # and the difference is nearly all error. (It was measured on 25 images, the distance on 250; so it may come out larger
 # than the distance, as it does at some levels, and the guide's own errors are in it.)
 #
-# If the probabilities are right, the two parts are at right angles: with $m$ for the mean of the answers with a label, $\mathbb E
-# \|\hat\varepsilon_c - \hat\varepsilon_u\|^2 = \mathbb E \|\hat\varepsilon_c - m\|^2 + \mathbb E \|m - \hat\varepsilon_u\|^2$. So of the 4.9 nats
-# about 2.3 are violation, and 2.6 are what the labelled half says by itself, a little more than all there is. [Chapter
-# 00](00_start_here.ipynb) used the same relation as a cure: there the mean of the ten answers stood in for the one without a label.
+# If the probabilities are right, the two parts are at right angles: with $m$ for the mean of the answers with a label,
+# $\mathbb E \|\hat\varepsilon_c - \hat\varepsilon_u\|^2 = \mathbb E \|\hat\varepsilon_c - m\|^2 + \mathbb E \|m -
+# \hat\varepsilon_u\|^2$. So of the 4.9 nats about 2.3 are violation, and 2.6 are what the labelled half says by itself:
+# about all there is, as far as 25 images tell. [Chapter 00](00_start_here.ipynb) used the same relation as a cure: there
+# the mean of the ten answers stood in for the one without a label.
 
 # %% [markdown]
 # ## Deeper: how long to average
@@ -525,9 +534,10 @@ assert round(digits["areas"]["distance"][0] - digits["violation_area"], 1) == 2.
 # $$ \frac{\operatorname{Var} \bar\theta}{\operatorname{Var} \theta} = \frac{(1 - a)(1 + a b)}{(1 + a)(1 - a b)} .
 # \label{eq-averaging-length} $$
 #
-# (From $\theta_{k+1} = b\, \theta_k + \text{noise}$: $\operatorname{Cov}(\theta_{k}, \theta_{k-j}) = b^j \operatorname{Var} \theta$, and $\bar\theta =
-# (1 - a) \sum_j a^j \theta_{k-j}$. Sum the double series.) The variance falls to zero with the length, but only once this is longer than the memory, $1 / (1 -
-# b)$ steps. And too long an average remembers the start: of the initial weights it holds the share $a^K$ after $K$ steps.
+# (From $\theta_{k+1} = b\, \theta_k + \text{noise}$: $\operatorname{Cov}(\theta_{k}, \theta_{k-j}) = b^j \operatorname{Var}
+# \theta$, and $\bar\theta = (1 - a) \sum_j a^j \theta_{k-j}$. Sum the double series.) The variance falls to zero with the
+# length. Where this equals the memory, $1 / (1 - b)$ steps, about half of it is left, if both are long. And too long an
+# average remembers the start: of the initial weights it holds the share $a^K$ after $K$ steps.
 
 
 # %%
@@ -545,8 +555,8 @@ for memory in (0.5, 0.95):
     torch.testing.assert_close(double_sum(0.99, memory), formula[1])
 
 # %% [markdown]
-# Five averages were kept of the same weights in the run of the first picture, whose learning rate falls to zero at step
-# 2,000. Their test losses with the label:
+# Four averages were kept of the same weights (decay 0 stands for the last weights) in the run of the first picture, whose
+# learning rate falls to zero at step 2,000. Their test losses with the label:
 
 # %%
 decays = ("0.0", "0.9", "0.99", "0.997", "0.999")
@@ -559,10 +569,10 @@ for step in ("300", "1000", "2000"):
 print(f"share of the start with 0.999 after 2,000 steps: {0.999**2000:.2f}")
 
 # %% [markdown]
-# Half-way a short average helps, by two hundredths, and the longest is ruined by what it remembers. At the end the rate
-# has fallen, the weights hardly move, and averaging has nothing left to do; but the longest still holds 14 % of the
-# start, and pays for it. (One run.) So compare two or three lengths: short ones on the way, none much longer than a tenth of the
-# run.
+# On the way a short average helps, by two hundredths of the loss, and the longest is ruined by what it remembers. At the
+# end the rate has fallen, the weights hardly move, and averaging has nothing left to do; but the longest still holds 14 %
+# of the start, and pays for it. (One run.) So compare two or three lengths: short ones on the way, none much longer than a
+# tenth of the run.
 
 # %% [markdown]
 # ### Exercise 13.3 (medium): what an average remembers
@@ -625,20 +635,22 @@ assert min(table[p][3] for p in (0.0, 0.02, 0.1)) > entropy > table[0.5][3]
 # Seldom hidden, the half without the label starves; the half with it gains little. At $p = 0.5$ the two excesses are about
 # equal here. (One seed a row; in the tests, with another, the order is the same.)
 #
-# **The loss ranks the four networks in exactly the wrong order for guidance.** It ranks rightly only the half that
-# is told. At $p = 0$ it is lowest, and the network claims 2.8 nats about a label that has 0.67. The area ranks as the truth
-# does, and needs no truth to see that three of the four are wrong. The three small networks on digits:
+# **The loss ranks the four networks in exactly the wrong order for guidance**, by the error of the difference (in the
+# tests). It ranks rightly only the half that is told. At $p = 0$ it is lowest, and the network claims 2.8 nats about a
+# label that has 0.67. The area ranks them as the excess without the label does, and needs no truth to see that three of the
+# four are wrong. The three small networks on digits:
 
 # %% tags=["hide-input"]
-print("digits, p   test loss told  not told   digit-FID at gamma 0, at gamma 1")
+print("digits, p   test loss told  not told   digit-FID at gamma 0, at gamma 1, at gamma 3")
 for share in ("02", "10", "50"):
     log = runs.log(f"pocket_p{share}")
-    test, fids = log["test_loss"], [log["digits"][gamma]["digit_fid"] for gamma in "01"]
-    print(f"     0.{share} {test['told']:16.4f} {test['untold']:9.4f} {fids[0]:22.2f} {fids[1]:12.2f}")
+    test, fids = log["test_loss"], [log["digits"][gamma]["digit_fid"] for gamma in "013"]
+    print(f"     0.{share} {test['told']:16.4f} {test['untold']:9.4f} {fids[0]:22.2f} {fids[1]:12.2f} {fids[2]:12.2f}")
 
 # %% [markdown]
-# They say the same: from $p = 0.02$ to 0.5 the test loss without the label falls and the one with it rises, the digits without a
-# label get better and those with one worse.
+# They say the same: from $p = 0.02$ to 0.5 the test loss without the label falls and the one with it rises, the digits
+# without a label get better and those with one worse. With guidance, at $\gamma = 3$, the last row is best. (One run each;
+# with a label the first two rows hardly differ.)
 
 # %% [markdown]
 # ## Deeper: a better teacher for the starved half
@@ -741,18 +753,18 @@ for name, network_of in rows.items():
     print(
         f"{name:13} distance {after[name][0]:.3f}, excess told {after[name][1]:.3f}, not told {after[name][2]:.3f} nats"
     )
-assert after["before"][2] > 1.5 * after["usual target"][2] > 1.5 * after["taught"][2]
+assert 0.5 < after["usual target"][2] / after["before"][2] < 0.6
 
 # %% tags=["remove-cell"]
-assert after["before"][1] < after["taught"][1] < after["usual target"][1]
+assert 1.15 < after["taught"][1] / after["before"][1] < after["usual target"][1] / after["before"][1] < 1.25
 assert abs(table[0.5][2] / after["taught"][2] - 1) < 0.15
 assert abs(after["taught"][2] / after["usual target"][2] - 0.9) < 0.05
 
 # %% [markdown]
-# Hiding more labels mends most of it; the teacher, which costs one more forward pass, adds a tenth. (In the tests it wins
-# with each of three seeds.) The half with the label got a little worse, since it is asked less often. And a network that
-# hides half of the labels from the start does as well. A teacher that errs passes its errors on: then the optimum is
-# the mean of what it says. On digits there is one trial:
+# Going on, with half of the labels hidden, mends nearly half of the excess without the label; the teacher, which costs one
+# more forward pass, takes a tenth off the rest. (In the tests it wins with each of three seeds.) The half with the label,
+# asked less often, got worse by about a fifth. And a network that hides half of the labels from the start does as well. A
+# teacher that errs passes its errors on: then the optimum is the mean of what it says. On digits there is one trial:
 
 # %%
 trial = digits["trial"]
@@ -835,8 +847,9 @@ torch.testing.assert_close(in_v, errors.square().sum(1))
 print("signal-to-noise ratio: 1, so an error of v counts", f"{float((in_v / in_eps).mean()):.0f} times one of eps")
 
 # %% [markdown]
-# So the three losses are one loss with three *weights* on the noise levels. In $\varepsilon$, errors at little noise
-# count, in $x_0$ those at much noise, in $v$ both. Which weight is best is a matter of taste and of experiments:
+# So the three losses are one loss with three *weights* on the noise levels. Against $v$, which counts both ends,
+# $\varepsilon$ counts errors at little noise and $x_0$ those at much noise. Which weight is best is a matter of taste and
+# of experiments:
 # [Hang et al. (2023)](https://arxiv.org/abs/2303.09556) take that of $\varepsilon$, cut off where the ratio is 5 (*min-SNR*). But it is also
 # a matter of what a network must *say*. We train three small ones, each with its own answer and its own loss, so that the two effects
 # are not told apart; and compare all in $v$.
@@ -908,10 +921,11 @@ means = {name: log["stages"]["2000"]["test_loss"]["0.99"]["told"] for name, log 
 assert round(means["x0"]) == 25 and round(means["v"], 2) == 0.12
 
 # %% [markdown]
-# The answer $\varepsilon$ fails at much noise, and there the drawing begins: three digits in ten are wrong. The answer $x_0$ fails at
-# little noise, by far more, and *it does not matter*: a sampler ends with $\hat x_0$, and in $x_0$ the same error is small. Its digits are as good as
-# those of $v$. The test loss in $v$, mean over all times, is 25 for it and 0.12 for $v$: a loss ranks networks only at the noise levels, and in the
-# terms, in which they are used. (One run each.)
+# The answer $\varepsilon$ fails at much noise, and there the drawing begins: three digits in ten are wrong. The answer
+# $x_0$ fails at little noise, by far more, and *here it does not matter*: a sampler ends with $\hat x_0$, and in $x_0$ the
+# same error is small. At $\gamma = 1$ its digits are as good as those of $v$. The test loss in $v$, mean over all times, is
+# 25 for it and 0.12 for $v$: a loss ranks networks only at the noise levels, and in the terms, in which they are used. (One
+# run each.)
 
 # %% [markdown]
 # ## Deeper: what it takes to train again

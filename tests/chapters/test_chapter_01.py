@@ -67,6 +67,16 @@ def test_uphill_hardly_knows_the_masses_and_through_noise_they_come_out():
     assert max(shares) - min(shares) < 0.03 and 0.55 < min(shares) < max(shares) < 0.65
 
 
+def test_uphill_the_same_arcs_of_other_gaussians_get_other_shares_and_other_masses_the_same():
+    starts, shares = normal(300, 52), {}
+    for parts in (24, 120):
+        for short in (0.01, 0.99):
+            data = curves.two_arcs(1 - short, parts=parts)
+            shares[parts, short] = float(data.class_log_prob(uphill(data, starts, 100), 1).exp().mean())
+    assert all(abs(shares[parts, 0.01] - shares[parts, 0.99]) < 0.03 for parts in (24, 120))
+    assert shares[24, 0.01] > shares[120, 0.99] + 0.15
+
+
 def test_in_one_step_all_walks_end_on_one_spot_and_in_many_the_masses_come_out():
     starts = normal(1500, 50)
     spread, shares = [], []
@@ -199,6 +209,7 @@ def test_plain_weights_and_other_noise_levels_give_wrong_scores():
 
     assert off((noisy.weights[:, None] * slopes).sum(1)) > 1
     assert 0.4 < off(at(ARCS, 0.35)[2].score(x)) < 0.65 and off(ARCS.score(x)) > 100
+    assert 0.2 < off(at(ARCS, 0.55)[2].score(x)) < 0.35  # later costs less
 
 
 # ---- the best guess
@@ -238,6 +249,17 @@ def test_snapping_the_average_to_the_data_costs_too():
         x_0, _, best = pairs(ARCS, t, 10_000, 18)
         snapped = data[torch.cdist(best, data).argmin(1)]
         assert more < float((x_0 - snapped).square().sum(1).mean() / (x_0 - best).square().sum(1).mean()) < less
+
+
+def test_snapping_to_few_real_points_can_cost_more_than_a_draw():
+    x_0, x_t, best = pairs(ARCS, 0.2, 5000, 53)
+    drawn = ARCS.reverse(x_t, SCHEDULE, 0.2, 0.0).sample(random(55))
+    price = float((x_0 - drawn).square().sum(1).mean())
+    costs = []
+    for count in (1000, 10):
+        data = ARCS.sample(count, random(56))[0]
+        costs.append(float((x_0 - data[torch.cdist(best, data).argmin(1)]).square().sum(1).mean()))
+    assert costs[0] < price < costs[1]
 
 
 def test_the_average_lies_where_no_data_are_and_the_cloud_shrinks_as_noise_falls():
@@ -342,6 +364,21 @@ def test_each_division_costs_digits_and_v_never_divides(half):
         assert (worst[loser] > 1e-4) == (loser != half)
 
 
+@pytest.mark.parametrize(("log_snr", "made_from", "half"), [(-18.0, "eps", "x0"), (18.0, "x0", "eps")])
+def test_a_v_made_from_another_guess_has_lost_the_same_digits(log_snr, made_from, half):
+    t = SCHEDULE.time(log_snr)
+    alpha, sigma, noisy = at(BLOBS, float(t))
+    x, levels = noisy.sample(500, random(57))[0], (alpha.float(), sigma.float())
+    best = BLOBS.denoiser(SCHEDULE)(x, t)
+    a, s = levels
+    other = getattr(best, made_from).float()
+    made = (other - s * x.float()) / a if made_from == "eps" else (a * x.float() - other) / s
+    answered = (alpha * best.eps - sigma * best.x0).float()
+    for v, lost in ((made, True), (answered, False)):
+        got = getattr(Prediction.from_v(x.float(), v, *levels), half)
+        assert (float((got.double() - getattr(best, half)).abs().max()) > 1e-4) == lost
+
+
 # ---- the clock
 
 
@@ -367,6 +404,31 @@ def test_the_same_time_means_other_noise_under_another_schedule():
     x = normal(200, 25)
     one, two = (ARCS.denoiser(s)(s.alpha(0.45) * x, torch.tensor(0.45, dtype=F64)).x0 for s in (SCHEDULE, linear))
     assert float((one - two).norm(dim=1).mean()) > 0.5
+
+
+def test_the_same_data_in_other_units_have_another_log_snr():
+    """Twice as wide, the data are as hard to guess at a log-SNR that is lower by log 4."""
+    wide = GaussianMixture(BLOBS.weights, 2 * BLOBS.means, 4 * BLOBS.covs)
+    centre = normal(100, 58)
+
+    def guess(data: GaussianMixture, log_snr: float, place: Tensor) -> Tensor:
+        t = SCHEDULE.time(log_snr)
+        return data.denoiser(SCHEDULE)(SCHEDULE.alpha(t) * place, t).x0
+
+    right = guess(BLOBS, 0.3, centre)
+    assert float((guess(wide, 0.3 - math.log(4), 2 * centre) / 2 - right).abs().max()) < 1e-10
+    assert float((guess(wide, 0.3, 2 * centre) / 2 - right).norm(dim=1).mean()) > 0.1
+
+
+def test_ddims_step_knows_a_schedule_by_its_log_snr_and_eulers_by_more():
+    place, ends = 2 * normal(50, 59), {}
+    for name, kernel in {"ddim": kernels.ddim, "euler": lambda d, s: kernels.reverse_sde(d, s, 0.0)}.items():
+        for schedule in (SCHEDULE, vp_linear(0.3, 12.0)):
+            t, s = schedule.time(-2.0), schedule.time(-1.6)
+            step = kernel(BLOBS.denoiser(schedule), schedule)(schedule.alpha(t) * place, t, s)
+            ends.setdefault(name, []).append(step.mean / schedule.alpha(s))
+    apart = {name: float((one - two).abs().max()) for name, (one, two) in ends.items()}
+    assert apart["ddim"] < 1e-12 and apart["euler"] > 1e-3
 
 
 @pytest.mark.equation("eq-vp-linear")
@@ -397,6 +459,15 @@ def test_the_classifier_of_noisy_points_is_right_as_often_as_it_says_the_clean_o
         right[name] = float(((p > 0.5) == (label == 1)).double().mean())
     assert abs(said["noisy"] - right["noisy"]) < 0.012
     assert said["clean"] > 0.99 and right["clean"] < float((label == 0).double().mean()) < right["noisy"]
+
+
+def test_with_arcs_of_equal_mass_the_clean_classifier_is_as_sure_and_beats_naming_one_arc():
+    data = curves.two_arcs(0.5)
+    alpha, _, noisy = at(data, 0.45)
+    x, label = noisy.sample(5000, random(60))
+    p = data.class_log_prob(x / alpha, 1).exp()
+    assert float(torch.maximum(p, 1 - p).mean()) > 0.99
+    assert float(((p > 0.5) == (label == 1)).double().mean()) > 0.7
 
 
 def test_adding_the_classifiers_slope_to_the_score_moves_the_average():
@@ -444,6 +515,21 @@ def test_the_mean_trace_of_the_covariance_is_the_error_nobody_can_avoid():
     assert abs(float(trace.mean()) / total - 1) < 0.03
 
 
+def test_the_derivative_of_the_average_is_the_covariance_times_alpha_over_the_variance_of_the_noise():
+    """In space, for points with weights: the covariance by its sum, the derivative by differences."""
+    clean, weights = normal(5, 61, 3), torch.tensor([0.1, 0.3, 0.2, 0.15, 0.25], dtype=F64)
+    alpha, sigma, h = 0.7, 0.9, 1e-5
+
+    def shares(x: Tensor) -> Tensor:
+        return (weights.log() - (x - alpha * clean).square().sum(1) / 2 / sigma**2).softmax(0)
+
+    x = normal(1, 62, 3)[0]
+    steps = h * torch.eye(3, dtype=F64)
+    slope = torch.stack([(shares(x + step) - shares(x - step)) @ clean / (2 * h) for step in steps])
+    away = clean - shares(x) @ clean
+    assert float((slope - alpha / sigma**2 * (shares(x)[:, None] * away).T @ away).abs().max()) < 1e-8
+
+
 def test_the_shares_change_in_favour_of_the_components_whose_slope_leads_that_way():
     apart = GaussianMixture(BLOBS.weights, BLOBS.means, BLOBS.covs)
     x = normal(5, 34)
@@ -462,6 +548,8 @@ def test_the_exact_guess_for_a_training_set_gives_back_its_points():
         samples = draw(kernels.ddim(memory, SCHEDULE), normal(500, 36), time_grid(steps))
         copied.append(float((torch.cdist(samples, train).min(1).values < 0.005).double().mean()))
     assert copied[0] < copied[1] and copied[1] > 0.97
+    noisy_steps = draw(kernels.ddpm(memory, SCHEDULE), normal(300, 36), time_grid(400), generator=random(38))
+    assert float((torch.cdist(noisy_steps, train).min(1).values < 0.005).double().mean()) > 0.95
     x_t = normal(20, 37)
     t = torch.tensor(0.5, dtype=F64)
     shares = (-(x_t[:, None] - SCHEDULE.alpha(t) * train).square().sum(2) / 2 / SCHEDULE.sigma(t) ** 2).softmax(1)

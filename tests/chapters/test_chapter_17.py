@@ -249,6 +249,21 @@ def test_the_start_s_trace_fades_like_one_over_the_root_of_its_variance():
     assert abs((shares[0] - shares[2]) / (shares[1] - shares[2]) - 10**0.5) < 0.6
 
 
+def test_the_last_fraction_tends_to_one_at_every_point_like_one_over_the_root_of_its_variance():
+    """Of log r_Q - w_Q where the paths of six points end: ten times the root, a tenth is left, on another mixture."""
+    mixture, gamma, left = FOUR.mixture(), 2.5, []
+    x = points_of(mixture.given(1), 0.01, 6)
+    for top in (1e4, 1e6):
+        far = torch.logspace(0, math.log10(top) / 2, round(40 * math.log10(top)), dtype=F64)
+        levels = torch.cat([torch.linspace(0, 1, 60, dtype=F64)[:-1], far]) ** 2
+        begun, _ = path.follow(mixture, 1, gamma, x, levels)
+        start = -(begun.square().sum(1) / top + 2 * math.log(2 * math.pi * top)) / 2
+        left.append(start - combined(mixture, gamma, begun, top))
+    assert float(left[1].abs().max()) < 0.012
+    large = left[0].abs() > 0.04
+    assert int(large.sum()) >= 3 and float((left[0] / left[1] - 10)[large].abs().max()) < 0.5
+
+
 def test_for_gamma_between_0_and_1_the_bill_is_a_refund_and_outside_it_is_not():
     x = points_of(PAGE, 0.5, 20)
     for gamma, sign in ((-1.0, 1), (0.5, -1), (3.0, 1)):
@@ -311,6 +326,15 @@ def test_mass_is_missing_towards_the_other_classes_and_too_much_away_from_them()
     made = (rate - frame.weights @ rate) * frame.weights
     outward = (frame.points - frame.mean) @ (frame.mean - others)
     assert float((made * outward).sum()) < 0
+
+
+def test_at_the_near_blob_s_centre_mass_should_be_taken_at_one_level_and_is_missing_in_the_end():
+    centre = PAGE.means[1:2]
+    frame = GridDensity(lambda x: combined(PAGE, 4.0, x, 1.44), -10, 14, 150)
+    rate = [path.source(PAGE, 1, 4.0, x, 1.44) for x in (centre, frame.points)]
+    assert float(rate[0] - frame.weights @ rate[1]) < -0.1
+    came = path.sampled_log_prob(PAGE, 1, 4.0, centre, RISING).exp()
+    assert float(came) < 0.1 * float(ordered(PAGE, 4.0).log_prob(centre).exp())
 
 
 def test_a_gradient_of_one_length_does_not_turn_along_its_own_lines_and_in_the_mixtures_it_has_many_lengths():
@@ -541,6 +565,27 @@ def test_the_film_of_far_blobs_parts_while_its_near_share_is_030():
         assert abs(found - share) < 0.006 and depth[0] < valley < depth[1]
 
 
+def test_the_far_blob_at_12_keeps_what_the_film_has_early_at_four_times_the_noise_and_at_less_not_even_its_least():
+    mixture = moved_out(12.0)
+    of_class = mixture.given(1)
+
+    def near(cloud, noisy):
+        return float(metrics.mode_weights(noisy, cloud)[0])
+
+    film = {}
+    for q in (60.0, 40.0, 30.0, 24.0, 20.0, 17.0, 14.0, 10.0, 8.0, 1.0):
+        reach = 9 + 5 * q**0.5
+        density = GridDensity(lambda x, q=q: combined(mixture, 4.0, x, q), -reach - 6, reach + 14, 110)
+        film[q] = near(density, of_class.noised(1.0, q**0.5))
+    assert abs(min(film.values()) - 0.24) < 0.005 and 14 < min(film, key=film.get) < 30
+    x = 100 * torch.randn(800, 2, generator=random(44), dtype=F64)
+    for rho, steps in ((0.0, 100), (1.0, 160), (2.0, 240)):
+        share = near(walked(mixture, 4.0, rho, falling(steps), x, random(45)), of_class)
+        assert share < min(film.values()) - 0.02
+    share = near(walked(mixture, 4.0, 4.0, falling(480), x, random(45)), of_class)
+    assert abs(share - film[14.0]) < 0.045
+
+
 def test_in_the_package_more_noise_is_an_argument_and_a_corrector_a_function_after_each_step():
     start, times = torch.randn(700, 2, generator=random(24), dtype=F64), time_grid(150, SCHEDULE, start=0.99, end=0.01)
     guided, source = guidance.classifier_free(PAGE.pair(SCHEDULE, 1), 4.0), random(25)
@@ -624,6 +669,17 @@ def test_guided_early_alone_loses_the_near_blob_and_late_alone_keeps_it():
     assert found[0][1] > 1.2 and abs(found[1][1]) < 0.25
 
 
+def test_on_chapter_11_s_four_blobs_the_late_half_moves_the_mean():
+    four, start = plane.four_blobs(), torch.randn(800, 2, generator=random(16), dtype=F64)
+    plain, late = (
+        draw(kernels.heun(guidance.classifier_free(four.pair(SCHEDULE, 1), scale), SCHEDULE), start,
+             time_grid(60, start=0.99))
+        for scale in (1.0, lambda t: 4.0 if t < 0.5 else 1.0)
+    )  # fmt: skip
+    moved = late - plain  # from the same noises
+    assert float(moved[:, 0].mean()) > max(0.15, 5 * float(moved[:, 0].std() / 800**0.5))
+
+
 # ---- Deeper
 
 
@@ -656,13 +712,11 @@ def test_the_normaliser_is_the_film_s_mean_squared_gradient_summed_over_levels_a
     )
     truth = float(torch.trapezoid((log - math.log(2 * math.pi) / 2).exp(), axis).log())
     assert abs(float(log_normaliser(film, gamma, qs)) - truth) < 1e-4
-    line = (
-        GaussianMixture([1.0], torch.tensor([[m]], dtype=F64), [[[C]]]),
-        GaussianMixture([1.0], torch.zeros(1, 1, dtype=F64), [[[U]]]),
-    )
-    var = C**gamma * U ** (1 - gamma)  # of what comes; at q, by the same exponents
-    theatre = a**2 * var * ((C + qs) / C) ** gamma * ((U + qs) / U) ** (1 - gamma) + b**2 * 0
-    assert line[0].dim == 1 and float(theatre[0]) < float(a[0] ** 2 / precision[0])
+    var = C**gamma * U ** (1 - gamma)  # of what comes, for a class around 0; at q, by the same exponents
+    theatre = list(a**2 * var * ((C + qs) / C) ** gamma * ((U + qs) / U) ** (1 - gamma))
+    centred = [log_normaliser(crowd, gamma, qs) for crowd in (list(a**2 / precision), theatre)]
+    truth = -((1 - gamma) * math.log(U) + gamma * math.log(C) + math.log(gamma / C + (1 - gamma) / U)) / 2
+    assert abs(float(centred[0]) - truth) < 1e-4 and float(centred[1]) < 0.8 * truth
 
 
 def test_the_likelihood_by_the_guided_ode_is_that_of_what_comes():
@@ -701,6 +755,17 @@ def test_in_a_row_of_blobs_the_outermost_gets_three_quarters_at_4_and_all_at_8_a
         assert float((order[1:] - 0.2).abs().max()) < 2e-3
 
 
+def test_with_another_class_at_either_end_of_the_row_all_come_to_the_middle_blob():
+    places = torch.tensor([[-2.5], [0.0], [1.0], [2.0], [3.0], [4.0], [6.5]], dtype=F64)
+    row = GaussianMixture([0.25] + [0.1] * 5 + [0.25], places, [[[0.25]]] + [[[0.02]]] * 5 + [[[0.25]]],
+                          [0, 1, 1, 1, 1, 1, 0])  # fmt: skip
+    start = torch.randn(500, 1, generator=random(17), dtype=F64)
+    for gamma, low in ((4.0, 0.88), (8.0, 0.999)):
+        guided = guidance.classifier_free(row.pair(SCHEDULE, 1), gamma)
+        ends = draw(kernels.heun(guided, SCHEDULE), start, time_grid(100, SCHEDULE, start=0.999, end=0.01))
+        assert float(metrics.mode_weights(row, ends)[3]) > low
+
+
 def row_part(mixture, k):
     """The mixture with one class a component."""
     return GaussianMixture(mixture.weights, mixture.means, mixture.covs)
@@ -719,6 +784,17 @@ def test_the_overshoot_falls_with_the_separation_to_the_power_of_minus_rho_squar
             off.append(float((guided - plain).mean()))
         assert abs(off[0] / off[1] - power_law(10.0, rho) / power_law(20.0, rho)) < 0.25
         assert abs(power_law(7.0, rho, 2.0) - 2.0 * 7.0 ** -(rho**2)) < 1e-12
+
+
+def test_for_a_rare_class_the_overshoot_is_larger_and_its_power_the_same():
+    for rho, common in ((0.0, 1.23), (1.0, 0.28)):  # common: the page's, where the class has four in ten, at D = 8
+        off = []
+        for D in (8.0, 16.0):
+            two = GaussianMixture([0.95, 0.05], torch.tensor([[-D / 2], [D / 2]], dtype=F64), [[[1.0]], [[1.0]]])
+            x = 300 * torch.randn(300, 1, generator=random(18), dtype=F64)
+            guided, plain = (walked(two, g, rho, falling(160, 9e4, 1e-2), x, random(19)) for g in (3.0, 1.0))
+            off.append(float((guided - plain).mean()))
+        assert off[0] > 1.5 * common and abs(off[0] / off[1] - 2**rho) < 0.1
 
 
 def test_across_the_means_both_scores_are_equal_so_the_problem_is_one_dimensional():
