@@ -775,7 +775,7 @@ assert trial["digits"] == 1000 and trial["steps"] == 5000
 assert [round(1000 * (1 - share)) for share in trial["gamma_1_accuracy"]] == [10, 27]
 
 # %% [markdown]
-# It is a bargain, not a cure. Without a label the distance falls to half. But one network serves both halves: asked
+# It is a bargain, not a cure. Without a label the digit-FID falls to half. But one network serves both halves: asked
 # for one label in five only, it forgets some of what it knew, and at $\gamma = 1$ the wrong digits go from ten in a thousand to 27. So the course
 # still ships the denoiser from before. (One run, 1,000 digits a number. What the teacher did in it, what the hidden labels, nobody knows.)
 #
