@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from difflesson.chunks import one_thread
-from difflesson.denoiser import Denoiser, Prediction, predict
+from difflesson.denoiser import PREDICTIONS, Denoiser, Prediction, predict
 from difflesson.guidance import Scale, check_scale, scale_at
 from difflesson.parts import Part, Remembering
 from difflesson.schedule import Schedule, as_time, expand_as
@@ -22,6 +22,12 @@ from difflesson.schedule import Schedule, as_time, expand_as
 def _levels(schedule: Schedule, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """alpha and sigma at t, shaped to multiply x."""
     return expand_as(schedule.alpha(as_time(t)), x), expand_as(schedule.sigma(as_time(t)), x)
+
+
+def _said(prediction: Prediction, of: str, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """What a network that predicts `of` has said in this prediction."""
+    x0, eps = prediction
+    return {"x0": x0, "eps": eps}[of] if of != "v" else alpha * eps - sigma * x0
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -50,24 +56,34 @@ class rescaled(Part):
 
         eps = eps_gamma (phi std(eps_c) / std(eps_gamma) + 1 - phi)      [eq-rescaled-guidance]
 
-    At `phi = 0` it is plain guidance. Libraries call phi `guidance_rescale`.
-    Args: gamma: see `guidance`;  phi: in [0, 1].  Points need two coordinates or more.
-    Raises: ValueError if gamma is not finite or phi outside.  Source: Lin et al. 2024 (arXiv 2305.08891), section 3.4.
+    At `phi = 0` it is plain guidance. Libraries call phi `guidance_rescale`, and rescale what the network answers: the
+    paper's answers v, which in the noise is nearly the clean guess. In many coordinates the noise has the spread 1
+    whatever the guidance, and rescaling it does little.
+    Args: gamma: see `guidance`;  phi: in [0, 1];  of: "eps", or "v" or "x0" in its place in the formula.
+    Raises: ValueError if gamma is not finite, phi outside, of another word, or a point has but one coordinate.
+    Source: Lin et al. 2024 (arXiv 2305.08891), section 3.4.
     """
 
     gamma: Scale
     phi: float
     schedule: Schedule
+    of: str = "eps"
 
     def __post_init__(self):
         _check(self.gamma)
         _share("phi", self.phi)
+        if self.of not in PREDICTIONS:
+            raise ValueError(f"of must be one of {sorted(PREDICTIONS)}, got {self.of!r}")
 
     def __call__(self, cond: Prediction, uncond: Prediction, x: Tensor, t: Tensor) -> Prediction:
+        if x[0].numel() < 2:
+            raise ValueError(f"x must have two coordinates or more, one has no spread, got {tuple(x.shape)}")
         with one_thread():
-            eps = uncond.eps + scale_at(self.gamma, t, x) * (cond.eps - uncond.eps)
-            eps = eps * (self.phi * _deviation(cond.eps) / _deviation(eps) + 1 - self.phi)
-            return Prediction.from_eps(x, eps, *_levels(self.schedule, x, t))
+            levels = _levels(self.schedule, x, t)
+            told, untold = (_said(one, self.of, *levels) for one in (cond, uncond))
+            value = untold + scale_at(self.gamma, t, x) * (told - untold)
+            value = value * (self.phi * _deviation(told) / _deviation(value) + 1 - self.phi)
+            return PREDICTIONS[self.of](x, value, *levels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,13 +154,13 @@ class zero_star(Part):
 
     def __call__(self, cond: Prediction, uncond: Prediction, x: Tensor, t: Tensor) -> Prediction:
         with one_thread():
-            alpha, sigma = _levels(self.schedule, x, t)
-            told, untold = (alpha * eps - sigma * x0 for x0, eps in (cond, uncond))
+            levels = _levels(self.schedule, x, t)
+            told, untold = (_said(one, "v", *levels) for one in (cond, uncond))
             square = _dot(untold, untold)
             base = torch.where(square > 0, _dot(told, untold) / square, 0.0) * untold
-            silent = expand_as(torch.as_tensor(t), x) > self.until
-            v = torch.where(silent, 0.0, base + scale_at(self.gamma, t, x) * (told - base))
-            return Prediction.from_v(x, v, alpha, sigma)
+            speaks = expand_as((as_time(t) <= self.until).to(x.dtype), x)
+            v = speaks * (base + scale_at(self.gamma, t, x) * (told - base))
+            return Prediction.from_v(x, v, *levels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,9 +200,10 @@ class plus_plus_scale(Part):
         gamma(t) = lam / (1 - (alpha_t sigma_s) / (alpha_s sigma_t)),      s the next time      [eq-plus-plus-scale]
 
     CFG++ takes the clean guess at scale lam and the noise without the condition, which is the kernel
-    `ddim(classifier_free(pair, lam), schedule, noise_from=pair.uncond)`. The shorter the steps, the larger gamma.
+    `ddim(classifier_free(pair, lam), schedule, noise_from=pair.uncond)`. The shorter the steps, the larger gamma; on
+    times even in log-SNR it is the same at all of them. In the step to the data it is lam.
     Args: lam: finite;  times: the run's, (steps + 1,), decreasing, in [0, 1].
-    Raises: ValueError otherwise, or when asked at a time that is none of them but the last.
+    Raises: ValueError otherwise, or when asked at what is none of them but the last.
     Source: Chung et al. 2025 (arXiv 2406.08070), whose lambda it is.
     """
 
@@ -197,14 +214,47 @@ class plus_plus_scale(Part):
     def __post_init__(self):
         if not math.isfinite(self.lam):
             raise ValueError(f"lam must be finite, got {self.lam}")
-        if self.times.dim() != 1 or len(self.times) < 2 or not bool((self.times.diff() < 0).all()):
-            raise ValueError("times must be decreasing, (steps + 1,) with two or more, as time_grid gives them")
+        times = as_time(self.times, "times")
+        if times.dim() != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
+            raise ValueError(f"times must be decreasing, (steps + 1,) with two or more, got {times.tolist()}")
 
     def __call__(self, t: Tensor) -> Tensor:
-        at = (self.times[:-1] - torch.as_tensor(t)).abs() < 1e-12
-        if int(at.sum()) != 1:
-            raise ValueError(f"t must be a time of the run with a step after it, got {t}")
+        t = as_time(t)
+        at = (self.times[:-1] - t).abs() < 1e-12 if t.dim() == 0 else t
+        if t.dim() or int(at.sum()) != 1:
+            raise ValueError(f"t must be one time of the run with a step after it, got {t.tolist()}")
         t, s = self.times[:-1][at][0], self.times[1:][at][0]
         schedule = self.schedule
         share = schedule.alpha(t) * schedule.sigma(s) / (schedule.alpha(s) * schedule.sigma(t))
         return self.lam / (1 - share)
+
+
+@dataclass(frozen=True, eq=False)
+class healing_scale(Part):
+    """The scale at which a weaker model heals a good one: both see the data blurred, the weaker one more.
+
+        gamma(t) = b2 (v + b1 + q) / ((b2 - b1) (v + q)),     q = sigma^2 / alpha^2      [eq-autoguidance-cure]
+
+    With data of one normal distribution of variance v, a model that takes it for v + b1 and a weaker one that takes it
+    for v + b2, `classifier_free(Pair(good, weaker), healing_scale(...))` is the exact denoiser at every noise level.
+    At `b1 = 0`, where there is nothing to heal, it is 1.
+    Args: variance: v, above 0;  blur: b1, at least 0;  weaker_blur: b2, above b1.  Raises: ValueError otherwise.
+    Source: the idea of guiding by a weaker model is Karras et al. 2024 (arXiv 2406.02507); the scale is algebra.
+    """
+
+    variance: float
+    blur: float
+    weaker_blur: float
+    schedule: Schedule
+
+    def __post_init__(self):
+        if not 0 < self.variance < math.inf:
+            raise ValueError(f"variance must be above 0 and finite, got {self.variance}")
+        if not 0 <= self.blur < self.weaker_blur < math.inf:
+            got = f"{self.blur} and {self.weaker_blur}"
+            raise ValueError(f"blur and weaker_blur must satisfy 0 <= blur < weaker_blur, both finite, got {got}")
+
+    def __call__(self, t: Tensor) -> Tensor:
+        signal, noise = self.schedule.alpha(t) ** 2, self.schedule.sigma(t) ** 2  # q times signal is noise
+        believed, true = ((self.variance + blur) * signal + noise for blur in (self.blur, 0.0))
+        return self.weaker_blur * believed / ((self.weaker_blur - self.blur) * true)
