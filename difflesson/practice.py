@@ -134,7 +134,7 @@ class projected(Remembering):
 class zero_star(Part):
     """CFG-Zero*: the unconditional velocity is first scaled to come closest to the conditional one, then guided from.
 
-        v = s v_u + gamma (v_c - s v_u),      s = <v_c, v_u> / |v_u|^2      [eq-zero-star]
+        v = s v_u + gamma (v_c - s v_u),      s = (v_c . v_u) / |v_u|^2      [eq-zero-star]
 
     At times above `until` the velocity is 0. At `gamma = 1` it is the conditional guess, whatever s; where s is 1,
     plain guidance.
@@ -201,7 +201,7 @@ class plus_plus_scale(Part):
 
     CFG++ takes the clean guess at scale lam and the noise without the condition, which is the kernel
     `ddim(classifier_free(pair, lam), schedule, noise_from=pair.uncond)`. The shorter the steps, the larger gamma; on
-    times even in log-SNR it is the same at all of them. In the step to the data it is lam.
+    times even in log-SNR it is the same at all of them. In a step to no noise at all it is lam.
     Args: lam: finite;  times: the run's, (steps + 1,), decreasing, in [0, 1].
     Raises: ValueError otherwise, or when asked at what is none of them but the last.
     Source: Chung et al. 2025 (arXiv 2406.08070), whose lambda it is.
