@@ -13,7 +13,7 @@ The ways, each at a guidance scale gamma; all but `thresholded` and `plus_plus` 
     interval        guided at log-SNR -3 to 1 alone        projected     eta = 0
     growing         1 + 2 (gamma - 1) (1 - t)              kept_short    the same, reach 3 and momentum -0.5
     auto_p50, ...   the pair (pocket, pocket_p50), both    zero_star, thresholded, plus_plus: as in
-                    told the label; likewise p10, p02      difflesson.practice; of plus_plus, gamma is the mean
+                    told the label; likewise p02           difflesson.practice; of plus_plus, gamma is the mean
 
 A row has measures (difflesson.digits.tradeoff.NAMES) with standard errors by the jackknife over ten parts; `moved`, how
 far a pixel is from that of plain guidance at the same gamma (root mean square; the range is 2); and `worked`, the share
