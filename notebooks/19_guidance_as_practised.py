@@ -439,7 +439,7 @@ print(f"at t = {float(half):g}, gamma = 3 the guess is multiplied by {float((0.7
 # %% [markdown]
 # *Adaptive projected guidance*, APG ([Sadat et al. (2025)](https://arxiv.org/abs/2410.02416)), splits the push $d = \hat x_{0,c} - \hat x_{0,u}$ into a part along the clean guess and the rest, and keeps a share $\eta$ of the former, often none, since it makes pictures glare:
 #
-# $$ \hat x_0 = \hat x_{0,c} + (\gamma - 1)\, \big( d_\perp + \eta\, d_\parallel \big), \qquad d_\parallel = \frac{\langle d, \hat x_{0,c} \rangle}{\|\hat x_{0,c}\|^2}\, \hat x_{0,c}, \qquad d_\perp = d - d_\parallel . \label{eq-projected-guidance} $$
+# $$ \hat x_0 = \hat x_{0,c} + (\gamma - 1)\, \big( d_\perp + \eta\, d_\parallel \big), \qquad d_\parallel = \frac{d^\top \hat x_{0,c}}{\|\hat x_{0,c}\|^2}\, \hat x_{0,c}, \qquad d_\perp = d - d_\parallel . \label{eq-projected-guidance} $$
 
 # %%
 d = told.x0 - untold.x0
@@ -452,7 +452,7 @@ print(f"along the clean guess lies {float(along.square().sum() / d.square().sum(
 # %% [markdown]
 # *CFG-Zero\** ([Fan et al. (2025)](https://arxiv.org/abs/2503.18886)) first multiplies the velocity without label (here $v = \alpha_t \varepsilon - \sigma_t x_0$) so that it comes nearest to the one with label:
 #
-# $$ \hat v = s\, \hat v_u + \gamma\, (\hat v_c - s\, \hat v_u), \qquad s = \frac{\langle \hat v_c, \hat v_u \rangle}{\|\hat v_u\|^2} . \label{eq-zero-star} $$
+# $$ \hat v = s\, \hat v_u + \gamma\, (\hat v_c - s\, \hat v_u), \qquad s = \frac{\hat v_c^\top \hat v_u}{\|\hat v_u\|^2} . \label{eq-zero-star} $$
 
 # %%
 alpha, sigma = schedule.alpha(half), schedule.sigma(half)
@@ -773,7 +773,7 @@ print("with momentum and reach: " + "; ".join(f"gamma {g:g}: {float(far.mean()):
 #
 # [Liu et al. (2022)](https://arxiv.org/abs/2206.01714) compose: $\hat\varepsilon_u + (\hat\varepsilon_a - \hat\varepsilon_u) + (\hat\varepsilon_b - \hat\varepsilon_u)$, meant is $p(x)\, p(a \mid x)\, p(b \mid x) / Z$. At each noise level that is the score of $F_t = p_t(x)\, p_t(a \mid x)\, p_t(b \mid x)$; but noised, the target is not $F_t$ ([Du et al. (2023)](https://arxiv.org/abs/2302.11552)). As in [chapter 18](18_remedies_that_are_right.ipynb#the-weight-for-every-noise), mass must appear. Per unit of $q$, with $z = x_t / \alpha_t$, both $p_q(z)\, p_q(a \mid z)$ and $p_q(z)\, p_q(b \mid z)$ obey the heat equation, and in the product the only term left over is that in which one gradient meets the other. In guesses, a point's weight grows by
 #
-# $$ d \log w = \big\langle \hat\varepsilon_u - \hat\varepsilon_a,\; \hat\varepsilon_u - \hat\varepsilon_b \big\rangle\, d\lambda . \label{eq-two-conditions-weight} $$
+# $$ d \log w = (\hat\varepsilon_u - \hat\varepsilon_a)^\top (\hat\varepsilon_u - \hat\varepsilon_b)\, d\lambda . \label{eq-two-conditions-weight} $$
 #
 # **Where the two pushes agree, mass is missing; where they are opposed, there is too much.** (For $a = b$ it is chapter 18's weight at $\gamma = 2$.)
 
