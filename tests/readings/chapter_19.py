@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from difflesson import guidance, kernels, practice
+from difflesson.denoiser import Prediction
 from difflesson.mixture import GaussianMixture
 from difflesson.schedule import cosine
 from tests.oracles.mixtures import FOUR
@@ -91,15 +92,17 @@ def zero_star() -> Reading:
 @reads("eq-dynamic-threshold")
 def dynamic_threshold() -> Reading:
     """Guesses that are cut above, below, and not at all."""
-    bold, points = guidance.classifier_free(MIXTURE.pair(SCHEDULE, 0), 4.0), torch.cat([POINTS, 2 * POINTS - 1.5, 3 * POINTS + 2.0])
-    guess = bold(points, T).x0
-    limit = float(guess.abs().amax(1).sort().values[2]) + 0.01
-    assert (guess < -limit).any() and (guess > limit).any() and (guess.abs().amax(1) < limit).any()
+    guess = torch.tensor([[1.4, 0.2], [-1.7, 0.6], [0.3, -0.4], [0.9, 2.3], [-0.8, -1.2]], dtype=F64)
+    x, limit = 0.7 * guess + 0.1, 0.8
+
+    def bold(x: Tensor, t: Tensor) -> Prediction:
+        return Prediction.from_x0(x, guess, SCHEDULE.alpha(t), SCHEDULE.sigma(t))
+
     return Reading(
         {"L": limit, r"Q_p(|\hat x_0|)": torch.from_numpy(np.quantile(guess.abs().numpy(), 0.9, axis=1)),
          r"\hat x_0": guess, r"\max": lambda a, b: torch.maximum(*torch.broadcast_tensors(a, b)),
          r"\operatorname{clip}": lambda x, low, high: torch.minimum(torch.maximum(x, low), high),
-         r"\to": lambda x: practice.thresholded(bold, SCHEDULE, quantile=0.9, limit=limit)(points, T).x0},
+         r"\to": lambda _: practice.thresholded(bold, SCHEDULE, quantile=0.9, limit=limit)(x, T).x0},
         statements=2, defines=("s",), equivalent={
             r"= \max ( [L , Q _ p ( | \hat x _ 0 | ) -> Q _ p ( | \hat x _ 0 | ) , L] ) , \qquad": "max has no order"
         },
