@@ -42,19 +42,27 @@ from difflesson.samplers import draw
 ROWS = Path(__file__).resolve().parents[1] / "difflesson" / "digits" / "logs" / "practice.json"
 STEPS, BATCH, PARTS = 12, 250, 10
 LADDERS = {
-    "plain": (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0),
+    "plain": (1.0, 1.15, 1.25, 1.35, 1.5, 2.0, 3.0, 4.0, 6.0),
     "auto_p50": (1.5, 2.0, 3.0, 4.0),
     "rescaled_v": (1.25, 1.5, 2.0, 3.0, 4.0),
     "interval": (1.5, 2.0, 3.0),
-    "growing": (1.5, 2.0, 3.0),
+    "growing": (1.25, 1.5, 2.0, 3.0),
     "kept_short": (1.5, 2.0, 3.0),
     "projected": (1.25, 1.5, 3.0),
     "zero_star": (1.25, 1.5, 3.0),
     "rescaled": (1.25, 1.5, 3.0),
-    "thresholded": (1.0, 1.25, 1.5, 3.0),
-    "auto_p02": (1.5, 3.0),
+    "thresholded": (1.0, 1.5),
+    "auto_p02": (3.0,),
 }
-LAMBDAS = (0.7, 0.8, 1.0)
+AGAIN = {  # in the second seed, where the first had its best and what libraries take; not what moves hardly a pixel
+    "plain": (1.15, 1.25, 1.35, 1.5, 3.0),
+    "auto_p50": (3.0,),
+    "growing": (1.25, 1.5, 3.0),
+    "interval": (1.5, 3.0),
+    "kept_short": (1.5, 3.0),
+    "rescaled_v": (1.25, 3.0),
+}
+LAMBDAS = (0.7, 1.0)
 
 
 @dataclass(frozen=True)
@@ -83,10 +91,10 @@ class counted(Part):
 
 def points(seed: int) -> list[Point]:
     """The rows of a seed, the plain ones first."""
-    rows = [Point(way, gamma, seed) for way, ladder in LADDERS.items() for gamma in ladder]
+    rows = [Point(way, gamma, seed) for way, ladder in (AGAIN if seed else LADDERS).items() for gamma in ladder]
     network = checkpoints.load("pocket").network
     times = digit_times(STEPS, network.schedule)
-    for lam in LAMBDAS:
+    for lam in () if seed else LAMBDAS:
         scale = practice.plus_plus_scale(lam, network.schedule, times)
         rows.append(Point("plus_plus", round(float(torch.stack([scale(t) for t in times[:-1]]).mean()), 3), seed, lam))
     return rows
@@ -207,30 +215,35 @@ def together(pairs: list[tuple[float, float]]) -> dict:
 def compared(out: dict) -> dict:
     """Each way against plain guidance, by the digit-FID (less than 0: the trick is nearer to real digits).
 
-    at_best: each at the scale that is best for it in the other seed; so none gains by having been chosen.
+    at_best: each at the scale that is best for it in the other seed, so that none gains by having been chosen; of what
+    was drawn with one seed, in that one.
     at_equal_gamma: at the same scale, with the difference of the recalls beside it.
     """
     rows = {(row["way"], row["gamma"], row["seed"]): row for row in out["rows"]}
     seeds = sorted({seed for _, _, seed in rows})
     ways = sorted({way for way, _, _ in rows} - {"plain"})
 
+    def drawn_with(way: str) -> list[int]:
+        return [s for s in seeds if any((way, s) == (w, z) for w, _, z in rows)]
+
     def best(way: str, seed: int) -> float:
-        ladder = [(row["digit_fid"], g) for (w, g, s), row in rows.items() if w == way and s == seed]
-        one = rows.get(("plain", 1.0, seed))  # where the trick does nothing, its ladder begins
-        return min(ladder + ([(one["digit_fid"], 1.0)] if way not in ("thresholded", "plus_plus") and one else []))[1]
+        """The scale of the smallest digit-FID, of those that all seeds of this way have."""
+        own = drawn_with(way)
+        ladder = {g for w, g, _ in rows if w == way and all((way, g, s) in rows for s in own)}
+        return min(ladder, key=lambda g: rows[way, g, seed if seed in own else own[0]]["digit_fid"])
 
-    def at(way: str, gamma: float, seed: int) -> dict:
-        return rows.get((way, gamma, seed)) or rows["plain", gamma, seed]
-
+    if ("plain", 1.5, seeds[-1]) not in rows:
+        return {"at_best": [], "at_equal_gamma": []}
     at_best, at_equal = [], []
     for way in ways:
-        if len(seeds) == 2 and all(any((way, s) == (w, z) for w, _, z in rows) for s in seeds):
-            chosen = [(best(way, 1 - s), best("plain", 1 - s), s) for s in seeds]
-            found = together([difference(out, at(way, g, s), at("plain", p, s)) for g, p, s in chosen])
-            scales = {"gammas": [g for g, _, _ in chosen], "plain": [p for _, p, _ in chosen]}
-            at_best.append({"way": way} | scales | found)
+        known = drawn_with(way)
+        chosen = [(best(way, 1 - s), best("plain", 1 - s if len(known) > 1 else s), s) for s in known]
+        found = together([difference(out, rows[way, g, s], rows["plain", p, s]) for g, p, s in chosen])
+        scales = {"gammas": [g for g, _, _ in chosen], "plain": [p for _, p, _ in chosen]}
+        at_best.append({"way": way} | scales | found)
         for gamma in LADDERS.get(way, ()):
-            pairs = [(rows[way, gamma, s], rows["plain", gamma, s]) for s in seeds if (way, gamma, s) in rows]
+            both = [s for s in seeds if {(way, gamma, s), ("plain", gamma, s)} <= rows.keys()]
+            pairs = [(rows[way, gamma, s], rows["plain", gamma, s]) for s in both]
             if pairs:
                 recall = together([difference(out, *pair, "recall") for pair in pairs])
                 found = together([difference(out, *pair) for pair in pairs])
@@ -260,6 +273,7 @@ def main():
     options.add_argument("--quick", action="store_true", help="100 digits a row, one seed, where temporary files go")
     options.add_argument("--compare", action="store_true", help="draw nothing")
     options.add_argument("--out", type=Path, default=None)
+    options.add_argument("--seed", type=int, default=None, help="one of the two alone")
     options.add_argument("--threads", type=int, default=1)
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -268,7 +282,8 @@ def main():
     out |= {"command": "python benchmarks/digits_practice.py", "network": "pocket", "sampler": "ddim", "steps": STEPS,
             "difflesson": __version__, "torch": torch.__version__, "python": platform.python_version(),
             "threads": chosen.threads}  # fmt: skip
-    for point in [] if chosen.compare else [p for seed in ((0,) if chosen.quick else (0, 1)) for p in points(seed)]:
+    seeds = (0,) if chosen.quick else (0, 1) if chosen.seed is None else (chosen.seed,)
+    for point in [] if chosen.compare else [point for seed in seeds for point in points(seed)]:
         if any((row["way"], row["gamma"], row["seed"]) == (point.way, point.gamma, point.seed) for row in out["rows"]):
             continue
         began = time.process_time()
