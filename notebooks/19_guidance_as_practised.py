@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from difflesson import exercises, guidance, kernels, metrics, particles, plane, plotting, practice
+from difflesson import exercises, guidance, kernels, metrics, particles, plotting, practice
 from difflesson.denoiser import Pair, Prediction
 from difflesson.digits import runs as records
 from difflesson.digits import tradeoff
@@ -205,7 +205,7 @@ print(f"the right model, far: {float(by_truth[0].mean()):.4f}, class 1: {by_trut
 plain_across = [at["plain", g][2] for g in scales]
 assert max(plain_across) - min(plain_across) < 1e-9 and round(plain_across[0], 2) == 0.37
 assert abs(float(by_truth[0].mean())) < 0.003 and len(main.noise) // len(main.real) == 200 and len(times) == 40 + 1
-assert round(float((main.truth.given(label).covs[0] @ turn[:, 2] @ turn[:, 2])), 2) == 0.3 and nine["width"] == 0.03
+assert round(float(main.truth.given(label).covs[0] @ turn[:, 2] @ turn[:, 2]), 2) == 0.3 and nine["width"] == 0.03
 
 # %% [markdown]
 # Let $D(\gamma)$ be the distance along the dial. There are two ways to ask by how much a trick leads: at one scale, or each at its own best,
@@ -359,7 +359,7 @@ assert [way for way, (difference, error) in best.items() if difference < -2 * er
 assert practised["steps"] == 12 and min(row["count"] for row in practised["rows"]) == 1000
 
 # %% [markdown]
-# The same picture. At $\gamma = 3$ nearly all lead, the interval and growing by much. At their own best, **autoguidance alone is nearer to real digits than plain guidance at its best**. Rescaling $\hat\varepsilon$ and CFG-Zero* hardly move a pixel: in hundreds of coordinates the noise has the same spread, guided or not, and the two velocities nearly the same length. Thresholding is worse: here the range $[-1, 1]$ cuts good guesses too. Now, family by family, why.
+# The same picture. At $\gamma = 3$ nearly all lead, the interval and growing by much. At their own best, **autoguidance alone is nearer to real digits than plain guidance at its best**. Rescaling $\hat\varepsilon$ and CFG-Zero* change hardly anything: in hundreds of coordinates the noise has nearly the same spread, guided or not. Thresholding is worse: its range $[-1, 1]$ cuts guesses that nobody guided. (This is one network, and one weaker one.) Now, family by family, why.
 #
 # ## Another scale in time: CFG++ is the dial
 #
@@ -482,7 +482,7 @@ print(f"at gamma = 6, {float((s_cut > 1).double().mean()):.0%} of the guesses ar
 # %% tags=["hide-input"]
 plain_3 = guidance.classifier_free(pair, 3.0)(x_t, half).x0
 rules = {"phi = 0": practice.rescaled(3.0, 0.0, schedule), "eta = 1": practice.projected(3.0, schedule, eta=1.0)}
-for name, rule in rules.items():
+for rule in rules.values():
     torch.testing.assert_close(guidance.mix(pair, rule)(x_t, half).x0, plain_3)
 wide = practice.thresholded(guidance.classifier_free(pair, 3.0), schedule, limit=9.0)
 torch.testing.assert_close(wide(x_t, half).x0, plain_3)
@@ -739,7 +739,7 @@ assert at["rescaled", 3.0][2] > at["plain", 3.0][2] + 0.01 and of_v[2] > at["res
 #
 # ## Deeper: APG in a library, and with momentum
 #
-# *For you if you switch APG on. It adds what else it has, and a default that is not neutral.*
+# *For you if you switch APG on. It adds what else it has, and a setting that is not neutral.*
 #
 # The guider of `diffusers` has, with `use_original_formulation=False`, its default, another beginning:
 #
@@ -819,7 +819,7 @@ for name, weights in (("agree", [0.4, 0.1, 0.1, 0.4]), ("opposed", [0.1, 0.4, 0.
     crowd = particles.draw(kernels.ddpm(composed(*parts), schedule), missing(*parts), x, walk, seeded(9), log_weights=begun, below=0)
     asked = GridDensity(lambda x, a=a, b=b: a.log_prob(x) + a.class_log_prob(x, 1) + b.class_log_prob(x, 1), -8, 9)
     corner = lambda x, a=a: GaussianMixture(a.weights, a.means, a.covs).class_log_prob(x, 3).exp()  # noqa: E731
-    value, error = metrics.with_error(lambda x: corner(x).mean(), crowd.x)
+    value, error = metrics.with_error(torch.mean, corner(crowd.x))
     found[name] = float(asked.expectation(corner)), float(value), float(error), float(crowd.expectation(corner)), float(crowd.ess) / len(x)
     print("{:>8}: corner with both, target {:.3f}, sum {:.3f} ± {:.3f}, weighed {:.3f}; effective share {:.2f}".format(name, *found[name]))
 
@@ -860,4 +860,4 @@ least = {name: min(float(table[name, g][0].mean()) for g in scales) for name, ta
 assert least["growing"] < least["plain"] < least["falling"] and falling["falling", 3.0][1] < at["plain", 3.0][1] < at["growing", 3.0][1]
 
 # %% [markdown]
-# (Distance, share of class 1.) At one mean, growing pushes hardest and falling least, by the share of class 1: late pushes decide where a point ends, early ones only shift it. At each one's own best growing is a little ahead, falling behind. On the third problem of the main line nothing of this was left.
+# (Distance, share of class 1.) At one mean scale, growing brings the largest share of class 1 and falling the least. At each one's own best growing is a little ahead, and falling behind. On the third problem of the main line no such lead was left.

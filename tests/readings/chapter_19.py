@@ -1,4 +1,4 @@
-"""What the letters of chapter 19's equations stand for: another mixture, other points, times and scales than the page's."""
+"""What the letters of chapter 19's equations stand for: another mixture, other points and scales."""
 
 import numpy as np
 import torch
@@ -151,7 +151,8 @@ def projection_in_a_library() -> Reading:
 
 
 OTHER = FOUR.mixture()
-FIRST, SECOND = (GaussianMixture(OTHER.weights, OTHER.means, OTHER.covs, labels) for labels in ([0, 1, 1, 0], [0, 0, 1, 1]))
+PARTS = OTHER.weights, OTHER.means, OTHER.covs
+FIRST, SECOND = (GaussianMixture(*PARTS, labels) for labels in ([0, 1, 1, 0], [0, 0, 1, 1]))
 
 
 def product(z: Tensor, q: float) -> Tensor:
