@@ -8,6 +8,7 @@ import torch
 from difflesson import guidance, kernels, metrics, practice
 from difflesson.denoiser import Pair, network_pair
 from difflesson.digits import checkpoints, runs, sampling, tradeoff
+from difflesson.digits.recipes import RECIPES
 from difflesson.mixture import GaussianMixture
 from difflesson.samplers import draw, time_grid
 from difflesson.schedule import cosine, vp_linear
@@ -146,6 +147,16 @@ def test_on_digits_the_noise_has_its_spread_guided_or_not_and_guesses_leave_the_
             x = kernels.ddim(pair.cond, network.schedule)(x, t, s).mean
         assert (ratio - 1).abs().mean() < 0.03
     assert max(outside) > 0.5
+
+
+def test_the_weaker_model_hid_half_of_the_labels_and_is_worse_when_told_one_than_the_one_that_hid_few():
+    rows = runs.rows("guidance")
+    (few,), (half,) = (runs.pick(rows, part="dropout", network=f"pocket_{p}", gamma=1.0) for p in ("p02", "p50"))
+    (ours,) = runs.pick(rows, part="scale", gamma=1.0)
+    assert half["digit_fid"] > few["digit_fid"] + 3 * half["digit_fid_error"]
+    assert few["digit_fid"] > ours["digit_fid"] + 3 * few["digit_fid_error"]
+    assert half["accuracy"] < few["accuracy"] < ours["accuracy"]
+    assert (RECIPES["pocket_p50"]["label_dropout"], RECIPES["pocket_p02"]["label_dropout"]) == (0.5, 0.02)
 
 
 # ---- another scale in time
