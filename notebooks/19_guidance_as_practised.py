@@ -1,8 +1,7 @@
 # %% [markdown]
-# TODO editor: the reader has come. Read /tmp/h/M19.md and /tmp/h/list_19.txt, and do that now, before more claims; then delete this line.
 # # 19 · Guidance as practised: which of the other knobs does more than turn the dial?
 #
-# Your library has `guidance_scale`, and beside it `guidance_rescale`, a start and a stop, APG, CFG-Zero*, CFG++, autoguidance, dynamic thresholding, a negative prompt. Each came with a paper that shows it better *at the same scale*. You switch one on at $\gamma = 3$, and the pictures are less overdone. Is it the trick? Or does it push less, as a smaller $\gamma$ would?
+# Your library has `guidance_scale`, and beside it `guidance_rescale`, a start and a stop, APG, CFG-Zero*, CFG++, autoguidance, dynamic thresholding, a negative prompt. Each is often shown beside plain guidance *at the same scale*. You switch one on at $\gamma = 3$, and the pictures are less overdone. Is it the trick? Or does it push less, as a smaller $\gamma$ would?
 #
 # **After this chapter you can**
 # * say of each trick what it is: another scale in time, another sum of two guesses, another pair;
@@ -180,23 +179,23 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Distance to the truth (less is better) over the share of samples that are class 1, along the dial. Orange: plain guidance. Green: a trick. Large dots: both at $\gamma = 3$ (CFG++: at $\lambda = \frac{3}{16}$). Star: the truth. Seven green dots lie lower than the orange one. Only autoguidance's curve goes to the star.*
+# *Distance to the truth (less is better) over the share of samples that are class 1, along the dial. Orange: plain guidance. Green: a trick. Large dots: both at $\gamma = 3$ (CFG++: at $\lambda = \frac{3}{16}$). Star: the right model. Seven green dots lie lower than the orange one. Only autoguidance's curve comes down to the star's height.*
 #
-# Look at the dots: at $\gamma = 3$ all tricks but one are nearer to the truth. Now look at the curves. The interval's dot lies lower and its *curve* higher: it is about where a smaller $\gamma$ would be, and a little worse. Growing has its dot higher, and its curve lower.
+# Look at the dots: at $\gamma = 3$ all tricks but one are nearer to the truth. Now look at the curves. The interval's dot lies lower and its *curve* higher: it is about where a smaller $\gamma$ would be, and a little worse. Growing has its dot higher, and its curve, at most shares, lower.
 #
 # **What happens.** There are three families:
 #
 # * **Another scale in time.** Interval, growing scale, CFG++: $\gamma$ depends on the noise level. At the same number, the whole push is another one.
-# * **Another sum of the same two guesses.** Rescaling, APG, CFG-Zero*, thresholding: the push is shortened, turned or cut. Some of them know something that the dial does not: where zero is, or how far the data reach.
+# * **Another sum of the same two guesses.** Rescaling, APG, CFG-Zero*, thresholding: the push is shortened, turned or cut. Some of them depend on something that the dial does not know: where zero is, or how far the data reach.
 # * **Another pair.** Autoguidance and the negative prompt put another model, or another prompt, in the place of the guess without label. This can do what no $\gamma$ can.
 #
-# A comparison at one scale compares pushes. Turn the dial as well, and of most leads little is left.
+# A comparison at one scale compares pushes. Turn the dial as well, and most leads shrink, and some turn round.
 #
 # ## What judges
 #
 # With exact guesses $\gamma = 1$ samples the truth, and everything else is a loss. So the model must have a fault: it believes every blob wider by $b = 0.1$ in variance (the truth: 0.03 in the plane, 0.3 across it), and its guesses are exact for that.
 #
-# The *distance* is the energy distance to true points of class 1, in the plane: zero for equal densities, and without bias, so it may come out a little below zero. Twelve runs of 200 points, by 40 steps of DDIM, from the same noises for all. Across the plane both guesses agree, so the dial can do nothing: there the variance is 0.37 at every $\gamma$.
+# The *distance* is the energy distance to true points of class 1, in the plane: zero for equal densities, and without bias, so it may come out a little below zero. Twelve runs of 200 points, by 40 steps of DDIM, from the same noises for all. Across the plane both guesses agree, so the dial can do nothing: there the variance is 0.37 at every $\gamma$ (0.4 in the model; DDIM's 40 steps lose the rest). So the plane is where the dial is judged; the section on autoguidance has the distance in all eight directions.
 
 # %% tags=["hide-input"]
 print("             scale: " + "   ".join(f"{g:>7g}" for g in scales) + "   across, at 3")
@@ -206,6 +205,7 @@ print(f"the right model, far: {float(by_truth[0].mean()):.4f}, class 1: {by_trut
 plain_across = [at["plain", g][2] for g in scales]
 assert max(plain_across) - min(plain_across) < 1e-9 and round(plain_across[0], 2) == 0.37
 assert abs(float(by_truth[0].mean())) < 0.003 and len(main.noise) // len(main.real) == 200 and len(times) == 40 + 1
+assert round(float(main.model.covs[0] @ turn[:, 2] @ turn[:, 2]), 2) == 0.4
 assert round(float(main.truth.given(label).covs[0] @ turn[:, 2] @ turn[:, 2]), 2) == 0.3 and nine["width"] == 0.03
 
 # %% [markdown]
@@ -239,7 +239,7 @@ assert at_3[0] > 1.9 and at_best.abs().max() < 1e-12
 #
 # ## At one scale, and at each one's own best
 #
-# A third question is fair as well, if you need single samples that are right: which is nearer *at the same share of class 1*? All three, with standard errors over runs:
+# A second fair question, if you need single samples that are right: which is nearer *at the same share of class 1*? Errors are over runs; the share's column has none.
 
 # %% tags=["hide-input"]
 def distances(at, name):
@@ -283,7 +283,7 @@ gamma_interval, gamma_rescaled = round(same_share["interval"][1], 1), round(same
 assert gamma_interval == gamma_rescaled == 2.4 and round(max(abs(nine_leads[name][1][0]) for name in names[1:-1]), 3) == 0.004
 
 # %% [markdown]
-# **At one scale** seven of eight lead. **At the same share** three of the seven are behind: the interval and rescaling stand where plain guidance stands at a scale of 2.4, and farther off than it does. **At its own best** every trick on the same pair is within 0.004 of plain guidance, in one direction or the other; autoguidance takes all of the 0.0102 away.
+# **At one scale** seven of eight lead (CFG++ at a $\lambda$ that we chose). **At the same share** three of the seven are behind: the interval and rescaling stand where plain guidance stands at a scale of 2.4, and farther off than it does; growing, behind at one scale, leads here. **At its own best** every trick on the same pair is within 0.004 of plain guidance's 0.0102, in one direction or the other; autoguidance's distance cannot be told from 0.
 #
 # ### Pitfall: "it wins at $\gamma = 4$"
 #
@@ -334,11 +334,11 @@ assert all(signs[name][:2] == [1, 1] and gained[name, "between"][0] < 0 for name
 assert max(v for (name, _), (v, _) in gained.items() if name != "autoguidance") < 31
 
 # %% [markdown]
-# **None of the seven on the same pair is better than the dial on all three problems**, by two errors. (The errors do not contain that of choosing between neighbouring scales: read a few percent as nothing.) Rescaling is better on none. The interval and CFG++ are worse on the first and better on the second. Growing, APG and thresholding lead on the first two, by up to 30 %, and not on the third. Autoguidance takes away more than half everywhere.
+# **None of the seven on the same pair is better than the dial on all three problems**, by two errors. (CFG-Zero* ties or leads. The errors do not contain that of choosing between neighbouring scales: read a few percent as nothing.) Rescaling is better on none. The interval and CFG++ are worse on the first and better on the second. Growing, APG and thresholding lead on the first two, by up to 30 %, and not on the third; thresholding alone was told something of the truth, the range of its points. Autoguidance takes away more than half everywhere.
 #
 # ## The same on digits
 #
-# 1,000 digits a row by the pocket network of [chapter 13](13_training.ipynb), DDIM, 12 steps, the same starts; digit-FID as in chapter 15, against plain guidance. A minus means nearer to real digits. The benchmark `digits_practice.py` made the rows. The weaker model hid half of the labels in training, and is worse when told one; another, less weak, hid 2 % ([chapter 15](15_classifier_free_guidance_on_digits.ipynb#deeper-how-often-should-the-label-be-hidden)).
+# 1,000 digits a row by the pocket network of [chapter 13](13_training.ipynb), DDIM, 12 steps, the same starts; digit-FID as in chapter 15, plain guidance minus the trick: a lead is positive, as above. The benchmark `digits_practice.py` made the rows. The weaker model hid half of the labels in training, and is worse when told one; another, less weak, hid 2 % ([chapter 15](15_classifier_free_guidance_on_digits.ipynb#deeper-how-often-should-the-label-be-hidden)).
 
 # %% tags=["hide-input"]
 practised = records.log("practice")
@@ -350,7 +350,7 @@ called = {"interval": "interval", "growing": "growing", "rescaled": "rescaled", 
 growth_rows = {row["gamma"]: row["digit_fid"] for row in records.pick(records.rows("practice"), way="growing")}
 print(f"{'':>15}     at gamma = 3        each at its own best")
 for way, name in called.items():
-    cells_of = [f"{part[way][0]:7.3f} ± {part[way][1]:.3f}" if way in part else " " * 15 for part in (at_3, best)]
+    cells_of = [f"{-part[way][0]:7.3f} ± {part[way][1]:.3f}" if way in part else " " * 15 for part in (at_3, best)]
     print(f"{name:>15}   {cells_of[0]}      {cells_of[1]}")
 digits = {row["gamma"]: row for row in records.pick(records.rows("practice"), way="plain")}
 print("plain:", ", ".join(f"gamma {g:g}: {row['digit_fid']:.3f}" for g, row in sorted(digits.items())))
@@ -365,11 +365,11 @@ assert [way for way, (difference, error) in best.items() if difference < -2 * er
 assert practised["steps"] == 12 and min(row["count"] for row in practised["rows"]) == 1000
 
 # %% [markdown]
-# The same picture. At $\gamma = 3$ nearly all lead, the interval and growing by much. At their own best, **autoguidance alone is nearer to real digits than plain guidance at its best**. Rescaling $\hat\varepsilon$ and CFG-Zero* change hardly anything: in hundreds of coordinates the noise has nearly the same spread, guided or not. Thresholding is worse: its range $[-1, 1]$ cuts guesses that nobody guided. Guided by a model that is less far behind (last row, one seed), nothing is shown to be gained. Mind the dial's own scales: growing is ahead of plain guidance at 1.25 by 0.004, at 1.15 by 0.001, less than the error. Now, family by family, why.
+# Again nearly all lead at $\gamma = 3$, here growing and the interval by much. At its own best, **autoguidance alone is nearer to real digits than plain guidance at its best**, by more than two errors. Rescaling $\hat\varepsilon$ and CFG-Zero* change hardly anything: in hundreds of coordinates the noise has nearly the same spread, guided or not. Thresholding is worse than no guidance already at $\gamma = 1$: its range $[-1, 1]$ cuts guesses that nobody guided. Guided by a model that is less far behind (last row, one seed), nothing is shown to be gained. Mind the dial's own scales: growing is ahead of plain guidance at 1.25 by 0.004, at 1.15 by 0.001, less than the error. Now, family by family, why.
 #
 # ## Another scale in time: CFG++ is the dial
 #
-# Nearly all of what guidance shifts, it shifts early ([chapter 11](11_classifier_free_guidance.ipynb#what-does-gamma-1-sample)), where every point still looks as if it could be of another class. The interval ([Kynkäänniemi et al. (2024)](https://arxiv.org/abs/2404.07724); [chapter 15](15_classifier_free_guidance_on_digits.ipynb#deeper-where-on-the-way) has its formula and its costs) leaves both ends out, and a growing scale pushes late ([Deeper](#deeper-the-shape-of-the-scale)). The third trick of this kind does not look like one.
+# The interval ([Kynkäänniemi et al. (2024)](https://arxiv.org/abs/2404.07724); [chapter 15](15_classifier_free_guidance_on_digits.ipynb#deeper-where-on-the-way) has its formula and its costs) leaves both ends out, and a growing scale pushes late ([Deeper](#deeper-the-shape-of-the-scale)). The third trick of this kind does not look like one.
 #
 # [Chung et al. (2025)](https://arxiv.org/abs/2406.08070) take DDIM's step with the clean guess at a small scale $\lambda \le 1$, and *with the noise of the guess without label*: $x_s = \alpha_s \hat x_0^\lambda + \sigma_s \hat\varepsilon_u$. That sounds like another sampler. Put in $\hat x_0^\lambda = \hat x_{0,u} + \lambda\, (\hat x_{0,c} - \hat x_{0,u})$: the label moves the step by $\alpha_s \lambda$ times the difference. In plain guidance it moves the step by $\gamma\, (\alpha_s - \sigma_s \alpha_t / \sigma_t)$ times the same difference, since $\hat\varepsilon_c - \hat\varepsilon_u = -\frac{\alpha_t}{\sigma_t} (\hat x_{0,c} - \hat x_{0,u})$. So the two steps are one, at the scale
 #
@@ -401,7 +401,7 @@ for steps in (10, 20, 40, 80):
 
 # %% tags=["remove-cell"]
 assert all(0.93 < float(profiles[2 * n].max() / profiles[n].max()) / 2 < 1.01 for n in (10, 20, 40)) and max(float(p[0]) for p in profiles.values()) < 0.16
-assert all(0 < float(p.max()) / (0.15 * n / math.pi) - 1 < 0.16 for n, p in profiles.items()) and profiles[20].max() < 1.03
+assert all(abs(float(p.max()) / (0.15 * (n / math.pi + 0.5)) - 1) < 0.01 for n, p in profiles.items()) and profiles[20].max() < 1.03
 assert by_steps[10][0][1] < 0.5 < 0.9 < by_steps[80][0][1] and max(abs(r[1][1] - by_steps[40][1][1]) for r in by_steps.values()) < 0.01
 assert by_steps[80][0][0].mean() > 2.9 * by_steps[40][0][0].mean()
 assert round(float(profiles[10].max()), 1) == 0.5 and round(float(profiles[80].max()), 1) == 3.9
@@ -423,7 +423,7 @@ shown
 # %% [markdown]
 # *The guidance scale that CFG++ is, over time from noise (left) to data, at $\lambda = 0.15$ for even steps of the cosine schedule. Twice the steps, twice the push. At 10 and 20 steps it is below or near $\gamma = 1$ everywhere.*
 #
-# The arch is an interval in disguise: little at both ends, much in the middle. Its height is about $\lambda n / \pi$ for $n$ steps. From 10 to 80 of them the share of class 1 goes from below a half to above nine tenths, while plain guidance at 2 keeps its own. If you change the number of steps, change $\lambda$. (The arch belongs to these times; for times even in log-SNR it is flat but for the last step.)
+# The arch is an interval whose outside is $\lambda$ and not 1: at both ends the label hardly counts. At 10 steps the whole run is weaker than plain conditioning. The height is about $\lambda\, (n / \pi + \frac12)$ for $n$ steps. From 10 to 80 of them the share of class 1 goes from below a half to above nine tenths, while plain guidance at 2 keeps its own. If you double the steps, halve $\lambda$. (The arch belongs to these times. For times even in log-SNR the scale is flat, but for a step to clean data, and it grows with the steps as well.)
 #
 # ## Another sum
 #
@@ -483,7 +483,7 @@ torch.testing.assert_close(compact, naive)
 print(f"at gamma = 6, {float((s_cut > 1).double().mean()):.0%} of the guesses are cut")
 
 # %% [markdown]
-# Each has a setting at which it is plain guidance ($\phi = 0$; $\eta = 1$; a wide range), and at $\gamma = 1$ the first three are the guess with label. Test your library's there first. Of the fourth:
+# At $\phi = 0$, at $\eta = 1$ and with a wide range they are plain guidance (CFG-Zero* has no such setting, and its paper also silences the first steps, which is left out here); at $\gamma = 1$ the first three are the guess with label. Test your library's there first. Of the fourth:
 
 # %% tags=["hide-input"]
 plain_3 = guidance.classifier_free(pair, 3.0)(x_t, half).x0
@@ -515,13 +515,16 @@ for name in names[4:8]:
     print(f"{name:>10}: leads by {here[name][0]:7.4f} ± {here[name][1]:.4f}; with zero elsewhere {away[name][0]:7.4f} ± {away[name][1]:.4f}")
 same = max(float((moved[key][0] - at_home[key][0]).abs().max()) for key in moved if key[0] == "plain")
 print(f"plain guidance: largest change of a distance {same:.0e}")
+third = sweep(trial(side, 0.15, (0.0, 1.5), count=150), (1.15, 1.3, 1.5), ["plain", "APG"])
+again = mean_error(leads(distances(third, "plain"), distances(third, "APG"), 0)[1])
+print(f"APG with zero at a third place: leads by {again[0]:.4f} ± {again[1]:.4f}")
 
 # %% tags=["remove-cell"]
 assert same < 1e-4 and abs(away["rescaled"][0] - here["rescaled"][0]) < 1e-4 and here["APG"][0] > 3 * here["APG"][1]
-assert all(away[name][0] < -2 * away[name][1] for name in ("APG", "CFG-Zero*")) and away["threshold"][0] > 2 * away["threshold"][1]
+assert again[0] > 2 * again[1] and all(away[name][0] < -2 * away[name][1] for name in ("APG", "CFG-Zero*")) and away["threshold"][0] > 2 * away["threshold"][1]
 
 # %% [markdown]
-# APG leads with zero amid the data, and is behind with zero elsewhere. In pictures zero is mid-grey, away from it is contrast, and a rule may well know that. But it is knowledge about the data; in another space, such as a latent one, it may be false.
+# With zero there, APG's lead has become a loss. At the third place it is back. **What APG, CFG-Zero* and thresholding do depends on where zero is; what plain guidance does, with exact guesses, does not.** In pictures zero is mid-grey, and a rule may know that; in another space, such as a latent one, ask what it means.
 #
 # ## Another pair
 #
@@ -552,20 +555,44 @@ for t in (0.1, 0.5, 0.9):
     assert off < 1e-12
 
 # %% [markdown]
-# In a mixture each direction has its own $v$, so no one number is right for all. With $b_2 = 2 b_1$ it begins at 2 for all of them, and constant scales from 2 on take the distance away, and narrow what lies across the plane as well, in the end too far. Now the condition. Two other weaker models have a fault that ours does *not* have: one has all blobs shifted by 0.3 in the plane, one believes in other shares of the blobs.
+# In a mixture each direction has its own $v$, and a constant scale is handier. Noiseless guidance with a constant scale ends with the variance $v_1^\gamma\, v_2^{1 - \gamma}$ ([chapter 15](15_classifier_free_guidance_on_digits.ipynb#is-it-the-network)), where $v_1$ and $v_2$ are what the two models believe; so it is right at $\gamma = \ln (v_2 / v) / \ln (v_2 / v_1)$. That is another number in the plane than across it. What does it do in all eight directions?
+
+# %% tags=["hide-input"]
+right_scale = {name: math.log((v + 0.2) / v) / math.log((v + 0.2) / (v + 0.1)) for name, v in (("plane", 0.03), ("across", 0.3))}
+print("right scale: " + ", ".join(f"{g:.2f} {name}" for name, g in right_scale.items()))
+real_8, whole = main.truth.given(label).sample(12_000, seeded(2))[0], {}
+for name, gammas in (("plain", (1.0, 1.5, 2.0)), ("autoguidance", (2.0, right_scale["across"], 3.0, 4.0))):
+    for g in gammas:
+        x = main.sample(ways(main, 1.0)[name](g))
+        far = torch.stack([2 * spread(a, b) - spread(a) - spread(b) for a, b in zip(x.chunk(12), real_8.chunk(12), strict=True)])
+        whole[name, g] = row = float(far.mean()), float(far.std()) / 12**0.5, main.judge(x)
+        print(f"{name:>12} {g:.2f}: in all eight {row[0]:.4f} ± {row[1]:.4f}, in the plane {float(row[2][0].mean()):.4f}, across {row[2][2]:.2f}")
+
+# %% tags=["remove-cell"]
+eight = {key: row[0] for key, row in whole.items()}
+assert eight["plain", 1.0] < eight["plain", 1.5] < eight["plain", 2.0] and eight["autoguidance", 4.0] > eight["plain", 1.0] > 4 * eight["autoguidance", right_scale["across"]]
+assert eight["autoguidance", right_scale["across"]] < eight["autoguidance", 3.0] < eight["autoguidance", 4.0]
+
+# %% [markdown]
+# In all eight directions plain guidance has no valley at all: $\gamma = 1$ is its best. Autoguidance at the scale for the six directions across is far nearer there, and nearly right in the plane; at 4 it is worse than the model alone, since it narrows too far what lies across. No one number is right for both.
+#
+# Now the condition. Two other weaker models have a fault that ours does *not* have: one has all blobs shifted by 0.3 in the plane, one believes in other shares of the blobs. A third is what you may really have: twice our blur, and a small shift (0.1) of its own.
 
 # %% tags=["hide-input"]
 model = main.model
 shifted = GaussianMixture(model.weights, model.means + torch.tensor([0.3, 0.0]).double() @ sheet.T, model.covs, model.labels)
 shares = GaussianMixture(torch.tensor([0.1, 0.25, 0.1, 0.05, 0.1, 0.1, 0.1, 0.05, 0.15]), model.means, model.covs, model.labels)
-weaker = {"wider": main.weaker, "shifted": shifted, "other shares": shares}
+both = GaussianMixture(model.weights, model.means + torch.tensor([0.1, 0.0]).double() @ sheet.T, main.weaker.covs, model.labels)
+weaker = {"wider": main.weaker, "shifted": shifted, "other shares": shares, "wider and shifted": both}
 healed, clouds = {}, {}
 for name, weak in weaker.items():
     for g in (1.0, 2.0, 3.0):
         clouds[name, g] = main.sample(guidance.classifier_free(Pair(pair.cond, weak.denoiser(schedule, label)), g))
         healed[name, g] = main.judge(clouds[name, g])
-    print(f"{name:>12}: " + "; ".join(f"gamma {g:g}: distance {float(healed[name, g][0].mean()):.4f}, across {healed[name, g][2]:.2f}" for g in (1.0, 2.0, 3.0)))
+    print(f"{name:>17}: " + "; ".join(f"gamma {g:g}: distance {float(healed[name, g][0].mean()):.4f}, across {healed[name, g][2]:.2f}" for g in (1.0, 2.0, 3.0)))
 assert all(healed[name, 2.0][0].mean() > 5 * healed[name, 1.0][0].mean() for name in ("shifted", "other shares"))
+mixed = [float(healed["wider and shifted", g][0].mean()) for g in (1.0, 2.0, 3.0)]
+assert mixed[1] < mixed[0] < mixed[2]
 assert healed["wider", 3.0][0].mean() < 0.001 and healed["wider", 3.0][2] < 0.28 < healed["wider", 2.0][2] < 0.31
 assert all(abs(healed[name, 3.0][2] - plain_across[0]) < 1e-6 for name in ("shifted", "other shares"))
 
@@ -580,13 +607,13 @@ with plotting.style():
         plotting.density(panel, flat.log_prob, (-2.2, 2.2, -2.2, 2.2), linewidths=0.8)
         panel.set(title=title + (f", $\\gamma = {g:g}$" if g > 1 else ""), xlabel="$u_1$", xlim=(-2.2, 2.2), ylim=(-2.2, 2.2), aspect="equal")
     axes[0].set_ylabel("$u_2$")
-    shown = plotting.show(figure, "19_pairs", alt="Three clouds in the plane over the dashed contours of three small round blobs. Left, the model alone: points spread far beyond the contours and run together. Middle, guided by a model with twice the blur: points lie within the contours. Right, guided by a shifted model: all clumps lie to the left of the contours.")
+    shown = plotting.show(figure, "19_pairs", alt="Three clouds in the plane over the dashed contours of three small round blobs. Left, the model alone: points spread far beyond the contours and run together. Middle, guided by a model with twice the blur: nearly all points lie within the contours. Right, guided by a shifted model: all clumps lie to the left of the contours.")
 shown
 
 # %% [markdown]
-# *Samples in the plane, with the truth (dashed: 50, 90 and 99 %). Left: the model, which believes every blob too wide. Middle: guided by a model that believes it wider still. Right: guided by a model with another fault; now the samples have that fault, with the opposite sign.*
+# *Samples in the plane, with the truth (dashed: 50, 90 and 99 %). Left: the model, which believes every blob too wide. Middle: guided by a model that believes it wider still. Right: guided by a model that is shifted to the right; the samples lie to the left, and in bent clumps.*
 #
-# Guiding *away from* a model puts the opposite of its faults into the samples. If they are yours as well, only larger, they cancel. If not, you import them.
+# Guiding *away from* a model puts the opposite of its faults into the samples. If they are yours as well, only larger, they cancel at some scale, beyond which they return with the opposite sign. If not, you import them; and with a bit of both it helped at 2 and harmed at 3.
 #
 # A *negative prompt* is the same line with another prompt in the place of no prompt. At $\gamma = 1$ it is not heard at all (exercise 19.1).
 #
@@ -594,11 +621,11 @@ shown
 #
 # | if you | do | because |
 # |---|---|---|
-# | compare a trick with plain guidance | give each its own best scale, chosen on other samples; or compare at the same share of right samples | at $\gamma = 3$ seven of eight led; at their own best none on the same pair led on all three problems |
-# | find your pictures overdone | turn $\gamma$ down before you switch anything on | the interval and rescaling at 3 stood where plain guidance stands at 2.4, and no nearer |
+# | have a weaker model of the same kind, with your fault and little else | try autoguidance first, from the scale 2 on; stop where the distance in your own features is least | at its own best it was ahead on three problems with a blurred model, and on digits |
+# | have none | turn $\gamma$ down before you switch anything on | at their own best no trick on the same pair was ahead by two errors on all three problems, nor on digits |
+# | compare a trick with plain guidance | give each its own best scale, or compare at the same share of right samples | at $\gamma = 3$ seven of eight led |
 # | use CFG++ | change $\lambda$ with the number of steps; better, print $\gamma(t)$ | at one $\lambda$ the largest $\gamma$ went from 0.55 to 3.89 between 10 and 80 steps |
-# | use APG, CFG-Zero\* or thresholding | ask what zero and the range mean in your space | with zero elsewhere APG's lead of 0.005 became a loss |
-# | have a weaker model of the same kind and data | try it in the place of the guess without label | twice the same blur: healed to within the errors; another fault: five times as far off at $\gamma = 2$, and more |
+# | use APG, CFG-Zero\* or thresholding | ask what zero and the range mean in your space | with zero at another place APG's lead of 0.005 became a loss |
 #
 # ## Exercises
 #
@@ -637,7 +664,7 @@ exercises.check("19.1", pull_and_push)
 #
 # <details><summary>Hint</summary>
 #
-# $\alpha_t / \sigma_t = e^{\lambda_t / 2}$ with the log-SNR $\lambda_t$. What is $\eqref{eq-plus-plus-scale}$ in log-SNR, and in the step to clean data?
+# $\alpha_t / \sigma_t$ is $e$ to half the log-SNR. What is $\eqref{eq-plus-plus-scale}$ in log-SNR, and in the step to clean data?
 #
 # </details>
 
@@ -706,11 +733,11 @@ exercises.check("19.4", as_plain)
 # %% [markdown]
 # ## Remember
 #
-# 1. A trick that is better at the same scale may only push less. Compare at each one's own best scale, or at the same share of right samples: on our three problems with a blurred model no trick on the same pair of guesses was better than the dial every time.
+# 1. A trick that is better at the same scale may only push less. Compare at each one's own best scale, or at the same share of right samples: on our three problems with blurred, exact models no trick on the same pair of guesses was better than the dial every time, by two errors.
 # 2. CFG++ is plain guidance in DDIM's step, exactly, with a scale that depends on the step; with twice the steps, evenly in time, the same $\lambda$ pushes twice as hard.
-# 3. APG, CFG-Zero\* and thresholding know where zero is, or how far the data reach, and plain guidance does not. Where that knowledge is true they can win.
+# 3. What APG, CFG-Zero\* and thresholding do depends on where zero is, or on a range that they are told; what plain guidance does with exact guesses does not.
 # 4. Autoguidance can do what no scale can: for one normal distribution and a weaker model with the same blur, only larger, a scale in closed form heals every noise level.
-# 5. Guiding away from a model puts the opposite of its faults into the samples. If they are not yours, it does harm.
+# 5. Guiding away from a model puts the opposite of its faults into the samples. If they are not yours, it did harm at every scale we tried.
 #
 # **Where it comes from.** Interval: [Kynkäänniemi et al. (2024)](https://arxiv.org/abs/2404.07724). Schedules: [Wang et al. (2024)](https://arxiv.org/abs/2404.13040). CFG++: [Chung et al. (2025)](https://arxiv.org/abs/2406.08070). Rescaling: [Lin et al. (2024)](https://arxiv.org/abs/2305.08891). APG: [Sadat et al. (2025)](https://arxiv.org/abs/2410.02416). CFG-Zero\*: [Fan et al. (2025)](https://arxiv.org/abs/2503.18886). Thresholding: [Saharia et al. (2022)](https://arxiv.org/abs/2205.11487).
 # Autoguidance: [Karras et al. (2024)](https://arxiv.org/abs/2406.02507). The healing scale, the three ways to compare and the numbers: derived and measured here.
@@ -747,11 +774,11 @@ assert at["rescaled", 3.0][2] > at["plain", 3.0][2] + 0.01 and of_v[2] > at["res
 #
 # *For you if you switch APG on. It adds what else it has, and a setting that is not neutral.*
 #
-# The guider of `diffusers` has, with `use_original_formulation=False`, its default, another beginning:
+# The guider of `diffusers` has, with `use_original_formulation=False`, its default, another beginning (and projects what the network predicts; here the clean guess):
 #
 # $$ \hat x_0 = \hat x_{0,u} + \gamma\, \big( d_\perp + \eta\, d_\parallel \big) = \hat x_{0,c} + (\gamma - 1)\, \big( d_\perp + \eta\, d_\parallel \big) - (1 - \eta)\, d_\parallel . \label{eq-projection-in-a-library} $$
 #
-# At $\eta = 1$ nobody notices. At $\eta = 0$ the formula at $\gamma = 1$ is not the guess with label: the part along it is missing even from the label itself. (Asked for exactly 1, the guider answers the guess with label, so it jumps.)
+# At $\eta = 1$, its default, and without a reach nobody notices. At $\eta = 0$ the formula at $\gamma = 1$ is not the guess with label: the part along it is missing even from the label itself. (Asked for exactly 1, the guider answers the guess with label, so it jumps.)
 
 # %%
 # [eq-projection-in-a-library]
@@ -777,11 +804,11 @@ print("with momentum and reach: " + "; ".join(f"gamma {g:g}: {float(far.mean()):
 #
 # *For you if you add the pushes of two prompts. It adds why the sum is not the product, and what mends it.*
 #
-# [Liu et al. (2022)](https://arxiv.org/abs/2206.01714) compose: $\hat\varepsilon_u + (\hat\varepsilon_a - \hat\varepsilon_u) + (\hat\varepsilon_b - \hat\varepsilon_u)$, meant is $p(x)\, p(a \mid x)\, p(b \mid x) / Z$. At each noise level that is the score of $F_t = p_t(x)\, p_t(a \mid x)\, p_t(b \mid x)$; but noised, the target is not $F_t$ ([Du et al. (2023)](https://arxiv.org/abs/2302.11552)). As in [chapter 18](18_remedies_that_are_right.ipynb#the-weight-for-every-noise), mass must appear. Per unit of $q$, with $z = x_t / \alpha_t$, both $p_q(z)\, p_q(a \mid z)$ and $p_q(z)\, p_q(b \mid z)$ obey the heat equation, and in the product the only term left over is that in which one gradient meets the other. In guesses, a point's weight grows by
+# [Liu et al. (2022)](https://arxiv.org/abs/2206.01714) compose: $\hat\varepsilon_u + (\hat\varepsilon_a - \hat\varepsilon_u) + (\hat\varepsilon_b - \hat\varepsilon_u)$, meant is $p(x)\, p(a \mid x)\, p(b \mid x) / Z$. At each noise level that is the score of $F_t = p_t(x)\, p_t(a \mid x)\, p_t(b \mid x)$; but noised, the target is not $F_t$ ([Du et al. (2023)](https://arxiv.org/abs/2302.11552)). As in [chapter 18](18_remedies_that_are_right.ipynb#the-weight-for-every-noise), mass must appear. Per unit of $q$, with $z = x_t / \alpha_t$, both $p_q(z)\, p_q(a \mid z)$ and $p_q(z)\, p_q(b \mid z)$ obey the heat equation, and in the product the only term left over is that in which one gradient meets the other. In guesses, with $\ell$ for the log-SNR, a point's weight grows by
 #
-# $$ d \log w = (\hat\varepsilon_u - \hat\varepsilon_a)^\top (\hat\varepsilon_u - \hat\varepsilon_b)\, d\lambda . \label{eq-two-conditions-weight} $$
+# $$ d \log w = (\hat\varepsilon_u - \hat\varepsilon_a)^\top (\hat\varepsilon_u - \hat\varepsilon_b)\, d\ell . \label{eq-two-conditions-weight} $$
 #
-# **Where the two pushes agree, mass is missing; where they are opposed, there is too much.** (For $a = b$ it is chapter 18's weight at $\gamma = 2$.)
+# **Where the two pushes point the same way, mass must appear; where they are opposed, it must vanish.** The first points need the weight $p_t(a \mid x)\, p_t(b \mid x)$. (For $a = b$ it is chapter 18's weight at $\gamma = 2$.)
 
 # %%
 # [eq-two-conditions-weight]
@@ -835,7 +862,7 @@ assert abs(found["opposed"][3] - found["opposed"][0]) < 3 * found["opposed"][2]
 assert found["agree"][1] > found["agree"][0] and found["opposed"][1] < found["opposed"][0] - 0.08
 
 # %% [markdown]
-# Four blobs in the corners of a square; $a$ is right, $b$ is top; in the first row most data lie on the diagonal where the two agree, in the second on the other one. The sum gives the corner with both too much where they agree, and clearly too little where they are opposed. The weights bring back a part of the first error and nearly all of the second, with more than half of the points effective.
+# Four blobs in the corners of a square; $a$ is right, $b$ is top; in the first row most data lie on the diagonal where the two agree, in the second on the other one. The sum gives the corner with both too often in the first row, and clearly too seldom in the second. The weights take it nearer to the target in both, with more than half of the points effective (100 steps of DDPM; one seed).
 #
 # ## Deeper: the shape of the scale
 #

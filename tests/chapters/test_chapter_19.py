@@ -195,7 +195,8 @@ def test_on_even_steps_of_the_cosine_schedule_the_scale_is_an_arch_as_high_as_th
         torch.testing.assert_close(values, 0.2 * b.cos() * a.sin() / (a - b).sin(), rtol=5e-3, atol=0)
         heights[n] = float(values.max())
         assert abs(float(values[0]) / 0.2 - 1) < 0.005 and abs(float(values[-1]) / 0.2 - 1) < 0.005
-        assert abs(heights[n] / (0.2 * n / math.pi) - 1) < 0.1 and abs(float(grid[values.argmax()]) - 0.5) < 0.06
+        assert abs(heights[n] / (0.2 * (n / math.pi + 0.5)) - 1) < 0.01
+        assert abs(float(grid[values.argmax()]) - 0.5) < 0.06
     assert abs(heights[40] / heights[20] - 2) < 0.1 and abs(heights[80] / heights[40] - 2) < 0.06
 
 
@@ -303,6 +304,29 @@ def test_with_the_healing_scale_noiseless_samples_have_the_true_variance_at_any_
             kernel = kernels.heun(FREE(Pair(bell(v + b_1), bell(v + b_2)), scale), SCHEDULE)
             ends[name] = float((draw(kernel, z, grid)[-1] / z[-1]) ** 2)
         assert abs(ends["healed"] / v - 1) < 0.01 and abs(ends["alone"] / (v + b_1) - 1) < 0.01
+
+
+def test_the_constant_scale_that_gives_the_true_variance_is_a_quotient_of_logarithms_another_for_every_variance():
+    z, grid, scales = torch.linspace(-2, 2, 5, dtype=F64)[:, None], time_grid(100, SCHEDULE, 0.999, 0.001), []
+    for v in (0.1, 0.6):
+        bells = [GaussianMixture([1.0], torch.zeros(1, 1, dtype=F64), [[[v + b]]]) for b in (0.1, 0.3)]
+        models = [bell.denoiser(SCHEDULE) for bell in bells]
+        scales.append(math.log((v + 0.3) / v) / math.log((v + 0.3) / (v + 0.1)))
+        ends = draw(kernels.heun(FREE(Pair(*models), scales[-1]), SCHEDULE), z, grid)
+        assert abs(float((ends[-1] / z[-1]) ** 2) / v - 1) < 0.01
+    assert scales[0] > scales[1] + 0.3
+
+
+def test_in_all_eight_directions_the_dial_finds_no_valley_and_autoguidance_does():
+    truth, pair = in_eight(NINE), in_eight(NINE, 0.1).pair(SCHEDULE, LABEL)
+    weak = Pair(pair.cond, in_eight(NINE, 0.2).denoiser(SCHEDULE, LABEL))
+    real = truth.given(LABEL).sample(1600, seeded(103))[0]
+
+    def far(denoiser):
+        return metrics.energy_distance(sampled(denoiser), real)
+
+    plain, healed = [far(FREE(pair, g)) for g in (1.0, 1.5, 2.0)], [far(FREE(weak, g)) for g in (2.29, 4.0)]
+    assert plain == sorted(plain) and healed[0] < plain[0] / 2 < plain[0] < healed[1]
 
 
 def test_the_healing_scale_begins_at_b2_over_the_difference_and_grows_towards_the_data():

@@ -175,6 +175,6 @@ def two_conditions_weight() -> Reading:
     told = [mixture.denoiser(SCHEDULE, 1)(POINTS, T).eps for mixture in (FIRST, SECOND)]
     return Reading(
         {r"d \log w": growth, r"\hat\varepsilon_u": UNCOND.eps, r"\hat\varepsilon_a": told[0],
-         r"\hat\varepsilon_b": told[1], r"d\lambda": d_lambda},
+         r"\hat\varepsilon_b": told[1], r"d\ell": d_lambda},
         tolerance=1e-4,
     )  # fmt: skip
