@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 19 · Guidance as practised: which of the other knobs does more than turn the dial?
 #
-# Your library has `guidance_scale`, and beside it `guidance_rescale`, a start and a stop, APG, CFG-Zero*, CFG++, autoguidance, dynamic thresholding, a negative prompt. Each is often shown beside plain guidance *at the same scale*. You switch one on at $\gamma = 3$, and the pictures are less overdone. Is it the trick? Or does it push less, as a smaller $\gamma$ would?
+# Your library has `guidance_scale`, and beside it `guidance_rescale`, a start and a stop, APG, CFG-Zero*, CFG++, autoguidance, dynamic thresholding, a negative prompt. Each is often shown beside plain guidance *at the same scale*. You switch one on, and the pictures are less overdone. Is it the trick? Or does it push less, as a smaller $\gamma$ would?
 #
 # **After this chapter you can**
 # * say of each trick what it is: another scale in time, another sum of two guesses, another pair;
@@ -106,9 +106,7 @@ far = metrics.energy_distance((x @ sheet)[:200], main.real[0])
 torch.testing.assert_close(float(main.judge(x)[0][0]), far)
 
 # %% [markdown]
-# **What judges.** With exact guesses $\gamma = 1$ samples the truth, and everything else is a loss; so the model has a fault: it believes every blob wider by $b = 0.1$ in variance (the truth: 0.03 in the plane, 0.3 across it), and its guesses are exact for that. The *distance* is the energy distance to true points of class 1, in the plane: zero for equal densities, and without bias, so it may come out a little below zero. Twelve runs of 200 points, by 40 steps of DDIM, from the same noises for all.
-#
-# Here are the tricks, a line each. `pair` asks the model with and without the label; the growing scale rises evenly from 1 in the noise to $2 \gamma - 1$ at the data. Only $\gamma$ is turned (for CFG++, $\lambda = \gamma / 16$). Fixed are the interval (log-SNR from $-3$ to 3), rescaling's $\phi = 0.7$, APG's $\eta = 0$, and the range of thresholding: 99 % of the coordinates of *true* points.
+# **What judges.** With exact guesses $\gamma = 1$ samples the truth, and everything else is a loss; so the model has a fault: it believes every blob wider by $b = 0.1$ in variance (the truth: 0.03 in the plane, 0.3 across it), and its guesses are exact for that. The *distance* is the energy distance to true points of class 1, in the plane: zero for equal densities, and without bias, so it may come out a little below zero. Twelve runs of 200 points, by DDIM, from the same noises for all.
 
 # %% tags=["remove-cell"]
 assert round(float(main.truth.given(label).covs[0] @ turn[:, 2] @ turn[:, 2]), 2) == 0.3 and nine["width"] == 0.03
@@ -116,6 +114,8 @@ assert all(len(set(nine["labels"][3 * i :][:3])) == 3 == len(set(nine["labels"][
 assert len(main.noise) // len(main.real) == 200 and len(main.real) == 12 and len(times) == 40 + 1
 assert float((main.model.covs - main.truth.covs - 0.1 * torch.eye(8).double()).abs().max()) < 1e-9
 
+# %% [markdown]
+# Here are the tricks, a line each. `pair` asks the model with and without the label; the growing scale rises evenly from 1 in the noise to $2 \gamma - 1$ at the data. Only $\gamma$ is turned (for CFG++, $\lambda = \gamma / 16$). Fixed are the interval (log-SNR from $-3$ to 3), rescaling's $\phi = 0.7$, APG's $\eta = 0$, and the range of thresholding: 99 % of the coordinates of *true* points.
 
 # %% tags=["hide-input"]
 def growing(gamma):
@@ -191,7 +191,7 @@ shown
 # %% [markdown]
 # *Distance to the truth (less is better) over the share of samples that are class 1, along the dial. Orange: plain guidance. Green: a trick. Large dots: both at $\gamma = 3$ (CFG++: at $\lambda = \frac{3}{16}$). Star: the right model. Seven green dots lie lower than the orange one. Only autoguidance's curve comes down to the star's height.*
 #
-# Look at the dots: at $\gamma = 3$ all tricks but one are nearer to the truth. Now look at the curves. The interval's dot lies lower and its *curve* higher: it is about where a smaller $\gamma$ would be, and a little worse. Growing has its dot higher, and its curve, at most shares, lower.
+# Look at the dots: all tricks but one are nearer to the truth. Now look at the curves. The interval's dot lies lower and its *curve* higher: it is about where a smaller $\gamma$ would be, and a little worse. Growing has its dot higher, and its curve, at most shares, lower.
 #
 # **What happens.** There are three families:
 #
@@ -276,7 +276,7 @@ assert all(signs[name][:2] == [1, 1] and gained[name, "between"][0] < 0 for name
 assert max(v for (name, _), (v, _) in gained.items() if name != "autoguidance") < 31
 
 # %% [markdown]
-# **At one scale** seven of eight lead (CFG++ at a $\lambda$ that we chose). **At its own best, none of the seven on the same pair is better than the dial on all three problems**, by two errors. (CFG-Zero* ties or leads. The errors do not contain that of choosing between neighbouring scales: read a few percent as nothing.) Rescaling is better on none. The interval and CFG++ are worse on the first and better on the second. Growing, APG and thresholding lead on the first two, by up to 30 %, and not on the third; thresholding alone was told something of the truth, the range of its points. Autoguidance takes away more than half everywhere, and on the nine blobs all (more than 100 % is noise). The three problems share one fault, blobs believed too wide; what the order is for another, they do not show.
+# **At one scale** seven of eight lead (CFG++ at a $\lambda$ that we chose). **At its own best, none of the seven on the same pair is better than the dial on all three problems**, by two errors. (CFG-Zero* ties or leads. The errors do not contain that of choosing between neighbouring scales: read a few percent as nothing.) Rescaling is better on none. The interval and CFG++ are worse on the first and better on the second. Growing, APG and thresholding lead on the first two, by up to 30 %, and not on the third; thresholding alone was told something of the truth, the range of its points. Autoguidance takes away more than half everywhere, and on the nine blobs all (a lead above the whole distance is noise). The three problems share one fault, blobs believed too wide; what the order is for another, they do not show. All this is judged in the plane; [autoguidance's section](#another-pair) has all eight directions.
 #
 # **And on digits?** 1,000 a row by the pocket network of [chapter 13](13_training.ipynb), DDIM, 12 steps, the same starts; digit-FID as in chapter 15, plain guidance minus the trick: a lead is positive, as above. The weaker model hid half of the labels in training, and is worse when told one ([chapter 15](15_classifier_free_guidance_on_digits.ipynb#deeper-how-often-should-the-label-be-hidden)).
 
@@ -300,7 +300,7 @@ assert [way for way, (difference, error) in best.items() if difference < -2 * er
 assert practised["steps"] == 12 and min(row["count"] for row in practised["rows"]) == 1000
 
 # %% [markdown]
-# Again nearly all lead at $\gamma = 3$ ([all ten ways](#deeper-the-same-on-digits)). At its own best, **autoguidance alone is nearer to real digits than plain guidance at its best**, by more than two errors.
+# Again nearly all lead at one scale ([all ten ways](#deeper-the-same-on-digits)). At its own best, **autoguidance alone is nearer to real digits than plain guidance at its best**, by more than two errors.
 #
 # ### Pitfall: "it wins at $\gamma = 4$"
 #
@@ -381,13 +381,13 @@ with plotting.style():
     axes.text(0.005, 1.06, "$\\gamma = 1$: the label, once", color=plotting.COLOURS["conditional"], fontsize=8)
     axes.set(xlabel="$t$", ylabel="$\\gamma(t)$ of CFG++, $\\lambda = 0.15$", xlim=(1.02, -0.02), ylim=(0, 4.4))
     assert 0.95 < profiles[40].max() / (2 * profiles[20].max()) < 1.05
-    shown = plotting.show(figure, "19_plus_plus", alt="The guidance scale of CFG++ over time for 10, 20, 40 and 80 steps: four arches, nearly zero at both ends, highest in the middle. Each is twice as high as the one before, from 0.5 to 3.9. A line marks gamma 1.")
+    shown = plotting.show(figure, "19_plus_plus", alt="The guidance scale of CFG++ over time for four numbers of steps: four arches, nearly zero at both ends, highest in the middle. Each is twice as high as the one before, from 0.5 to 3.9. A line marks gamma 1.")
 shown
 
 # %% [markdown]
-# *The guidance scale that CFG++ is, over time from noise (left) to data, at $\lambda = 0.15$ for even steps of the cosine schedule. Twice the steps, twice the push. At 10 and 20 steps it is below or near $\gamma = 1$ everywhere.*
+# *The guidance scale that CFG++ is, over time from noise (left) to data, at $\lambda = 0.15$ for even steps of the cosine schedule. Twice the steps, twice the push.*
 #
-# The arch is an interval whose outside is $\lambda$ and not 1: at both ends the label hardly counts. At 10 steps the whole run is weaker than plain conditioning. The height is about $\lambda\, (n / \pi + \frac12)$ for $n$ steps. From 10 to 80 of them the share of class 1 goes from below a half to above nine tenths, while plain guidance at 2 keeps its own. If you double the steps, halve $\lambda$. (The arch belongs to these times. For times even in log-SNR the scale is flat, but for a step to clean data, and it grows with the steps as well.)
+# The arch is an interval whose outside is $\lambda$ and not 1: at both ends the label hardly counts. With the fewest steps the whole run is weaker than plain conditioning. The height is about $\lambda\, (n / \pi + \frac12)$ for $n$ steps. From the fewest to the most the share of class 1 goes from below a half to above nine tenths, while plain guidance at 2 keeps its own. If you double the steps, halve $\lambda$. (The arch belongs to these times. For times even in log-SNR the scale is flat, but for a step to clean data, and it grows with the steps as well.)
 #
 # ## Another pair
 #
@@ -441,9 +441,9 @@ assert eight["plain", 1.0] < eight["plain", 1.5] < eight["plain", 2.0] and eight
 assert eight["autoguidance", right_scale["across"]] < eight["autoguidance", 3.0] < eight["autoguidance", 4.0]
 
 # %% [markdown]
-# In all eight directions plain guidance has no valley at all: $\gamma = 1$ is its best. Across the plane both guesses agree, and the variance is 0.37 at every $\gamma$ (0.4 in the model; DDIM's 40 steps lose the rest). Autoguidance at the scale for the six directions across is far nearer there, and nearly right in the plane; at 4 it is worse than the model alone, since it narrows too far what lies across. No one number is right for both.
+# In all eight directions plain guidance has no valley at all: $\gamma = 1$ is its best. Across the plane both guesses agree, and the variance is 0.37 at every $\gamma$ (a little less than the model believes: DDIM's steps are finite). Autoguidance at the scale for the six directions across is far nearer there, and nearly right in the plane; at 4 it is worse than the model alone, since it narrows too far what lies across. No one number is right for both.
 #
-# Now the condition. Two other weaker models have a fault that ours does *not* have: one has all blobs shifted by 0.3 in the plane, one believes in other shares of the blobs. A third is what you may really have: twice our blur, and a small shift (0.1) of its own.
+# Now the condition. Two other weaker models have a fault that ours does *not* have: one has all blobs shifted in the plane, one believes in other shares of the blobs. A third is what you may really have: twice our blur, and a small shift of its own.
 
 # %% tags=["hide-input"]
 model = main.model
@@ -535,9 +535,9 @@ print(f"thresholded at gamma = 1, near the data: {float(changed):.0%} of the gue
 #
 # | if you | do | because |
 # |---|---|---|
-# | have a weaker model of the same kind, with your fault and little else | try autoguidance first, from the scale 2 on; stop where the distance in your own features is least | at its own best it was ahead on three problems with a blurred model, and on digits; by a weaker one with a shift of its own it helped at 2 and harmed at 3 |
+# | have a weaker model of the same kind, with your fault and little else | try autoguidance first, from small scales upwards; stop where the distance in your own features is least | at its own best it was ahead on three problems with a blurred model, and on digits; where the weaker one had a fault of its own as well, a small scale helped and a larger one harmed |
 # | have none | turn $\gamma$ down before you switch anything on | at their own best no trick on the same pair was ahead by two errors on all three problems (CFG-Zero\* tied or led), nor on digits |
-# | compare a trick with plain guidance | give each its own best scale, or compare at the same share of right samples | at $\gamma = 3$ seven of eight led |
+# | compare a trick with plain guidance | give each its own best scale, or compare at the same share of right samples | at one scale seven of eight led |
 # | use CFG++ | change $\lambda$ with the number of steps; better, print $\gamma(t)$ | at one $\lambda$ the largest $\gamma$ went from 0.55 to 3.89 between 10 and 80 steps |
 # | use APG, CFG-Zero\* or thresholding | ask what zero and the range mean in your space | with zero at another place APG's lead became a loss ([Deeper](#deeper-where-is-zero)) |
 #
@@ -788,7 +788,7 @@ print("with momentum and reach: " + "; ".join(f"gamma {g:g}: {float(far.mean()):
 #
 # *For you if you doubt mixtures. It adds all ten ways, on digits.*
 #
-# The benchmark `digits_practice.py` made the rows. CFG++ is not among them: on these times, even in log-SNR, it is plain guidance at one scale in all steps but the last. In the last row the weaker model is less weak; it hid 2 % of the labels.
+# The benchmark `digits_practice.py` made the rows. CFG++ is not among them: on these times, even in log-SNR, it is plain guidance at one scale in all steps but the last. In the last row the weaker model is less weak; it hid few of the labels.
 
 # %% tags=["hide-input"]
 called = {"interval": "interval", "growing": "growing", "rescaled": "rescaled", "rescaled_v": "rescaled, of v", "projected": "APG",
@@ -808,7 +808,7 @@ assert ahead[1.15] < best["growing"][1] < ahead[1.25] and abs(best["auto_p02"][0
 assert len(called) == 10
 
 # %% [markdown]
-# Growing and the interval lead at $\gamma = 3$ by much. Rescaling $\hat\varepsilon$ and CFG-Zero* change hardly anything: in hundreds of coordinates the noise has nearly the same spread, guided or not. Thresholding is worse than no guidance already at $\gamma = 1$: its range $[-1, 1]$ cuts guesses that nobody guided. Guided by a model that is less far behind (last row, one seed), nothing is shown to be gained. Mind the dial's own scales: growing is ahead of plain guidance at 1.25 by 0.004, at 1.15 by 0.001, less than the error.
+# At one scale growing and the interval lead by much. Rescaling $\hat\varepsilon$ and CFG-Zero* change hardly anything: in hundreds of coordinates the noise has nearly the same spread, guided or not. Thresholding is worse than no guidance already at $\gamma = 1$: its range $[-1, 1]$ cuts guesses that nobody guided. Guided by a model that is less far behind (last row, one seed), nothing is shown to be gained. Mind the dial's own scales: growing is ahead of plain guidance at 1.25 by more than the error, and of plain guidance at 1.15 by less.
 #
 # ## Deeper: two conditions at once
 #
