@@ -253,11 +253,13 @@ for problem, spec in (("side", side), ("between", between)):
 
 # %% tags=["hide-input"]
 one_scale, gained = {}, {}
-print(" " * 16 + "at gamma = 3 | at its own best:" + "\n" + " " * 13 + "".join(f"{problem:>18}" for problem in ["nine", *boards]))
+print(" " * 16 + "at gamma = 3 | at its own best:")
+print(" " * 13 + "".join(f"{problem:>18}" for problem in ["nine", *boards]))
 for name in names[1:]:
     for problem, board in boards.items():
         plain_far = distances(board, "plain")
-        at_3, at_best = (mean_error(lead) for lead in leads(plain_far, distances(board, name), 6 if problem == "nine" else 0))
+        k = 6 if problem == "nine" else 0  # the place of gamma = 3
+        at_3, at_best = map(mean_error, leads(plain_far, distances(board, name), k))
         least_far = float(leads(plain_far, 0 * plain_far, 0)[1].mean())
         gained[name, problem] = [100 * value / least_far for value in at_best]
         if problem == "nine":
@@ -304,7 +306,7 @@ assert practised["steps"] == 12 and min(row["count"] for row in practised["rows"
 #
 # ### Pitfall: "it wins at $\gamma = 4$"
 #
-# The larger the scale, the larger the win, for there plain guidance is worst. The share of class 1 asks another fair question, if you need single samples that are right. On the nine blobs, what you would report, and what is left at the same share:
+# The larger the scale, the larger the win, for there plain guidance is worst. If you need single samples that are right, another question is fair: which is nearer at the same share of class 1? On the nine blobs, what you would report, and what is left at the same share:
 
 # %% tags=["hide-input"]
 def plain_at(right, curve_of):
@@ -325,7 +327,12 @@ for name in ("interval", "rescaled", "APG"):
     print(f"{name}, gamma = 4: plain is {won:+.0%} farther off; at the same share of class 1, {at_share:+.0%}")
 
 # %% tags=["remove-cell"]
-four = {name: (float(at["plain", 4.0][0].mean() / at[name, 4.0][0].mean()) - 1, plain_at(at[name, 4.0][1], fine)[0] / float(at[name, 4.0][0].mean()) - 1) for name in ("interval", "rescaled", "APG")}
+far_at_4 = {name: float(at[name, 4.0][0].mean()) for name in ("plain", "interval", "rescaled", "APG")}
+four = {
+    name: (far_at_4["plain"] / far - 1, plain_at(at[name, 4.0][1], fine)[0] / far - 1)
+    for name, far in far_at_4.items()
+    if name != "plain"
+}
 assert all(won > 0.05 for won, _ in four.values()) and four["interval"][1] < -0.3 and four["rescaled"][1] < -0.3 and four["APG"][1] > 0.5
 
 # %% [markdown]
@@ -416,19 +423,22 @@ for t in (0.1, 0.5, 0.9):
     off = (healed(z, t).eps - bell(v)(z, t).eps).abs().max()
     alone = (bell(v + b_1)(z, t).eps - bell(v)(z, t).eps).abs().max()
     assert off < 1e-12 < 0.005 < alone
-print(f"in the noise gamma is {float(heal(torch.tensor(0.999))):.2f}, at t = 0.1 {float(heal(torch.tensor(0.1))):.2f}; healed, the guess is off by {float(off):.0e}")
+ends = [float(heal(torch.tensor(t))) for t in (0.999, 0.1)]
+print(f"in the noise gamma is {ends[0]:.2f}, at t = 0.1 {ends[1]:.2f}; healed, the guess is off by {float(off):.0e}")
 
 # %% [markdown]
 # In a mixture each direction has its own $v$, and a constant scale is handier. Noiseless guidance with a constant scale ends with the variance $v_1^\gamma\, v_2^{1 - \gamma}$ ([chapter 15](15_classifier_free_guidance_on_digits.ipynb#is-it-the-network)), where $v_1$ and $v_2$ are what the two models believe; so it is right at $\gamma = \ln (v_2 / v) / \ln (v_2 / v_1)$. That is another number in the plane than across it. What does it do in all eight directions?
 
 # %% tags=["hide-input"]
-right_scale = {name: math.log((v + 0.2) / v) / math.log((v + 0.2) / (v + 0.1)) for name, v in (("plane", 0.03), ("across", 0.3))}
+true_v = {"plane": 0.03, "across": 0.3}
+right_scale = {name: math.log((v + 0.2) / v) / math.log((v + 0.2) / (v + 0.1)) for name, v in true_v.items()}
 print("right scale: " + ", ".join(f"{g:.2f} {name}" for name, g in right_scale.items()))
 real_8, whole = main.truth.given(label).sample(12_000, seeded(2))[0], {}
 for name, gammas in (("plain", (1.0, 1.5, 2.0)), ("autoguidance", (2.0, right_scale["across"], 3.0, 4.0))):
     for g in gammas:
         x = main.sample(ways(main, 1.0)[name](g))
-        far = torch.stack([2 * spread(a, b) - spread(a) - spread(b) for a, b in zip(x.chunk(12), real_8.chunk(12), strict=True)])
+        sides = zip(x.chunk(12), real_8.chunk(12), strict=True)
+        far = torch.stack([2 * spread(a, b) - spread(a) - spread(b) for a, b in sides])
         whole[name, g] = row = float(far.mean()), float(far.std()) / 12**0.5, main.judge(x)
         print(f"{name:>12} {g:.2f}: in all eight {row[0]:.4f} ± {row[1]:.4f}, in the plane {float(row[2][0].mean()):.4f}, across {row[2][2]:.2f}")
 
