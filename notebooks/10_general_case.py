@@ -941,7 +941,7 @@ places = [float(ells[int(guess_speed[g].argmax())]) for g in (1.0, 3.0, 10.0)]
 assert places[0] > places[1] > places[2]
 
 # %% [markdown]
-# At given points stiffness grows as $\eqref{eq-stiffness}$ says, to 12.5. But guided points do not stay there: on the paths that are taken, the rate is 1.4 at most. Nor do DDIM's steps overshoot at the points that they visit, even with 4 evaluations: none takes neighbours past each other and further apart. So DDIM does not pay for stiffness here. With class 0 of the five blobs some steps overshoot even with 24 (both in the tests). What grows for all is the plain error of a step. DDIM takes the guess
+# At given points stiffness grows as $\eqref{eq-stiffness}$ says, to 12.5. But guided points do not stay there: on the paths that are taken, the rate is 1.4 at most. Nor do DDIM's steps overshoot at the points that they visit, even with four evaluations: none takes neighbours past each other and further apart. So DDIM does not pay for stiffness here. With class 0 of the five blobs some steps overshoot even with two dozen (both in the tests). What grows for all is the plain error of a step. DDIM takes the guess
 # $\hat x_0$ as constant for a step, 2M as a straight line in $\ell$; and at $\gamma = 10$ the guess runs more than ten times as fast as at 1, early, while the noise is large. (The error grows less: what goes wrong early counts less at the end. The next section computes the error of DDIM from this speed.)
 #
 # | if you have | do | because |
@@ -949,7 +949,7 @@ assert places[0] > places[1] > places[2]
 # | $\gamma = 1$ or 3, no noise | a second-order multistep solver, at 3 with twice the evaluations | for an error of a tenth here: 2M 8 and 16, Heun 21 and 26, DDIM 29 and 42 |
 # | $\gamma = 10$ | 2M with 24 evaluations or more, DDIM with 16 or fewer | 2M passes DDIM between 16 and 24; Heun is better at 4 and 8, but far off between |
 #
-# One class of one mixture, in two dimensions. With class 0 of the five blobs DDIM's error at 128 evaluations is *smaller* at $\gamma = 10$ than at 1; there, and with two other classes, 2M passes DDIM between 12 and 16 (in the tests). The solver 2M: [Lu et al. (2022)](https://arxiv.org/abs/2211.01095).
+# One class of one mixture, in two dimensions. With class 0 of the five blobs DDIM's error at 128 evaluations is *smaller* at $\gamma = 10$ than at 1; there, and with two other classes, 2M passes DDIM before 16 (in the tests). The solver 2M: [Lu et al. (2022)](https://arxiv.org/abs/2211.01095).
 
 # %% tags=["remove-cell"]
 rows = {name: [round(needed[name, gamma]) for gamma in (1.0, 3.0, 10.0)] for name in solvers}

@@ -32,8 +32,8 @@ SETTINGS = (
 def rows(path: Path | str) -> list[dict[str, Any]]:
     """The rows of a sweep: settings, seed, `count` digits, and what was measured, much of it with an `..._error`.
 
-    Args: path: a file that a sweep has written, or the name of a shipped log: "guidance", "classifier" or "words", of
-    `benchmarks/digits_guidance.py`, `digits_classifier.py` and `digits_words.py`.
+    Args: path: a file that a sweep has written, or the name of a shipped log: "guidance", "classifier", "words" or
+    "practice", of `benchmarks/digits_guidance.py`, `digits_classifier.py`, `digits_words.py`, `digits_practice.py`.
     """
     found = json.loads(Path(path).read_text(encoding="utf-8")) if Path(path).suffix else log(str(path))
     return found["rows"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from difflesson import guidance, kernels, path
 from difflesson.denoiser import Pair
-from difflesson.digits import diversity, metrics, tradeoff
+from difflesson.digits import checkpoints, diversity, metrics, runs, sampling, tradeoff
 from difflesson.digits.metrics import Statistics
 from difflesson.mixture import GaussianMixture
 from difflesson.samplers import draw, time_grid
@@ -63,6 +63,9 @@ def test_precision_does_not_depend_on_how_many_samples_there_are():
 def test_a_thousand_real_points_do_not_cover_a_thousand_others():
     precision, recall = diversity.precision_recall(normal(1000, 6, seed=5), normal(1000, 6, seed=6))
     assert 0.5 < precision < 0.99 and 0.5 < recall < 0.99
+    inside = diversity.within(normal(1000, 6, seed=5), normal(1000, 6, seed=6), 3)
+    far = normal(1000, 6, seed=5).square().sum(1)  # those outside are the rare ones: the density is low there
+    assert float(far[~inside].mean()) > 1.5 * float(far[inside].mean())
 
 
 # ---- the best scale
@@ -234,3 +237,95 @@ def test_a_class_believed_too_wide_is_mended_by_guidance_and_a_narrow_one_by_les
         kernel = kernels.heun(guidance.classifier_free(Pair(one(believed), one(3.0)), best), schedule)
         ratios = draw(kernel, ends, time_grid(200)) / ends
         assert float((ratios.square() - 0.5).abs().max()) < 0.01 and (best > 1) == (believed > 0.5)
+
+
+# ---- the sentences, on other data than the page's
+
+
+@pytest.fixture(scope="module")
+def others():
+    """Of the pocket, at gamma 0 and 1: the judge's features and log-probabilities of 300 digits from another seed."""
+    network, judge = (checkpoints.load(name).network for name in ("pocket", "judge"))
+    labels = torch.arange(10).repeat(30)
+    drawn = {gamma: metrics.judged(judge, sampling.generate(network, labels, gamma, seed=11)) for gamma in (0.0, 1.0)}
+    return labels, diversity.load_features()[0], drawn
+
+
+def test_wrong_digits_make_most_of_the_spread_above_that_of_real_digits(others):
+    labels, real, drawn = others
+    features, log_probs = drawn[1.0]
+    right = log_probs.argmax(1) == labels
+    everything, correct, of_real = (
+        diversity.class_spread(*part)
+        for part in ((features, labels), (features[right], labels[right]), (real.features, real.labels))
+    )
+    assert 0.5 < right.double().mean() < 1 and everything > of_real + 0.5
+    assert correct - of_real < 0.5 * (everything - of_real)
+
+
+def test_recall_does_not_see_junk_and_the_balls_of_unguided_digits_are_wide(others):
+    """Left out, the digits of which the judge is unsure take next to nothing from recall: it is not they that cover."""
+    _, real, drawn = others
+    balls = {g: torch.cdist(f, f).kthvalue(4, dim=1).values for g, (f, _) in drawn.items()}
+    inside = torch.cdist(real.features, drawn[0.0][0]) <= balls[0.0]
+    junk = drawn[0.0][1].exp().amax(1) < 0.95
+    assert junk.double().mean() > 0.2 and balls[0.0].median() > 1.5 * balls[1.0].median()
+    recall, without = (float(part.any(dim=1).double().mean()) for part in (inside, inside[:, ~junk]))
+    assert recall > 0.9 and without > recall - 0.03
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_accuracy_and_score_rise_beyond_gamma_1_with_exact_guesses_of_other_mixtures(seed):
+    generator, schedule = torch.Generator().manual_seed(seed), cosine()
+    means, roots = (torch.randn(6, *shape, generator=generator, dtype=F64) for shape in ((2,), (2, 2)))
+    covs = 0.25 * roots @ roots.mT + 0.2 * torch.eye(2, dtype=F64)
+    blobs = GaussianMixture([1 / 6] * 6, 2 * means, covs, labels=[0, 0, 1, 1, 2, 2])
+    asked, starts, told = torch.arange(3).repeat(130), normal(390, 2, seed=20), {}
+    for gamma in (1.0, 1.5, 3.0):
+        cloud = torch.empty_like(starts)
+        for y in range(3):
+            kernel = kernels.heun(guidance.classifier_free(blobs.pair(schedule, y), gamma), schedule)
+            cloud[asked == y] = draw(kernel, starts[asked == y], time_grid(30, start=0.99))
+        answers = torch.stack([blobs.class_log_prob(cloud, y) for y in range(3)], 1)
+        told[gamma] = float((answers.argmax(1) == asked).double().mean()), diversity.inception_score(answers)
+    assert all(told[1.0][n] < told[1.5][n] < told[3.0][n] for n in (0, 1))
+    assert told[1.0][0] < 0.98 and told[3.0][1] < 3
+
+
+@pytest.mark.parametrize("reference", [0.4, 0.7])
+def test_a_reference_of_other_data_moves_the_scale_of_least_distance_with_exact_guesses(reference):
+    """Nothing is wrong with the guesses of the class; the distance is taken to a set that is not the class."""
+    schedule, ends = cosine(), torch.tensor([[-1.0], [2.0]], dtype=F64)
+    halves = Pair(*(GaussianMixture([1.0], torch.zeros(1, 1).double(), [[[v]]]).denoiser(schedule) for v in (0.5, 3.0)))
+    best, distance = float(of_cell("eq-best-scale")["best_scale"](reference, 0.5, 3.0)), {}
+    for gamma in (best, 1.0):
+        kernel = kernels.heun(guidance.classifier_free(halves, gamma), schedule)
+        distance[gamma] = float(((draw(kernel, ends, time_grid(100)) / ends).abs().mean() - reference**0.5) ** 2)
+    assert abs(best - 1) > 0.1 and (best > 1) == (reference < 0.5)
+    assert distance[best] < 1e-5 and distance[1.0] > 0.003
+
+
+def test_at_a_finite_count_the_least_distance_is_that_of_a_slightly_narrower_set():
+    root = normal(3, 3, seed=21)
+    truth, told = Statistics(torch.zeros(3, dtype=F64), root @ root.T, 10**9), {0.5: [], 0.9: [], 1.0: []}
+    for seed in range(200):
+        points = normal(10, 3, seed=1000 + seed) @ root.T
+        for width, row in told.items():
+            row.append(metrics.frechet_distance(metrics.statistics(width * points), truth))
+    told = {width: torch.tensor(row) for width, row in told.items()}
+    for other in (0.5, 1.0):  # the same draws, so the difference has a small error
+        difference = told[other] - told[0.9]
+        assert float(difference.mean()) > 3 * float(difference.std()) / 200**0.5
+
+
+def test_every_window_tried_lies_on_the_curve_of_the_dial_up_to_two_errors():
+    rows = runs.rows("guidance")
+    dial = sorted((r for r in runs.pick(rows, part="scale") if r["gamma"] >= 1), key=lambda r: r["recall"])
+    x, y, y_error = (np.array([r[name] for r in dial]) for name in ("recall", "precision", "precision_error"))
+    windows = runs.pick(rows, part="when")
+    assert len(windows) >= 8
+    for row in windows:
+        right = int(np.clip(np.searchsorted(x, row["recall"]), 1, len(x) - 1))
+        slope = (y[right] - y[right - 1]) / (x[right] - x[right - 1])
+        error = np.sqrt(row["precision_error"] ** 2 + (slope * row["recall_error"]) ** 2 + y_error[right] ** 2)
+        assert abs(row["precision"] - np.interp(row["recall"], x, y)) < 2 * error

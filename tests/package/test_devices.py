@@ -24,6 +24,7 @@ from difflesson import (
     particles,
     path,
     plane,
+    practice,
     remedies,
     samplers,
     score_matching,
@@ -121,6 +122,11 @@ GUIDED = {
     "classifier_free": lambda w: guidance.classifier_free(w.pair, lambda t: 2 * t),
     "tempered": lambda w: guidance.tempered(w.uncond, 0.7, w.plan),
 }
+RULES = {
+    "rescaled": lambda w: practice.rescaled(torch.linspace(0, 3, len(w.x)).to(w.x), 0.7, w.plan, "v"),
+    "projected": lambda w: practice.projected(lambda t: 2 * t, w.plan, reach=0.5, momentum=-0.4),
+    "zero_star": lambda w: practice.zero_star(torch.linspace(0, 3, len(w.x)).to(w.x), w.plan, until=0.5),
+}
 ON_IMAGES = {
     "denoiser.network_denoiser": lambda w: denoiser.network_denoiser(w.unet, w.plan, w.labels.to(FAR), torch.bfloat16),
     "denoiser.network_pair": lambda w: guidance.classifier_free(denoiser.network_pair(w.unet, w.plan, w.labels), 2.0),
@@ -162,6 +168,17 @@ CASES = {
     **{f"guidance.{name}": answer_of(guided) for name, guided in GUIDED.items()},
     **{name: answer_of(guided, "images") for name, guided in ON_IMAGES.items()},
     **{name: at(field) for name, field in FIELDS.items()},
+    **{
+        f"practice.{name}": answer_of(lambda w, rule=rule: guidance.mix(w.pair, rule(w)).start())
+        for name, rule in RULES.items()
+    },
+    "practice.thresholded": answer_of(lambda w: practice.thresholded(w.cond, w.plan, 0.9)),
+    "practice.healing_scale": answer_of(
+        lambda w: guidance.classifier_free(w.pair, practice.healing_scale(1.0, 0.2, 0.5, w.plan))
+    ),
+    "practice.plus_plus_scale": lambda w: samplers.draw(
+        kernels.ddim(guidance.classifier_free(w.pair, practice.plus_plus_scale(0.6, w.plan, TIMES)), w.plan), w.x, TIMES
+    ),
     "kernels.posterior_variance": lambda w: kernels.posterior_variance(w.plan, w.x[:, 0] + T, w.x[:, 0] + S),
     "kernels.one_step_mean": lambda w: kernels.one_step_mean(w.x, w.x, w.plan, T, S),
     "guidance.linearise": lambda w: guidance.linearise(w.log_prob, w.x, T)(w.x + 1, S),
@@ -314,7 +331,7 @@ PICKED_BY_A_MASK = {  # in training: how many rows a teacher is asked, the host 
 }
 TABLES = ASKED_BY_OTHERS, TESTED_BELOW, OF_THE_CPU, PICKED_BY_A_MASK
 MODULES = (
-    "kernels guidance denoiser steps samplers particles remedies losses metrics mixture schedule similarity "
+    "kernels guidance practice denoiser steps samplers particles remedies losses metrics mixture schedule similarity "
     "clean_classifier ode path divergence plane conventions langevin score_matching digits.networks "
     "digits.metrics digits.sampling digits.words digits.witnesses"
 ).split()

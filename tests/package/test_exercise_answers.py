@@ -367,6 +367,12 @@ SAME = {  # wrong only in appearance: for these arguments it is the same answer
         **{f"60 -> {other}": "halved often enough" for other in (61, 59, 120)},
         "gamma -> abs(gamma)": "the search looks at positive ones",
     },
+    "19.3": {f"{name} -> abs({name})": "variances are positive" for name in ("v", "v_1", "v_2")},
+    "19.4": {
+        "phi -> abs(phi)": "a share is not negative",
+        "rescaled - untold - scale[:, None] * push -> scale[:, None] * push - (rescaled - untold)": "a length",
+        "1 -> -1": "one axis is left",
+    },
 }
 
 
