@@ -9,8 +9,9 @@ import torch
 
 from difflesson import information, losses, plane
 from difflesson.denoiser import Pair
-from difflesson.digits import runs
+from difflesson.digits import checkpoints, runs
 from difflesson.digits.networks import DigitUNet
+from difflesson.digits.sampling import generate
 from difflesson.schedule import cosine
 from tests.oracles.chapter_cells import names_of
 from tests.oracles.mixtures import FOUR, THREE
@@ -430,6 +431,23 @@ def test_the_one_trial_on_digits():
     wrong = [round(1000 * (1 - share)) for share in trial["gamma_1_accuracy"]]
     assert wrong == [10, 27]
     assert wrong[1] - wrong[0] > 2 * sum(wrong) ** 0.5  # of 1,000 each: more than chance
+
+
+def test_a_network_of_its_own_halves_what_is_wrong_without_a_label_and_changes_nothing_at_gamma_1():
+    own, (network, card), (other, about) = DIGITS["own"], checkpoints.load("denoiser"), checkpoints.load("unlabelled")
+    recipe = about["recipe"]
+    assert (recipe["start"], recipe["teacher"], recipe["label_dropout"]) == ("denoiser", "denoiser", 1.0)
+    assert about["parameters"] == card["parameters"] and about["start_sha256"] == about["teacher_sha256"]
+    assert own["steps"] == recipe["steps"]
+    (there,) = (curve["0"] for setting, curve in about["metrics"].items() if "ddpm, 16 steps, 10000 digits" in setting)
+    here = next(iter(card["metrics"].values()))["0"]
+    assert own["gamma_0_digit_fid"] == [here["digit_fid"], there["digit_fid"]] and own["sampling_steps"] == 16
+    assert 0.45 < there["digit_fid"] / here["digit_fid"] < 0.6
+    assert own["finer"]["gamma_0_digit_fid"] < 0.6 * there["digit_fid"] and own["finer"]["sampling_steps"] == 50
+    labels = torch.tensor([7, 2, 0])
+    for gamma, same in ((1.0, True), (0.0, False), (2.0, False)):
+        alone, beside = (generate(network, labels, gamma, seed=5, steps=2, unlabelled=u) for u in (None, other))
+        assert torch.equal(alone, beside) == same
 
 
 def test_on_digits_eps_draws_worse_and_x0_draws_as_well_as_v_with_a_loss_in_v_two_hundred_times_as_large():
