@@ -92,8 +92,8 @@ class projected(Remembering):
 
         x0 = x0_c + (gamma - 1) (d_across + eta d_along),      d = x0_c - x0_u      [eq-projected-guidance]
 
-    "along" is along x0_c, one direction in the space of all coordinates. Before it is split, `momentum` times the d of
-    the step before is added to d, and the sum is cut to the length `reach`.
+    "along" is along x0_c, one direction in the space of all coordinates. Before it is split, `momentum` times the sum
+    kept at the step before is added to d; this sum is kept in its turn, and cut to the length `reach`.
     At `eta = 1`, `reach = inf`, `momentum = 0` it is plain guidance, and at `gamma = 1` the conditional guess.
     Args: eta: finite, 0 drops what lies along x0_c;  reach: above 0;  momentum: in (-1, 1), in the paper negative, so
     that it works against what was pushed before; the memory belongs to a run, see `parts`.

@@ -253,8 +253,8 @@ for problem, spec in (("side", side), ("between", between)):
 
 # %% tags=["hide-input"]
 one_scale, gained = {}, {}
-print(" " * 16 + "at gamma = 3 | at its own best:")
-print(" " * 13 + "".join(f"{problem:>18}" for problem in ["nine", *boards]))
+print(" " * 15 + "at gamma = 3 | at its own best:")
+print(" " * 13 + "".join(f"{problem:>15}" for problem in ["nine", *boards]))
 for name in names[1:]:
     for problem, board in boards.items():
         plain_far = distances(board, "plain")
@@ -265,7 +265,7 @@ for name in names[1:]:
         if problem == "nine":
             one_scale[name] = [100 * value / float(plain_far[6].mean()) for value in at_3]
     row = [one_scale[name]] + [gained[name, problem] for problem in boards]
-    print(f"{name:>13}" + "".join("     {:+5.0f} % ± {:2.0f} %".format(*value) for value in row))
+    print(f"{name:>13}" + "".join("  {:+5.0f} % ± {:2.0f} %".format(*value) for value in row))
 
 # %% tags=["remove-cell"]
 assert all((one_scale[name][0] > 0) == (name != "growing") for name in one_scale) and len(one_scale) == 8
