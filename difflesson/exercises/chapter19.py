@@ -141,6 +141,7 @@ def factor_of_rescaling(eps_c, eps_u, gamma, phi) -> Tensor:
 
 
 def length_of_push(eps_c: Tensor, eps_u: Tensor) -> Tensor:
+    """|eps_c - eps_u| of each picture, (N,)."""
     return (eps_c - eps_u).flatten(1).norm(dim=1)
 
 
