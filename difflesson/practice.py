@@ -3,7 +3,7 @@
 A rule goes into `guidance.mix` in the place of `u + gamma (c - u)`, and a scale into `guidance.classifier_free`; both
 have a setting at which they are plain guidance. Some tricks are no more than another pair: autoguidance is
 `Pair(good.cond, weak.cond)`, a negative prompt `Pair(wanted.cond, unwanted.cond)`; and two conditions at once are
-`tilt` on top of `classifier_free`, by `guidance.gradient` of the second pair.
+`tilt` on top of `classifier_free`, by `guidance.implicit_gradient` of the second pair.
 """
 
 import math

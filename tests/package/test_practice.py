@@ -8,7 +8,7 @@ import torch
 
 from difflesson import kernels, practice
 from difflesson.denoiser import Pair, Prediction
-from difflesson.guidance import classifier_free, mix
+from difflesson.guidance import classifier_free, implicit_gradient, mix, tilt
 from difflesson.mixture import GaussianMixture
 from difflesson.samplers import draw, sample, time_grid
 from difflesson.schedule import cosine, expand_as, from_betas, vp_linear
@@ -638,3 +638,19 @@ def test_a_scale_that_is_not_one_a_point_is_refused_when_it_is_used():
         for gamma in (torch.ones(3), lambda t: NAN, lambda t: torch.ones(2)):
             with pytest.raises(ValueError, match="^gamma must "):
                 mix(FIVE.pair(PLAN, 0), make(gamma))(points(), 0.4)
+
+
+# ---- what the module's docstring says needs no rule of its own
+
+
+@every_schedule
+@pytest.mark.parametrize("t", TIMES)
+def test_two_conditions_at_once_are_tilt_on_top_of_classifier_free(schedule, t):
+    """eps_u + 1.7 (eps_a - eps_u) + 0.6 (eps_b - eps_u), each push of its own pair."""
+    a, b = FIVE, GaussianMixture(FIVE.weights, FIVE.means, FIVE.covs, torch.tensor([0, 1, 2]))
+    second = implicit_gradient(b.pair(schedule, 2), schedule)
+    found = tilt(classifier_free(a.pair(schedule, 1), 1.7), second, 0.6, schedule)(points(), torch.tensor(t))
+    told = [m.denoiser(schedule, label)(points(), torch.tensor(t)) for m, label in ((a, 1), (b, 2))]
+    untold = a.denoiser(schedule)(points(), torch.tensor(t))
+    for half, first, other, none in zip(found, *told, untold, strict=True):
+        torch.testing.assert_close(half, none + 1.7 * (first - none) + 0.6 * (other - none), rtol=1e-9, atol=1e-9)
