@@ -23,6 +23,14 @@ function openWhatTheAddressNames() {
   target.scrollIntoView();
 }
 
+// An equation wider than the page is set smaller, down to two thirds; one that is wider still scrolls in its box.
+function fitEquations(inside = document) {
+  const boxes = [...inside.querySelectorAll("div.math")];
+  for (const box of boxes) box.style.fontSize = "";
+  const ratios = boxes.map(box => box.clientWidth / box.scrollWidth); // all are measured before any is set
+  boxes.forEach((box, i) => { if (ratios[i] < 1) box.style.fontSize = `${Math.max(0.98 * ratios[i], 2 / 3)}em`; });
+}
+
 // What the theme and MathJax say to a screen reader: a name other than the text on a button, a list that has other things
 // than items, and a link, to an equation, inside what is hidden from it. The link gets a name and is shown.
 function mendNames() {
@@ -40,10 +48,13 @@ document.addEventListener("DOMContentLoaded", async () => {
   await window.MathJax?.startup?.promise; // it measures what it sets, and its equations are targets of links
   mendNames();
   foldDeeper();
+  fitEquations();
   openWhatTheAddressNames();
   // Sphinx marks what a search was for only on pages without a search field; the theme's pages all have one.
   if (!document.getElementById("search-results")) SphinxHighlight.highlightSearchWords();
   window.addEventListener("hashchange", openWhatTheAddressNames);
+  window.addEventListener("resize", () => fitEquations());
+  document.addEventListener("toggle", event => fitEquations(event.target), true); // what is folded has no width
   document.addEventListener("click", event => { // a second click on a link leaves the address as it is
     if (event.target.closest("a[href^='#']")) setTimeout(openWhatTheAddressNames);
   });

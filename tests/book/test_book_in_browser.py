@@ -51,6 +51,10 @@ LOOK = """async () => {
 # Runs in the page: Deeper, folded, would not show what is wrong in it.
 UNFOLD = "document.querySelectorAll('details.deeper').forEach(details => details.open = true)"
 
+# Runs in the page: equations that one would have to scroll.
+WIDE = """() => [...document.querySelectorAll("div.math")].filter(box => box.scrollWidth > box.clientWidth + 1)
+    .map(box => `${box.scrollWidth - box.clientWidth}: ${box.textContent}`)"""
+
 # Runs in the page: what is wider than it, and equations whose beginning cannot be scrolled to.
 SQUEEZE = """() => ({
     page: document.documentElement.scrollWidth - document.documentElement.clientWidth,
@@ -109,6 +113,7 @@ class Visit(NamedTuple):
     """What the browser saw of the whole book, by page."""
 
     laptop: dict[str, dict]
+    wide: dict[str, list[str]]
     dark: dict[str, list[str]]
     phone: dict[str, dict]
     complaints: list[str]
@@ -134,7 +139,7 @@ def book(tmp_path_factory) -> Book:
 def visit(book: Book, page, audit) -> Visit:
     if book.status != 0:
         pytest.skip("the book did not build")
-    seen = Visit({}, {}, {}, [], [], [], {})
+    seen = Visit({}, {}, {}, {}, [], [], [], {})
     page.on("console", lambda said: seen.complaints.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: seen.complaints.append(str(error)))
     page.on("requestfailed", lambda request: seen.complaints.append(f"not found: {request.url}"))
@@ -147,6 +152,7 @@ def visit(book: Book, page, audit) -> Visit:
         page.evaluate("document.documentElement.dataset.theme = 'dark'")  # as the button does, without a second load
         page.wait_for_timeout(300)  # colours fade over
         seen.dark[name] = page.evaluate(PALE)
+        seen.wide[name] = page.evaluate(WIDE)
         page.evaluate("document.documentElement.dataset.theme = 'light'")
         page.set_viewport_size(PHONE)
         seen.phone[name] = page.evaluate(SQUEEZE)
@@ -252,6 +258,10 @@ def test_solutions_are_folded_and_their_code_is_highlighted(visit: Visit):
         assert seen["open"] == 0, name
         assert seen["folded"] == len(in_markdown(name, "<details>")) > 0, name
         assert seen["plainCode"] == [], name
+
+
+def test_on_a_laptop_every_equation_is_seen_whole(visit: Visit):
+    assert {name: cut for name, cut in visit.wide.items() if cut} == {}
 
 
 def test_on_a_phone_no_page_is_wider_than_the_screen_and_no_equation_is_cut(visit: Visit):
