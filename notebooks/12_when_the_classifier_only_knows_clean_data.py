@@ -903,8 +903,8 @@ assert all(0.8 < table["step", how][4] / table["guess", how][4] < 1.1 for how in
 # %% [markdown]
 # A clean classifier at a noisy point looks for the border where clean data have it, but noise has shrunk the data by
 # $\alpha_t$; and it takes the noise for a feature. So with much noise the short step is by far the worse, off by
-# fifteen times the right gradient at $t = 0.9$. With little noise, up to $t = 0.3$, it is a little better than the
-# guess. The samples are about as wrong as the guess's: near noise the right gradient is short, so that a large error
+# fifteen times the right gradient at $t = 0.9$. With little noise, up to $t = 0.3$, it is about as good as the
+# guess, here a little better. The samples are about as wrong as the guess's: near noise the right gradient is short, so that a large error
 # relative to it need not show in them. And for a real network noisy points are inputs it has never seen.
 #
 # ## Deeper: a measurement instead of a label
@@ -1231,6 +1231,6 @@ assert all(guess_off > 5 * averaged_off > 5 and averaged_off > 1.3 * finer > 1.2
 # At $t = 0.5$ the guess's gradient is wrong by more than five times the averaged one's error, which itself exceeds the right
 # gradient: more points help, but even twice as many an axis leave the error as large as the right gradient, or larger.
 # (At $t = 0.1$, in the tests, averaging for class 2 is worse than the guess over the noisy points of all classes, and
-# far better over its own.) And the sampler decides. For
-# class 2, DDIM's points end far outside of the data; DDPM's, with 300 steps, are nearly as near to it as true samples.
+# far better over its own.) Its DDIM samples, in the tests, come nearer for both classes all
+# the same. Through the guess the sampler decides. For class 2, DDIM's points end far outside of the data; DDPM's, with 300 steps, are nearly as near to it as true samples.
 # For class 1 neither is. And a class mass near one says nothing: the worst row has the highest.

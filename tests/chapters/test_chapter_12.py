@@ -421,6 +421,17 @@ def test_a_short_step_is_worse_than_the_guess_with_much_noise_and_better_with_li
         assert 0.5 < relative_error(short, mixture, t) / relative_error(guess, mixture, t) < 1
 
 
+@pytest.mark.parametrize("parts", [FOUR, THREE], ids=["four", "three"])
+def test_on_other_blobs_a_short_step_is_about_as_good_with_little_noise_and_worse_with_much(parts):
+    mixture = parts.mixture()
+    denoiser = mixture.denoiser(SCHEDULE)
+    guess, short = clean_guess(denoiser, classifier(mixture)), step_guess(denoiser, classifier(mixture), SCHEDULE, 0.01)
+    for t, low, high in ((0.1, 0.8, 1.2), (0.3, 0.8, 1.2), (0.9, 4, 12)):
+        x = noised(mixture, t).sample(10_000, random(4))[0]
+        off = [error_over(x, log_prob, mixture, LABEL, t) for log_prob in (short, guess)]
+        assert low < off[0] / off[1] < high
+
+
 # ---- without the Jacobian
 
 
@@ -630,6 +641,21 @@ def test_on_other_blobs_half_the_scale_brings_ddpm_as_near_as_the_exact_classifi
 
     right, whole, half = apart(exact, 1.0), apart(guess, 1.0), apart(guess, 0.5)
     assert whole > 1.3 * right and half < 1.2 * right
+
+
+def test_on_strips_ddim_s_samples_are_nearer_with_the_averaged_classifier_for_both_classes():
+    mixture = strips()
+    denoiser, start = mixture.denoiser(SCHEDULE), torch.randn(150, 2, generator=random(51), dtype=F64)
+    for label in (1, 2):
+        target, apart = mixture.given(label).sample(150, random(52))[0], []
+        for log_prob in (
+            gaussian_cloud(denoiser, classifier(mixture, label), SCHEDULE),
+            clean_guess(denoiser, classifier(mixture, label)),
+        ):
+            model = guidance.tilt(denoiser, guidance.gradient(log_prob), 1.0, SCHEDULE)
+            x = draw(kernels.ddim(model, SCHEDULE), start, time_grid(50, start=0.99))
+            apart.append(metrics.wasserstein(x, target))
+        assert apart[0] < 0.85 * apart[1]
 
 
 def class_0_runs() -> dict[str, float]:
