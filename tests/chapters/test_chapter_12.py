@@ -9,6 +9,7 @@ from torch import Tensor
 from difflesson import guidance, kernels, metrics, plane
 from difflesson.clean_classifier import clean_cov, clean_guess, gaussian_cloud, logistic_cloud, noisy_answer, step_guess
 from difflesson.divergence import hermite, mixture_nodes
+from difflesson.grid import GridDensity
 from difflesson.mixture import GaussianMixture
 from difflesson.samplers import draw, time_grid
 from difflesson.schedule import cosine, vp_linear
@@ -246,6 +247,50 @@ def test_the_gradient_is_too_long_by_the_blur_of_the_border(t):
     assert abs(factor / (through / exact) - 1) < 0.1
 
 
+def slopes_along(x1: list[float]) -> Tensor:
+    """On the page's line of noisy points, the first component of both gradients by differences: guess over exact."""
+    mixture, t = plane.four_blobs(), 0.6
+    line = torch.tensor([[value, -0.6] for value in x1], dtype=F64)
+    guess = clean_guess(mixture.denoiser(SCHEDULE), classifier(mixture))
+    exact = differences(lambda x: noised(mixture, t).class_log_prob(x, LABEL), line)[:, 0]
+    return differences(lambda x: guess(x, at(t)), line)[:, 0] / exact
+
+
+def test_just_left_of_the_border_the_slope_is_several_times_too_steep_and_far_from_it_no_longer():
+    assert bool((slopes_along([-1.4, -1.0, -0.6]) > 3).all()) and bool((slopes_along([-3.2, -2.8]) < 1.6).all())
+
+
+def test_a_step_to_the_right_of_the_border_the_guess_is_flat_or_falls_while_the_cloud_is_divided():
+    flat, falling = slopes_along([0.2, 0.4]), slopes_along([0.8, 1.2, 1.6])
+    assert float(flat.abs().max()) < 0.25 and bool((falling < -0.2).all())
+    divided = noised(plane.four_blobs(), 0.6).class_log_prob(torch.tensor([[0.8, -0.6]], dtype=F64), LABEL).exp()
+    assert 0.7 < float(divided) < 0.8
+
+
+@pytest.mark.parametrize(("t", "share"), [(0.3, 0.969), (0.5, 0.932), (0.9, 0.67)])
+def test_the_guess_is_the_surer_of_the_two_at_most_points(t, share):
+    """100,000 points, so a share is known to 0.0015."""
+    mixture = plane.four_blobs()
+    x = noised(mixture, t).sample(100_000, torch.Generator().manual_seed(21))[0]
+    right = noised(mixture, t).class_log_prob(x, LABEL).exp()
+    ours = clean_guess(mixture.denoiser(SCHEDULE), classifier(mixture))(x, at(t)).exp()
+    assert abs(float(((ours - 0.5).abs() > (right - 0.5).abs()).double().mean()) - share) < 0.006
+
+
+@pytest.mark.parametrize("t", [0.2, 0.4, 0.6])
+def test_on_three_other_blobs_the_blur_foretells_the_factor_to_12_percent(t):
+    mixture, denoiser = THREE.mixture(), THREE.mixture().denoiser(SCHEDULE)
+    guess = clean_guess(denoiser, classifier(mixture))
+    x = noised(mixture, t).sample(20_000, torch.Generator().manual_seed(2))[0]
+    x = x[(guess(x, at(t)).exp() - 0.5).abs() < 0.3]
+    p, right = guess(x, at(t)).exp(), noised(mixture, t).class_log_prob(x, LABEL).exp()
+    k = mixture.class_gradient(denoiser(x, at(t)).x0, LABEL) / (1 - p)[:, None]
+    v = torch.einsum("ni,nij,nj->n", k, mixture.reverse(x, SCHEDULE, t, 0.0).cov, k)
+    lengths = [g.norm(dim=1) for g in (guidance.gradient(guess)(x, at(t)), noised(mixture, t).class_gradient(x, LABEL))]
+    measured = lengths[0] / (1 - p) / (lengths[1] / (1 - right))
+    assert abs(float((1 + math.pi * v / 8).sqrt().median() / measured.median()) - 1) < 0.125
+
+
 # ---- the cloud
 
 
@@ -293,6 +338,47 @@ def test_the_average_removes_four_fifths_of_the_error_of_the_gradient(t):
     assert averaged < guess / 4.5 and (t > 0.2 or averaged < guess / 10)
 
 
+def strips() -> GaussianMixture:
+    """The page's six thin strips, three classes, built from axes instead of angles."""
+    shapes = [
+        (1.2, 0.8, 0.15), (-0.5, 0.7, 0.15), (0.4, 0.9, 0.15), (-0.3, 0.5, 0.12), (1.0, 0.8, 0.15), (-0.8, 0.5, 0.12)
+    ]  # fmt: skip
+    along = [torch.tensor([math.cos(angle), math.sin(angle)], dtype=F64) for angle, _, _ in shapes]
+    covs = [
+        (long**2 - thin**2) * axis[:, None] * axis + thin**2 * torch.eye(2, dtype=F64)
+        for axis, (_, long, thin) in zip(along, shapes, strict=True)
+    ]
+    means = torch.tensor([[-2.0, 0.3], [-0.9, -1.5], [0.1, 0.6], [1.2, 1.9], [1.6, -0.6], [2.6, 0.6]], dtype=F64)
+    return GaussianMixture([0.18, 0.12, 0.25, 0.15, 0.2, 0.1], means, torch.stack(covs), labels=[0, 0, 1, 1, 2, 2])
+
+
+def error_over(x: Tensor, log_prob, mixture, label: int, t: float) -> float:
+    g = noised(mixture, t).class_gradient(x, label)
+    return float((guidance.gradient(log_prob)(x, at(t)) - g).square().sum() ** 0.5 / g.square().sum() ** 0.5)
+
+
+def test_near_the_data_the_guess_is_right_only_where_the_cloud_is_narrower_than_the_border():
+    for mixture, label, low, high in (
+        (plane.four_blobs(), 1, 0.05, 0.12), (FOUR.mixture(), 1, 0.3, 0.6), (strips(), 2, 0.85, 1.05)
+    ):  # fmt: skip
+        x = noised(mixture, 0.1).sample(5000, random(3))[0]
+        guess = clean_guess(mixture.denoiser(SCHEDULE), classifier(mixture, label))
+        assert low < error_over(x, guess, mixture, label, 0.1) < high
+
+
+def test_near_the_data_averaging_over_strips_is_worse_over_all_points_and_better_over_the_class_s_own():
+    mixture, t = strips(), 0.1
+    denoiser, verdict = mixture.denoiser(SCHEDULE), classifier(mixture, 2)
+    off = {}
+    for whose, law in (("all", noised(mixture, t)), ("own", noised(mixture.given(2), t))):
+        x = law.sample(3000, random(13))[0]
+        for name, log_prob in (
+            ("guess", clean_guess(denoiser, verdict)), ("averaged", gaussian_cloud(denoiser, verdict, SCHEDULE))
+        ):  # fmt: skip
+            off[whose, name] = error_over(x, log_prob, mixture, 2, t)
+    assert off["all", "averaged"] > 1.2 * off["all", "guess"] and off["own", "averaged"] < off["own", "guess"] / 10
+
+
 def test_averaging_logarithms_is_another_number():
     mixture, t = FOUR.mixture(), 0.5
     step = mixture.reverse(POINTS, SCHEDULE, t, 0.0)
@@ -333,6 +419,17 @@ def test_a_short_step_is_worse_than_the_guess_with_much_noise_and_better_with_li
     assert relative_error(short, mixture, 0.9) > 4 * relative_error(guess, mixture, 0.9)
     for t in (0.1, 0.2, 0.3):
         assert 0.5 < relative_error(short, mixture, t) / relative_error(guess, mixture, t) < 1
+
+
+@pytest.mark.parametrize("parts", [FOUR, THREE], ids=["four", "three"])
+def test_on_other_blobs_a_short_step_is_about_as_good_with_little_noise_and_worse_with_much(parts):
+    mixture = parts.mixture()
+    denoiser = mixture.denoiser(SCHEDULE)
+    guess, short = clean_guess(denoiser, classifier(mixture)), step_guess(denoiser, classifier(mixture), SCHEDULE, 0.01)
+    for t, low, high in ((0.1, 0.8, 1.2), (0.3, 0.8, 1.2), (0.9, 4, 12)):
+        x = noised(mixture, t).sample(10_000, random(4))[0]
+        off = [error_over(x, log_prob, mixture, LABEL, t) for log_prob in (short, guess)]
+        assert low < off[0] / off[1] < high
 
 
 # ---- without the Jacobian
@@ -427,6 +524,27 @@ def test_one_measured_direction_is_pushed_one_plus_c_over_s_squared_times_too_ha
         for s2 in (1.0, 0.01):
             guess, cloud = gradients(A, torch.tensor([y], dtype=F64), s2, POINTS, cov.expand(4, 2, 2), 0.7, 0.7)
             assert float((guess / cloud - (1 + along / s2)).abs().max()) < 1e-9 * (1 + along / s2)
+
+
+def test_what_the_cloud_s_gradient_does_to_the_blobs_depends_on_what_is_measured():
+    gradients = names_of("12", "eq-measured-guess")["measured_gradients"]
+    mixture, blobs, off, apart = plane.four_blobs(), plane.four_blobs(), {}, {}
+    denoiser = mixture.denoiser(SCHEDULE)
+    for A, y, s2 in (((0.8, -0.6), 1.0, 0.25), ((1.0, 0.0), -1.0, 0.04)):
+        A, y = torch.tensor([A], dtype=F64), torch.tensor([y], dtype=F64)
+        law = GridDensity(lambda x, A=A, y=y, s2=s2: mixture.log_prob(x) - (y - x @ A.T)[:, 0] ** 2 / (2 * s2), -6, 6)
+        goal, start = law.sample(400, random(41)), torch.randn(400, 2, generator=random(42), dtype=F64)
+        for kind in (0, 1):
+
+            def push(x, t, A=A, y=y, s2=s2, kind=kind):
+                cov, levels = clean_cov(denoiser, SCHEDULE, x, t), (SCHEDULE.alpha(t), SCHEDULE.sigma(t))
+                return gradients(A, y, s2, denoiser(x, t).x0, cov, *levels)[kind]
+
+            x = draw(kernels.ddim(guidance.tilt(denoiser, push, 1.0, SCHEDULE), SCHEDULE), start, time_grid(50))
+            away = metrics.mode_weights(blobs, x) - metrics.mode_weights(blobs, law.sample(4000, random(43)))
+            off[s2, kind], apart[s2, kind] = float(away.abs().max()), metrics.wasserstein(x, goal)
+    assert off[0.25, 0] > 0.3 and off[0.25, 1] < 0.06
+    assert apart[0.04, 1] > 1.05 * apart[0.04, 0]
 
 
 @pytest.mark.equation("eq-normalised-step")
@@ -525,6 +643,52 @@ def test_on_other_blobs_half_the_scale_brings_ddpm_as_near_as_the_exact_classifi
     assert whole > 1.3 * right and half < 1.2 * right
 
 
+def test_on_strips_ddim_s_samples_are_nearer_with_the_averaged_classifier_for_both_classes():
+    mixture = strips()
+    denoiser, start = mixture.denoiser(SCHEDULE), torch.randn(150, 2, generator=random(51), dtype=F64)
+    for label in (1, 2):
+        target, apart = mixture.given(label).sample(150, random(52))[0], []
+        for log_prob in (
+            gaussian_cloud(denoiser, classifier(mixture, label), SCHEDULE),
+            clean_guess(denoiser, classifier(mixture, label)),
+        ):
+            model = guidance.tilt(denoiser, guidance.gradient(log_prob), 1.0, SCHEDULE)
+            x = draw(kernels.ddim(model, SCHEDULE), start, time_grid(50, start=0.99))
+            apart.append(metrics.wasserstein(x, target))
+        assert apart[0] < 0.85 * apart[1]
+
+
+def class_0_runs() -> dict[str, float]:
+    """W2 of DDPM's samples for the page's class 0, each way of asking."""
+    mixture = plane.four_blobs()
+    denoiser, target = mixture.denoiser(SCHEDULE), mixture.given(0).sample(500, random(33))[0]
+    start = torch.randn(500, 2, generator=random(31), dtype=F64)
+    through = guidance.gradient(clean_guess(denoiser, classifier(mixture, 0)))
+
+    def number(x, t):
+        points, weights = mixture_nodes(noised(mixture, t), 6)
+        variance = weights @ mixture.reverse(points, SCHEDULE, t, 0.0).cov.diagonal(dim1=1, dim2=2).mean(1)
+        return SCHEDULE.alpha(t) / SCHEDULE.sigma(t) ** 2 * variance * mixture.class_gradient(denoiser(x, t).x0, 0)
+
+    ways = {
+        "exact": (lambda x, t: noised(mixture, t).class_gradient(x, 0), 1.0), "guess": (through, 1.0),
+        "half": (through, 0.5), "third": (through, 1 / 3), "late": (through, lambda t: float(t < 0.5)),
+        "number": (number, 1.0),
+    }  # fmt: skip
+    apart = {}
+    for name, (field, gamma) in ways.items():
+        kernel = kernels.ddpm(guidance.tilt(denoiser, field, gamma, SCHEDULE), SCHEDULE)
+        apart[name] = metrics.wasserstein(draw(kernel, start, time_grid(50), random(32)), target)
+    return apart
+
+
+def test_for_class_0_ddpm_comes_within_twice_the_exact_distance_and_other_ways_of_asking_are_no_nearer():
+    apart = class_0_runs()
+    assert apart["guess"] < 2 * apart["exact"]
+    assert all(apart[name] > apart["guess"] for name in ("half", "third", "late"))
+    assert apart["number"] > 1.3 * apart["guess"]
+
+
 @pytest.mark.parametrize("t", [0.3, 0.7])
 def test_the_mean_trace_of_the_covariance_is_the_denoisers_mean_square_error(t):
     """So one number a level needs no Jacobian: 40,000 errors against the sum over nodes."""
@@ -576,6 +740,15 @@ def test_far_on_the_wrong_side_the_guess_of_a_logistic_classifier_has_the_right_
     values = (average, torch.nn.functional.logsigmoid(logit), formula)
     slopes = [float(torch.autograd.grad(value, logit)[0]) for value in values]
     assert abs(slopes[0] - 1) < 0.01 and abs(slopes[1] - 1) < 0.01 and slopes[2] < 0.6
+
+
+def test_at_a_logit_of_minus_12_the_guess_is_the_nearer_one_as_the_last_exercise_s_solution_says():
+    x = torch.linspace(-14, 14, 20_001, dtype=F64)
+    bell = torch.exp(-(x**2) / 2)
+    lower, upper = (float((torch.sigmoid(logit + math.sqrt(8) * x) @ bell).log()) for logit in (-12 - 1e-4, -12 + 1e-4))
+    assert round((upper - lower) / 2e-4, 2) == 0.93 and round(1 / (1 + math.exp(-12)), 2) == 1.0
+    blur = math.sqrt(1 + math.pi)
+    assert round(1 / (1 + math.exp(-12 / blur)) / blur, 2) == 0.49
 
 
 def test_of_the_multiples_of_the_identity_the_average_variance_is_nearest_to_the_covariance():
