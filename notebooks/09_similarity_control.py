@@ -104,8 +104,8 @@ for y, word in enumerate(words):
     print(f'{word:5s} similarity to "below" {sim(mixture.given(y).sample(2000, seeded(1))[0]).mean():+.2f}')
 
 # %% [markdown]
-# Only one point in ten is "below". Ask for it with three strengths $\gamma$. Above, the recipe; beneath, what this chapter
-# arrives at. Dashed, what was asked for: the data, each point weighed by $e^{\gamma\, \mathrm{sim}}$.
+# Only one point in ten is "below". Ask for it with three strengths $\gamma$. Dashed, what was
+# asked for: the data, each point weighed by $e^{\gamma\, \mathrm{sim}}$.
 
 # %%
 start = torch.randn(4000, 2, dtype=torch.float64, generator=seeded(2))
@@ -158,7 +158,7 @@ shown
 # It does too much at $\gamma = 1$, and turned up to 10 it ends with less similarity than at 4. Below: the gradient of this chapter, from the same noise.*
 #
 # Why do points that are pushed towards "below" end at the upper left? Outside the data, the similarity has a second, lower ridge there, at about $-0.35$. A third of the points are pushed up this one, and stay. (With another encoder, in the tests, the knob did not turn back;
-# too much at 1, and too little at 10, it had as well.)
+# too much at 1, and too little at 10, it had as well. A plain cosine with one direction had too much at both.)
 #
 # **What happens.** Your similarity knows clean points. A noisy point is no clean point that looks bad: it stands for a *crowd*, all the clean points that
 # it may have come from. Asked about the noisy point itself, the similarity answers about one place, and not about the crowd.
@@ -190,7 +190,7 @@ assert all(abs(scored["exact", g][0] - wanted[g]) < 3 * scored["exact", g][1] + 
 # $$ p(x_s \mid x_t, y) = p(x_s \mid x_t)\, \frac{e^{\gamma\, \mathrm{sim}(x_s,\, y)}}{Z(x_t, y)}, \qquad
 # Z(x_t, y) = \mathbb E_{p(x_s \mid x_t)}\big[ e^{\gamma\, \mathrm{sim}(x_s,\, y)} \big]. \label{eq-similarity-step} $$
 #
-# Nothing here is a probability of $y$. The strength is a part of the definition, and $Z$ does not depend on $x_s$: for one step it is a constant.
+# The strength is a part of the definition, and $Z$ does not depend on $x_s$.
 
 # %%
 # [eq-similarity-step]
@@ -232,21 +232,27 @@ def shifted(step, slope, gamma):
 compact = kernels.shift(kernels.ddpm(free, schedule, "large"), clean, gamma)(x_t, t, s)
 torch.testing.assert_close(shifted(step, clean(x_t, t), gamma).mean, compact.mean)
 
+# %% tags=["remove-cell"]
+to_score = kernels.ddpm(guidance.tilt(free, clean, gamma, schedule), schedule, "large")(x_t, t, s)
+torch.testing.assert_close((to_score.mean - step.mean) * schedule.transition(t, s)[0], compact.mean - step.mean)
+
 # %% [markdown]
 # The shorter the step, the nearer it comes (Deeper says how fast). So with enough steps, each does what its definition says.
+# (Added to the score, as for the picture, the slope moves a step $1 / \alpha_{t|s}$ times as far: for short steps, the same.)
 #
 # ## The chain does something else
 
 # %%
-for steps, x in {50: ends["clean", 1.0], 200: steered(clean, 1.0, 200, count=4000)}.items():
-    print(f"{steps} steps: similarity {told(x)}")
+chain = kernels.shift(kernels.ddpm(free, schedule, "large"), clean, 1.0)  # the step above, repeated
+for steps in (50, 200):
+    print(f"{steps} steps: similarity {told(draw(chain, start, time_grid(steps), seeded(3)))}")
 print(f"asked for: {targets[1.0].expectation(sim):.2f}")
 
 # %% [markdown]
-# More steps hardly help. Each is right, and yet they do not lead to the target,
+# More steps do not help. Each is right, and yet they do not lead to the target,
 # $\tilde p(x_0) = p(x_0)\, e^{\gamma\, \mathrm{sim}(x_0, y)} / Z$. Multiply the steps of a path: you get its probability under the model, times one factor a step. Split it in two:
 # $e^{\gamma\,\mathrm{sim}(x_s)} / Z(x_t) = e^{\gamma\,\mathrm{sim}(x_s) - \gamma\,\mathrm{sim}(x_t)} \cdot e^{\gamma\,\mathrm{sim}(x_t)} / Z(x_t)$. The first parts cancel along the path, except at its ends. $e^{\gamma\,\mathrm{sim}(x_0)}$ remains, as you wished, over $e^{\gamma\,\mathrm{sim}(x_1)}$ of the first noise, of which $x_0$ hardly knows.
-# The second parts differ from 1 by order $\beta$ only. But shorter steps are more steps, and together they leave a factor that depends on the path. $Z$ is a constant in one step; along the chain it is not. (By how much a chain may miss: Deeper.)
+# The second parts differ from 1 by order $\beta$, the variance of a step. But shorter steps are more steps, and together they leave a factor that depends on the path. $Z$ is a constant in one step; along the chain it is not.
 #
 # ## What should be followed instead
 #
@@ -258,6 +264,7 @@ print(f"asked for: {targets[1.0].expectation(sim):.2f}")
 # $p(x_s \mid x_t)\, h_s(x_s) / h_t(x_t)$ need no normaliser, and along a path all worths cancel but the last and the first. On a mixture the crowd is a mixture too, with known weights, and quadrature has both sides (five points at $t = 0.4$, a step to $0.3$):
 
 # %%
+gamma = 4.0
 worth = similarity.noisy_log_weight(mixture, schedule, lambda x: gamma * sim(x), order=12)
 crowd, shares = divergence.step_nodes(mixture.reverse(x_t, schedule, t, 0.0), order=12)
 torch.testing.assert_close(worth(x_t, t).exp(), (shares * (gamma * sim(crowd)).exp()).sum(0))
@@ -297,13 +304,13 @@ torch.testing.assert_close(right(x_t, t), by_hand)
 torch.testing.assert_close(by_hand, guidance.gradient(worth)(x_t, t), atol=1e-3, rtol=0)
 
 # %% tags=["hide-input"]
-near_data = schedule.add_noise(mixture.sample(100, seeded(4))[0], torch.randn(100, 2, generator=seeded(5)).double(), 0.2)
-fine = similarity.noisy_gradient(mixture, schedule, lambda x: 10 * sim(x), order=12)(near_data, torch.tensor(0.2))
-coarse = exact[10.0](near_data, torch.tensor(0.2))
-print(f"4 nodes a dimension in place of 12, at gamma = 10: off by {(coarse - fine).norm() / fine.norm():.1%}")
+near_data = schedule.add_noise(mixture.sample(100, seeded(4))[0], torch.randn(100, 2, generator=seeded(5)).double(), 0.1)
+fine = similarity.noisy_gradient(mixture, schedule, lambda x: 10 * sim(x), order=12)(near_data, torch.tensor(0.1))
+coarse = exact[10.0](near_data, torch.tensor(0.1))
+print(f"4 nodes a dimension, as in the pictures, in place of 12, at gamma = 10 and t = 0.1: off by {(coarse - fine).norm() / fine.norm():.1%}")
 
 # %% [markdown]
-# So you can steer by a drawing, or by a region with sharp edges (Deeper). What you need is the crowd.
+# So you can steer by a drawing, or by a region with sharp edges (Deeper).
 #
 # ## What an encoder learns from noise
 #
@@ -313,7 +320,7 @@ print(f"4 nodes a dimension in place of 12, at gamma = 10: off by {(coarse - fin
 # \nabla\, \mathbb E\big[\mathrm{sim}(x_0, y) \mid x_t = x\big] = \frac{\alpha_t}{\sigma_t^2}\, \mathrm{Cov}\big(x_0, \mathrm{sim}(x_0, y) \mid x_t = x\big). \label{eq-mean-similarity} $$
 #
 # What pulls is then the mean similarity of the crowd. A network gets that by regression: show it the noisy point, ask for the encoder's vector of the clean one, scaled to length 1. The best answer is the mean of the crowd's vectors. Its inner product with the unit vector of the word is the mean similarity.
-# ([Liu et al. (2021)](https://arxiv.org/abs/2112.05744) finetune their encoder on noisy images to match the clean encoder's vectors, by a contrastive loss. Ours is a regression form of that.)
+# ([Liu et al. (2021)](https://arxiv.org/abs/2112.05744) finetune their encoder on noisy images to match the clean encoder's vectors, by a contrastive loss.)
 
 # %% tags=["hide-input"]
 def with_level(x, t, *more):
@@ -403,18 +410,18 @@ for gamma in gammas:
 names = ("clean encoder", "noise-trained", "trained for the exponential", "exact")
 assert all(rows[g, "exact"][0] < 1.3 * rows[g, "floor"] for g in gammas)
 assert all(rows[g, n][0] > 1.5 * rows[g, "floor"] for g in (4.0, 10.0) for n in names[:3])
-assert rows[4.0, "best mean similarity"][0] > 4 * rows[4.0, "floor"] and rows[4.0, "trained for the exponential"][0] < 0.5 * rows[4.0, "noise-trained"][0]
+assert rows[4.0, "best mean similarity"][0] > 4 * rows[4.0, "floor"] and 0.4 < rows[4.0, "trained for the exponential"][0] / rows[4.0, "noise-trained"][0] < 0.6
 assert rows[10.0, "noise-trained"][1] < rows[10.0, "exact"][1] - 0.8
 assert 3 * rows[10.0, "floor"] < rows[10.0, "best mean similarity"][0] < rows[10.0, "trained for the exponential"][0]
 assert 0.85 < rows[4.0, "noise-trained"][0] / rows[4.0, "clean encoder"][0] < 1
-assert all(rows[g, "trained for the exponential"][0] < rows[g, "noise-trained"][0] for g in gammas)
+assert all(rows[g, "trained for the exponential"][0] < rows[g, "noise-trained"][0] for g in (4.0, 10.0))
 
 # %% [markdown]
-# "Distance" is the Wasserstein distance $W_2$ of 400 samples from 400 of the target; `log p(x)` is the mean log-density under the data. At every strength the exact gradient is about as near as a second sample of the target. At $\gamma = 4$ the noise-trained encoder is hardly nearer than the clean one. It is not for want of training: the best mean similarity itself stays far off. It under-steers: nine tenths of the mean are those who do not fit. At 10 the noise-trained one reaches the similarity, and leaves the data for it; there the best mean similarity is no farther off than our network for the exponential. (Where the crowd is one bell and the similarity $-x^2 / 2$, the mean over-steers: exercise 9.3.) Of the two networks the one for the exponential ends nearer, and not perfectly: our training is short. Four times as many steps bring it nearer (at 10, in the tests).
+# "Distance" is the Wasserstein distance $W_2$ of 400 samples from 400 of the target; `log p(x)` is the mean log-density under the data. At every strength the exact gradient is about as near as a second sample of the target. At $\gamma = 4$ the noise-trained encoder is hardly nearer than the clean one. It is not for want of training: the best mean similarity itself stays far off. It under-steers: nine tenths of the mean are those who do not fit. At 10 the noise-trained one reaches the similarity, and leaves the data for it; there the best mean similarity is no farther off than our network for the exponential. (Where the crowd is one bell and the similarity $-x^2 / 2$, the mean over-steers: exercise 9.3.) Of the two networks the one for the exponential ends nearer at 4 and 10 (at 1 they differ by less than chance), and not perfectly: four times the training brings it nearer (at 10, in the tests).
 #
 # ### Pitfall: the gradient of an encoder that never saw noise
 #
-# The gradients at noisy data, $\gamma = 4$, against the exact one: the angle (median), and the ratio of lengths (root mean squares).
+# At noisy data, for $\gamma = 4$: angles to the exact gradient (medians), ratios of lengths (root mean squares).
 
 # %% tags=["hide-input"]
 def angle_and_ratio(grad, exact_grad, x, t):
@@ -468,9 +475,9 @@ assert abs(off["clean encoder"][0][1] - 1) < 0.05 and max(off, key=lambda name: 
 #
 # | if you have | do | because |
 # |---|---|---|
-# | a similarity of clean data, and no data to train on | do not take its gradient at $x_t$ ([chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb) asks about the denoised point) | it did too much at a small $\gamma$, and fell short at a large one |
+# | a similarity of clean data, and no data to train on | do not take its gradient at $x_t$ ([chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb) asks about the denoised point) | here it did too much at $\gamma = 1$, and fell short at 10 |
 # | noisy data to train on, and a small $\gamma$ | regress the clean embedding, take the inner product with the unit vector of the condition | it is right to first order in $\gamma$ |
-# | the same, and a large $\gamma$ or a rare wish | cross-entropy on the soft target $e^{\gamma(\mathrm{sim} - 1)}$, $\gamma$ as an input | the mean similarity is decided by those who do not fit; trained for the exponential, half of its distance or less was left at $\gamma = 4$ |
+# | the same, and a large $\gamma$ or a rare wish | cross-entropy on the soft target $e^{\gamma(\mathrm{sim} - 1)}$, $\gamma$ as an input | the mean similarity is decided by those who do not fit; trained for the exponential, about half of its distance was left at $\gamma = 4$ |
 # | draws or nodes of the crowd | weigh them, $\eqref{eq-noisy-gradient}$; draws must meet the wish (Deeper) | no gradient of the similarity is needed, and it need have none |
 #
 # ## Exercises
@@ -577,7 +584,7 @@ exercises.check("9.4", counted)
 # ## Remember
 #
 # 1. A step may be *defined* by any similarity, $p(x_s \mid x_t)\, e^{\gamma\,\mathrm{sim}(x_s, y)} / Z(x_t, y)$ with a finite $Z$. If it is short, it is the model's Gaussian step with its mean moved by $\gamma \Sigma \nabla \mathrm{sim}$, taken at $x_t$ or at $\mu$.
-# 2. A chain of such steps does not sample $p(x_0)\, e^{\gamma\,\mathrm{sim}(x_0, y)} / Z$, however short they are. For that, add $\nabla \log h_t$ with $h_t(x) = \mathbb E[e^{\gamma\,\mathrm{sim}(x_0, y)} \mid x_t = x]$ to the score.
+# 2. In general, a chain of such steps does not sample $p(x_0)\, e^{\gamma\,\mathrm{sim}(x_0, y)} / Z$, however short they are. For that, add $\nabla \log h_t$ with $h_t(x) = \mathbb E[e^{\gamma\,\mathrm{sim}(x_0, y)} \mid x_t = x]$ to the score.
 # 3. $\nabla \log h_t$ is $\alpha_t / \sigma_t^2$ times the way that the weight moves the mean of $x_0$ given $x_t$. So with the crowd you can steer by anything you can compute, but not by following its gradient at the noisy point.
 # 4. Training on noise for the mean similarity is right to first order in $\gamma$. For a word that fitted one point in ten even the best of it was far off at $\gamma = 4$. The mean of $e^{\gamma(\mathrm{sim} - 1)}$ is what to train for.
 # 5. The gradient of a clean encoder at the noisy point is right near the data. With much noise its direction was far off, and it was many times too long.
@@ -615,7 +622,7 @@ assert abs(table[1][0] / table[1][1] - 1) < 0.05
 # %% [markdown]
 # Ten times shorter, and the divergence $\mathbb E_p[\log p - \log q]$ of the moved step $q$ from the defined one $p$ is about a hundred times smaller, at either place, if the model's own step is Gaussian.
 #
-# The step is $\mathcal N(\mu, \beta I)$, and $M = \nabla \nabla\, \mathrm{sim}$ the matrix of second derivatives. If third derivatives are left out, the tilted step is Gaussian with the covariance $(I / \beta - \gamma M)^{-1} = \beta I + \gamma \beta^2 M + O(\beta^3)$. Its mean differs from the shifted one by order $\beta^2$, whether
+# The step is $\mathcal N(\mu, \beta I)$, and $M = \nabla \nabla\, \mathrm{sim}$ the matrix of second derivatives. Without third derivatives, which cost order $\beta^3$ as well, the tilted step is Gaussian with the covariance $(I / \beta - \gamma M)^{-1} = \beta I + \gamma \beta^2 M + O(\beta^3)$. Its mean differs from the shifted one by order $\beta^2$, whether
 # the slope is taken at $\mu$ or at a point whose distance from $\mu$ is of order $\beta$, as $x_t$ is; that costs $(\beta^2)^2 / \beta = \beta^3$. Covariances $\beta I$ and $\beta (I + E)$ are $\frac14 |E|^2$ apart to leading order, with all entries squared and summed, and $E = \gamma \beta M$:
 #
 # $$ \mathrm{KL}_{\text{sim}} = \frac{\gamma^2 \beta^2}{4}\, |M|^2 + O(\beta^3), \qquad M = \nabla \nabla\, \mathrm{sim}(x_t, y). \label{eq-similarity-kl} $$
@@ -661,8 +668,12 @@ for kernel, factor in ((kernels.ddpm(pulled, schedule, "large"), 2 * (1 - math.e
     print(f"{type(kernel).__name__}: asked 1, got {moved:.2f}, predicted {factor:.2f}")
     assert abs(moved - factor) < 0.1
 
+# %% tags=["remove-cell"]
+variance = 7
+assert 2 / math.sqrt(variance - 1) * math.atan(math.sqrt(variance - 1)) < 1  # how often, for a long B: in the tests
+
 # %% [markdown]
-# Twice what was asked for, or five times, depending on the sampler. A smaller $\gamma$ would mend this example (another one for data of another width). In general the direction is wrong as well.
+# Twice what was asked for, or five times, depending on the sampler. It depends on the data, too: from a variance of 7 on, DDPM counts the wish less than once. So another $\gamma$ would mend this example, a larger one if the data are wide. In general the direction is wrong as well.
 
 # %% [markdown]
 # ## Deeper: a drawing, a half-plane, and two wishes at once
@@ -752,10 +763,12 @@ for name, grad in {"the sum's gradient": of_both, "the gradients' sum": lambda x
     print(f"{name}: distance {metrics.wasserstein(x, goal):.2f}, floor {metrics.wasserstein(again, goal):.2f}, {metrics.mode_weights(mixture, x)[5]:.2f} in the lowest blob, asked {metrics.mode_weights(mixture, joint)[5]:.2f}")
 
 # %% tags=["remove-cell"]
-assert wished["the sum's gradient"] < 1.1 and 2.5 < wished["the gradients' sum"] < 3.2
+assert wished["the sum's gradient"] < 1.1 and wished["the gradients' sum"] > 1.5
+too_many = metrics.mode_weights(mixture, x)[5] - metrics.mode_weights(mixture, joint)[5]  # x: by the gradients' sum
+assert too_many > 4 * math.sqrt(0.25 / 300)
 
 # %% [markdown]
-# Two exact guidances, added, end nearly three times as far from the joint target as chance. Add the exponents first, then average.
+# Two exact guidances, added, gather too many points at the lowest blob. Add the exponents first, then average.
 #
 # ## Deeper: bounded or not?
 #
@@ -810,7 +823,7 @@ assert all(bounds[g, "cosine"][2] > bounds[g, "cosine"][0] + 0.3 for g in (1.0, 
 assert round(float(mixture.log_prob(mixture.sample(20_000, seeded(8))[0]).mean()), 1) == -3.1
 
 # %% [markdown]
-# At $\gamma = 16$ the inner product asks for points far outside all data, and the recipe goes more than twice as far. (The data themselves have a mean log p of $-3.1$.) With the cosine the mean log p does not fall below $-4.1$.
+# At $\gamma = 16$ the inner product asks for points far outside all data, and the recipe goes more than twice as far. (The data themselves have a mean log p of $-3.1$.) With the cosine the mean log p is nowhere below $-4.1$ here.
 # A bound limits what you can *ask for*; that the push fades far out is a property of this cosine. It does not make the gradient right (and near the origin this one grows without bound).
 #
 # So if a similarity has no bound, bring it into $[-1, 1]$, or keep $\gamma$ small.
@@ -882,7 +895,7 @@ print("N(x) at the data, 5 and 95 % quantiles:", totals.quantile(torch.tensor([0
 print(f"mean similarity: {told(class_2)} in the class; at gamma = 1 / tau {fifth.expectation(sim):+.2f}; lowest blob {metrics.mode_weights(mixture, fifth)[5]:.2f}")
 
 # %% [markdown]
-# At $\gamma = 1 / \tau$ the tilt is the class as the encoder sees it, weighed by $N$ once more. $N$ is large where the encoder is sure of *any* word, and small between words. It plays the part of chapter 08's normaliser: there it was forgotten, here it is a part of what you ask for. Is it determined by the loss? A softmax over
+# At $\gamma = 1 / \tau$ the tilt is the class as the encoder sees it, weighed by $N$ as well. $N$ is large where the encoder is sure of *any* word, and small between words. It plays the part of chapter 08's normaliser: there it was forgotten, here it is a part of what you ask for. Is it determined by the loss? A softmax over
 # words does not change if a number $c(x)$ is added to all similarities of a point, so for inner products it is not. (Cosines leave less freedom. And a loss that also runs over points, as CLIP's does, controls more of $N$.)
 #
 # ## Deeper: how large a crowd?
@@ -892,26 +905,29 @@ print(f"mean similarity: {told(class_2)} in the class; at gamma = 1 / tau {fifth
 # $\eqref{eq-noisy-gradient}$ with $M$ draws is a ratio of means: its error falls like $1 / \sqrt M$, and it never sees a fit that was not drawn. The error over the size of the exact gradient, root mean squares:
 
 # %%
-noisy_points = schedule.add_noise(mixture.sample(200, seeded(19))[0], torch.randn(200, 2, generator=seeded(20)).double(), 0.5)
-half = torch.tensor(0.5).double()
-misses = {}
-for gamma in (1.0, 4.0, 10.0):
-    true = similarity.noisy_gradient(mixture, schedule, lambda x, gamma=gamma: gamma * sim(x), order=8)(noisy_points, half)
-    missed = []
-    for count in (16, 64, 256):
-        drawn_crowd = mixture.reverse(noisy_points.repeat(count, 1), schedule, half, 0.0).sample(seeded(21)).view(count, -1, 2)
+def misses(level, gamma, counts=(16, 64, 256)):
+    """The error of drawn crowds at 200 noisy points, over the size of the exact gradient."""
+    level = torch.tensor(level).double()
+    x = schedule.add_noise(mixture.sample(200, seeded(19))[0], torch.randn(200, 2, generator=seeded(20)).double(), level)
+    true = similarity.noisy_gradient(mixture, schedule, lambda x: gamma * sim(x), order=8)(x, level)
+    for count in counts:
+        drawn_crowd = mixture.reverse(x.repeat(count, 1), schedule, level, 0.0).sample(seeded(21)).view(count, -1, 2)
         lead = (gamma * sim(drawn_crowd)).softmax(0) - 1 / count
-        found = schedule.alpha(half) / schedule.sigma(half) ** 2 * (lead[..., None] * drawn_crowd).sum(0)
-        missed.append(float((found - true).norm() / true.norm()))
-    misses[gamma] = missed
-    print(f"gamma = {gamma:2g}, M = 16, 64, 256:", "  ".join(f"{m:.2f}" for m in missed))
+        found = schedule.alpha(level) / schedule.sigma(level) ** 2 * (lead[..., None] * drawn_crowd).sum(0)
+        yield float((found - true).norm() / true.norm())
+
+
+missed = {(level, gamma): list(misses(level, gamma)) for level in (0.5, 0.3) for gamma in (1.0, 10.0)}
+for (level, gamma), row in missed.items():
+    print(f"t = {level}, gamma = {gamma:2g}, M = 16, 64, 256:", "  ".join(f"{m:.2f}" for m in row))
 
 # %% tags=["remove-cell"]
-assert all(1.6 < a / b < 3.3 for row in misses.values() for a, b in zip(row[:-1], row[1:], strict=True))
-assert misses[10.0][2] < 1.1 * misses[1.0][2]
+few = missed.pop((0.3, 10.0))
+assert all(1.6 < a / b < 3.3 for row in missed.values() for a, b in zip(row[:-1], row[1:], strict=True))
+assert few[2] > 3 * missed[0.3, 1.0][2] and few[0] / few[2] < 2 and missed[0.5, 10.0][2] < 1.1 * missed[0.5, 1.0][2]
 
 # %% [markdown]
-# Four times the draws, half the error, roughly. A larger $\gamma$ does not make it worse here, for the wish is one in ten. A wish of one in a million would not be drawn at all.
+# Four times the draws, half the error, roughly, where the crowd has those who fit. With less noise most crowds have hardly any: then a large $\gamma$ needs many more draws. A wish of one in a million would not be drawn at all.
 #
 # ## Deeper: a style, by Gram matrices
 #
@@ -1001,11 +1017,13 @@ for gamma in (2.0, 8.0):
 assert all(abs(reached[g, "crowd"][0] - asked_style[g][0]) < 2.5 * reached[g, "crowd"][1] for g in (2.0, 8.0))
 assert all((reached[g, "crowd"][2] - asked_style[g][1]).abs().max() < 2.5 * math.sqrt(0.25 / 300) for g in (2.0, 8.0))
 assert len({round(reached[key][3], 1) for key in reached}) == 1
+shorter = draw(kernels.ddpm(guidance.tilt(album_free, at_x_t, 8.0, schedule), schedule, "large"), blank, time_grid(240), seeded(17))
+assert float(like(shorter).mean()) > asked_style[8.0][0] + 4 * float(like(shorter).std()) / 300**0.5
 assert (8.0, "at x_t") not in reached and reached[2.0, "at x_t"][0] > asked_style[2.0][0] + 4 * reached[2.0, "at x_t"][1]
 
 # %% [markdown]
-# In style, the drawn crowd comes as near to what was asked for as 300 points can tell, though 32 draws make a rough gradient. The share of pictures on the left stays what it was: style is steered, content is not. The gradient at $x_t$ takes the noise for a style. At $\gamma = 8$ it
-# does not do too much, it diverges: a squared distance of squares pulls like $|x|^3$, and a step of finite length throws far points farther.
+# In style, the drawn crowd comes as near to what was asked for as 300 points can tell, though 32 draws make a rough gradient. The share of pictures on the left stays what it was: style is steered, content is not. The gradient at $x_t$ takes the noise for a style, and does too much. At $\gamma = 8$ it
+# diverges in these 60 steps: a squared distance of squares pulls like $|x|^3$, and a long step throws far points farther. (In 240 steps it does not; it does too much.)
 
 # %% [markdown]
 # ### Exercise 9.5 (hard): the style of noise

@@ -76,6 +76,15 @@ def test_the_shift_has_the_mean_of_the_tilted_step_up_to_beta_squared_at_x_t_and
     assert all(3.3 < a / b < 4.7 for a, b in zip(*gaps, strict=True))
 
 
+def test_added_to_the_score_a_slope_moves_the_step_by_one_over_alpha_times_as_much():
+    grad, t, s = guidance.gradient(lambda x, t: sim(x)), torch.tensor(0.5, dtype=F64), torch.tensor(0.35, dtype=F64)
+    free = MIXTURE.denoiser(SCHEDULE)
+    plain = kernels.ddpm(free, SCHEDULE, "large")
+    scored = kernels.ddpm(guidance.tilt(free, grad, 1.7, SCHEDULE), SCHEDULE, "large")(X, t, s).mean
+    moved = kernels.shift(plain, grad, 1.7)(X, t, s).mean - plain(X, t, s).mean
+    assert float((SCHEDULE.alpha(t) / SCHEDULE.alpha(s) * (scored - plain(X, t, s).mean) - moved).abs().max()) < 1e-12
+
+
 @pytest.mark.equation("eq-similarity-kl")
 def test_what_a_shift_costs_is_a_quarter_of_gamma_squared_beta_squared_times_the_squared_curvature():
     leading = names_of("09", "eq-similarity-kl")["leading_kl"]
@@ -94,8 +103,8 @@ def test_what_a_shift_costs_is_a_quarter_of_gamma_squared_beta_squared_times_the
 # ---- the chain
 
 
-def normal_data() -> GaussianMixture:
-    return GaussianMixture([1.0], torch.zeros(1, 3, dtype=F64), torch.eye(3, dtype=F64)[None])
+def normal_data(variance: float = 1.0) -> GaussianMixture:
+    return GaussianMixture([1.0], torch.zeros(1, 3, dtype=F64), variance * torch.eye(3, dtype=F64)[None])
 
 
 A = torch.tensor([0.3, -0.5, 0.8], dtype=F64)
@@ -104,10 +113,10 @@ LENGTH = float(LONG.integrated_beta(1.0))
 SAMPLERS = {"ddpm": lambda denoiser: kernels.ddpm(denoiser, LONG, "large"), "ddim": lambda d: kernels.ddim(d, LONG)}
 
 
-def moved_by(sampler: str, guided) -> torch.Tensor:
+def moved_by(sampler: str, guided, data: GaussianMixture | None = None) -> torch.Tensor:
     """How far guidance moves the mean of a few points, from the same noise: that of the start cancels, (3,)."""
     ends = [draw(SAMPLERS[sampler](denoiser), normal(50, 1, 3), time_grid(400), random(2))
-            for denoiser in (normal_data().denoiser(LONG), guided)]  # fmt: skip
+            for denoiser in ((data or normal_data()).denoiser(LONG), guided)]  # fmt: skip
     return (ends[1] - ends[0]).mean(0)
 
 
@@ -125,6 +134,22 @@ def test_the_exact_pull_counts_a_direction_once_whatever_the_sampler(sampler):
     left = math.exp(-LENGTH / 2 * {"ddpm": 2, "ddim": 1}[sampler])
     exact = similarity.tilted_by_direction(normal_data(), A).denoiser(LONG)
     assert float((moved_by(sampler, exact) - (1 - left) * A).abs().max()) < 0.01
+
+
+def test_ddpm_counts_a_direction_just_once_at_one_width_of_the_data_and_less_from_a_variance_of_7_on():
+    """The displacement d of N(0, v) data has d' = d / 2 - d / V + gamma a: over v gamma a, an arc tangent."""
+
+    def count(v):
+        root, far = math.sqrt(v - 1), math.exp(LENGTH / 2)
+        return 2 / root * (math.atan(far / root) - math.atan(1 / root))
+
+    measured = {}
+    for v in (5.15, 7.0, 20.0):
+        data = normal_data(v)
+        clean = guidance.tilt(data.denoiser(LONG), lambda x, t: A.expand_as(x), 1.7, LONG)
+        measured[v] = moved_by("ddpm", clean, data) / (1.7 * v)
+        assert float((measured[v] / count(v) - A).abs().max()) < 0.02
+    assert abs(count(5.15) - 1) < 0.002 and count(7.0) < 0.97 and count(20.0) < 0.7
 
 
 PAGE = assigned("09", "blobs")["blobs"]
@@ -178,6 +203,19 @@ def test_more_steps_do_not_bring_the_clean_gradient_nearer():
     assert min(excess) > 0.1 and excess[1] > 0.7 * excess[0]
 
 
+@pytest.mark.parametrize("gamma", [1.0, 10.0])
+def test_a_plain_cosine_with_one_direction_has_too_much_at_1_and_at_10_however_many_steps(gamma):
+    """Steps moved as the definition says, other data and another schedule than the page's."""
+    u = torch.tensor([0.6, -0.8], dtype=F64)
+    target = GridDensity(lambda x: MIXTURE.log_prob(x) + gamma * similarity.cosine(x, u), -8, 8, 200)
+    wanted = float(target.expectation(lambda x: similarity.cosine(x, u)))
+    pull = guidance.gradient(lambda x, t: similarity.cosine(x, u))
+    chain = kernels.shift(kernels.ddpm(MIXTURE.denoiser(SCHEDULE), SCHEDULE, "large"), pull, gamma)
+    for steps in (50, 200):
+        got = similarity.cosine(draw(chain, normal(1500, 3), time_grid(steps), random(4)), u)
+        assert float(got.mean()) > wanted + 4 * float(got.std()) / math.sqrt(1500)
+
+
 def test_what_normalisers_leave_on_a_path_is_of_order_beta_in_a_step_and_does_not_fade_with_shorter_steps():
     """The second parts, exp(gamma sim(x_t)) / Z(x_t), along paths of the chain; Z by quadrature."""
     z, shares = divergence.hermite(8, 2)
@@ -223,6 +261,17 @@ def test_a_similarity_between_minus_1_and_1_favours_by_at_most_e_to_2_gamma(gamm
     target = GridDensity(lambda x: mixture.log_prob(x) + gamma * to_the_lowest(x), -8, 8)
     ratio = target.log_prob(target.points) - mixture.log_prob(target.points)
     assert float(ratio.max()) <= 2 * gamma and float(ratio.min()) >= -2 * gamma
+
+
+def test_a_large_gamma_with_a_cosine_asks_for_the_data_near_the_ray():
+    u, near, dense = torch.tensor([0.6, -0.8], dtype=F64), [], []
+    for gamma in (1.0, 8.0, 64.0):
+        target = GridDensity(lambda x, g=gamma: MIXTURE.log_prob(x) + g * similarity.cosine(x, u), -8, 8, 300)
+        near.append(float(target.expectation(lambda x: similarity.cosine(x, u))))
+        dense.append(float(target.expectation(MIXTURE.log_prob)))
+    assert near == sorted(near) and near[2] > 0.98
+    data = float(GridDensity(MIXTURE.log_prob, -8, 8, 300).expectation(MIXTURE.log_prob))
+    assert min(dense) > data - 0.5  # no less dense than data are, whatever gamma
 
 
 def test_a_similarity_without_a_ceiling_may_leave_no_finite_normaliser():
@@ -304,6 +353,23 @@ def test_a_drawn_crowds_pull_has_an_error_that_halves_with_four_times_the_draws(
         lead = (((2 * sim(crowd)).softmax(0) - 1 / count)[..., None] * crowd).sum(0)
         errors.append(float((SCHEDULE.alpha(t) / SCHEDULE.sigma(t) ** 2 * lead - true).norm()))
     assert all(1.5 < a / b < 2.7 for a, b in zip(errors[:-1], errors[1:], strict=True))
+
+
+def test_where_most_crowds_have_hardly_any_who_fit_a_large_gamma_needs_many_more_draws():
+    """Other data and another similarity than the page's, with little noise; how many fit, by the draws themselves."""
+    t, x_0 = torch.tensor(0.15, dtype=F64), MIXTURE.sample(100, random(6))[0]
+    x = SCHEDULE.add_noise(x_0, normal(100, 7), t)
+    crowd = MIXTURE.reverse(x.repeat(1024, 1), SCHEDULE, t, 0.0).sample(random(8)).view(1024, 100, 2)
+    assert float(((to_the_lowest(crowd) > 0.8).double().mean(0) < 0.02).double().mean()) > 0.5
+    off = {}
+    for gamma in (1.0, 10.0):
+        true = similarity.noisy_gradient(MIXTURE, SCHEDULE, lambda x, g=gamma: g * to_the_lowest(x), 16)(x, t)
+        for count in (64, 256):
+            lead = ((gamma * to_the_lowest(crowd[:count])).softmax(0) - 1 / count)[..., None] * crowd[:count]
+            found = SCHEDULE.alpha(t) / SCHEDULE.sigma(t) ** 2 * lead.sum(0)
+            off[gamma, count] = float((found - true).norm() / true.norm())
+    assert off[10.0, 256] > 2.5 * off[1.0, 256] and off[10.0, 256] > 1.2 * off[1.0, 64]
+    assert off[10.0, 64] < 1.7 * off[10.0, 256]  # not halved by four times the draws
 
 
 def test_the_curvature_by_the_planes_jacobian_is_the_hessian():

@@ -127,6 +127,18 @@ def test_starting_late_nearly_cures_gamma_1_and_makes_gamma_4_worse():
     assert gaps[1.0, 0.5] < 0.6 * gaps[1.0, 1.0] and gaps[4.0, 0.5] > gaps[4.0, 1.0] + 0.2
 
 
+def test_at_1_what_a_late_start_leaves_out_makes_up_for_what_the_clean_gradient_does_too_much():
+    """Both from half time: the exact gradient ends below what was asked for, the clean one well above the exact."""
+
+    def from_half_time(grad):
+        return lambda x, t: grad(x, t) if float(t) <= 0.5 else torch.zeros_like(x)
+
+    wanted = float(target(1.0).expectation(sim))
+    right, wrong = (sim(ends(from_half_time(grad), count=2000, steps=40)) for grad in (exact(1.0, 4), clean))
+    error = float(right.std()) / math.sqrt(2000)
+    assert float(right.mean()) < wanted - 2.5 * error and float(wrong.mean()) > float(right.mean()) + 2.5 * error
+
+
 def test_at_4_half_time_is_not_too_late_for_the_exact_gradient():
     """300 points: the standard error of their mean similarity is below 0.04."""
 
@@ -145,6 +157,20 @@ def test_the_normaliser_is_large_where_the_encoder_is_sure_of_any_word():
     logits = similarity.cosine(points(x)[:, None], words) / TEMPERATURE
     sure, total = logits.softmax(1).amax(1), logits.exp().sum(1)
     assert total[sure > 0.99].mean() > 1.5 * total[sure < 0.8].mean()
+
+
+def test_two_exact_gradients_added_gather_too_many_points_at_the_lowest_blob():
+    """A line that passes the lowest blob, and the word; 300 points."""
+    corners = torch.tensor([[-2.5, -1.0], [0.5, 0.8], [2.5, 0.0]], dtype=F64)
+    wishes = [lambda x: -2 * similarity.curve_distance(x, corners) ** 2, lambda x: 4 * sim(x)]
+    joint = GridDensity(lambda x: MIXTURE.log_prob(x) + sum(f(x) for f in wishes), -7, 7)
+    wanted = float(metrics.mode_weights(MIXTURE, joint)[5])
+    one, other = (similarity.noisy_gradient(MIXTURE, SCHEDULE, f, 4) for f in wishes)
+    both = similarity.noisy_gradient(MIXTURE, SCHEDULE, lambda x: sum(f(x) for f in wishes), 4)
+    got = [float(metrics.mode_weights(MIXTURE, ends(grad, count=300))[5])
+           for grad in (both, lambda x, t: one(x, t) + other(x, t))]  # fmt: skip
+    error = math.sqrt(wanted * (1 - wanted) / 300)
+    assert abs(got[0] - wanted) < 3.5 * error and got[1] > wanted + 3.5 * error
 
 
 # ---- what losses ask for
@@ -218,6 +244,16 @@ def test_the_exact_gradient_is_as_near_as_a_second_sample_and_no_trained_one_is(
     apart = {name: metrics.wasserstein(ends(grad, count=500), goal) for name, grad in ways.items()}
     assert apart["exact"] < 1.4 * floor and apart["noise"] > 2 * floor and apart["exponential"] > 1.2 * floor
     assert apart["exponential"] < 0.8 * apart["noise"]
+
+
+@pytest.mark.nightly
+def test_at_gamma_1_the_two_networks_differ_by_less_than_chance():
+    """Chance: how far the distances of second samples of the target spread."""
+    samples = [target(1.0).sample(400, random(k)) for k in range(61, 67)]
+    floors = torch.tensor([metrics.wasserstein(samples[0], again) for again in samples[1:]])
+    ways = noise_trained(), trained_for_the_exponential()(1.0)
+    apart = [float(metrics.wasserstein(ends(grad, count=400), samples[0])) for grad in ways]
+    assert abs(apart[0] - apart[1]) < float(floors.max() - floors.min())
 
 
 @pytest.mark.nightly
