@@ -199,7 +199,7 @@ left_side = truth(x_t, t, s).log_prob(x_s)
 torch.testing.assert_close(tilted_step(mixture, schedule, x_s, x_t, t, s, label), left_side)
 
 # %% [markdown]
-# The left side knows no classifier: it is the step of a mixture of the two blobs of class 1 alone. Here are all four terms, with the same $t$ and $s$ on a line, with three classes in five hills:
+# The left side knows no classifier: it is the step of a mixture of the two blobs of class 1 alone. Here are all four terms on a line, for the same $t$ and $s$, with three classes in five hills:
 
 # %% tags=["hide-input"]
 hills = GaussianMixture(
@@ -662,7 +662,7 @@ print(f"throwing and keeping   {2**16:,} questions a step")
 assert right_bits["one of 2 in 100 steps"][0] < right_bits["one of 2 in 400 steps"][0] - 0.02 and right_bits["exact"][0] - right_bits["one of 8 in 100 steps"][0] < 0.0125
 
 # %% [markdown]
-# Two proposals in 100 steps are not enough any more: sixteen bits make $\beta |g|^2$ sixteen times as large. Shorter steps help, and so do more proposals. Eight a step come within one percentage point of the exact answer in each bit, where throwing and keeping would take 65,536.
+# Two proposals in 100 steps are not enough any more: sixteen bits make $\beta |g|^2$ sixteen times as large. Shorter steps help, and so do more proposals. Eight a step come within one percentage point of the exact answer on average over the bits, where throwing and keeping would take 65,536.
 #
 # Methods without gradients, as [Li et al. (2024)](https://arxiv.org/abs/2408.08252)'s, choose like this, by other weights. The effective sample size: [Kong et al. (1994)](https://doi.org/10.1080/01621459.1994.10476469). That importance sampling needs a number of points exponential in an information: [Chatterjee & Diaconis (2018)](https://arxiv.org/abs/1511.01437).
 #
