@@ -11,7 +11,7 @@ The ways, each at a guidance scale gamma; all but `thresholded` and `plus_plus` 
 
     plain           classifier-free guidance               rescaled      phi = 0.7, of the noise; rescaled_v, of v
     interval        guided at log-SNR -3 to 1 alone        projected     eta = 0
-    growing         1 + 2 (gamma - 1) (1 - t)              kept_short    the same, reach 3 and momentum -0.5
+    growing         from 1 to 2 gamma - 1                  kept_short    the same, reach 3 and momentum -0.5
     auto_p50, ...   the pair (pocket, pocket_p50), both    zero_star, thresholded, plus_plus: as in
                     told the label; likewise p02           difflesson.practice; of plus_plus, gamma is the mean
 
@@ -107,7 +107,7 @@ def guided(point: Point, labels: torch.Tensor, seen: list) -> Denoiser:
     pair = network_pair(network, schedule, labels, torch.bfloat16)
     scales = {
         "interval": tradeoff.interval(gamma, schedule, -3.0, 1.0),
-        "growing": lambda t: 1 + 2 * (gamma - 1) * (1 - float(t)),
+        "growing": practice.growing_scale(gamma),
         "plus_plus": practice.plus_plus_scale(point.lam, schedule, digit_times(STEPS, schedule)),
     }
     rules = {

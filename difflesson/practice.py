@@ -194,6 +194,27 @@ class thresholded(Part):
 
 
 @dataclass(frozen=True, eq=False)
+class growing_scale(Part):
+    """A guidance scale that grows evenly on the way from the noise, where it is 1, to the data.
+
+        gamma(t) = 1 + 2 (gamma - 1) (1 - t)      [eq-growing-scale]
+
+    Over times from 1 to 0 its mean is gamma; at the data it is 2 gamma - 1. At `gamma = 1` it is 1 throughout.
+    Args: gamma: finite, the mean;  t, of the call: () or (batch,), in [0, 1].  Raises: ValueError otherwise.
+    Source: that growing scales serve is from Wang et al. 2024 (arXiv 2404.13040).
+    """
+
+    gamma: float
+
+    def __post_init__(self):
+        if not math.isfinite(self.gamma):
+            raise ValueError(f"gamma must be finite, got {self.gamma}")
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return 1 + 2 * (self.gamma - 1) * (1 - as_time(t))
+
+
+@dataclass(frozen=True, eq=False)
 class plus_plus_scale(Part):
     """CFG++ as a guidance scale: at each of the times of a DDIM run the gamma that makes the same step.
 

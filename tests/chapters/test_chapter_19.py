@@ -133,6 +133,13 @@ def test_on_digits_nearly_all_lead_at_gamma_3_and_at_its_own_best_autoguidance_a
     assert [way for way, ratio in best.items() if ratio < -2] == ["auto_p50"] and best["thresholded"] > 2
 
 
+def test_on_digits_thresholding_harms_already_at_gamma_1():
+    rows = runs.log("practice")["at_equal_gamma"]
+    (row,) = (row for row in rows if (row["way"], row["gamma"]) == ("thresholded", 1))
+    cut, alone = (runs.pick(runs.rows("practice"), way=way, gamma=1.0)[0] for way in ("thresholded", "plain"))
+    assert row["difference"] > 5 * row["error"] and cut["digit_fid"] > alone["digit_fid"] + 0.03
+
+
 def test_on_digits_the_noise_has_its_spread_guided_or_not_and_guesses_leave_the_range_unguided():
     network = checkpoints.load("pocket").network
     pair = network_pair(network, network.schedule, torch.arange(10).repeat(2))
@@ -164,11 +171,11 @@ def test_the_weaker_model_hid_half_of_the_labels_and_is_worse_when_told_one_than
 
 @pytest.mark.equation("eq-growing-scale")
 def test_the_growing_scale_is_1_in_the_noise_and_has_the_mean_gamma():
-    growing = names_of("19", "eq-growing-scale")["growing_scale"]
     t = (torch.arange(1000, dtype=F64) + 0.5) / 1000
     for gamma in (-1.0, 0.0, 1.0, 4.5):
-        assert abs(float(growing(gamma, t).mean()) - gamma) < 1e-12 and growing(gamma, 1.0) == 1
-        assert growing(gamma, 0.0) == 2 * gamma - 1
+        growing = practice.growing_scale(gamma)
+        assert abs(float(growing(t).mean()) - gamma) < 1e-12 and growing(1.0) == 1
+        assert growing(0.0) == 2 * gamma - 1
 
 
 @pytest.mark.parametrize("schedule", [cosine(), vp_linear()])
@@ -217,6 +224,16 @@ def test_at_one_lambda_more_steps_push_harder_and_plain_guidance_does_not_notice
             shares[name, n] = judged(truth, sampled(FREE(pair, scale), grid))[1]
     assert shares["plus", 10] < 0.5 < 0.9 < shares["plus", 80]
     assert abs(shares["plain", 10] - shares["plain", 80]) < 0.015
+
+
+def test_half_the_lambda_at_twice_the_steps_keeps_the_share_of_class_1():
+    truth, pair = in_eight(NINE), in_eight(NINE, 0.1).pair(SCHEDULE, LABEL)
+    shares = {}
+    for n, lam in ((20, 0.3), (40, 0.15), (40, 0.3)):
+        grid = time_grid(n)
+        scale = practice.plus_plus_scale(lam, SCHEDULE, grid)
+        shares[n, lam] = judged(truth, sampled(FREE(pair, scale), grid))[1]
+    assert abs(shares[20, 0.3] - shares[40, 0.15]) < 0.02 and shares[40, 0.3] > shares[20, 0.3] + 0.1
 
 
 # ---- another sum
@@ -338,9 +355,11 @@ def test_the_healing_scale_begins_at_b2_over_the_difference_and_grows_towards_th
 def test_guiding_away_from_a_model_with_another_fault_puts_its_opposite_into_the_samples():
     truth, pair = in_eight(NINE), in_eight(NINE, 0.1).pair(SCHEDULE, LABEL)
     shifted = in_eight(NINE, 0.1, shift=(0.0, 0.25)).denoiser(SCHEDULE, LABEL)
-    alone, away = (sampled(FREE(Pair(pair.cond, shifted), g)) for g in (1.0, 2.5))
+    alone, away, further = (sampled(FREE(Pair(pair.cond, shifted), g)) for g in (1.0, 2.0, 3.0))
     moved = ((away - alone) @ TURN[:, :2]).mean(0)
-    assert moved[1] < -0.15 and abs(moved[0]) < 0.1 and mean_of(judged(truth, away)) > 5 * mean_of(judged(truth, alone))
+    assert moved[1] < -0.1 and abs(moved[0]) < 0.1
+    far = [mean_of(judged(truth, x)) for x in (alone, away, further)]
+    assert far[1] > 2 * far[0] and far[2] > 2 * far[1]
 
 
 def test_a_weaker_model_with_more_of_the_same_fault_narrows_in_every_direction_and_in_the_end_too_far():

@@ -173,6 +173,7 @@ CASES = {
         for name, rule in RULES.items()
     },
     "practice.thresholded": answer_of(lambda w: practice.thresholded(w.cond, w.plan, 0.9)),
+    "practice.growing_scale": answer_of(lambda w: guidance.classifier_free(w.pair, practice.growing_scale(2.5))),
     "practice.healing_scale": answer_of(
         lambda w: guidance.classifier_free(w.pair, practice.healing_scale(1.0, 0.2, 0.5, w.plan))
     ),

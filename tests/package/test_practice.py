@@ -391,6 +391,29 @@ def test_the_scale_knows_a_time_that_went_through_single_precision_in_no_way_but
             scale(t)
 
 
+@pytest.mark.equation("eq-growing-scale")
+@pytest.mark.parametrize("gamma", GAMMAS)
+def test_the_growing_scale_is_the_line_from_1_in_the_noise_to_twice_gamma_less_1_at_the_data(gamma):
+    times = torch.linspace(0, 1, 21, dtype=F64)
+    line = np.interp(times.numpy(), [0.0, 1.0], [2 * gamma - 1, 1.0])
+    scale = practice.growing_scale(gamma)
+    assert np.abs(scale(times).numpy() - line).max() < 1e-13
+    assert [float(scale(t)) for t in (0.0, 1)] == [2 * gamma - 1, 1]
+    middles = (times[1:] + times[:-1]) / 2
+    assert float(scale(middles).mean()) == pytest.approx(gamma, abs=1e-13)
+
+
+@every_schedule
+def test_guided_by_the_growing_scale_each_point_is_guided_as_its_own_time_asks(schedule):
+    pair, x, times = FIVE.pair(schedule, 0), points(4), torch.tensor(TIMES, dtype=F64)
+    together = classifier_free(pair, practice.growing_scale(3.0))(x, times)
+    for i, t in enumerate(TIMES):
+        alone = classifier_free(pair, 3.0 + 2.0 * (1 - t) - 2.0 * t)(x[i : i + 1], t)
+        assert apart(alone, Prediction(*(half[i : i + 1] for half in together))) < 1e-12
+    with pytest.raises(ValueError, match="^t must lie in "):
+        practice.growing_scale(3.0)(1.5)
+
+
 # ---- autoguidance
 
 
@@ -608,6 +631,7 @@ REFUSED = [
         (f"limit {limit}", "limit", lambda limit=limit: practice.thresholded(FIVE.denoiser(PLAN), PLAN, limit=limit))
         for limit in (0.0, -1.0, INF, NAN)
     ),
+    *((f"growing {g}", "gamma", lambda g=g: practice.growing_scale(g)) for g in (NAN, INF, -INF)),
     *((f"lam {lam}", "lam", lambda lam=lam: practice.plus_plus_scale(lam, PLAN, TWO)) for lam in (NAN, INF, -INF)),
     *(
         (f"times {times}", "times", lambda times=times: practice.plus_plus_scale(0.5, PLAN, torch.tensor(times)))

@@ -31,6 +31,7 @@ from tools.formula.text import from_ascii
 from tools.pairs import ROOT
 
 MIXTURE, SCHEDULE, T, S, GAMMA = FOUR.mixture(), vp_linear(0.3, 8.0), torch.tensor(0.5, dtype=F64), 0.35, 3.5
+LATE = torch.tensor([0.05, 0.2, 0.7, 1.0], dtype=torch.float64)
 X = torch.tensor([[-0.9, 0.2], [1.3, -0.7], [0.4, 1.1]], dtype=F64)
 ALPHA, SIGMA = SCHEDULE.alpha(T), SCHEDULE.sigma(T)
 ALPHA_TS, SIGMA_TS = SCHEDULE.transition(T, S)
@@ -353,6 +354,7 @@ def of_practised_rules() -> dict[str, dict[str, object]]:
         "threshold": {"x0": bold, "limit": 0.6, "quantile of |x0|": bold.abs().quantile(0.8, dim=1),
                       "->": lambda v: practice.thresholded(says_bold, SCHEDULE, 0.8, 0.6)(X, T).x0,
                       "max": torch.maximum, "clip": torch.clamp},
+        "growing": {"gamma(t)": practice.growing_scale(GAMMA)(LATE), "gamma": GAMMA, "t": LATE},
         "plus": {"gamma(t)": practice.plus_plus_scale(0.6, SCHEDULE, torch.tensor([0.9, T, S]))(T), "lam": 0.6},
         "healed": {"gamma(t)": practice.healing_scale(0.8, 0.3, 1.1, SCHEDULE)(T), "v": 0.8, "b1": 0.3, "b2": 1.1},
     }  # fmt: skip
@@ -373,6 +375,7 @@ FORMULAS |= {
         {"statements": 2, "defines": ("s",), "equivalent": {
             r"= \max ( [\limit , \quantile \of | x 0 | -> \quantile \of | x 0 | , \limit] ) \qquad x":
                 "the larger of two has no order"}}),
+    "practice.growing_scale": ("gamma(t) = 1 + 2 (gamma - 1) (1 - t)", PRACTISED["growing"], {}),
     "practice.plus_plus_scale": (
         "gamma(t) = lam / (1 - (alpha_t sigma_s) / (alpha_s sigma_t))", PRACTISED["plus"], {}),
     "practice.healing_scale": (
