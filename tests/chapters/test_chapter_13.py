@@ -450,6 +450,16 @@ def test_a_network_of_its_own_halves_what_is_wrong_without_a_label_and_changes_n
         assert torch.equal(alone, beside) == same
 
 
+def test_as_much_training_with_every_label_does_nothing_for_the_labelled_half_that_5000_digits_show():
+    control, own = DIGITS["own"]["labelled"], DIGITS["own"]
+    assert "--label-dropout 0.0" in control["command"] and "--start-from denoiser" in control["command"]
+    assert abs(control["steps"] - own["steps"]) < 1000 and control["digits"] == 5000
+    before, after = control["gamma_1_accuracy"]
+    chance = (before * (1 - before) / 5000 + after * (1 - after) / 5000) ** 0.5
+    assert 0 < after - before < 2 * chance
+    assert abs(control["gamma_1_digit_fid"][1] - control["gamma_1_digit_fid"][0]) < 0.001
+
+
 def test_on_digits_eps_draws_worse_and_x0_draws_as_well_as_v_with_a_loss_in_v_two_hundred_times_as_large():
     tried = {name: runs.log(f"run_{name}") for name in ("eps", "x0", "v")}
     same = ("steps", "batch", "label_dropout", "images")
