@@ -13,7 +13,7 @@
 #
 # **You need** chapter 00, Bayes' rule, and a training loop you have written yourself.
 #
-# *24 minutes to read, 61 more for Deeper, 40 seconds to run, on a laptop, without a GPU or a network connection.*
+# *24 minutes to read, 41 more for Deeper, 40 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -496,7 +496,7 @@ exercises.check("11.3", guided_variances)
 # $$ y' = \begin{cases} \varnothing & \text{with probability } p \\ y & \text{with probability } 1 - p \end{cases}
 # \qquad \text{independently of } x_0, y, \varepsilon, t. \label{eq-label-dropout} $$
 
-# %%
+# %% tags=["hide-input"]
 dropped = losses.drop_labels(label, 0.2, null, seeded(5))
 assert bool(((dropped == label) | (dropped == null)).all())
 for y in (0, 1):
@@ -529,11 +529,7 @@ print(f"distance from the best answer {(guess - right).square().mean():.4f}")
 assert (guess - right).square().mean() < 0.003
 
 # %% [markdown]
-# A loss of one, after training? About a thousandth of it is the network's: the rest nobody can avoid, because $x_t$ does not determine $v$. Hold what the
-# network sees fixed, and average over the rest: for any fixed guess $f$, $\mathbb E \|f - v\|^2 = \|f - \mathbb E v\|^2 +
-# \mathbb E\|v - \mathbb E v\|^2$ (the cross term vanishes). If the network sees a label, the best guess $\mathbb E v$
-# is $\mathbb E[v \mid x_t, y]$. If it sees $\varnothing$, the coin has told it nothing, and it is $\mathbb E[v \mid
-# x_t]$. Each case has the probability of its coin:
+# A loss of one, after training? About a thousandth of it is the network's error. The rest is a *floor* that nobody gets below, because $x_t$ does not determine $v$. Hold what the network sees fixed. For any fixed guess $f$, $\mathbb E \|f - v\|^2 = \|f - \mathbb E v\|^2 + \mathbb E\|v - \mathbb E v\|^2$ (the cross term vanishes), so the best is $\mathbb E v$. With a label this is $\mathbb E[v \mid x_t, y]$. Under $\varnothing$ the coin has told nothing, and it is $\mathbb E[v \mid x_t]$. Each case has the probability of its coin:
 #
 # $$ d\, L(\theta) = (1 - p)\, \mathbb E \big\| v_\theta(x_t, t, y) - \mathbb E[v \mid x_t, y] \big\|^2
 # + p\; \mathbb E \big\| v_\theta(x_t, t, \varnothing) - \mathbb E[v \mid x_t] \big\|^2 + \text{const}_p .
@@ -543,13 +539,11 @@ assert (guess - right).square().mean() < 0.003
 #
 # ## Deeper: the floor of the loss
 #
-# *For you if you want to see $\eqref{eq-dropout-optimum}$ as numbers, or wonder what a loss of one means.*
+# *For you if you want to see $\eqref{eq-dropout-optimum}$ as numbers.*
 #
-# To execute it, take a function that always answers 0, so that its distances are large, and a schedule with a single noise
-# level, where the mixture knows $\mathbb E v = \alpha\, \mathbb E[\varepsilon \mid \cdot] - \sigma\, \mathbb E[x_0 \mid
-# \cdot]$.
+# Take a function that always answers 0, so that both its distances are large, at a single noise level. The mixture knows the best answers there.
 
-# %%
+# %% tags=["hide-input"]
 def best_v(mixture, level):
     """The best answer at the one noise level of a schedule, called like a network."""
     alpha, sigma = level.alpha(0.5), level.sigma(0.5)
@@ -566,7 +560,7 @@ def silent(x, log_snr, seen):
     return torch.zeros_like(x)
 
 
-# %%
+# %% tags=["hide-input"]
 level = cosine(1e-6, -1e-6)  # log-SNR 0 at all times
 best = best_v(mixture, level)
 with_label = best(x_t, None, label).square().mean()
@@ -576,24 +570,19 @@ for p in (0.1, 0.5, 0.9):
     floor = losses.v_loss(best, *common, seeded(7), null)
     above = losses.v_loss(silent, *common, seeded(7), null) - floor
     predicted = (1 - p) * with_label + p * without
-    print(f"p {p}: floor {floor:.3f}, above it {above:.3f}, "
-          f"predicted {predicted:.3f}")
+    print(f"p {p}: floor {floor:.3f}, above it {above:.3f}, predicted {predicted:.3f}")
     assert abs(above - predicted) < 0.03
 
 # %% [markdown]
-# The floor rises with $p$, for nobody can know what is hidden. What lies above it is the two distances, weighted by the
-# coin (the last two columns agree to sampling error). Training lowers this sum.
+# The floor rises with $p$, for nobody can know what is hidden. What lies above it is the two distances, weighted by the coin (the last two columns agree to sampling error).
 #
 # ## Deeper: how well did it learn, and where?
 #
-# *For you if you want to know how far to trust the network, not only in the mean. It adds errors by noise level, and at the
-# points where a large $\gamma$ leads.*
+# *For you if you want to know how far to trust the network. It measures errors by noise level, and at the points where a large $\gamma$ leads.*
 #
-# The exact answers are known. So here are the network's mean square errors at noisy points of class 1, with the label, without,
-# and of the difference, all in units of what guidance lives on: the mean square of $\hat\varepsilon_c - \hat\varepsilon_u$, what the
-# label changes. In the last column, in the same unit, the network is told "class 1" at points of class 0.
+# First at noisy points of class 1: the mean square errors of the answer with the label, of the one without, and of their difference. The unit is what guidance lives on, the mean square of $\hat\varepsilon_c - \hat\varepsilon_u$. Last column, in the same unit: told "class 1" at points of class 0.
 
-# %%
+# %% tags=["hide-input"]
 def squares(learned, exact, x, t):
     """Mean squares: error told, error not told, of the difference; what the label changes."""
     told, untold = (guess.eps for guess in learned(x, t))
@@ -603,7 +592,6 @@ def squares(learned, exact, x, t):
     return torch.stack([part.square().sum(1).mean() for part in parts])
 
 
-# %% tags=["hide-input"]
 print("  t   told  not told  difference   unit  told at class 0")
 for k in (1, 3, 5, 7, 9):
     noised = schedule.add_noise(x_0, eps, k / 10)
@@ -613,25 +601,16 @@ for k in (1, 3, 5, 7, 9):
     row = "{:6.1%}  {:8.1%}  {:10.1%}  {unit:6.3f}  {:15.1%}"
     print(f"{k / 10}", row.format(*shares, unit=unit))
     assert (max(shares[:3]) < 0.01) == (k >= 5) and (unit > 0.2) == (3 <= k <= 7)
-    assert k != 3 or 0.02 < max(shares[:3]) < 0.035
     assert k != 1 or 0.2 < max(shares[:3]) < 0.25 and unit < 0.1 * 0.385
     assert 0.6 < shares[2] / max(shares[:2]) < 1.6
     assert shares[3] > 6 * shares[0] if k <= 3 else k == 5 or shares[3] < 1.6 * shares[0]
 
 # %% [markdown]
-# In the middle of the range, where the label changes most, the errors are below one percent of that change, and at $t =
-# 0.3$ about three at most. Near the data they are much larger: there the label changes little, and an error of $\varepsilon$ is
-# $\alpha_t$ times an error of $v$, on which the network was trained. The error of the difference, which $\gamma$
-# multiplies, is about as large as the larger of the two: little cancels. And the last column shows what is hardly pinned
-# down. With little noise class 1 has next to no data at the points of class 0, and its answer there is many times worse;
-# with much noise the classes overlap, and it is about as good.
+# From $t = 0.5$ on the first three are below one percent of what the label changes. Near the data they are much larger: there the label changes little, and an error of $\varepsilon$ is $\alpha_t$ times an error of $v$, on which the network was trained. The difference, which $\gamma$ multiplies, is about as wrong as the worse of the two answers. At points of class 0 the answer to "class 1" is many times worse with little noise, since class 1 has next to no data there.
 #
-# Guidance to class 1 does not go there. It goes to the far side of class 1, where there are few data as well. So here is
-# the error of the guided answer at $\gamma = 6$: at noisy data of class 1; and at the points that the guided sampler has
-# reached by then, inside the region that holds 99 % of class 1's noisy data, and outside. In brackets: relative to the
-# size of the exact answer.
+# Guidance to class 1 does not go there, but to the far side of class 1, where there are few data as well. So here is the root mean square error of the guided answer at $\gamma = 6$: at noisy data of class 1; and at the points that the guided sampler has reached by then, inside the region of 99 % of class 1's noisy data, and outside. Then the same, relative to the size of the exact answer.
 
-# %%
+# %% tags=["hide-input"]
 def rms(error):
     return float(error.square().mean().sqrt())
 
@@ -645,8 +624,10 @@ def region_edge(noisy):  # the log-density around 99 % of the mass
     return noisy.log_prob(noisy.sample(20_000, seeded(4))[0]).quantile(1 - 0.99)
 
 
-# %%
+# %% tags=["hide-input"]
 grid_times, strong = time_grid(50), path(learned, 6.0, start[:1500], schedule)
+print("       error of the answer      relative to its size     points")
+print("  t  at data inside outside  at data inside outside  outside")
 for k in (10, 25, 40):
     t_k, reached = grid_times[k], strong[k]
     noisy_k = class_1.noised(schedule.alpha(t_k), schedule.sigma(t_k))
@@ -656,8 +637,8 @@ for k in (10, 25, 40):
     for x in (data, reached[~outside], reached[outside]):
         off, size = off_and_size(6.0, learned, exact, x, t_k)
         found += [rms(off), rms(off) / rms(size)]
-    print("t = {:.1f}: {:.2f} ({:.2f}) at data, {:.2f} ({:.2f}) inside, {:.2f} ({:.2f}) outside,".format(t_k, *found),
-          f"{outside.double().mean():.0%} of the points")
+    line = "{:.1f}  {:7.2f} {:6.2f} {:7.2f}  {:7.2f} {:6.2f} {:7.2f}"
+    print(line.format(t_k, *found[::2], *found[1::2]), f"{outside.double().mean():8.0%}")
     assert 1.6 < found[4] / found[2] < 2.4 and 1 <= found[5] / found[3] < 1.2 and 0.65 < found[2] / found[0] < 1.25
     assert 1.4 < found[3] / found[1] < 2.4
     assert 0.085 < outside.double().mean() < 0.185
@@ -686,21 +667,15 @@ shown
 # *Error of the learned guided answer ($\gamma = 6$) against the exact one; colours change at 0.03, 0.1, 0.3, 1, 3, 10,
 # 30. Dashed: 50, 90 and 99 % of the noisy data of class 1. Dots: guided samples on their way.*
 #
-# What does training control? The loss less its floor, by $\eqref{eq-dropout-optimum}$, and in practice you do not know
-# the floor. It bounds the errors of both answers in the mean over noisy data, so also that of $6\, \hat\varepsilon_c - 5\,
-# \hat\varepsilon_u$, with large factors; guided points that are still inside have about the error of data, but
-# relative to the answer about twice it. Outside, where the loss hardly looks, the error of this network is about
-# twice that inside; but so is the exact answer, and relative to it the error is hardly larger. Nothing promised that. (Other networks differ, as the next section shows.)
+# What does training control? The loss bounds the errors of both answers in the mean over noisy data, so also that of $6\, \hat\varepsilon_c - 5\, \hat\varepsilon_u$, with large factors. Guided points that are still inside have about the error of data, but relative to the answer about twice it. Outside the loss hardly looks. The error of this network is about twice that inside; so is the exact answer, and relative to it the error is hardly larger. Nothing promised that.
 #
 # ## Deeper: how often should the label be hidden?
 #
 # *For you if you choose $p$ for a real training. It adds a sweep with several seeds, and what it does not decide.*
 #
-# By $\eqref{eq-dropout-optimum}$, $p$ does not change the best function; it shares a limited effort. So give networks the
-# same small effort with different $p$, three seeds each. Two columns are errors as above, averaged over five times. The
-# last is the median distance of samples at $\gamma = 3$ from the exact ones: mean over the seeds, and the range.
+# By $\eqref{eq-dropout-optimum}$, $p$ only shares a limited effort. So here are networks of the same small effort, with different $p$ and three seeds each.
 
-# %%
+# %% tags=["hide-input"]
 coins, seeds = (0.1, 0.5, 0.9), (0, 1, 2)
 effort = {"steps": 200, "batch": 128}
 swept = {
@@ -709,7 +684,6 @@ swept = {
 }
 
 
-# %%
 def marks(pair, exact, noised, goal, start, schedule):
     """Errors told and not told over the noised points, in units of the change; distance of samples from the goal."""
     rows = [squares(pair, exact, x, torch.tensor(t)) for t, x in noised.items()]
@@ -718,7 +692,7 @@ def marks(pair, exact, noised, goal, start, schedule):
     return torch.stack([told / unit, untold / unit, off])
 
 
-# %%
+# %% tags=["hide-input"]
 noised_ones = {k / 10: schedule.add_noise(x_0, eps, k / 10)[label == 1][:500] for k in (1, 3, 5, 7, 9)}
 scores = torch.stack([  # (coins, seeds, marks)
     torch.stack([
@@ -727,21 +701,12 @@ scores = torch.stack([  # (coins, seeds, marks)
     ]) for p in coins
 ])
 
-# %%
-print("  p   told  not told  samples off by")
-for p, by_seed in zip(coins, scores, strict=True):
-    told_off, untold_off, distance = by_seed.mean(0).tolist()
-    span = "{:.2f} to {:.2f}".format(*by_seed[:, 2].aminmax())
-    print(f"{p:3.1f} {told_off:6.1%}  {untold_off:8.1%}  {distance:.2f} ({span})")
-tenth, middle, most = scores[:, :, 2]
+# %% tags=["remove-cell"]
+told_off, untold_off, (tenth, middle, most) = scores[:, :, 0], scores[:, :, 1], scores[:, :, 2]
 assert max(tenth.max(), middle.max()) < most.min()
 assert tenth.min() < middle.max() and middle.min() < tenth.max()
-
-# %% tags=["hide-input"]
-told_off, untold_off = scores[:, :, 0], scores[:, :, 1]
 assert told_off.mean(1).diff().min() > 0 and untold_off[0].min() > untold_off[1:].max()
 assert abs(untold_off[1].mean() - untold_off[2].mean()) < untold_off[1:].std(1).max()
-assert (told_off[1] - untold_off[1]).max() < 0
 small_pair = network_pair(swept[0.1, 0], schedule, 1)
 triples = [
     (small_pair.cond(x, torch.tensor(t)).eps, *(guess.eps for guess in exact(x, torch.tensor(t))))
@@ -776,16 +741,9 @@ shown
 # *Equal effort, different $p$ (not to scale); three networks each (dots) and their mean (line). Left: mean square error
 # relative to what the label changes. Right: median distance of guided samples from the exact ones.*
 #
-# As $p$ grows, the answer with the label gets worse; the one without gets better up to 0.5, and no further. (At $p = 0$ one of the two is
-# missing, at 1 the other.) Of the samples, those with $p = 0.9$ are farther off in the mean; 0.1 and 0.5 cannot be told
-# apart. That is for three small networks each and this effort; with other seeds, in the tests, the ranges of 0.5 and 0.9 overlap. [Ho & Salimans
-# (2022)](https://arxiv.org/abs/2207.12598) tried 0.1, 0.2 and 0.5 on ImageNet with $64 \times 64$ pixels, and found 0.5
-# the worst throughout.
+# As $p$ grows, the answer with the label gets worse; the one without gets better up to 0.5, and no further. Of the samples, those with $p = 0.9$ are farther off in the mean; 0.1 and 0.5 cannot be told apart. That is for three small networks each and this effort; with other seeds, in the tests, the ranges of 0.5 and 0.9 overlap. [Ho & Salimans (2022)](https://arxiv.org/abs/2207.12598) found 0.5 worse throughout than 0.1 and 0.2, on ImageNet with $64 \times 64$ pixels.
 #
-# Nor is it only a matter of how many examples each answer gets. At $p = 0.5$ the null label has half of them and class 1
-# a fifth, yet the answer without a label is still the worse one at these points.
-#
-# With these networks at hand: was the error at guided points outside the region of class 1 an accident of one network?
+# Is the error at guided points, relative to the exact answer, larger outside the region of class 1 than inside? For the six networks with $p = 0.1$ and 0.5, at $\gamma = 6$ and $t = 0.5$:
 
 # %% tags=["hide-input"]
 place_1, found = class_1.noised(schedule.alpha(half), schedule.sigma(half)), []
@@ -796,19 +754,14 @@ for pair in (network_pair(swept[p, seed], schedule, 1) for p in (0.1, 0.5) for s
     outside = place_1.log_prob(reached) < edge_1
     off, size = off_and_size(6.0, pair, exact, reached, half)
     times_off, times_size = (rms(part[outside]) / rms(part[~outside]) for part in (off, size))
-    found.append((times_off, times_off / times_size, float(outside.double().mean())))
-ratio, relative, share = torch.tensor(found).T
+    found.append((times_off, times_off / times_size))
+ratio, relative = torch.tensor(found).T
 print("outside / inside: error {:.1f} to {:.1f},".format(*ratio.aminmax()),
-      "relative error {:.1f} to {:.1f};".format(*relative.aminmax()),
-      "points outside: {:.0%} to {:.0%}".format(*share.aminmax()))
-print("relative error larger outside in", int((relative > 1).sum()), "of", len(relative))
+      "relative error {:.1f} to {:.1f}".format(*relative.aminmax()))
 assert relative.max() < 1 < (ratio / relative).min() and ratio.min() < 1 < ratio.max() < 2
-assert share.max() / share.min() > 2 * ratio.max() / ratio.min()
 
 # %% [markdown]
-# Neither accident nor law. The error is between 0.6 and 1.9 times that inside; relative to the exact answer, which is
-# larger outside, it is in none of the six larger, with other seeds (in the tests) in some. How many points leave differs even more, from 3 to 26 %.
-# The loss promises nothing there.
+# In none of the six; with other seeds (in the tests) in some. The loss promises nothing.
 #
 # ## Deeper: why half a score
 #
@@ -820,7 +773,7 @@ assert share.max() / share.min() > 2 * ratio.max() / ratio.min()
 # * The noise adds $+\frac12 \rho^2 \Delta p_q\, dq$.
 # * From $q$ to $q - dq$ the two must add up to $-\frac12 \Delta p_q\, dq$. So $c = (1 + \rho^2) / 2$.
 #
-# No noise takes half a score ($\rho = 0$, DDIM), the usual noise a whole one ($\rho = 1$, DDPM), and noise of twice that standard deviation $5/2$ ($\rho = 2$). On one Gaussian a short step shows it: the variance $C + q$ must fall by $dq$.
+# On one Gaussian a short step shows it: the variance $C + q$ must fall by $dq$.
 
 # %%
 def variance_after(before, c, rho, dq):
@@ -848,19 +801,11 @@ for rho in (0, 1, 2):
 # \qquad f = \nabla \phi \text{ for some } \phi \iff \operatorname{curl} f = 0 \text{ everywhere}.
 # \label{eq-curl} $$
 #
-# A classifier is more than a potential: $\log p(y \mid x)$ is at most 0, and the classes' probabilities add up to 1. So no
-# curl is necessary, not sufficient; and even the exact arrows of one class give $\log p(y \mid x)$ only up to a constant.
+# A classifier is more: $\log p(y \mid x)$ is at most 0. So no curl is necessary, not sufficient; and even the exact arrows of one class give $\log p(y \mid x)$ only up to a constant.
 #
-# First the naive form, difference quotients, against the package's, automatic differentiation:
+# By difference quotients, and by the package:
 
-# %%
-def curl_by_quotients(field, x, h):
-    east, north = torch.tensor([[h, 0], [0, h]], dtype=x.dtype)
-    along_1 = (field(x + east) - field(x - east)) / (2 * h)
-    along_2 = (field(x + north) - field(x - north)) / (2 * h)
-    return along_1[:, 1] - along_2[:, 0]
-
-
+# %% tags=["hide-input"]
 def fields(pair, t):
     guided = guidance.classifier_free(pair, 3.0)
     return {
@@ -870,18 +815,25 @@ def fields(pair, t):
     }
 
 
-# %%
 learned_fields, exact_fields = fields(learned, half), fields(exact, half)
+
+
+# %%
+def curl_by_quotients(field, x, h):
+    east, north = torch.tensor([[h, 0], [0, h]], dtype=x.dtype)
+    along_1 = (field(x + east) - field(x - east)) / (2 * h)
+    along_2 = (field(x + north) - field(x - north)) / (2 * h)
+    return along_1[:, 1] - along_2[:, 0]
+
+
 naive = curl_by_quotients(learned_fields["guided"], twenty, h=1e-4)
 compact = plane.curl(learned_fields["guided"], twenty)
 torch.testing.assert_close(compact, naive, atol=1e-6, rtol=1e-5)
 
 # %% [markdown]
-# Then three fields: the conditional guess, the difference (the "classifier"), and the guided guess. The curl is compared
-# with the size of all first derivatives: 1 is a pure rotation, 0 a gradient, and about 0.5 what four unrelated derivatives
-# would give. Beside it stands the curl itself, root mean square.
+# How much of a field turns? Divide half the mean square of its curl by that of all first derivatives, and take the root: 1 is a pure rotation, 0 a gradient, and four unrelated derivatives would give about 0.5. Here are the conditional guess, the difference (the "classifier"), and the guided guess:
 
-# %%
+# %% tags=["hide-input"]
 def turning(field, x):
     """The share of a field's first derivatives that turns, between 0 and 1."""
     slopes = plane.jacobian(field, x).square().sum((1, 2)).mean()
@@ -890,11 +842,11 @@ def turning(field, x):
 
 
 some_ones = ones[:2000]
-print("share of turning:  learned   curl of the learned")
+print("share of turning:")
 for name, mine in learned_fields.items():
-    share, size = turning(mine, some_ones), plane.curl(mine, some_ones).square().mean() ** 0.5
-    print(f"{name:>16}  {share:7.3f}  {size:8.3f}")
-    assert turning(exact_fields[name], some_ones) < 1e-12 < 1e-3 < share
+    share = turning(mine, some_ones)
+    print(f"learned {name:>11}  {share:.3f}")
+    assert turning(exact_fields[name], some_ones) < 1e-12 < 1e-3 < share < 0.1
 
 # %% tags=["remove-cell"]
 unrelated = torch.randn(100_000, 2, 2, generator=seeded(0)).double()  # first derivatives without any preference
@@ -928,32 +880,13 @@ shown
 # 50, 90 and 99 % of all noisy data). The curl of the guided answer is that of the conditional one plus twice that of the
 # difference.*
 #
-# The exact fields are gradients to rounding, the learned ones are not; $\eqref{eq-v-loss}$ has no term of its own for
-# it. Is the curl much of what is wrong with a network? Measure it in the error alone, learned minus exact, for our
-# network and for three small ones of the sweep:
-
-# %%
-def error_field(pair, exact, t):
-    return lambda x: pair.cond(x, t).eps - exact.cond(x, t).eps
-
-
-four = [network] + [swept[0.1, seed] for seed in seeds]
-pairs = [network_pair(each, schedule, 1) for each in four]
-shares = [turning(error_field(pair, exact, half), some_ones) for pair in pairs]
-print("share of turning in the error:", *(f"{share:.2f}" for share in shares))
-assert all(0.05 < share < 0.5 for share in shares)
-
-# %% [markdown]
-# All of the curl is error, since the exact field has none. But in the error it is less than a field without any
-# preference would have (0.5): the error is not mainly a matter of turning. What does it matter?
+# The exact fields are gradients to rounding, the learned ones are not; $\eqref{eq-v-loss}$ has no term of its own for it.
 #
-# * *For the loss: no more than any other error of its size.* A field without curl may be just as wrong. A sampler only
-#   follows arrows, and never asks for their potential; what the curl does to samples is not measured here.
-# * *For the word "classifier": everything.* There is no $\phi$ whose gradient you follow. Walk in a circle, add up what
-#   the arrows promise, and you come back with another $\log p(y \mid x)$ than you left with. Methods that need the
-#   *value* of a density ratio cannot get it from such arrows without choosing a path.
+# * *For the loss this is an error like any other of its size.* What the curl does to samples is not measured here.
+# * *For the word "classifier" it is everything.* There is no $\phi$ whose gradient you follow. Walk in a circle, add up what
+#   the arrows promise, and you come back with another $\log p(y \mid x)$ than you left with:
 
-# %%
+# %% tags=["hide-input"]
 angle = 2 * math.pi * torch.arange(400).double() / 400
 around = torch.stack([angle.cos(), angle.sin()], dim=1)
 ahead = torch.stack([-angle.sin(), angle.cos()], dim=1)
@@ -964,23 +897,18 @@ for name, pair in (("exact", exact), ("learned", learned)):
     print(f"{name:>7}: gain {abs(near):.3f} at radius 1, {abs(far):.3f} at radius 4")
 
 # %% [markdown]
-# The exact arrows promise nothing for a walk in a circle. The learned ones promise something; its size and sign (left
-# out) are this network's own.
+# The exact arrows promise nothing; what the learned ones promise is this network's own. So methods that need the *value* of $p(y \mid x)$ cannot get it from such arrows without choosing a path.
 #
 # ### An open question
 #
-# Here the curl was small. Does it stay so, and does it matter, when $\gamma$ grows and the samples leave the data? One way
-# to find out: project the learned difference on gradients (fit a scalar network $\phi$ to it, by least squares on noisy
-# data), guide with $\nabla \phi$ instead, and compare both with the exact samples of this chapter at $\gamma = 1, 3, 6$.
-# What you compare must be matched in error as well as in curl; how?
+# Here the curl was small. Does it stay so, and does it matter, when $\gamma$ grows and the samples leave the data? One way to find out: fit a scalar network $\phi$ whose gradient is near the learned difference on noisy data, and guide with $\nabla \phi$ instead. What you compare must be matched in error as well as in curl; how?
 #
 # ## Deeper: colder is not sharper
 #
-# *For you if you ask why one does not lower the temperature instead, as other generative models do. It adds a trap that is
-# guidance's own, in a case that can be solved.*
+# *For you if you ask why one does not lower the temperature instead, as other generative models do. It adds a case
+# that can be solved.*
 #
-# The wish is the same: less varied samples, and better ones. Low temperature asks for $p(x \mid y)^\kappa$ with $\kappa >
-# 1$. The score of $p^\kappa$ is $\kappa \nabla \log p$, so multiply the guess:
+# Low temperature asks for $p(x \mid y)^\kappa$ with $\kappa > 1$. The score of $p^\kappa$ is $\kappa \nabla \log p$, so multiply the guess:
 #
 # $$ \varepsilon \to \kappa\, \varepsilon . \label{eq-low-temperature} $$
 
@@ -990,38 +918,28 @@ naive = 3.0 * exact.cond(x_t, half).eps
 torch.testing.assert_close(cold(x_t, half).eps, naive)
 clean = (x_t - schedule.sigma(half) * naive) / schedule.alpha(half)
 torch.testing.assert_close(cold(x_t, half).x0, clean)
-print("eps is multiplied, x0 goes with it")
 
 # %% [markdown]
-# Again it is right at $t = 0$ only: the sampler needs the score of $p^\kappa$ *with noise added*, and that is not
-# $\kappa$ times the score of $p$ with noise added. For one Gaussian of variance $C$ the outcome can be computed. Noised,
-# it has the score $-\bar x / (C + q)$. By the rule of the three samplers, DDPM's step from $q$ to $q - dq$ moves by $dq$
-# times the score and adds variance $dq$, so the variance $V$ of $\bar x$ becomes $V (1 - 2 \kappa\, dq / (C + q)) + dq$:
+# As with guidance, this is right at $t = 0$ only: the sampler needs the score of $p^\kappa$ *with noise added*, not $\kappa$ times the score of noisy data. For one Gaussian of variance $C$ the outcome can be computed. Noised, it has the score $-\bar x / (C + q)$. DDPM's step from $q$ to $q - dq$ moves by $\kappa\, dq$ times this score and adds variance $dq$, so the variance $V$ of $\bar x$ becomes $V (1 - 2 \kappa\, dq / (C + q)) + dq$. From a start far away,
 #
 # $$ \frac{dV}{dq} = \frac{2 \kappa V}{C + q} - 1 \quad\Longrightarrow\quad V = \frac{C + q}{2 \kappa - 1} . $$
 #
-# (Other solutions differ by a multiple of $(C + q)^{2 \kappa}$, which has died out at small $q$ if the start was far
-# away.) At $q = 0$ there is $C / (2 \kappa - 1)$ left, and not the $C / \kappa$ of $p^\kappa$. DDIM moves half as much and
-# adds nothing, so $V \propto (C + q)^\kappa$. From $V = q = Q$ at the start it ends at about $C^\kappa Q^{1 -
-# \kappa}$, which for $\kappa > 1$ vanishes when the start is far away. Without noise, *everything ends in one point*.
+# At $q = 0$ there is $C / (2 \kappa - 1)$ left, and not the $C / \kappa$ of $p^\kappa$. DDIM moves half as much and adds nothing, so $V \propto (C + q)^\kappa$. From $V = q = Q$ it ends at about $C^\kappa Q^{1 - \kappa}$, which for $\kappa > 1$ vanishes when the start is far away: without noise, *everything ends in one point*. DDPM with $C = 1$:
 
-# %%
+# %% tags=["hide-input"]
 identity = torch.eye(2)[None].double()
 blob = GaussianMixture([1.0], torch.zeros(1, 2).double(), identity)
 for kappa in (1.0, 2.0, 3.0):
     cold = guidance.tempered(blob.denoiser(schedule), kappa, schedule)
     got = draw(kernels.ddpm(cold, schedule), start[:2000], time_grid(200), seeded(7)).var()
     formula, wanted = 1 / (2 * kappa - 1), 1 / kappa
-    print(f"kappa {kappa:g}: variance {got:.3f}, "
-          f"formula {formula:.3f}, wanted {wanted:.3f}")
+    print(f"kappa {kappa:g}: variance {got:.3f}, formula {formula:.3f}, wanted {wanted:.3f}")
     assert abs(got / formula - 1) < 0.08
 
 # %% [markdown]
-# Colder than ordered, by a known amount. Now class 1, two blobs of weights 0.625 and 0.375. To be fair to both methods,
-# compare $\kappa$ and $\gamma$ at the *same sharpness*: the same mean probability of class 1. Same sampler too, DDPM with
-# 200 steps. Below the samples stands what was ordered, $p(x \mid y)^3$, summed over the grid.
+# Colder than ordered, by a known amount. Now class 1 with its two blobs, by DDPM with 200 steps. To be fair, compare $\kappa$ and $\gamma$ at the *same sharpness*: the same mean probability of class 1. The last row is what was ordered, $p(x \mid y)^3$, summed over a grid.
 
-# %%
+# %% tags=["hide-input"]
 def ancestral(denoiser, schedule, start):
     return draw(kernels.ddpm(denoiser, schedule), start, time_grid(200), seeded(7))
 
@@ -1032,7 +950,7 @@ sharp = {
     "kappa = 3": ancestral(guidance.tempered(exact.cond, 3.0, schedule), schedule, start),
 }
 
-# %%
+# %% tags=["hide-input"]
 rows = {
     name: (mixture.class_log_prob(cloud, 1).exp().mean(), *moments(cloud, blobs))
     for name, cloud in sharp.items()
@@ -1040,18 +958,14 @@ rows = {
 ordered = (3 * class_1.log_prob(points)).softmax(0)
 sure = ordered @ mixture.class_log_prob(points, 1).exp()
 rows["p(x|y)^3"] = sure, *moments(points, blobs, ordered)
-print("           p(class 1)  mean x1  small blob  spread  in large  in small")
+print("           p(class 1)  mean x1  small blob  in large  in small")
 for name, row in rows.items():
-    print(f"{name:>9}  {row[0]:10.3f} {row[1]:7.2f}  {row[2]:10.2f}  {row[3]:6.2f}  {row[4]:8.2f}  {row[5]:8.2f}")
+    print(f"{name:>9}  {row[0]:10.3f} {row[1]:7.2f}  {row[2]:10.2f}  {row[4]:8.2f}  {row[5]:8.2f}")
 
 # %% tags=["remove-cell"]
-torch.testing.assert_close(class_1.weights, torch.tensor([0.625, 0.375], dtype=torch.float64))
-torch.testing.assert_close(class_1.weights @ class_1.means, torch.tensor([1.15, 0], dtype=torch.float64))
-torch.testing.assert_close(class_1.means[0], torch.tensor([0.4, -0.6], dtype=torch.float64))
 plain, guided_row, cold_row, asked = torch.tensor([[float(value) for value in row] for row in rows.values()])
 assert abs(guided_row[0] - cold_row[0]) < 0.005 and guided_row[0] > plain[0] + 0.05
 assert guided_row[1] > plain[1] + 0.3 and guided_row[2] > plain[2] + 0.1
-torch.testing.assert_close((guided_row / plain)[4:], torch.tensor([0.8, 0.9]), atol=0.02, rtol=0)
 torch.testing.assert_close((cold_row / plain)[4:], torch.tensor([0.2, 0.2]), atol=0.03, rtol=0)
 assert (cold_row - asked)[4:].max() < 0 and cold_row[2] < asked[2] - 0.05
 
@@ -1071,26 +985,7 @@ shown
 # *Class 1 (dashed: 50, 90 and 99 %) by DDPM with exact guesses. The middle and the right cloud have the same mean
 # probability of class 1.*
 #
-# Guidance becomes sure of its class by moving away from the other one: the mean of $x_1$ grows, the small blob gets more,
-# the large blob shrinks by a fifth and the small one by a tenth. Low temperature knows nothing about the other class. It becomes sure only because
-# it shrinks each blob towards its centre, to about a fifth of its spread and below what was ordered, and the small blob
-# is starved: 0.26 where 0.34 was ordered. On images, scaled scores gave blurred samples of low quality, as Ho & Salimans
-# report from [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233); averages of many pictures would look like
-# that. And without noise two blobs, too, end in one point:
-
-# %%
-cold = guidance.tempered(exact.cond, 3.0, schedule)
-even = time_grid(400, schedule)
-frozen = draw(kernels.ddim(cold, schedule), start[:300], even)
-centre, size = frozen.mean(0), float((frozen - frozen.mean(0)).norm(dim=1).max())
-print("all 300 samples within 1e-6 of ({:.2f}, {:.2f})".format(*centre))
-assert size < 1e-6
-
-# %% [markdown]
-# That is no blob's centre. While the noise is large, everything gathers at the mean of the class, $(1.15, 0)$; then the
-# large blob draws it towards its own centre, $(0.4, -0.6)$, and the noise ends before it is there.
-#
-# (One Gaussian would keep a variance of about $C^\kappa Q^{1 - \kappa}$, here with $Q = e^{20}$ about $e^{-40}$.)
+# Guidance becomes sure of its class by moving away from the other one: the mean of $x_1$ grows, and the small blob gets more. Low temperature knows nothing about the other class. It becomes sure only because it shrinks each blob towards its centre, to about a fifth of its spread and below what was ordered, and the small blob is starved: 0.26 where 0.34 was ordered. On images, scaled scores gave blurred samples of low quality, as Ho & Salimans report from [Dhariwal & Nichol (2021)](https://arxiv.org/abs/2105.05233).
 #
 # ## Deeper: the paper's own words, in $w$ and log-SNR
 #
@@ -1115,7 +1010,7 @@ print(f"gamma = 3 is w = {w:g}")
 # A paper's best result has $w = 1$. You type it into a function that expects $\gamma$, and sample *without* guidance.
 # The other way round, $\gamma = 3$ typed for $w$ gives $\gamma = 4$:
 
-# %%
+# %% tags=["hide-input"]
 for meant, ran in ((2.0, 1.0), (3.0, 4.0)):
     means = [path(exact, gamma, few, schedule)[-1][:, 0].mean() for gamma in (meant, ran)]
     print(f"meant gamma = {meant:g}, ran {ran:g}:", end=" ")
@@ -1124,13 +1019,15 @@ for meant, ran in ((2.0, 1.0), (3.0, 4.0)):
 # %% [markdown]
 # ### Pitfall: the two answers in the wrong order
 #
-# Both answers come out of one batched call, and it is easy to name them the wrong way round. Then $\hat\varepsilon_c +
+# Both answers come out of one batched call, and are easily named the wrong way round. Then $\hat\varepsilon_c +
 # \gamma (\hat\varepsilon_u - \hat\varepsilon_c)$ is a valid line as well: it is guidance with $1 - \gamma$.
 
 # %%
 away = guidance.classifier_free(learned, gamma=1 - 3.0)
 swapped = told.eps + 3.0 * (untold.eps - told.eps)
 torch.testing.assert_close(swapped, away(x_few, half).eps)
+
+# %% tags=["hide-input"]
 flown = draw(kernels.ddim(away, schedule), few, time_grid(50))
 share = mixture.class_log_prob(flown, 1).exp().mean()
 beyond = (mixture.log_prob(flown) < region_edge(mixture)).double().mean()
@@ -1139,20 +1036,16 @@ print(f"{beyond:.0%} lie outside the region of 99 % of all data")
 assert share < 0.1 and beyond > 0.8
 
 # %% [markdown]
-# The samples are of the other class and far beyond it, as at $\gamma = -2$ they must be. In the plane you see both; on
-# images you may not see the second. Draw a few of each class.
+# They are of the other class and far beyond it, as at $\gamma = -2$ they must be. Draw a few of each class.
 #
 # ### The clock
 #
-# Ho & Salimans have no time. Their clock is the log signal-to-noise ratio $\lambda = \log(\alpha^2 / \sigma^2)$, large
-# at the data, and they write $z_\lambda$ for our $x_t$. Since $\alpha^2 + \sigma^2 = 1$, $\lambda$ alone gives
-# $\alpha_\lambda^2 = 1 / (1 + e^{-\lambda})$ and $\sigma_\lambda^2 = 1 / (1 + e^{\lambda})$. In training $\lambda$ is
-# drawn with a uniform $u \in [0, 1]$ through
+# Ho & Salimans have no time. Their clock is the log signal-to-noise ratio $\lambda = \log(\alpha^2 / \sigma^2)$, large at the data, and they write $z_\lambda$ for our $x_t$. Since $\alpha^2 + \sigma^2 = 1$, $\lambda$ gives $\alpha_\lambda^2 = 1 / (1 + e^{-\lambda})$ and $\sigma_\lambda^2 = 1 / (1 + e^{\lambda})$. In training $\lambda$ is drawn with a uniform $u \in [0, 1]$ through
 #
 # $$ \lambda = -2 \log \tan(a u + b), \qquad b = \arctan e^{-\lambda_\text{max} / 2}, \quad
 # a = \arctan e^{-\lambda_\text{min} / 2} - b. \label{eq-cosine} $$
 #
-# That is our cosine schedule with $t = u$: $\alpha = \cos(a u + b)$. The paper's limits are $\pm 20$, and so are ours.
+# That is our cosine schedule with $t = u$. The paper's limits are $\pm 20$, and so are ours.
 
 # %%
 def log_snr_of(u, low=-20, high=20):
@@ -1164,15 +1057,11 @@ def log_snr_of(u, low=-20, high=20):
 u = torch.linspace(0, 1, 101).double()
 compact = cosine(20, -20).log_snr(u)
 torch.testing.assert_close(compact, log_snr_of(u), atol=1e-9, rtol=0)
-print(f"from {compact[0]:.1f} at u = 0 to {compact[-1]:.1f} at u = 1")
 
 # %% [markdown]
 # ### Algorithm 1 trains
 #
-# One pass, line by line: an example with its label; hide the label with probability $p$; draw $\lambda$; draw
-# $\varepsilon$; add the noise; a gradient step (left out here) on $\|\varepsilon_\theta(z_\lambda, c) -
-# \varepsilon\|^2$. The function returns the paper's squares, and beside them $\alpha^2$ times those of our loss
-# $\eqref{eq-v-loss}$.
+# Line by line, up to the gradient step. The function returns the paper's squares, and beside them $\alpha^2$ times those of our loss $\eqref{eq-v-loss}$.
 
 # %%
 def algorithm_1(network, x, c, p, generator):
@@ -1189,45 +1078,21 @@ def algorithm_1(network, x, c, p, generator):
 
 paper, ours = algorithm_1(network, x_0, label, 0.2, seeded(7))
 torch.testing.assert_close(paper, ours, atol=1e-12, rtol=1e-9)
-print(f"loss in eps {paper.sum(1).mean():.4f}")
 
 # %% [markdown]
-# The paper trains $\varepsilon_\theta$, we train $v_\theta$; for one example the losses differ by the factor $\alpha^2$,
-# which is a weight of noise levels. By the argument of $\eqref{eq-dropout-optimum}$, made at one level at a time, the
-# best function does not depend on such weights either.
+# The two agree: for one example the losses differ by the factor $\alpha^2$, which is a weight of noise levels. By the argument of $\eqref{eq-dropout-optimum}$, made at one level at a time, the best function does not depend on such weights either.
 #
 # ### Algorithm 2 samples
 #
-# A step goes from $\lambda$ to a larger $\lambda'$, in our words from $t$ to an earlier $s$. Three facts about Gaussians
-# are needed, and all are shortest in log-SNR. With $r = e^{\lambda - \lambda'} < 1$, noise is *added* on the way from
-# $\lambda'$ to $\lambda$ by
+# A step goes from $\lambda$ to a larger $\lambda'$ (our $t$ and an earlier $s$). With $r = e^{\lambda - \lambda'} < 1$, noise is *added* on the way from $\lambda'$ to $\lambda$ by
 #
 # $$ q(z_\lambda \mid z_{\lambda'}) = \mathcal N\Big(\frac{\alpha_\lambda}{\alpha_{\lambda'}} z_{\lambda'},\;
 # \sigma^2_{\lambda \mid \lambda'} I\Big), \qquad \sigma^2_{\lambda \mid \lambda'} = (1 - r)\, \sigma_\lambda^2 .
 # \label{eq-forward-transition} $$
 #
-# (The variances must add up: $\sigma_\lambda^2 = (\alpha_\lambda / \alpha_{\lambda'})^2 \sigma_{\lambda'}^2 +
-# \sigma^2_{\lambda|\lambda'}$, and $(\alpha_\lambda / \alpha_{\lambda'})^2 \sigma_{\lambda'}^2 = r\, \sigma_\lambda^2$
-# by the definition of $\lambda$.)
-
-# %%
-early = torch.tensor(0.3).double()
-lam, lam_next = schedule.log_snr(half), schedule.log_snr(early)
-alpha, alpha_next = torch.sigmoid(lam).sqrt(), torch.sigmoid(lam_next).sqrt()
-large = (1 - torch.exp(lam - lam_next)) * torch.sigmoid(-lam)
-alpha_ts, sigma_ts = schedule.transition(half, early)
-torch.testing.assert_close(alpha_ts, alpha / alpha_next)
-torch.testing.assert_close(sigma_ts**2, large)
-print(f"r = {torch.exp(lam - lam_next):.3f}, added variance {large:.3f}")
-
-# %% [markdown]
-# If the clean point $x$ is known, the step back is Gaussian. Before $z_\lambda$ is seen, $z_{\lambda'}$ is $\mathcal
-# N(\alpha_{\lambda'} x, \sigma_{\lambda'}^2 I)$: the prior. What $z_\lambda$ adds is $\eqref{eq-forward-transition}$,
-# read as a function of $z_{\lambda'}$: a Gaussian with the precision $(\alpha_\lambda / \alpha_{\lambda'})^2 /
-# \sigma^2_{\lambda \mid \lambda'}$. By the definition of $r$ this is $\frac{r}{1 - r} / \sigma_{\lambda'}^2$.
-# Precisions add: $(1 + \frac{r}{1 - r}) / \sigma_{\lambda'}^2 = 1 / \big((1 - r)\, \sigma_{\lambda'}^2\big)$. The mean
-# weighs the two places by their precisions, $1 - r$ for the prior's and $r$ for $(\alpha_{\lambda'} / \alpha_\lambda)
-# z_\lambda$:
+# The variances must add up: $\sigma_\lambda^2 = (\alpha_\lambda / \alpha_{\lambda'})^2 \sigma_{\lambda'}^2 + \sigma^2_{\lambda|\lambda'}$. By the definition of $\lambda$, the first term is $r\, \sigma_\lambda^2$.
+#
+# If the clean point $x$ is known, two Gaussians say where $z_{\lambda'}$ was. The first is the prior, $\mathcal N(\alpha_{\lambda'} x, \sigma_{\lambda'}^2 I)$. The second is $\eqref{eq-forward-transition}$, read as a function of $z_{\lambda'}$: its centre is $(\alpha_{\lambda'} / \alpha_\lambda) z_\lambda$, its precision $\frac{r}{1 - r} / \sigma_{\lambda'}^2$. Precisions add, here to $1 / \big((1 - r)\, \sigma_{\lambda'}^2\big)$, and the mean weighs the centres by them, $1 - r$ for the prior's and $r$ for the other:
 #
 # $$ \tilde\mu_{\lambda' \mid \lambda}(z_\lambda, x) = r\, \frac{\alpha_{\lambda'}}{\alpha_\lambda}\, z_\lambda
 # + (1 - r)\, \alpha_{\lambda'}\, x \label{eq-ddpm} $$
@@ -1236,38 +1101,12 @@ print(f"r = {torch.exp(lam - lam_next):.3f}, added variance {large:.3f}")
 #
 # $$ \tilde\sigma^2_{\lambda' \mid \lambda} = (1 - r)\, \sigma_{\lambda'}^2 . \label{eq-posterior-variance} $$
 #
-# The sampler does not know $x$. It puts in the guess $\tilde x = (z_\lambda - \sigma_\lambda \hat\varepsilon_\gamma) /
-# \alpha_\lambda$, made from the guided $\hat\varepsilon_\gamma$. That is DDPM's step.
-
-# %%
-guided, z = guidance.classifier_free(learned, 3.0), x_t[:1000]
-clean = (z - torch.sigmoid(-lam).sqrt() * guided(z, half).eps) / alpha
-r = torch.exp(lam - lam_next)
-naive = r * alpha_next / alpha * z + (1 - r) * alpha_next * clean
-one_step = kernels.ddpm(guided, schedule, variance="small")(z, half, early)
-torch.testing.assert_close(one_step.mean, naive, atol=1e-12, rtol=0)
-small = kernels.posterior_variance(schedule, half, early)
-torch.testing.assert_close(small, (1 - r) * torch.sigmoid(-lam_next))
-print(f"means agree; variance {small:.4f}")
-
-# %% [markdown]
-# But $x$ is not known, so some variance is missing: $\eqref{eq-posterior-variance}$ is too small. For data that are a
-# standard Gaussian, the right one would be $\sigma^2_{\lambda \mid \lambda'}$. For a narrower Gaussian the truth lies in
-# between, and the paper interpolates logarithms with a number $v \in [0, 1]$ (not the $v$ that the network predicts):
+# The sampler does not know $x$. It puts in the guess $\tilde x = (z_\lambda - \sigma_\lambda \hat\varepsilon_\gamma) / \alpha_\lambda$, made from the guided $\hat\varepsilon_\gamma$. That is DDPM's step. But since $x$ is only guessed, $\eqref{eq-posterior-variance}$ is too small. For data that are a standard Gaussian, the right one would be $\sigma^2_{\lambda \mid \lambda'}$. For a narrower Gaussian the truth lies in between, and the paper interpolates logarithms with a number $v \in [0, 1]$ (not the $v$ that the network predicts):
 #
 # $$ \text{variance} = \big(\tilde\sigma^2_{\lambda' \mid \lambda}\big)^{1 - v}
 # \big(\sigma^2_{\lambda \mid \lambda'}\big)^{v}. \label{eq-variance-interpolation} $$
-
-# %%
-for v in (0.0, 0.3, 1.0):
-    naive = small ** (1 - v) * large**v
-    one_step = kernels.ddpm(guided, schedule, variance=v)(z, half, early)
-    torch.testing.assert_close(one_step.var, naive, atol=1e-12, rtol=0)
-    print(f"v = {v}: variance {one_step.var:.4f}")
-
-# %% [markdown]
-# Now the whole of Algorithm 2 in the paper's symbols, with $w$ and $\lambda$ and no word of ours but the network; and
-# the package's loop, with the same random numbers.
+#
+# The whole of Algorithm 2 in the paper's symbols, and after it the package's loop with the same random numbers:
 
 # %%
 def guess_clean(network, z, w, lam):
@@ -1293,25 +1132,23 @@ def algorithm_2(network, z, w, v, lams, generator):
     return guess_clean(network, z, w, lams[-1])
 
 
-# %%
-some, walk = start[:1500], time_grid(50, end=0.01)
+# %% tags=["hide-input"]
+some, walk = start[:1500], time_grid(50, end=0.01)  # our step to t = 0 adds no noise
 lams = schedule.log_snr(walk)
 theirs = algorithm_2(network, some, 2.0, 0.3, lams, seeded(7))
-kernel = kernels.ddpm(guided, schedule, variance=0.3)  # gamma = 3 is w = 2
+guided = guidance.classifier_free(learned, 3.0)  # gamma = 3 is w = 2
+kernel = kernels.ddpm(guided, schedule, variance=0.3)
 last = draw(kernel, some, walk, seeded(7))
 ours = guided(last, walk[-1]).x0
 torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
 print("after 50 noisy steps the two agree to 1e-10")
 
 # %% [markdown]
-# Our $t$ is the paper's $u$, our $\gamma$ its $1 + w$, our `variance` its $v$. Uniform steps in $u$ are what both walk,
-# and the paper's last line, $z_{T+1} = \tilde x_T$, is one more guess at the end. (The walk stops at $t = 0.01$, since our
-# step to $t = 0$ adds no noise.)
+# Our $t$ is the paper's $u$, our $\gamma$ its $1 + w$, our `variance` its $v$. Its last line, $z_{T+1} = \tilde x_T$, is one more guess at the end.
 #
-# What is $v$ worth? As the steps get short, $r \to 1$ and both variances become the same. So it matters most for few
-# steps. We draw class 1 without guidance and with exact guesses, and compare the spread with the true one.
+# What is $v$ worth? We draw class 1 with exact guesses, without guidance, and compare the spread with the true one.
 
-# %%
+# %% tags=["hide-input"]
 truth = table["target", 1.0][2]
 for count in (5, 20, 100):
     kept = []
@@ -1324,14 +1161,10 @@ for count in (5, 20, 100):
     assert count > 5 or kept[0] < 2 / 3 and abs(kept[2] - 7 / 8) < 0.02
 
 # %% tags=["remove-cell"]
-assert 0.02 < 1 - kept[1] < 0.08 and 0.02 < kept[2] - kept[0] < 0.04  # with a hundred steps
-assert round(float(errors[2] * 2**0.5 / truth), 2) == 0.02  # 1,500 of the 3,000 samples
+assert max(1 - part for part in kept) < 0.08 and kept[2] - kept[0] < 0.04  # with a hundred steps
 
 # %% [markdown]
-# With five steps the small variance, $v = 0$, loses more than a third of the spread, and $v = 1$ an eighth: this class is
-# about as wide as a standard Gaussian, and the last step adds no noise. With a hundred, a few percent are lost, and $v$ changes that by three (1,500 samples know their spread
-# to about 2 %). [The paper](https://arxiv.org/abs/2207.12598)
-# used 0.3 for one of its models and 0.2 for the other. It is a repair for few steps.
+# With five steps $v = 0$ loses more than a third of the spread, and $v = 1$ an eighth. With a hundred, a few percent are lost whatever $v$ is: for short steps $r \to 1$, and both variances become the same. $v$ is a repair for few steps; [the paper](https://arxiv.org/abs/2207.12598) used 0.3 for one of its models and 0.2 for the other.
 
 # %% [markdown]
 # ### Exercise 11.4 (medium)

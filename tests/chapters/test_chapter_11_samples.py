@@ -4,7 +4,6 @@ With exact guesses, on the chapter's own four blobs with other random numbers th
 variances, which draw nothing.
 """
 
-import math
 from functools import cache
 from typing import NamedTuple
 
@@ -310,19 +309,6 @@ def test_the_cold_variance_solves_its_equation_and_other_solutions_die_out_at_sm
         assert abs(pulled / still(q - h) - 1) < 1e-6
     assert abs(noisy(big) / big - 1) < 1e-9 and abs(noisy(0) / (c / (2 * kappa - 1)) - 1) < 1e-9
     assert abs(still(0) / (c**kappa * big ** (1 - kappa)) - 1) < 1e-4
-    assert abs(math.log(math.exp(20) ** (1 - kappa)) + 40) < 1e-9  # what the page names, but for C^kappa
-
-
-def test_two_cold_blobs_end_in_one_point_between_the_class_s_mean_and_the_larger_blob():
-    cold, times = guidance.tempered(EXACT.cond, 3.0, SCHEDULE), time_grid(250, SCHEDULE)
-    path = list(sample(kernels.ddim(cold, SCHEDULE), normal(50, 47), times))
-    noisy = next(k for k, t in enumerate(times) if t < 0.96)
-    middle, end = path[noisy] / SCHEDULE.alpha(times[noisy]), path[-1]
-    mean, large = CLASS_1.weights @ CLASS_1.means, CLASS_1.means[0]
-    assert float((middle - mean).norm(dim=1).max()) < 0.02
-    assert float((end - end.mean(0)).norm(dim=1).max()) < 1e-6
-    along = (end.mean(0) - mean) @ (large - mean) / (large - mean).square().sum()
-    assert 0.7 < float(along) < 0.85 and float((end.mean(0) - mean - along * (large - mean)).norm()) < 0.05
 
 
 @cache
@@ -340,7 +326,6 @@ def test_at_the_same_sharpness_guidance_moves_the_class_and_low_temperature_shri
     sure = [sureness(x) for x in (points("ddpm", 1.0), points("ddpm", 2.0), cold_points())]
     assert abs(sure[1] - sure[2]) < 0.01 < sure[2] - sure[0] - 0.03
     assert guided.mean > plain.mean + 0.3 > cold.mean + 0.3 and guided.small > plain.small + 0.08
-    assert abs(guided.in_large / plain.in_large - 0.8) < 0.06 and abs(guided.in_small / plain.in_small - 0.9) < 0.07
     assert abs(cold.in_large / plain.in_large - 0.2) < 0.05 and abs(cold.in_small / plain.in_small - 0.2) < 0.05
     assert cold.in_large < 0.75 * ordered.in_large and cold.in_small < 0.75 * ordered.in_small
     assert abs(cold.small - 0.26) < 0.03 and abs(ordered.small - 0.34) < 0.01
