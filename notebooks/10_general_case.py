@@ -755,7 +755,7 @@ assert all(everywhere[data]["Heun"][1] < 0.5 * everywhere[data]["DDIM"][1] for d
 assert all(row[1] < 0.25 for data in (mixture, five) for row in everywhere[data].values())
 
 # %% [markdown]
-# All means are within two and a half times chance. (The samplers without noise share their starting points, and so most of their errors.) The larger errors of the covariance are those of first-order steps: from the same starts, Heun's is less than half of DDIM's.
+# All means are within two and a half times chance. (The samplers without noise share their starting points, and so most of their errors.) DDIM's larger covariance error is that of first-order steps: from the same starts, Heun's is less than half.
 #
 # ## Deeper: what guidance costs
 #
