@@ -13,7 +13,7 @@
 #
 # **You need** chapter 07 (the mean shift), Bayes' rule, and what a stochastic differential equation looks like.
 #
-# *24 minutes to read, 35 more for Deeper, 35 seconds to run, on a laptop, without a GPU or a network connection.*
+# *24 minutes to read, 23 more for Deeper, 35 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import itertools
@@ -489,14 +489,14 @@ exercises.check("10.3", guided_denoised)
 #
 # ## Deeper: variance and exact coefficient, with orders
 #
-# *For those who want the coefficient in closed form, with its orders: what chapter 07 calls the wrong number is a special case. And the step as papers print it.*
+# *For those who want the coefficient of a step in closed form, with its orders: what chapter 07 calls the wrong number is a special case.*
 #
-# Why is about half of the push left at $\eta = 0$? Measure the step by $b = \beta / \sigma_t^2$, the share of the noise at $t$ that came in since $s$. Variances add, $\sigma_t^2 = \alpha_{t|s}^2 \sigma_s^2 + \beta$, so $\alpha_{t|s}^2 \sigma_s^2 = \sigma_t^2\,(1 - b)$. With $v = \eta^2 \frac{\sigma_s^2}{\sigma_t^2} \beta = \eta^2 b\, \sigma_s^2$ the root in $\eqref{eq-shift-of-a-step}$ is $\sigma_s \sqrt{1 - \eta^2 b}$, and
+# Let $b = \beta / \sigma_t^2$ be the share of the noise at $t$ that came in since $s$. The rest of it was there at $s$ and has shrunk: $\alpha_{t|s}^2 \sigma_s^2 = \sigma_t^2\,(1 - b)$. The fresh noise is $v = \eta^2 b\, \sigma_s^2$. So in $\eqref{eq-shift-of-a-step}$ the root, times $\sigma_t$, is $\sigma_t \sigma_s \sqrt{1 - \eta^2 b} = \frac{\sigma_t^2}{\alpha_{t|s}} \sqrt{(1 - b)(1 - \eta^2 b)}$, and
 #
 # $$ c = \frac{\sigma_t^2}{\alpha_{t|s}} \Big( 1 - \sqrt{(1 - b)(1 - \eta^2 b)} \Big)
 # = \frac{\beta}{\alpha_{t|s}} \Big( \frac{1 + \eta^2}{2} + \frac{(1 - \eta^2)^2}{8}\, b \Big) + O(\beta^3). \label{eq-half-and-half} $$
 #
-# The second form holds for fixed $t$, as $\beta \to 0$. The root is the geometric mean of $1 - b$ and $1 - \eta^2 b$. To first order it is the arithmetic mean, $1 - \frac{1 + \eta^2}{2} b$, and exactly if the two are equal: at $\eta = 1$. These are the two jobs of $\eqref{eq-conditional-reverse-sde}$, with $\eta = \rho$ in short steps, found again in the steps you run.
+# The second form holds for fixed $t$, as $\beta \to 0$. The root is the geometric mean of $1 - b$ and $1 - \eta^2 b$. To first order it is their arithmetic mean, $1 - \frac{1 + \eta^2}{2} b$: the two jobs of $\eqref{eq-conditional-reverse-sde}$ again, with $\eta$ for $\rho$. At $\eta = 1$ the two are equal, and that is exact.
 
 # %%
 # [eq-half-and-half]
@@ -513,17 +513,16 @@ for near in (0.3, 0.39, 0.399):
     exactly, to_second_order = moved_in_closed_form(length, level, 0.5)
     v = 0.25 * kernels.posterior_variance(schedule, t, near)
     torch.testing.assert_close(exactly, moved_by(schedule.alpha(t), schedule.alpha(near), v))
-    print(f"b = {float(length / level**2):.4f}: c / beta {float(exactly / length):.4f}, expansion off by {float(exactly - to_second_order):.0e}")
     assert abs(exactly - to_second_order) < length * (length / level**2) ** 2
 
 # %% [markdown]
-# The mean shift has $v$ in place of $c$. What share is that? Divide $v = \eta^2 b\, (1 - b)\, \sigma_t^2 / \alpha_{t|s}^2$ by $\eqref{eq-half-and-half}$:
+# The mean shift has $v = \eta^2 b\, (1 - b)\, \sigma_t^2 / \alpha_{t|s}^2$ in place of $c$. Divide by $\eqref{eq-half-and-half}$:
 #
 # $$ \frac{v}{c} = \frac{2 \eta^2}{1 + \eta^2} + O(b). \label{eq-shift-share} $$
 #
 # In short steps that is the share of before, with $\eta$ for $\rho$. In long steps it is less:
 
-# %%
+# %% tags=["hide-input"]
 # [eq-shift-share]
 def share_of_the_shift(beta, sigma_t, eta):
     """What a mean shift pays of what the substitution pays, for a step of any length."""
@@ -541,14 +540,14 @@ for eta in (0.2, 0.5, 1.0, 2.0):
     assert abs(share - limit) < 1e-5
 
 # %% [markdown]
-# For DDPM, $\eta = 1$, the mean shift has $v$ where $\beta / \alpha_{t|s}$ is right. By $\alpha_{t|s}^2 \sigma_s^2 = \sigma_t^2 (1 - b)$ the quotient is
+# For DDPM, $\eta = 1$, the mean shift has $v = \beta\, (1 - b) / \alpha_{t|s}^2$ where $c = \beta / \alpha_{t|s}$ is right. The quotient is
 #
 # $$ \frac{v\, \alpha_{t|s}}{\beta} = \frac{1 - \beta / \sigma_t^2}{\sqrt{1 - \beta}} = 1 - \Big( \frac{1}{\sigma_t^2} - \frac12 \Big)\, \beta + O(\beta^2).
 # \label{eq-posterior-share} $$
 #
 # So DDPM's mean shift is right to first order in $\beta$, with a constant that explodes near the data; for any other $\eta$ it is wrong at order zero, by $\eqref{eq-shift-share}$, and shorter steps do not help.
 
-# %%
+# %% tags=["hide-input"]
 # [eq-posterior-share]
 def posterior_share(beta, sigma_t):
     """What DDPM's posterior variance pays of the exact coefficient, and its expansion to first order."""
@@ -565,51 +564,14 @@ for far in (0.9, 0.4, 0.05):
     assert abs(share - expanded) < 2 * sigma_ts**4 / schedule.sigma(far) ** 2
 
 # %% [markdown]
-# Elsewhere the step $\eqref{eq-general-step}$ is printed with $\bar\alpha_t = \alpha_t^2$, the noise as $\sigma_t$ for our $\sqrt v$, and the times $t$ and $t - 1$:
-# $\sqrt{\bar\alpha_{t-1} / \bar\alpha_t}\; x_t + \big( \sqrt{1 - \bar\alpha_{t-1} - \sigma_t^2} - \sqrt{\bar\alpha_{t-1} (1 - \bar\alpha_t) / \bar\alpha_t} \big)\, \hat\varepsilon$. The second root looks like a misprint. In our letters again, it is $\sigma_t / \alpha_{t|s}$, and right:
-
-# %% tags=["hide-input"]
-def as_printed(x, eps, bar_t, bar_s, noise):
-    keep = (bar_s / bar_t).sqrt()
-    return keep * x + ((1 - bar_s - noise**2).sqrt() - (bar_s * (1 - bar_t) / bar_t).sqrt()) * eps
-
-
-printed = as_printed(x_t, eps, schedule.alpha(t) ** 2, schedule.alpha(s) ** 2, posterior.sqrt())
-torch.testing.assert_close(printed, general_step(x_t, eps, *ends, posterior))
-
-
-# %% [markdown]
-# In $\eqref{eq-general-step}$, $\eta$ is not free: $v \le \sigma_s^2$ means $\eta^2 b \le 1$, and $b$ comes close to 1 in the last steps of a grid even in $t$.
-#
 # ## Deeper: the classifier that belongs to a sampler
 #
 # *A mean shift can be right for every noise, with another classifier: for those who want to condition a sampler, or to read about Doob transforms later.*
 #
-# All samplers share the density at every $t$. Are they one walk? Ask them: from one point, let each sampler run to the data without guidance, 4,000 times. How often does it end in class 1?
-
-# %%
-here, half_way = torch.tensor([[-0.3, 0.3]], dtype=torch.float64), 0.4
-says = float(noised(mixture, schedule, half_way).class_log_prob(here, label).exp())
-print(f"the classifier at this point: {says:.2f}")
-homewards, ended = time_grid(200, schedule, start=half_way, end=0.001), {}
-for rho in (0.0, 0.5, 1.0, 2.0):
-    walk = kernels.reverse_sde(free, schedule, rho)
-    homes = draw(walk, here.expand(4000, 2), homewards, seeded(3))
-    ended[rho] = mixture.class_log_prob(homes, label).exp()
-    print(f"rho = {rho}: class mass of the ends {float(ended[rho].mean()):.2f}, +- {float(ended[rho].std()) / 4000**0.5:.2f}")
-
-# %% tags=["remove-cell"]
-shares = {rho: float(values.mean()) for rho, values in ended.items()}
-assert abs(shares[1.0] - says) < 0.03 and shares[0.0] < 0.06 and shares[0.5] < says - 0.05 and shares[2.0] > says + 0.05
-assert float(ended[0.0].std()) < 1e-9 and abs(shares[2.0] - all_mass) < 0.03
-assert list(shares.values()) == sorted(shares.values())
-
-# %% [markdown]
-# Here only the walk with $\rho = 1$ agrees with the classifier. DDIM always ends at one point, of class 0. With much noise the walk forgets where it stood, and the mass approaches that of all data, 0.40.
+# All samplers share the density at every $t$. But from one point they go to different places. Bayes' rule for a step is true for each of them, if the classifier belongs to the same walk. So ask for the classifier of the *sampler*: how likely is $y$, if the sampler with noise $\rho$ goes on from here, without guidance?
 #
-# Bayes' rule for a step is always true, if step and classifier belong to one walk. So take the walk of the sampler with noise $\rho$, and ask for *its* classifier: how likely is $y$, if the sampler goes on from here? For Gaussian data on the line it has a closed form. Let $x_0 \sim \mathcal N(0, U)$.
-# Divide by $\alpha_t$: $z = x_t / \alpha_t$ has the variance $U + q$, $q = \sigma_t^2 / \alpha_t^2$, and the score $-z / (U + q)$. In these coordinates nothing shrinks. By $\partial_t q = r / \alpha_t^2$, the variance that noise adds to $z$ per unit of time, $\eqref{eq-conditional-reverse-sde}$ without a label is $dz = \frac{1 + \rho^2}{2} \frac{z}{U + q}\, dq + \rho\, d\bar w$, with $q$ for the clock.
-# So the mean obeys $d \log z = \frac{1 + \rho^2}{2}\, d \log (U + q)$, and shrinks by the factor $\big(U / (U + q)\big)^{(1 + \rho^2) / 2}$ on the way to the data. All walks have the same variances at both ends, $U = \text{factor}^2\, (U + q) + \text{variance}$; that gives the second half of
+# For data $x_0 \sim \mathcal N(0, U)$ on the line it has a closed form. Divide by $\alpha_t$, so that nothing shrinks: $z = x_t / \alpha_t$ is $x_0$ plus noise of variance $q = \sigma_t^2 / \alpha_t^2$, and its score is $-z / (U + q)$. Take $q$ for the clock. Then noise comes in at rate 1, and $\eqref{eq-conditional-reverse-sde}$ without a label is
+# $dz = \frac{1 + \rho^2}{2} \frac{z}{U + q}\, dq + \rho\, d\bar w$. So the mean of $z$ shrinks by the factor $\big(U / (U + q)\big)^{(1 + \rho^2) / 2}$ on the way to the data. The variance is what is missing: before, $z$ has the variance $U + q$, and at the data $U = \text{factor}^2\, (U + q) + \text{variance}$. That gives
 #
 # $$ \mathbb E_\rho[x_0 \mid x_t] = R^{(1 + \rho^2) / 2}\, \frac{x_t}{\alpha_t}, \qquad \mathrm{Var}_\rho(x_0 \mid x_t) = U\, \big( 1 - R^{\rho^2} \big), \qquad R = \frac{\alpha_t^2 U}{\alpha_t^2 U + \sigma_t^2}.
 # \label{eq-own-forecast} $$
@@ -624,7 +586,7 @@ def forecast(alpha_t, U, rho):
     return R ** ((1 + rho**2) / 2) / alpha_t, U * (1 - R ** (rho**2))
 
 
-# %%
+# %% tags=["hide-input"]
 U = 0.8
 line = GaussianMixture([1.0], torch.zeros(1, 1).double(), [[[U]]])
 away, half_way = torch.full((4000, 1), 1.2).double(), 0.4
@@ -635,10 +597,11 @@ for rho in (0.0, 0.5, 1.0, 2.0):
     assert abs(float(homes.mean()) - 1.2 * float(gain)) < 0.03 and abs(float(homes.var()) - float(var)) < 0.03
 
 # %% [markdown]
-# Now a label: $y = x_0$ plus Gaussian noise of variance 0.3, and $y = 1.5$ is seen. Then $p(x_0 \mid y)$ has the mean $1.5\, U / (U + 0.3)$. Three ways to get there: the substitution; a mean shift with the gradient of the data's own classifier, as ever; a mean shift with the classifier of the *sampler*, $y \sim \mathcal N(\mathbb E_\rho, \mathrm{Var}_\rho + 0.3)$. The last one must also
-# weigh where it starts, because what the start decides no later step can mend.
+# From one point, 1.2, the samplers end in different places, as foretold.
+#
+# Now a label: $y = x_0$ plus Gaussian noise of variance 0.3, and $y = 1.5$ is seen. Guide in three ways: by the substitution; by a mean shift with the gradient of the data's own classifier, as ever; by a mean shift with the classifier of the sampler, $y \sim \mathcal N(\mathbb E_\rho, \mathrm{Var}_\rho + 0.3)$. The last one must also weigh where it starts, because what the start decides no later step can mend.
 
-# %%
+# %% tags=["hide-input"]
 seen, blur = 1.5, 0.3
 
 
@@ -656,28 +619,27 @@ def weighed_start(noise, rho, y=seen, blur=blur):
     return gain * y / (var + blur) / precision + noise / precision.sqrt()
 
 
-# %%
+# %% tags=["hide-input"]
 of_line, noise_1 = line.denoiser(schedule), torch.randn(4000, 1, generator=seeded(0), dtype=torch.float64)
-print(f"true: mean {1.5 * U / (U + 0.3):.2f}, variance {U * 0.3 / (U + 0.3):.2f}")
 by_rho = {}
 for rho in (0.0, 0.5, 1.0, 2.0):
     base = kernels.reverse_sde(of_line, schedule, rho)
     ways_home = {
         "substitution": (kernels.reverse_sde(guidance.tilt(of_line, own_gradient(1.0), 1.0, schedule), schedule, rho), noise_1),
-        "the data's classifier": (kernels.shift(base, own_gradient(1.0), 1.0), noise_1),
-        "its own": (kernels.shift(base, own_gradient(rho), 1.0), noise_1),
-        "its own, start weighed": (kernels.shift(base, own_gradient(rho), 1.0), weighed_start(noise_1, rho)),
+        "shift (data's classifier)": (kernels.shift(base, own_gradient(1.0), 1.0), noise_1),
+        "shift (its own classifier)": (kernels.shift(base, own_gradient(rho), 1.0), weighed_start(noise_1, rho)),
     }
     clouds = {name: draw(kernel, begin, grid_of(120), seeded(2)) for name, (kernel, begin) in ways_home.items()}
     by_rho[rho] = {name: (float(x.mean()), float(x.var())) for name, x in clouds.items()}
 
 # %% tags=["hide-input"]
+print(f"mean and variance: truly {1.5 * U / (U + 0.3):.2f}, {U * 0.3 / (U + 0.3):.2f}")
 for rho, row in by_rho.items():
     print(f"rho = {rho}: " + ";  ".join("{} {:.2f}, {:.2f}".format(name, *pair) for name, pair in row.items()))
 for row in by_rho.values():
-    for name in ("substitution", "its own, start weighed"):
+    for name in ("substitution", "shift (its own classifier)"):
         assert abs(row[name][0] - 1.5 * U / (U + 0.3)) < 0.03 and abs(row[name][1] - U * 0.3 / (U + 0.3)) < 0.02
-assert abs(by_rho[0.0]["its own"][0]) < 0.05 and by_rho[0.5]["the data's classifier"][0] < 0.7 and by_rho[2.0]["the data's classifier"][0] > 1.2
+assert by_rho[0.5]["shift (data's classifier)"][0] < 0.7 and by_rho[2.0]["shift (data's classifier)"][0] > 1.2
 
 # %% [markdown]
 # With the right classifier and start, the mean shift samples the truth at every $\rho$, at $\rho = 0$ by the start alone. With the data's classifier it is right at $\rho = 1$ only. So two things are called conditioning: choose among the walks of *this* sampler, or walk as the data of the class would. The second needs one classifier for all noises, and that is why one line serves every sampler.
@@ -760,7 +722,7 @@ def errors_of(x, blobs):
     return float((x.mean(0) - mean).norm()), float((x.T.cov() - cov).norm())
 
 
-# %%
+# %% tags=["hide-input"]
 def samplers_of(model):
     return {
         "DDPM": kernels.ddpm(model, schedule),
@@ -793,13 +755,13 @@ assert all(everywhere[data]["Heun"][1] < 0.5 * everywhere[data]["DDIM"][1] for d
 assert all(row[1] < 0.25 for data in (mixture, five) for row in everywhere[data].values())
 
 # %% [markdown]
-# All means are within two and a half times chance. The samplers without noise share their starting points, and so most of their errors. DDIM's larger covariance error is that of first-order steps: from the same starts, Heun's is less than half.
+# All means are within two and a half times chance. (The samplers without noise share their starting points, and so most of their errors.) DDIM's larger covariance error is that of first-order steps: from the same starts, Heun's is less than half.
 #
 # ## Deeper: what guidance costs
 #
 # *For those who choose a sampler and a number of evaluations for their $\gamma$.*
 #
-# Without noise there is an exact answer to each starting noise: where the guided ODE takes it. Solve that to $10^{-8}$, and measure the root mean square distance of samples from their own exact ends, for 500 noises. An evaluation is one call of the guided model.
+# Without noise there is an exact answer to each starting noise: where the guided ODE takes it. Solve that to $10^{-8}$, and measure the root mean square distance of 500 samples from their own exact ends. An evaluation is one call of the guided model.
 
 # %% tags=["hide-input"]
 few, budgets = start[:500], (4, 6, 8, 12, 16, 24, 32, 64, 128)
@@ -825,14 +787,6 @@ needed = {key: evaluations_for(0.1, errors) for key, errors in cost.items()}
 for gamma in (1.0, 3.0, 10.0):
     texts = [f"{name} {needed[name, gamma]:.0f}" for name in solvers]
     print(f"evaluations for an error of 0.1 at gamma = {gamma:g}: {', '.join(texts)}")
-hardest = squares["DDIM", 10.0][-1].sort().values
-print(f"gamma = 10: the worst 5 % of the noises make {float(hardest[-25:].sum() / hardest.sum()):.0%} of DDIM's mean square")
-assert hardest[-25:].sum() > 0.8 * hardest.sum() and budgets[-1] == 128
-halves = [evaluations_for(0.1, part.mean(1).sqrt().tolist()) for part in squares["DDIM", 10.0].split(250, dim=1)]
-print("DDIM at gamma = 10 from each half of the noises: {:.0f}, {:.0f}".format(*halves))
-easy = {name: squares[name, 10.0].sort(dim=1).values[:, :-25].mean(1).sqrt().tolist() for name in ("DDIM", "2M")}
-assert easy["2M"][budgets.index(16)] > easy["DDIM"][budgets.index(16)] and easy["2M"][budgets.index(32)] < easy["DDIM"][budgets.index(32)]
-print("without the worst 5 % of each run:", ", ".join(f"{name} {evaluations_for(0.1, errors):.0f}" for name, errors in easy.items()))
 
 # %% tags=["hide-input"]
 looks = {"DDIM": "unconditional", "Heun": "other", "2M": "guided"}
@@ -866,15 +820,15 @@ for gamma in (1.0, 3.0, 10.0):
         assert abs(math.log2(cost[name, gamma][-2] / cost[name, gamma][-1]) - order) < 0.25
 
 # %% [markdown]
-# For an error of a tenth at $\gamma = 1$ the multistep solver DPM-Solver++(2M) needs less than a third of DDIM's evaluations; at $\gamma = 3$ everybody needs more, 2M twice as many. At $\gamma = 10$ 2M is *worse* than DDIM up to 16 evaluations, and Heun jumps up and down. (With 128 evaluations one noise in twenty makes most of DDIM's mean square. Without the worst twentieth it needs far fewer, as printed, and 2M still passes it only between 16 and 32.)
+# For an error of a tenth at $\gamma = 1$ the multistep solver DPM-Solver++(2M) needs less than a third of DDIM's evaluations; at $\gamma = 3$ all three need more, 2M twice as many.
 #
 # Why does guidance cost? The usual answer: the equation gets *stiff*, neighbouring paths converge so fast
-# that a long step overshoots. Count in $\ell = \log(\alpha_t / \sigma_t)$, in which our steps are even. Since $\partial_t \ell = -r / (2 \sigma_t^2)$, the guided velocity $-\frac r2 (\dots)$ becomes $\frac{dx}{d\ell} = \sigma_t^2 \big(x + \nabla \log p_t + \gamma\, g_t\big)$, so its derivative in $x$ is
+# that a long step overshoots. Take for the clock $\ell = \log(\alpha_t / \sigma_t)$, in which our steps are even. Since $\partial_t \ell = -r / (2 \sigma_t^2)$, the guided ODE is $\frac{dx}{d\ell} = \sigma_t^2 \big(x + \nabla \log p_t + \gamma\, g_t\big)$. Its right side has the derivative in $x$
 #
 # $$ J_\gamma = \sigma_t^2\, \big( I + H_t + \gamma\, G_t \big), \qquad H_t = \nabla \nabla \log p_t(x), \quad G_t = \nabla \nabla \log p_t(y \mid x).
 # \label{eq-stiffness} $$
 #
-# At a given $x$ it changes along a straight line in $\gamma$. Where an eigenvalue is $-k$, paths converge at the rate $k$, and an Euler step $h$ is unstable for $h k > 2$. Our steps are $h = 9.6$ over their number.
+# At a given $x$ it changes along a straight line in $\gamma$. Where an eigenvalue is $-k$, paths converge at the rate $k$, and an Euler step $h$ is unstable for $h k > 2$.
 
 # %%
 # [eq-stiffness]
@@ -908,10 +862,6 @@ for gamma in (1.0, 3.0, 10.0):
     stiff[gamma], guess_speed[gamma] = (at_data, on_path), speeds.square().sum(2).mean(1).sqrt()
 
 # %% tags=["hide-input"]
-print(f"log(alpha / sigma) runs over {float(ells[-1] - ells[0]):.1f}")
-for gamma, (at_data, on_path) in stiff.items():
-    top = float(guess_speed[gamma].max())
-    print(f"gamma = {gamma:2g}: largest rate {at_data:4.1f} on the paths of gamma = 1, {on_path:.1f} on its own; the guess moves by {top:.1f} per unit")
 with plotting.style():
     figure, (left, right) = plotting.plt.subplots(1, 2, figsize=(8.4, 3.0))
     scales, grey = list(stiff), plotting.COLOURS["unconditional"]
@@ -929,25 +879,25 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Left: the most negative eigenvalue of $J_\gamma$, with the sign changed, on 500 paths: those that $\gamma = 1$ walks, and those that $\gamma$ itself walks. Right: root mean square speed of the guess $\hat x_0$ along its own path. On the paths that each
+# *Left: the largest rate on 500 paths: those that $\gamma = 1$ walks, and those that $\gamma$ itself walks. Right: root mean square speed of the guess $\hat x_0$ along its own path. On the paths that each
 # $\gamma$ takes, the largest speed grows with it; the rate is 1.4 at most.*
 
 # %% tags=["remove-cell"]
 assert stiff[10.0][0] > 20 * stiff[1.0][0] and round(stiff[10.0][0], 1) == 12.5 and round(max(on for _, on in stiff.values()), 1) == 1.4
-assert max(on for _, on in stiff.values()) * float(ells[-1] - ells[0]) / 8 < 2 and max(n for n in budgets if cost["2M", 10.0][budgets.index(n)] > cost["DDIM", 10.0][budgets.index(n)]) == 16
 tops = [float(guess_speed[g].max()) for g in (1.0, 3.0, 10.0)]
 assert 2.2 < tops[1] / tops[0] < 3.2 and 10 < tops[2] / tops[0] < 16
 places = [float(ells[int(guess_speed[g].argmax())]) for g in (1.0, 3.0, 10.0)]
 assert places[0] > places[1] > places[2]
 
 # %% [markdown]
-# At given points stiffness grows as $\eqref{eq-stiffness}$ says, to 12.5. But guided points do not stay there: on the paths that are taken, the rate is 1.4 at most. Nor do DDIM's steps overshoot at the points that they visit, even with four evaluations: none takes neighbours past each other and further apart. So DDIM does not pay for stiffness here. With class 0 of the five blobs some steps overshoot even with two dozen (both in the tests). What grows for all is the plain error of a step. DDIM takes the guess
-# $\hat x_0$ as constant for a step, 2M as a straight line in $\ell$; and at $\gamma = 10$ the guess runs more than ten times as fast as at 1, early, while the noise is large. (The error grows less: what goes wrong early counts less at the end. The next section computes the error of DDIM from this speed.)
+# At given points stiffness grows as $\eqref{eq-stiffness}$ says, to 12.5. But guided points do not stay there. And at the points that DDIM visits its steps do not overshoot, even with four evaluations: none takes neighbours past each other and further apart. So DDIM does not pay for stiffness here. (With class 0 of the five blobs some steps overshoot even with two dozen; both in the tests.)
+#
+# What grows is the plain error of a step. DDIM takes the guess $\hat x_0$ as constant for a step, 2M as a straight line in $\ell$; and at $\gamma = 10$ the guess runs more than ten times as fast as at 1, early, while the noise is large. (The error at the end grows less: what goes wrong early counts less there.)
 #
 # | if you have | do | because |
 # |---|---|---|
-# | $\gamma = 1$ or 3, no noise | a second-order multistep solver, at 3 with twice the evaluations | for an error of a tenth here: 2M 8 and 16, Heun 21 and 26, DDIM 29 and 42 |
-# | $\gamma = 10$ | 2M with 24 evaluations or more, DDIM with 16 or fewer | 2M passes DDIM between 16 and 24; Heun is better at 4 and 8, but far off between |
+# | $\gamma = 1$ or 3, no noise | a second-order multistep solver, at 3 with twice the evaluations | for an error of a tenth 2M needs the fewest here |
+# | $\gamma = 10$ | 2M with 24 evaluations or more, DDIM with 16 or fewer | 2M passes DDIM between 16 and 24 here |
 #
 # One class of one mixture, in two dimensions. With class 0 of the five blobs DDIM's error at 128 evaluations is *smaller* at $\gamma = 10$ than at 1; there, and with two other classes, 2M passes DDIM before 16 (in the tests). The solver 2M: [Lu et al. (2022)](https://arxiv.org/abs/2211.01095).
 
@@ -962,12 +912,13 @@ assert cost["2M", 10.0][budgets.index(24)] < cost["DDIM", 10.0][budgets.index(24
 #
 # *DDIM's error under guidance, computed without a fit: for those who place steps.*
 #
-# The guided velocity is $\frac{dx}{d\ell} = \sigma_t^2 x - \sigma_t \hat\varepsilon$, and $\frac{d\sigma_t}{d\ell} = -\alpha_t^2 \sigma_t$. So $\frac{d}{d\ell} \frac{x}{\sigma_t} = \frac{x}{\sigma_t} - \hat\varepsilon$, and since $x = \alpha_t \hat x_0 + \sigma_t \hat\varepsilon$, the ODE is $\frac{d}{d\ell} \frac{x}{\sigma_t} = e^\ell\, \hat x_0$, with $\ell = \log (\alpha_t / \sigma_t)$. DDIM takes $\hat x_0$ as constant over a step $h$ in $\ell$. It misses $e^\ell\, \frac{h^2}{2} \frac{d \hat x_0}{d\ell}$ in
-# $x / \sigma_t$, so $\alpha_t \frac{h^2}{2} \frac{d\hat x_0}{d\ell}$ in $x$. Each miss is carried to the end by the flow, that is multiplied by the matrix $\Phi_\ell$ of the derivatives of the end in the point at $\ell$. So for even steps in $\ell$
+# With the guess of the noise, the guided ODE of the last section is $\frac{dx}{d\ell} = \sigma_t^2 x - \sigma_t \hat\varepsilon$. Divide by $\sigma_t$. Since $\frac{d\sigma_t}{d\ell} = -\alpha_t^2 \sigma_t$ and $x = \alpha_t \hat x_0 + \sigma_t \hat\varepsilon$, that is $\frac{d}{d\ell} \frac{x}{\sigma_t} = \frac{x}{\sigma_t} - \hat\varepsilon = e^\ell\, \hat x_0$.
+# DDIM takes $\hat x_0$ as constant over a step $h$ in $\ell$. It misses $e^\ell\, \frac{h^2}{2} \frac{d \hat x_0}{d\ell}$ in
+# $x / \sigma_t$, so $\alpha_t \frac{h^2}{2} \frac{d\hat x_0}{d\ell}$ in $x$. The flow carries each miss to the end: it multiplies it by $\Phi_\ell$, the matrix of the derivatives of the end in the point at $\ell$. Even steps are $1 / h$ to a unit of $\ell$, so the sum of the misses is
 #
 # $$ x_{\text{DDIM}} - x_{\text{ODE}} = -\frac{h}{2} \int \Big( \alpha\, \Phi_\ell\, \frac{d \hat x_0}{d\ell} \Big)\, d\ell + O(h^2). \label{eq-global-error} $$
 
-# %%
+# %% tags=["hide-input"]
 # [eq-global-error]
 def contributions(model, schedule, x, times):
     """The integrand of the global error at the middles of fine steps, (steps, N, 2); and the middles in log(alpha / sigma)."""
@@ -985,7 +936,7 @@ def contributions(model, schedule, x, times):
     return torch.stack(parts[::-1]), (ells[1:] + ells[:-1]) / 2
 
 
-# %%
+# %% tags=["hide-input"]
 made, whole = {}, float(ells[-1] - ells[0])
 for gamma in (1.0, 3.0, 10.0):
     model = guidance.tilt(free, grad, gamma, schedule)
@@ -998,9 +949,11 @@ for gamma in (1.0, 3.0, 10.0):
     assert abs(sizes[0] / sizes[1] - 1) < 0.08 and sizes[2] < 0.2 * sizes[0]
 
 # %% [markdown]
-# Nothing was fitted; at $\gamma = 10$ the next order in $h$ is a tenth of the error. So the integrand says where to put steps. To first order the error is at most $\frac12 \int h(\ell)\, |\dots|\, d\ell$. For a given number of steps, $\int d\ell / h(\ell)$, this bound is smallest if $h$ is in proportion to $|\dots|^{-1/2}$ (Cauchy-Schwarz). Take the root mean square of $|\dots|$ over the paths of $\gamma = 10$, and spread the steps of 32 evaluations accordingly (about a tenth of them evenly, so that none is too long):
+# Nothing was fitted; at $\gamma = 10$ the next order in $h$ is a tenth of the error.
+#
+# So the integrand says where to put steps. With steps $h(\ell)$ the error is at most $\frac12 \int h(\ell)\, |\dots|\, d\ell$, to first order; their number is $\int d\ell / h(\ell)$. For a given number the bound is smallest if $h$ is in proportion to $|\dots|^{-1/2}$ (Cauchy-Schwarz). Take the root mean square of $|\dots|$ over the paths of $\gamma = 10$, and spread the steps of 32 evaluations accordingly (about a tenth of them evenly, so that none is too long):
 
-# %%
+# %% tags=["hide-input"]
 def placed(steps, size, middles):
     """Times whose density in log(alpha / sigma) goes with the square root of the error made there."""
     density = size.sqrt() / size.sqrt().sum() + 0.1 / len(size)
@@ -1039,7 +992,7 @@ shown
 # %% [markdown]
 # *The root mean square of the integrand of $\eqref{eq-global-error}$ over 500 paths. Strong guidance makes its error early, while the noise is still larger than the signal.*
 #
-# Placed by this curve, and judged on noises that did not take part, 32 evaluations have half the error or so, with all three solvers. The curve costs more than the run that it improves, so it pays only if many runs share it. Its message is cheaper: at strong guidance, take the steps away from the end and spend them where the noise is one to four times the signal.
+# Judged on noises that did not take part, placed steps have half the error or so, with all three solvers. The curve costs more than the run that it improves. Its message is cheap: at strong guidance, take the steps away from the end and spend them where the noise is one to four times the signal.
 #
 # ## Deeper: from how many steps on an order is an order
 #
@@ -1047,7 +1000,7 @@ shown
 #
 # Halve the step length, and an error of order $k$ falls by $2^k$. The logarithm of the quotient, from the same runs:
 
-# %%
+# %% tags=["hide-input"]
 doubled_budgets = [n for n in budgets if 2 * n in budgets and n in (4, 8, 16, 32, 64)]
 print("evaluations      " + "".join(f"{n:>4d} to {2 * n:<4d}" for n in doubled_budgets))
 orders = {}
@@ -1068,30 +1021,34 @@ assert orders["Heun", 1.0][0] < 1 and orders["2M", 1.0][0] < 1
 #
 # *For those who keep the noise: how many evaluations until the distribution is right?*
 #
-# A noisy sampler has no exact end for each noise, so compare distributions: the energy distance (a squared distance between two clouds, without bias, so that it may come out a little below zero) between 1,200 samples and 1,200 of the limit, a run of 150 steps of the SDE. At $\gamma = 3$ that limit is not DDIM's. Four runs of the limit, compared with one another, show what chance alone gives.
+# A noisy sampler has no exact end for each noise, so compare distributions: 1,200 samples with 1,200 of the limit, a run of 150 steps of the SDE, by the energy distance (a squared distance of two clouds, without bias, so that it may come out a little below zero). Four runs of the limit, compared with one another, show what chance alone gives.
 
-# %%
+# %% tags=["hide-input"]
 def noisy_run(kernel, steps, seed):
     noise = torch.randn(1200, 2, generator=seeded(seed), dtype=torch.float64)
     return draw(kernel, noise, grid_of(steps), seeded(seed + 1))
 
 
+limits, chance = {}, {}
+for gamma in (1.0, 3.0):
+    walk = kernels.reverse_sde(guidance.tilt(free, grad, gamma, schedule), schedule)
+    limits[gamma] = [noisy_run(walk, 150, seed) for seed in (20, 30, 50, 70)]
+    chance[gamma] = max(abs(metrics.energy_distance(a, b)) for a, b in itertools.combinations(limits[gamma], 2))
+
+# %% tags=["hide-input"]
 apart = {}
 for gamma in (1.0, 3.0):
     model = guidance.tilt(free, grad, gamma, schedule)
-    limits = [noisy_run(kernels.reverse_sde(model, schedule), 150, seed) for seed in (20, 30, 50, 70)]
-    chance = max(abs(metrics.energy_distance(a, b)) for a, b in itertools.combinations(limits, 2))
     for name, walk in {"DDPM, small variance": kernels.ddpm, "SDE, rho 1": kernels.reverse_sde}.items():
         clouds = {n: noisy_run(walk(model, schedule), n, 40) for n in (8, 16, 32, 64, 128)}
-        apart[name, gamma] = {n: metrics.energy_distance(cloud, limits[0]) for n, cloud in clouds.items()}
-        print(f"gamma = {gamma:g}, {name:21s}" + ", ".join(f"{n}: {value:.3f}" for n, value in apart[name, gamma].items()) + f"  (chance up to {chance:.3f})")
+        apart[name, gamma] = {n: metrics.energy_distance(cloud, limits[gamma][0]) for n, cloud in clouds.items()}
+        print(f"gamma = {gamma:g}, {name:21s}" + ", ".join(f"{n}: {value:.3f}" for n, value in apart[name, gamma].items()) + f"  (chance up to {chance[gamma]:.3f})")
 
 # %% tags=["remove-cell"]
 for (name, _), row in apart.items():
     assert row[8] > row[16] > 0.004 or name == "SDE, rho 1"
     assert row[8] > 0.008 and abs(row[64]) < 0.006 and abs(row[128]) < 0.004
 assert round(apart["SDE, rho 1", 3.0][8] / apart["SDE, rho 1", 1.0][8]) == 6 and round(apart["DDPM, small variance", 3.0][8] / apart["DDPM, small variance", 1.0][8]) == 3
-assert all(apart["SDE, rho 1", g][n] < apart["DDPM, small variance", g][n] for g in (1.0, 3.0) for n in (8, 16, 32))
 
 # %% [markdown]
-# Again guidance costs: at 8 evaluations the distance at $\gamma = 3$ is two or three times (DDPM) and five times or more (SDE) that at 1, by the seed. By 64 nothing is left that 1,200 points show with certainty. The Euler step of the SDE is ahead of DDPM with its small variance up to 16. A right distribution is a weaker demand than a small error for each noise: do not read the two counts against each other.
+# Again guidance costs: at 8 evaluations the distance at $\gamma = 3$ is two or three times (DDPM) and five times or more (SDE) that at 1, by the seed. By 64 nothing is left that 1,200 points show with certainty. (A right distribution is a weaker demand than a small error for each noise: do not compare these counts with those above.)

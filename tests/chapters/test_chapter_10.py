@@ -672,27 +672,9 @@ def test_an_euler_step_is_unstable_where_step_times_rate_passes_2():
         assert (abs(x) > 1) == grows
 
 
-def test_eta_is_bounded_by_the_share_of_the_noise_and_that_comes_close_to_1():
-    grid = time_grid(50)
-    pairs = list(zip(grid[:-2].tolist(), grid[1:-1].tolist(), strict=True))  # without the step to the data
-    b = [float(LINEAR.transition(t, s)[1] ** 2 / LINEAR.sigma(t) ** 2) for t, s in pairs]
-    assert max(b) > 0.5 and b.index(max(b)) == len(b) - 1
-    for (t, s), share in zip(pairs[-3:], b[-3:], strict=True):
-        kernels.ddim(MIXTURE.denoiser(LINEAR), LINEAR, 0.99 / math.sqrt(share))(X, t, s)
-        with pytest.raises(ValueError, match="eta must be smaller"):
-            kernels.ddim(MIXTURE.denoiser(LINEAR), LINEAR, 1.01 / math.sqrt(share))(X, t, s)
-
-
 def test_a_shift_by_the_standard_deviation_vanishes_without_noise_too():
     plain = kernels.ddim(MIXTURE.denoiser(LINEAR), LINEAR)(X, 0.5, 0.4)
     assert torch.equal(plain.mean + plain.var.sqrt() * grad_under(LINEAR)(X, 0.5), plain.mean)
-
-
-def test_the_second_root_of_the_printed_step_is_sigma_over_alpha():
-    for t, s in ((0.5, 0.4), (0.9, 0.1)):
-        bar_t, bar_s = LINEAR.alpha(t) ** 2, LINEAR.alpha(s) ** 2
-        ratio = LINEAR.transition(t, s)[0]
-        assert abs(float((bar_s * (1 - bar_t) / bar_t).sqrt() - LINEAR.sigma(t) / ratio)) < 1e-9
 
 
 def test_with_much_noise_a_sampler_forgets_where_it_was():
