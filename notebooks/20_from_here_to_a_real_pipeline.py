@@ -108,7 +108,7 @@ print(f"timestep {k}: alphas_cumprod {alpha**2:.4f}, sigma_edm {sigma_edm:.4f}, 
 # | `init_noise_sigma` | the standard deviation of the starting noise, in the scheduler's own unit |
 # | `eta` | noise of the step: 0 is DDIM, 1 has the noise of DDPM ([chapter 05](05_every_reverse_process_at_once.ipynb)) |
 # | `guidance_scale` | in `DiTPipeline` and `StableDiffusionPipeline` $\gamma$, for $\gamma > 1$; below, see [your own loop](#your-own-loop) |
-# | `guidance_rescale` | brings $\hat\varepsilon_\gamma$ of each picture towards the standard deviation of its $\hat\varepsilon_c$: no $\gamma$, but a factor that depends on the picture |
+# | `guidance_rescale` | brings $\hat\varepsilon_\gamma$ of each picture towards the standard deviation of its $\hat\varepsilon_c$ |
 #
 # `pipelines.exact_network` takes a mixture and a scheduler's table and is asked like their networks. The loop around it is the one of every pipeline:
 
@@ -133,7 +133,7 @@ torch.testing.assert_close(loop(scheduler, network, noise, 50), clouds["one opti
 #
 # $$ F_s(x_s) = F_t(x_t), \qquad x_0 = F_0^{-1}\big( F_t(x_t) \big). \label{eq-quantile-flow} $$
 #
-# In words: *who starts at the lower quartile ends at the lower quartile*, and so on for every other share. For a mixture $F$ is a sum of normal distribution functions: no differential equation, no random numbers. (In the plane this is not so, which is why the check is made on a line.)
+# In words: *who starts at the lower quartile ends at the lower quartile*, and so for every share. For a mixture $F$ is a sum of normal distribution functions: no differential equation, no random numbers. (In the plane this is not so, which is why the check is made on a line.)
 
 # %%
 line = pipelines.line_of_blobs()  # four blobs, weights 0.30, 0.20, 0.35, 0.15; every second is class 1
@@ -215,7 +215,7 @@ shown
 # %% [markdown]
 # *Exact answers on a line, error of the walk in standard deviations of the data. A first-order sampler halves its error with every doubling, one of second order comes to quarter it. Clipped guesses never arrive. And DDIM with `trailing` timesteps is right at some numbers of steps, and at 300 steps worse than at 25.*
 #
-# The flat line we knew. The zigzag is the surprise: `trailing` is an option that [Lin et al. (2024)](https://arxiv.org/abs/2305.08891) recommend. It shows at 60, 80 or 300 steps. In the picture above it cannot be seen.
+# The flat line we knew. The zigzag is the surprise: `trailing` is an option that [Lin et al. (2024)](https://arxiv.org/abs/2305.08891) recommend. In the picture above it cannot be seen.
 #
 # **What happens there.** `DDIMScheduler.step` does not look up which timestep comes next. It subtracts $\lfloor T / n \rfloor$. With $n = 300$ that is 3; but `trailing` timesteps are $1000 / 300 \approx 3.33$ apart. So every third step or so stops a timestep short, and the network is then told a lower noise level than the point has. Of the whole way, the share
 #
@@ -272,7 +272,7 @@ for wrong in (61, 103):
 assert 1000 // 300 == 3 and round(1000 / 300, 2) == 3.33 and round(sum(ratios) / 5, 2) == 0.37
 
 # %% [markdown]
-# Yes. Ours agrees with theirs to what their tables, in float32, allow; and the additional error is about 0.37 of the share left out, on this mixture, from 60 steps on. (On a single Gaussian, in the tests, it is nothing at 60 and 0.95 of the share at 300.) With `leading` timesteps the stride *is* $\lfloor T / n \rfloor$, and the walk is right; but then they start at $(n - 1) \lfloor T / n \rfloor$, lower than they should (next section). Users have reported it ([9261](https://github.com/huggingface/diffusers/issues/9261), [11347](https://github.com/huggingface/diffusers/issues/11347)); `DDIMScheduler` of the version used here still has it. Until it is mended: let $n$ divide $T$, or use Euler, which takes the steps of DDIM and looks up the next level. (At some $n$, 61 and 103 among them, the list of `trailing` itself is wrong, in Euler too: it has a timestep too many, $-1$. With `linspace` DDIM steps elsewhere at every $n$ but 1 and 1,000; the error halves only where $n$ divides $T$.)
+# Yes. Ours agrees with theirs to what their tables, in float32, allow; and the additional error is about 0.37 of the share left out, on this mixture, from 60 steps on. (On one Gaussian, in the tests: nothing at 60, 0.95 at 300.) With `leading` timesteps the stride *is* $\lfloor T / n \rfloor$, and the walk is right; but then they start lower than they should (next section). Users have reported it ([9261](https://github.com/huggingface/diffusers/issues/9261), [11347](https://github.com/huggingface/diffusers/issues/11347)); `DDIMScheduler` of the version used here still has it. Until it is mended: let $n$ divide $T$, or use Euler, which takes the steps of DDIM and looks up the next level. (At some $n$, 61 and 103 among them, the list of `trailing` itself is wrong, in Euler too: it has a timestep too many, $-1$. With `linspace` DDIM steps elsewhere at every $n$ but 1 and 1,000; the error halves only where $n$ divides $T$.)
 #
 # ## One option at a time
 #
@@ -321,7 +321,7 @@ assert int(options["the same, SD"].timesteps[0]) == 900 and round(100 * each["SD
 # %% [markdown]
 # Read it by columns. **The start** depends on the table and on the first timestep, hardly on the solver. DDPM's table ends almost at pure noise. SD's does not: there about a fiftieth of a standard deviation stays wrong however many steps you pay. `leading` adds to it, since it starts at $(n - 1) \lfloor T / n \rfloor$: with 10 steps at 900, and with 501 steps at 500, where on DDPM's table 0.08 is wrong. So here too let $n$ divide $T$. With `trailing`, `rescale_betas_zero_snr` takes it away, and needs a network trained so. `HeunDiscreteScheduler()` has defaults of its own, a third table: *always make a scheduler `from_config` of the one the network came with.*
 #
-# **The walk** falls with the steps in all rows but the last, in two of them to 0.0007 and no further. That is the last step: from the table's first entry, $\sigma_{\mathrm{edm}} = 0.029$, to no noise at once, however many there are; it leaves as much even from exact points. Down there do not apply the rule of doubling. `set_alpha_to_one=False` and an offset of 1 move the walk of this mixture by less than a tenth.
+# **The walk** falls with the steps in all rows but the last, in two of them to 0.0007 and no further. That is their last step, from the table's first entry, $\sigma_{\mathrm{edm}} = 0.029$, to no noise at once: it leaves as much even from exact points. Down there do not apply the rule of doubling. `set_alpha_to_one=False` and an offset of 1 move the walk of this mixture by less than a tenth.
 #
 # ## Your own loop
 #
@@ -419,11 +419,11 @@ assert (drawn[4.0] - wanted).abs().max() < 1e-5 and (drawn[0.0] == drawn[1.0]).a
 assert 0 < (drawn[1.000001] - drawn[1.0]).abs().max() < 1e-4
 
 # %% [markdown]
-# The pipeline does what this book's DDIM does under guidance, to $10^{-5}$. (Its batch has the label first and "no label" second; that of `StableDiffusionPipeline` has them the other way round.) But `guidance_scale` is $\gamma$ only above 1: at 0, where our $\gamma$ ignores the label, and at 0.5, it draws what it draws at 1.
+# The pipeline does what this book's DDIM does under guidance, to $10^{-5}$. But `guidance_scale` is $\gamma$ only above 1: at 0, where our $\gamma$ ignores the label, and at 0.5, it draws what it draws at 1.
 #
 # ### Pitfall: to test guidance at `guidance_scale=1`
 #
-# At 1 the class must come. But a pipeline with `if guidance_scale > 1` does not run its guidance there: the test passes, whatever the line of guidance says. Take a scale a little above:
+# A pipeline with `if guidance_scale > 1` does not run its guidance there: the test passes, whatever the line of guidance says. Take a scale a little above:
 
 # %%
 def as_pipelines_do(kind, gamma):
@@ -532,7 +532,7 @@ exercises.check("20.3", mean_and_deviation)
 # 4. Tables, clipping and `prediction_type` belong to the network: a scheduler made with its own defaults may have another table, as Heun's, or cut at $\pm 1$, as DDIM's.
 # 5. `guidance_scale` of `DiTPipeline` is $\gamma$ above 1, to $10^{-5}$ on exact answers; at 1 and below it is 1.
 #
-# **Where it comes from.** That the last entry of the table is not zero, and what this does to brightness: [Lin et al. (2024)](https://arxiv.org/abs/2305.08891). The coordinates $\sigma / \alpha$: [Karras et al. (2022)](https://arxiv.org/abs/2206.00364); the step $\eqref{eq-one-step}$ in these letters: [Kingma et al. (2021)](https://arxiv.org/abs/2107.00630). DPM-Solver++: [Lu et al. (2022)](https://arxiv.org/abs/2211.01095). The stride was reported by users of the library. The test by quantiles, the split of the error and the sizes are this chapter's.
+# **Where it comes from.** That the last entry of the table is not zero, and what this does to brightness: [Lin et al. (2024)](https://arxiv.org/abs/2305.08891). The coordinates $\sigma / \alpha$: [Karras et al. (2022)](https://arxiv.org/abs/2206.00364); the step $\eqref{eq-one-step}$ in these letters: [Kingma et al. (2021)](https://arxiv.org/abs/2107.00630). DPM-Solver++: [Lu et al. (2022)](https://arxiv.org/abs/2211.01095). The test by quantiles, the split of the error and the sizes are this chapter's.
 
 # %% [markdown]
 # ## Deeper: the letters of a step
@@ -744,7 +744,7 @@ assert (apart - together).abs().max() < 1e-4
 #
 # *For you if you go to a large model now. Nothing in this section was run here: there is no network connection on this page.*
 #
-# What carries over is all that does not look at the network: the scheduler of the checkpoint can be checked as it stands, `check_scheduler(pipe.scheduler, (30, 60, 120))`, in seconds and without a GPU (with 25, 50 and 100 steps, which divide 1,000, the fault of this chapter is not found). (Give it a noiseless one with a table `alphas_cumprod`; some draw noise, and flow-matching ones have none.) Its `alphas_cumprod` says what the start leaves. Then the loop: put `exact_network` in the place of the network, as was done with `DiTPipeline`; a pipeline that wants a text encoder needs one more stand-in. What the check does *not* show: whether the network fits the table it came with; whether labels or prompts reach it; the autoencoder. A latent is multiplied by a factor (0.18215 is the default of `AutoencoderKL`) to have a standard deviation near 1, and divided by it before decoding; forget one of the two and the sizes no longer fit, an error that exact answers do not see. So look, in this order: `scheduler.config` against the model card; one batch of real images through encoder, factor and much noise, and the loss of the network on it with each `prediction_type`, of which one is far below the others; unguided samples; then guidance.
+# What carries over is all that does not look at the network: the scheduler of the checkpoint can be checked as it stands, `check_scheduler(pipe.scheduler, (30, 60, 120))`, in seconds and without a GPU (with 25, 50 and 100 steps, which divide 1,000, the fault of this chapter is not found). (Give it a noiseless one with a table `alphas_cumprod`; some draw noise, and flow-matching ones have none.) Its `alphas_cumprod` says what the start leaves. Then the loop: put `exact_network` in the place of the network, as was done with `DiTPipeline`; a pipeline that wants a text encoder needs one more stand-in. (The batch of `DiTPipeline` has the label first and "no label" second; that of `StableDiffusionPipeline` has them the other way round.) What the check does *not* show: whether the network fits the table it came with; whether labels or prompts reach it; the autoencoder. A latent is multiplied by a factor (0.18215 is the default of `AutoencoderKL`) to have a standard deviation near 1, and divided by it before decoding; forget one of the two and the sizes no longer fit, an error that exact answers do not see. So look, in this order: `scheduler.config` against the model card; one batch of real images through encoder, factor and much noise, and the loss of the network on it with each `prediction_type`, of which one is far below the others; unguided samples; then guidance.
 
 # %% tags=["remove-cell"]
 assert inspect.signature(AutoencoderKL.__init__).parameters["scaling_factor"].default == 0.18215
