@@ -34,6 +34,7 @@ F64 = torch.float64
 TABLE = {"beta_start": 1e-4, "beta_end": 0.02}
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 TRAILING = {"timestep_spacing": "trailing"}
+ONE = GaussianMixture([1.0], torch.tensor([[0.8]], dtype=F64), [[[0.25]]])
 OTHER = GaussianMixture([0.5, 0.1, 0.4], torch.tensor([[-0.7], [0.9], [2.0]], dtype=F64), [[[0.3]], [[0.05]], [[0.2]]])
 LINE = pipelines.line_of_blobs()
 each_line = pytest.mark.parametrize("line", [LINE, OTHER], ids=["the page's", "another"])
@@ -193,12 +194,23 @@ def test_ddim_with_trailing_timesteps_is_right_only_where_the_number_of_steps_di
     assert theirs[-1] > theirs[0]  # 300 steps are worse than 25
 
 
-def test_at_every_number_of_steps_linspace_steps_elsewhere_than_to_the_next_timestep():
-    for n in (10, 20, 50, 100, 160):
+def test_linspace_steps_elsewhere_than_to_the_next_timestep_at_every_number_of_steps_but_1_and_1000():
+    for n in range(1, 1001):
         scheduler = ddim(timestep_spacing="linspace")
         scheduler.set_timesteps(n)
         ks = scheduler.timesteps.tolist()
-        assert any(k - 1000 // n != later for k, later in zip(ks[:-1], ks[1:], strict=True))
+        assert any(k - 1000 // n != later for k, later in zip(ks[:-1], ks[1:], strict=True)) == (1 < n < 1000)
+
+
+def test_the_additional_error_on_one_gaussian_is_nothing_at_60_steps_and_almost_the_share_left_out_at_300():
+    """So 0.37 of the share belongs to the page's mixture; and at 300 steps DDIM is worse than at 25 here as well."""
+    share = names_of("20", "eq-stride-share")["share_left_out"]
+    counts = (25, 60, 300)
+    theirs, euler = (
+        walks(kind, counts, ONE) for kind in (ddim(**TRAILING), EulerDiscreteScheduler(**TRAILING, **TABLE))
+    )
+    ratio = [(a - b) / share(n) for n, a, b in zip(counts[1:], theirs[1:], euler[1:], strict=True)]
+    assert abs(ratio[0]) < 0.05 and abs(ratio[1] - 0.95) < 0.02 and theirs[2] > theirs[0]
 
 
 @pytest.mark.parametrize("n", [50, 80, 300])
@@ -269,11 +281,15 @@ def test_the_start_depends_on_the_table_and_the_first_timestep_and_not_on_the_so
     assert leading[0] > leading[1] > sd[0] and starts(ddim())[1] < 0.003
     zero = ddim(rescale_betas_zero_snr=True, prediction_type="v_prediction", **TRAILING, **SD)
     assert max(starts(zero)) < 1e-6
+    zero = ddim(rescale_betas_zero_snr=True, prediction_type="v_prediction", **SD)
+    assert starts(zero)[0] > 0.01  # with leading timesteps it does not begin at pure noise
     assert abs(starts(HeunDiscreteScheduler())[0] - 0.0112) < 5e-4
     first = ddim(**SD)
     first.set_timesteps(10)
     assert int(first.timesteps[0]) == 900
-    assert abs(starts(ddim(), (501,))[0] - 0.08) < 0.005 and starts(ddim(**TRAILING), (500,))[0] < 0.003
+    late = starts(ddim(), (501, 600, 999))  # more steps start later
+    assert abs(late[0] - 0.08) < 0.005 and late[1] < 0.6 * late[0] and late[2] < 0.003
+    assert starts(ddim(**TRAILING), (500,))[0] < 0.003
 
 
 def test_the_defaults_of_heun_are_a_third_table():
@@ -282,18 +298,42 @@ def test_the_defaults_of_heun_are_a_third_table():
     assert all((tables[0] - other).abs().max() > 0.05 for other in tables[1:])
 
 
-def test_alpha_to_one_and_the_offset_move_the_walk_by_less_than_a_tenth():
-    usual, own = (
-        walks(ddim(**SD), (10, 50, 200)),
-        walks(ddim(set_alpha_to_one=False, steps_offset=1, **SD), (10, 50, 200)),
-    )
-    assert all(abs(b / a - 1) < 0.1 for a, b in zip(usual, own, strict=True))
+def test_alpha_to_one_and_the_offset_move_the_walk_of_this_mixture_by_less_than_a_tenth_and_of_one_gaussian_more():
+    own = {"set_alpha_to_one": False, "steps_offset": 1, **SD}
+    for line in (LINE, ONE):
+        moved = [b / a for a, b in zip(*(walks(ddim(**way), (10, 50, 200), line) for way in (SD, own)), strict=True)]
+        assert all(abs(part - 1) < 0.1 for part in moved) == (line is LINE)
 
 
-def test_the_walk_of_linspace_halves_from_a_greater_height():
+@pytest.mark.parametrize("line", [OTHER, ONE], ids=["another", "one Gaussian"])
+@pytest.mark.parametrize("kind", ["Karras", "Heun"])
+def test_two_walks_stop_at_what_the_last_step_leaves_and_not_if_the_flow_takes_it(line, kind):
+    """From sigma_edm of the table's first entry: the guess is sigma^2 score from the point, the flow's end half."""
+    karras = DPMSolverMultistepScheduler(use_karras_sigmas=True, **SD)
+    scheduler = karras if kind == "Karras" else HeunDiscreteScheduler()
+    chances = (torch.arange(40, dtype=F64) + 0.5) / 40
+    kept = float(scheduler.alphas_cumprod[0].double())
+    edm = (1 - kept) / kept
+    left = float((edm / 2 * line.score(pipelines.quantile(line, chances))).abs().mean())
+    network, came = pipelines.exact_network(line, scheduler.alphas_cumprod), []
+    scheduler.set_timesteps(300)
+    x = torch.special.ndtri(chances)[:, None] * float(scheduler.init_noise_sigma)
+    first = scheduler.scale_model_input(x, scheduler.timesteps[0])
+    own = pipelines.flowed(line, first, *network.level(scheduler.timesteps[0]))
+    for k in scheduler.timesteps:
+        x = scheduler.step(network(scheduler.scale_model_input(x, k), k), k, x).prev_sample
+        came.append(x)
+    before = came[-2] * (kept**0.5 if kind == "Heun" else 1.0)
+    walk, rest = (float((end - own).abs().mean()) for end in (x, flow_end(line, before, kept**0.5, (1 - kept) ** 0.5)))
+    assert abs(walk / left - 1) < 0.12 and rest < 0.12 * walk
+
+
+def test_the_walk_of_linspace_halves_only_where_the_number_of_steps_divides_a_thousand():
     found, right = (walks(ddim(timestep_spacing=name), (25, 50, 100)) for name in ("linspace", "leading"))
     assert all(b < 0.55 * a for a, b in zip(found[:-1], found[1:], strict=True))
     assert all(a > 1.2 * b for a, b in zip(found, right, strict=True))
+    other = walks(ddim(timestep_spacing="linspace"), (30, 60, 120))
+    assert all(b > 0.65 * a for a, b in zip(other[:-1], other[1:], strict=True))
 
 
 def test_the_rule_finds_the_stride_at_30_60_120_and_not_where_the_numbers_divide_a_thousand():
@@ -464,7 +504,8 @@ def test_second_order_pays_at_once_without_guidance_and_late_with_strong():
         goal = pipelines.drive(multistep, guided, z, 250)
         first, second = ([float((pipelines.drive(kind, guided, z, n) - goal).abs().mean()) for n in (10, 40, 80)]
                          for kind in (euler, multistep))  # fmt: skip
-        assert (second[0] < first[0]) == (gamma == 1.0) and second[1] < first[1] / 2 and second[2] < first[2] / 5
+        assert (second[0] < first[0]) == (gamma == 1.0) and second[1] < first[1] / 2
+        assert second[2] < first[2] / 10
 
 
 def test_the_mean_error_of_first_order_at_a_large_scale_comes_from_a_few_starts():
@@ -484,9 +525,12 @@ def test_the_mean_error_of_first_order_at_a_large_scale_comes_from_a_few_starts(
         first, second = ({n: (pipelines.drive(kind, guided, z, n) - goal).abs()[:, 0] for n in (10, 20, 40)}
                          for kind in (euler, multistep))  # fmt: skip
         assert second[10].mean() > first[10].mean() and second[40].mean() < 0.6 * first[40].mean()
-        assert first[40].sort().values[-20:].sum() > 0.5 * first[40].sum() and first[40].mean() > 2 * first[40].median()
-        if mixture is five:
-            assert second[20].mean() < first[20].mean()
+        assert all(first[n].sort().values[-20:].sum() > 0.5 * first[n].sum() for n in (20, 40))
+        assert first[40].mean() > 2 * first[40].median()
+        heun = pipelines.drive(HeunDiscreteScheduler(**TABLE, beta_schedule="linear"), guided, z, 20)
+        assert ((heun - goal).abs().mean() < second[40].mean()) == (mixture is LINE)
+        if mixture is five:  # where doubling is far from halving the mean of first order
+            assert second[20].mean() < first[20].mean() > 0.8 * first[10].mean()
 
 
 def test_fixed_small_is_ddim_with_eta_one():
