@@ -344,9 +344,10 @@ def test_one_rate_a_stair_misses_more_where_steps_are_few_and_short():
     group = DATA.given(0).sample(2000, random(21))[0]
     for k in (5, 7):
         begin, stairs = group + LADDER[k] * normal(2000, 22), LADDER[k:]
-        few = share(langevin.annealed(slopes, begin, stairs, 0.05, 5, random(23)))
-        passed = sum(5 * 0.05 * s**2 / float(waits(s, 1.0, 54)[0]) for s in stairs)
-        assert few - 0.7 * (1 - math.exp(-passed)) > 0.06
+        rate = sum(s**2 / float(waits(s, 1.0, 54)[0]) for s in stairs)
+        for a, count, low, high in ((0.05, 5, 0.06, 0.3), (0.3, 20, -0.05, 0.05)):
+            found = share(langevin.annealed(slopes, begin, stairs, a, count, random(23)))
+            assert low < found - 0.7 * (1 - math.exp(-count * a * rate)) < high
 
 
 def test_in_sixteen_dimensions_the_walk_down_is_short_by_more_than_in_the_plane():
