@@ -271,7 +271,7 @@ print("sigma and steps between the groups:", ", ".join(f"{s:.1f} {float(n):.0f}"
 # %% tags=["hide-input"]
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 2, figsize=(8.4, 2.9))
-    for name, colour, place in zip(rivals, (orange, blue, green), ((5.8, 0.48), (5.8, 0.42), (5.8, 0.36)), strict=True):
+    for name, colour, place in zip(rivals, (orange, blue, green), ((7, 0.48), (7, 0.42), (7, 0.36)), strict=True):
         axes[0].semilogx(levels, 2 * seen[name], color=colour, linewidth=2)
         axes[0].text(*place, name, color=colour)
     axes[0].set(xlabel="noise level $\\sigma$", ylabel="nats per e-fold of $\\sigma$", title="what slopes see of a difference", xlim=(0.02, 100))
