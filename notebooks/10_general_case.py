@@ -822,7 +822,7 @@ for gamma in (1.0, 3.0, 10.0):
         assert abs(math.log2(cost[name, gamma][-2] / cost[name, gamma][-1]) - order) < 0.25
 
 # %% [markdown]
-# For an error of a tenth at $\gamma = 1$ the multistep solver DPM-Solver++(2M) needs less than a third of DDIM's evaluations; at $\gamma = 3$ all three need more, 2M twice as many. (At $\gamma = 10$ and 128 evaluations one noise in twenty makes most of DDIM's mean square.)
+# For an error of a tenth at $\gamma = 1$ the multistep solver DPM-Solver++(2M) needs less than a third of DDIM's evaluations; at $\gamma = 3$ all three need more, 2M twice as many. (With 128 evaluations one noise in twenty makes most of DDIM's mean square at $\gamma = 10$.)
 #
 # Why does guidance cost? The usual answer: the equation gets *stiff*, neighbouring paths converge so fast
 # that a long step overshoots. Take for the clock $\ell = \log(\alpha_t / \sigma_t)$, in which our steps are even. Since $\partial_t \ell = -r / (2 \sigma_t^2)$, the guided ODE is $\frac{dx}{d\ell} = \sigma_t^2 \big(x + \nabla \log p_t + \gamma\, g_t\big)$. Its right side has the derivative in $x$
