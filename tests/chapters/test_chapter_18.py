@@ -358,8 +358,8 @@ def test_a_ramp_on_the_way_keeps_more_effective_points_than_guiding_always_or_at
 
 @pytest.mark.nightly
 def test_after_late_guidance_the_mean_scatters_half_as_much_as_at_the_end_on_the_blobs_and_no_less_on_another_mixture():
-    """Many copies; standard deviations of the mean over ten runs. The effective sizes promise several times as many points
-    in both."""
+    """Many copies; standard deviations of the mean over ten runs. The effective sizes
+    promise several times as many points in both."""
 
     def scatter(mixture, gamma, copies, begin, steps):
         pair, walk, found = mixture.pair(SCHEDULE, LABEL), time_grid(steps, SCHEDULE, 0.99, 0.01), []
