@@ -267,6 +267,35 @@ def test_what_thinning_keeps_is_the_target_and_the_share_is_z_over_the_share_of_
     assert bool(((kept.mean(0) - target.mean).abs() < 4 * error).all())
 
 
+def test_thinning_stretches_an_error_of_the_plain_samples_by_p_y_over_z_at_most():
+    """Finite spaces: true shares, wrong shares, and probabilities of being kept; and one case in which it does so."""
+
+    def apart(p, q):
+        return (p - q).abs().sum(-1) / 2
+
+    kept = torch.rand(200, 6, generator=seeded(61), dtype=F64) ** 4
+    right, wrong = torch.rand(2, 200, 6, generator=seeded(62), dtype=F64).pow(3).unbind()
+    right, wrong = (p / p.sum(1, keepdim=True) for p in (right, wrong))
+    kept = torch.cat([kept, torch.tensor([[1.0, 0.1, 0, 0, 0, 0]], dtype=F64)])
+    right = torch.cat([right, torch.tensor([[0, 1.0, 0, 0, 0, 0]], dtype=F64)])
+    wrong = torch.cat([wrong, torch.tensor([[0.001, 0.999, 0, 0, 0, 0]], dtype=F64)])
+    after = apart(*(p * kept / (p * kept).sum(1, keepdim=True) for p in (right, wrong)))
+    stretched = after / apart(right, wrong) * (right * kept).sum(1)
+    assert bool((stretched <= 1 + 1e-12).all()) and float(stretched[-1]) > 0.98
+
+
+def test_a_guided_proposal_of_the_small_variance_leaves_far_fewer_effective_points_than_of_the_large():
+    gamma, walk = 2.5, time_grid(12, SCHEDULE, 0.98, 0.02)
+    pair, least = MIXTURE.pair(SCHEDULE, LABEL), {}
+    rule = remedies.twisted(kernels.exact(MIXTURE, SCHEDULE), log_twist(MIXTURE, gamma))
+    x = noised(MIXTURE, walk[0]).sample(2000, seeded(63))[0]
+    for variance in ("small", "large"):
+        kernel = kernels.ddpm(guidance.classifier_free(pair, gamma), SCHEDULE, variance=variance)
+        run = particles.sample(kernel, rule, x, walk, seeded(64), log_weights=log_twist(MIXTURE, gamma)(x, walk[0]))
+        least[variance] = min(float(crowd.ess) for crowd in run)
+    assert least["small"] < least["large"] / 2, least
+
+
 def test_with_the_class_s_own_step_the_twisted_weights_are_those_of_thinning():
     """All but the ends cancels: w = p_T(y | x_T) p(y | x_0)^(gamma - 1), whatever the path."""
     walk, gamma = time_grid(7, SCHEDULE, 0.95, 0.03), 4.0
@@ -325,6 +354,39 @@ def test_a_ramp_on_the_way_keeps_more_effective_points_than_guiding_always_or_at
         least[begin] = min(float(crowd.ess) for crowd in run)
     always, *on_the_way, at_the_end = least.values()
     assert min(on_the_way) > 1.5 * max(always, at_the_end), least
+
+
+@pytest.mark.nightly
+def test_after_late_guidance_the_mean_scatters_half_as_much_as_at_the_end_on_the_blobs_and_no_less_on_another_mixture():
+    """Many copies; standard deviations of the mean over ten runs. The effective sizes
+    promise several times as many points in both."""
+
+    def scatter(mixture, gamma, copies, begin, steps):
+        pair, walk, found = mixture.pair(SCHEDULE, LABEL), time_grid(steps, SCHEDULE, 0.99, 0.01), []
+        gamma_t = ramp(gamma, begin)
+
+        def flat(denoiser):
+            return lambda x, t: Prediction(*(half.view(x.shape) for half in denoiser(x.reshape(-1, 2), t)))
+
+        def odds(x, t):
+            return noised(mixture, t).class_log_prob(x.reshape(-1, 2), LABEL).view(len(x), -1).sum(1)
+
+        many = Pair(flat(pair.cond), flat(pair.uncond))
+        kernel = kernels.ddpm(guidance.classifier_free(many, gamma_t), SCHEDULE, variance=0.5)
+        rule = remedies.ramped(many, gamma_t, SCHEDULE, odds)
+        for seed in range(200, 210):
+            x = noised(mixture, walk[0]).sample(300 * copies, seeded(seed))[0].view(300, copies, 2)
+            run = particles.sample(kernel, rule, x, walk, seeded(seed), log_weights=odds(x, walk[0]))
+            states = [(float(now.ess), now) for now in run]
+            mean = states[-1][1].expectation(lambda x: x[..., 0].mean(1))
+            found.append([float(mean), min(ess for ess, _ in states)])
+        found = torch.tensor(found)
+        return float(found[:, 0].std()), float(found[:, 1].mean())
+
+    late, end = scatter(BLOBS, 3.0, 64, 0.5, 40), scatter(BLOBS, 3.0, 64, 0.0100001, 40)
+    assert 0.3 < late[0] / end[0] < 0.75 and late[1] > 5 * end[1], (late, end)
+    late, end = scatter(MIXTURE, 4.0, 48, 0.5, 30), scatter(MIXTURE, 4.0, 48, 0.0100001, 30)
+    assert late[0] > 0.75 * end[0] and late[1] > 4 * end[1], (late, end)
 
 
 # ---- deeper
@@ -399,6 +461,20 @@ def test_the_guiding_push_is_several_times_the_right_one_in_much_noise_and_point
     used = 3.0 * noisy.class_gradient(x, LABEL)
     assert float(torch.cosine_similarity(used, right).median()) > 0.95
     assert 2 < float(used.norm() / right.norm()) < 3
+
+
+@pytest.mark.parametrize("mixture", [BLOBS, MIXTURE], ids=["blobs", "other"])
+def test_towards_the_data_the_guiding_push_comes_down_to_the_right_one(mixture):
+    """At gamma = 3, the median over noisy points of the one push over the other."""
+    ratios = []
+    for t in (0.9, 0.5, 0.15):
+        level = torch.tensor(t, dtype=F64)
+        noisy, sigma = noised(mixture, level), SCHEDULE.sigma(level)
+        x = noisy.sample(100, seeded(65))[0]
+        right = names_of("18", "eq-doob")["doob"](mixture, SCHEDULE, LABEL, 3.0, 12)(x, level).score(sigma)
+        used = 3.0 * noisy.class_gradient(x, LABEL)
+        ratios.append(float((used.norm(dim=1) / (right - noisy.score(x)).norm(dim=1)).median()))
+    assert 2.2 < ratios[0] and ratios[0] > ratios[1] > 1.8 and 0.95 < ratios[2] < 1.2, ratios
 
 
 def test_the_trapezoid_is_worth_nothing_and_heun_a_lot():
