@@ -540,7 +540,7 @@ shown
 #
 # ### Pitfall: "the normaliser is a constant", as code
 #
-# In code a constant is `.detach()`. Write the sharpened classifier by hand and detach the sum: what remains is $\gamma$ times the gradient of the
+# Write the sharpened classifier by hand and `.detach()` the sum: what remains is $\gamma$ times the gradient of the
 # logit. If the logits are log-probabilities, that is the scaled gradient. But a network's logits are log-probabilities only up to a number for each $x$,
 # and now its gradient counts. Here are logits whose softmax is the exact classifier, $\log p_t(x, y)$:
 
