@@ -37,8 +37,7 @@ torch.set_num_threads(1)
 #
 # The data are the four blobs of chapter 00: two of class 0, two of class 1, and we ask for class 1. At the noise level $t = 0.7$ each
 # point has a probability of class 1, which can be computed exactly. Here is $\gamma = 3$ in two ways:
-# the gradient times three, and the gradient of the classifier whose probabilities are raised to the third power and made to
-# sum to one again.
+# the gradient times three, and the gradient of the sharper classifier.
 
 # %%
 mixture, schedule, label, gamma = plane.four_blobs(), cosine(), 1, 3.0
@@ -91,18 +90,18 @@ shown
 
 # %% [markdown]
 # *Two pushes towards class 1 at $\gamma = 3$, $t = 0.7$, and what the first has beyond the second. Blue: class 1 is the
-# more probable one. Contours: 50, 90 and 99 % of the noisy data. The difference leads away from the border, on both sides.*
+# more probable one. Contours: 50, 90 and 99 % of the noisy data. The difference leads away from the border between the colours, on both sides.*
 #
 # **What happens.** Where class 0 is much the more probable one, both push alike. Just before the border the sharpened classifier
 # pushes harder, by up to a third.
 #
-# **Why.** A log-probability can rise only where there is something to gain. A sharper classifier is sure sooner, and
-# once it is sure there is nothing left to gain: it stops pushing. The scaled gradient takes the slope of the plain classifier,
+# **Why.** A sharper classifier is sure sooner, and once it is sure its log-probability has
+# nothing left to gain: it stops pushing. The scaled gradient takes the slope of the plain classifier,
 # which is still not quite sure, three times.
 #
 # **What the knob does instead.** Imagine three judges who see the same point. Each names a class by the
 # classifier's probabilities, without talking to the others. Three times the gradient asks that *all three say class 1*. The sharpened
-# classifier asks only: *if* they agree, on what? Between the two lies agreement itself, the third panel. It leads away from the border, to
+# classifier asks only: *if* they agree, on what? Between the two lies agreement itself, the third panel. It leads to
 # wherever *some* class is certain. A sharper classifier subtracts it, by its normaliser. Who calls the normaliser a constant leaves it in.
 #
 # ## Both gradients
@@ -113,7 +112,7 @@ shown
 # $$ \tilde p_t(y \mid x) = \frac{p_t(y \mid x)^\gamma}{Z_t(x)}, \qquad
 # Z_t(x) = \sum_{y'} p_t(y' \mid x)^\gamma . \label{eq-sharpened} $$
 #
-# In general $Z_t$ depends on $x$, unless $\gamma$ is 0 or 1. For a network that ends in a softmax all
+# In general $Z_t$ depends on $x$, unless $\gamma$ is 0 or 1. For a softmax all
 # of it is one line: multiply the *logits* by $\gamma$. (Logits are log-probabilities up to a number for each $x$, which drops out.)
 
 # %%
@@ -142,7 +141,7 @@ torch.testing.assert_close(normalised(x, level), by_hand)
 # The sum is the mean of all classes' gradients, as the sharper classifier weighs them. In code the two pushes differ by the place of
 # one bracket: `gamma * logits.log_softmax(1)[:, y]` or `(gamma * logits).log_softmax(1)[:, y]`.
 #
-# With two classes they differ by one factor. Let $l(x)$ be the logit of $y$: the logarithm of its odds, positive where $y$ is the more
+# With two classes they differ by one factor. Let $l(x)$ be the log odds of $y$, the difference of the two logits, positive where $y$ is the more
 # probable class. Then $\log p_t(y \mid x) = -\log(1 + e^{-l})$, and its slope in $l$ is $1 / (1 + e^l)$, the probability of the other class.
 # Sharpening multiplies $l$ by $\gamma$. So
 #
@@ -200,11 +199,11 @@ shown
 # *The push at each logit, in units of $\gamma$. Blue: the class asked for is the more probable one. Scaling multiplies the
 # plain classifier's push everywhere; sharpening makes it a step at the border, the steeper the larger $\gamma$.*
 #
-# Read the ratio, for $\gamma > 1$. *At the border* ($l = 0$) it is 1. *On the wrong side* it lies between $\frac12$ and 1: there $e^{\gamma l}
-# \le e^l \le 1$, so the numerator is at least 1 and at most the denominator, which is at most 2. *On the right side* it grows like $e^{(\gamma - 1)\, l}$,
-# without bound. At $\gamma = 3$ and a logit of 4 the scaled push is 0.054, which is 2927 times what the sharper classifier has. **Where the
-# class is not yet the more probable one, the two agree within a factor of two. Where it is, one goes on and the other stops.** (With more than two classes neither
-# holds, and the two can point in nearly opposite directions.)
+# Read the ratio, for $\gamma > 1$. *At the border* ($l = 0$) it is 1. *On the wrong side* ($l < 0$) it lies between $\frac12$ and 1: there $e^{\gamma l}
+# \le e^l \le 1$, so the numerator is at least 1 and at most the denominator, which is at most 2. *On the right side* ($l > 0$) it grows like $e^{(\gamma - 1)\, l}$,
+# without bound: at $\gamma = 3$ and a logit of 4 it is 2927. **Where the
+# class is not yet the more probable one, the two agree within a factor of two. Where it is, one goes on and the other stops, the sooner the larger $\gamma$.** (With more than two classes neither
+# need hold, and the two can point in nearly opposite directions.)
 #
 # ## What the normaliser is: judges who agree
 #
@@ -215,7 +214,7 @@ shown
 # classifier's plus a pull, $\nabla \log Z_t$, towards agreement**. (For $\gamma > 1$, $Z_t$ is 1 where
 # a class is certain, and least where all are equally probable.)
 #
-# That gives samples without any diffusion. Draw clean points and ask three judges. Keep those points of which all say class
+# That gives samples without any diffusion. Draw clean points, ask three judges, keep those of which all say class
 # 1: their density is $p(x)\, p(y \mid x)^3$ over a constant. Or ask about each point again and again until three agree, then keep it if they say class 1:
 # $p(x)\, \tilde p(y \mid x)$ over a constant.
 
@@ -242,7 +241,7 @@ while open_cases.any():
 if_agreed = asked[named == label]
 
 # %% [markdown]
-# The exact densities, summed over a grid (`tilted` makes $p(x)$ times a weight, normalised), say whether that is right. The last column is
+# The exact densities, summed over a grid, say whether that is right. The last column is
 # the share of class 1 in its small blob, which lies far from class 0:
 
 # %% tags=["hide-input"]
@@ -275,12 +274,13 @@ for name, cloud in (("scaled", all_say), ("normalised", if_agreed)):
     print(f"{name:>10} exactly  ", "{:6.3f}          {:6.3f}          {:6.3f}".format(*numbers(targets[name])))
     print("         by judges  ", "   ".join(f"{v:6.3f} ± {e:.4f}" for v, e in zip(value, error, strict=True)))
     assert ((value - numbers(targets[name])).abs() < 3.5 * error).all()
-unsharpened = numbers(tilted(mixture, log_weights(mixture, label, 1.0)["scaled"]))
-print("   class 1 exactly  ", "{:6.3f}          {:6.3f}          {:6.3f}".format(*unsharpened))
+unsharpened = tilted(mixture, log_weights(mixture, label, 1.0)["scaled"])
+print("   class 1 exactly  ", "{:6.3f}          {:6.3f}          {:6.3f}".format(*numbers(unsharpened)))
+assert all((target.weights - unsharpened.weights).abs().sum() / 2 < 0.1 for target in targets.values())
 
 # %% [markdown]
 # The judges' points have the exact moments, up to sampling error (± one standard error). And see how little was asked for: both targets
-# are nearly class 1 itself.
+# are class 1 with less than a tenth of its mass moved.
 #
 # ## Two densities, one of them made with a sharper classifier
 #
@@ -306,7 +306,7 @@ def log_tilts(noisy, label, gamma, x):
 
 # %%
 def guided_by(mixture, label, gamma):
-    """The two guided denoisers."""
+    """The two guided denoisers: guidance.tilt adds a push, times a scale, to the score."""
     free, logits = mixture.denoiser(schedule), logits_of(mixture, schedule)
     inside = guidance.gradient(guidance.sharpened(logits, label, gamma))
     outside = guidance.gradient(guidance.sharpened(logits, label, 1.0))
@@ -385,13 +385,13 @@ assert all(distances[at, "scaled", k] > distances[at, "normalised", k] + 0.15 fo
 # %% [markdown]
 # **They do not.** At $\gamma = 3$ the scaled clouds are 1.00 and 0.77 away, the normalised ones 0.82 and 0.47, where the floors are 0.21 and 0.20.
 # In each pair the normalised one ends nearer to its own target, and DDPM nearer than DDIM. All are surer than their targets, too: under DDIM at
-# $\gamma = 3$ both have a mean probability of class 1 of about 0.99 or more.
+# $\gamma = 3$ class 1 has 0.99 or more.
 #
 # And look at DDIM, normalised. From $\gamma = 3$ to 10 its target does not move, 1.175 and 1.177; its samples move from 1.909 to 2.810. What moves them, if not a sharper target?
 #
 # ## Sharpen first, then add noise
 #
-# A sampler removes noise. What it needs at $t$ is not just any density, but that at 0 *with noise added*. Let $h(x_0)$ be the weight of the clean points, $p(y \mid x_0)^\gamma$ or $\tilde p(y \mid x_0)$.
+# With many steps, DDIM and DDPM end at a density if they follow at each $t$ that density *with noise added*. Let $h(x_0)$ be the weight of the clean points, $p(y \mid x_0)^\gamma$ or $\tilde p(y \mid x_0)$.
 # Noise carries
 # $p(x_0)\, h(x_0) / C$, with $C = \mathbb E[h(x_0)]$, to $\int p(x_0)\, h(x_0)\, p(x_t \mid x_0)\, dx_0 / C$, and $p(x_0)\, p(x_t \mid x_0) = p_t(x_t)\, p(x_0 \mid
 # x_t)$. So at every level
@@ -403,7 +403,7 @@ assert all(distances[at, "scaled", k] > distances[at, "normalised", k] + 0.15 fo
 # all look at the same clean picture; the sampler's look at the noisy one, and each imagines his own.
 #
 # The purest case: let the clean classifier be certain, $p(y \mid x_0)$ always 0 or 1. Then $h = p(y \mid x_0)$ for *every* $\gamma > 0$, both targets are $p(x \mid y)$, and the right push is
-# the plain $g_y$. Any other $\gamma > 0$ than 1 is then too much or too little. Our blobs overlap a little, so they are near that case. We know $Q_t$ by summing over a grid:
+# the plain $g_y$. Our blobs overlap a little, so they are near that case. We know $Q_t$ by summing over a grid:
 
 # %%
 # [eq-noised-tilt]
@@ -455,19 +455,20 @@ print("ratio of the shifts of the mean: scaled {:.2f}, normalised {:.2f}".format
 assert all(abs(row[0] - 3) < 1e-9 and (t < 0.5 or max(row[4:]) < 0.075) for t, row in sizes.items())
 
 # %% [markdown]
-# In much noise the right pushes are nearly the plain one: 1.09 and 1.02 times, where the samplers use 3.00 and 3.66 times. There all that counts
+# In much noise the right pushes are nearly the plain one: 1.09 and 1.02 times, where the samplers use 3.00 and 3.66 times. In pure noise all that counts
 # is how far the target's mean is from that of all data, compared with the class's mean; and both targets are nearly the class. (For classes that
-# overlap a lot the right multiple is larger, and the usual pushes less wrong.) Only near the data do the right multiples come to 2.50 and 2.30.
-# (A multiple leaves over at most 7 % of the right push while $t \ge 0.5$, and up to 33 % at 0.1.)
+# overlap a lot the right multiple is larger, and the usual pushes less wrong.) Only near the data do the right multiples come to 2.50 and 2.30
+# (and, in the tests, at points of all data to more than $\gamma$).
+# (A multiple leaves over at most 7 % of the right push while $t \ge 0.5$, up to 33 % at 0.1.)
 #
-# So **for class 1 both samplers push about three times too hard while there is much noise**. The normalised one pushes even harder, since class 1
-# is the rarer one: in much noise it is the less probable class at most points, and that is the wrong side.
-# (For class 0 it pushes less hard than the scaled one: by DDPM its clouds nearly meet their targets, by DDIM at $\gamma = 10$ they are even
+# So **at $\gamma = 3$, for class 1, both samplers push about three times too hard while there is much noise**. The normalised one pushes even harder, since class 1
+# is the rarer one: in much noise most points are on its wrong side.
+# (For class 0, in the tests, it pushes less hard than the scaled one: by DDPM its clouds nearly meet their targets, by DDIM at $\gamma = 10$ they are even
 # *less* sure than at 1.)
 #
 # ### Two remedies
 #
-# If that is the reason, then two things must help: the right push, and $\gamma$ only late.
+# If that is the reason, the right push must help, and $\gamma$ must do its harm early.
 
 # %% tags=["hide-input"]
 for power in (3.0, 10.0):
@@ -488,21 +489,30 @@ assert all(abs(z) < 3 for _, off in cured.values() for z in off)
 assert all(distance < floors[key[:2]] + 0.03 for key, (distance, _) in cured.items())
 
 # %% tags=["hide-input"]
-small = {"early": [], "late": []}
-halves = {"early": lambda t: 10.0 if t > 0.5 else 1.0, "late": lambda t: 1.0 if t > 0.5 else 10.0}
-split = {}
-print("gamma = 10 at t > 0.5 only (early) or at t < 0.5 only (late), else 1")
+small = {"early": [], "late": [], "never": []}
+halves = {"early": lambda t: 10.0 if t > 0.5 else 1.0, "late": lambda t: 1.0 if t > 0.5 else 10.0, "never": lambda t: 1.0}
+split, sure_of = {}, {}
+print("gamma = 10 at t > 0.5 only (early), at t < 0.5 only (late), or never; else 1")
 for when, power in halves.items():
     for name, denoiser in guided_by(mixture, label, power).items():
         for kernel in (kernels.ddim, kernels.ddpm):
             cloud = samples(denoiser, kernel, start[:1000], 60)
             split[when, name, kernel.__name__] = metrics.wasserstein(cloud[:700], drawn[10.0, name][0])
+            sure_of[when, name, kernel.__name__] = float(numbers(cloud)[1])
             small[when].append(float(numbers(cloud)[2]))
-            print(f"{when:>5}, {name:>10}, {kernel.__name__.upper()}: mean x1 {cloud[:, 0].mean():.2f}, small blob {small[when][-1]:.2f}, "
+            print(f"{when:>5}, {name:>10}, {kernel.__name__.upper()}: p(class 1) {numbers(cloud)[1]:.3f}, small blob {small[when][-1]:.2f}, "
                   f"W2 {split[when, name, kernel.__name__]:.2f}")
 assert all(split["early", *key] > distances[10.0, *key] - 0.05 and split["early", *key] > 2.5 * split["late", *key]
            for key in ((name, k) for name in ("scaled", "normalised") for k in ("ddim", "ddpm")))
 assert min(small["early"]) > 0.575 and 0.375 < min(small["late"]) < max(small["late"]) < 0.465
+
+# %% tags=["remove-cell"]
+each = [(name, k) for name in ("scaled", "normalised") for k in ("ddim", "ddpm")]
+assert all(split["never", "normalised", k] + 0.02 < split["late", "normalised", k] for k in ("ddim", "ddpm"))
+assert all(abs(split["never", "scaled", k] - split["late", "scaled", k]) < 0.1 for k in ("ddim", "ddpm"))
+assert all(sure_of["late", *key] > numbers(drawn[10.0, key[0]][1])[1] + 0.005 for key in each)
+assert all(sure_of["never", *key] < numbers(drawn[10.0, key[0]][1])[1] - 0.01 for key in each)
+assert all(distances[10.0, *key] < split["early", *key] for key in each)
 
 # %% tags=["hide-input"]
 with plotting.style():
@@ -524,12 +534,13 @@ shown
 # *Samples at $\gamma = 10$ over the target each was meant for (dashed: 50, 90 and 99 % of it). Only the right push meets its target; of the others, the normalised one
 # with DDPM comes nearest.*
 #
-# With the right push all eight clouds are at the floor. With the usual pushes and $\gamma = 10$ only early (60 steps), every cloud is about as far off
-# as with $\gamma = 10$ throughout; only late, the normalised clouds are near their floor.
+# With the right push all eight clouds are at the floor. With the usual pushes and $\gamma = 10$ only early (60 steps), every cloud is at least as far off
+# as with $\gamma = 10$ throughout; only late, the normalised clouds are near their floor. *With $\gamma = 1$ throughout they
+# are nearer still* (the scaled ones about as far off as late ones). Late guidance makes all four surer than their targets.
 #
 # ### Pitfall: "the normaliser is a constant", as code
 #
-# In code a constant is `.detach()`. Write the sharpened classifier by hand and detach the sum: what remains is $\gamma$ times the gradient of the
+# Write the sharpened classifier by hand and `.detach()` the sum: what remains is $\gamma$ times the gradient of the
 # logit. If the logits are log-probabilities, that is the scaled gradient. But a network's logits are log-probabilities only up to a number for each $x$,
 # and now its gradient counts. Here are logits whose softmax is the exact classifier, $\log p_t(x, y)$:
 
@@ -563,16 +574,16 @@ assert ruined["Z detached", "log p(x, y)"][1] < 0.4 * ruined["outside", "log p(x
 
 # %% [markdown]
 # Outside and inside do not care which logits they get. Detached, the same classifier shrinks the spread (the mean square distance from the mean) from
-# 2.16 to 0.82: with the model's own score, $\gamma \nabla \log p_t(x, y)$ counts the data $1 + \gamma$ times. Never detach the sum of a softmax.
+# 2.16 to 0.82: with the model's own score, $\gamma \nabla \log p_t(x, y)$ counts the data $1 + \gamma$ times.
 #
 # ## In practice
 #
 # | if you | do | because |
 # |---|---|---|
 # | read somebody's scale | look where the bracket is: scale outside `log_softmax`, or inside (a temperature of $1 / \gamma$) | at $\gamma = 10$ the two gave samples with other means, by DDPM as by DDIM |
-# | want what a sharper classifier stands for, of classes that overlap little | scale inside, and $\gamma > 1$ only late | in much noise, the right push was nearly the plain one |
-# | want samples that the classifier is sure of | scale outside, by DDIM | at each scale that cloud was the surest of the four |
-# | want the class's modes in proportion | $\gamma = 1$, or late guidance | only early, $\gamma = 10$ gave the small blob 0.58 or more, only late 0.38 to 0.46 |
+# | want what a sharper classifier stands for, of classes that overlap little | $\gamma = 1$; to be surer, scale inside, only late | $\gamma = 1$ came nearer to that target; late guidance was surer than it |
+# | want samples that the classifier is sure of | scale outside, by DDIM | at $\gamma = 3$ and 10 that cloud was the surest of the four, and the farthest from its target |
+# | want the class's modes in proportion | $\gamma = 1$, or late guidance | of 0.40 for the small blob, $\gamma = 10$ made 0.58 or more only early, 0.38 to 0.46 only late |
 # | report what was sampled | measure it; do not write $p\, p(y \mid x)^\gamma / C_0$ | for class 1, with the usual pushes, no sampler met its target |
 # | write a softmax by hand | never detach its sum | what raw logits lack, a number for each $x$, has a gradient |
 #
@@ -583,6 +594,8 @@ facts = {key: numbers(cloud) for key, cloud in clouds.items()}
 assert all(facts[10.0, "scaled", k][0] > facts[10.0, "normalised", k][0] + 0.3 for k in ("ddim", "ddpm"))
 assert all(facts[power, "scaled", k][1] > facts[power, "normalised", k][1] for power in (3.0, 10.0) for k in ("ddim", "ddpm"))
 assert all(facts[power, name, "ddim"][1] > facts[power, name, "ddpm"][1] for power in (3.0, 10.0) for name in targets)
+assert all(distances[power, "scaled", "ddim"] == max(v for k, v in distances.items() if k[0] == power) for power in (3.0, 10.0))
+assert round(float(numbers(unsharpened)[2]), 2) == 0.40
 assert all(facts[power, name, "ddim"][1] > numbers(drawn[power, name][1])[1] + 0.005 for power in (3.0, 10.0) for name in targets)
 assert all(facts[power, name, "ddpm"][2] > numbers(drawn[power, name][1])[2] + 0.05 for power in (3.0, 10.0) for name in targets)
 assert sizes[0.9][1] < 1.1 and sizes[0.9][3] < 1.1 and sizes[0.9][0] > 2.9 and sizes[0.9][2] > 2.9
@@ -674,7 +687,7 @@ exercises.check("8.3", mean_confidence)
 # 2. With two classes and $\gamma > 1$ both push alike on the wrong side of the border, up to a factor of two. On the right side the scaled
 #    push is longer by $(1 + e^{\gamma l}) / (1 + e^l)$, with $l$ the log odds of the class.
 # 3. At each $t$ either push, with the score of the data, is the score of a density. For $\gamma > 1$ and an exact classifier with a border between two classes, neither density is the noised version of its clean one ([Deeper](#deeper-is-either-a-diffusion-path)).
-# 4. What a sampler needs is the score of $Q_t$, the target with noise added: sharpen the verdict on each clean point, then average. On our blobs at
+# 4. What takes both samplers to a target is the score of $Q_t$, the target with noise added: sharpen the verdict on each clean point, then average. On our blobs at
 #    $\gamma = 3$, for class 1 and in much noise, the push this asks for is nearly the plain one, and both samplers push about three times too hard.
 # 5. On our blobs, for class 1 at $\gamma = 3$ and 10, DDIM and DDPM met neither target, and the normalised clouds came nearer to theirs. With the push of $Q_t$
 #    both samplers met both.
@@ -688,7 +701,7 @@ exercises.check("8.3", mean_confidence)
 # *For you if you turn the knob up: what a large $\gamma$ makes of the two clean targets, and of a class with two modes. It adds two limits and the share of each mode.*
 #
 # What becomes of the two clean targets as $\gamma$ grows? The scaled one first. Let $c < c'$ be two values of $p(y \mid x)$, the larger one
-# still exceeded by some points. Where $p(y \mid x) \le c$, the weight $p(y \mid x)^\gamma$ is at most $c^\gamma$; where it
+# still exceeded with some probability. Where $p(y \mid x) \le c$, the weight $p(y \mid x)^\gamma$ is at most $c^\gamma$; where it
 # is at least $c'$, at least $c'^\gamma$. So under $S_0$
 #
 # $$ \Pr\nolimits_S\big(p(y \mid x) \le c\big) \;\le\; \Big(\frac{c}{c'}\Big)^{\gamma} \frac{1}{\Pr\big(p(y \mid x) \ge c'\big)} \;\longrightarrow\; 0 . $$
@@ -702,7 +715,7 @@ exercises.check("8.3", mean_confidence)
 # $$ \lim_{\gamma \to \infty} N_0(x) = \frac{p(x)\, \mathbf 1_y(x)}{\mathbb E[\mathbf 1_y(x)]} : \label{eq-hard-wall} $$
 #
 # the data, cut off at the border as by a wall. It is not $p(x \mid y)$: points of other classes
-# that lie inside stay, so *the sharpest classifier does not make your samples certain*. (If $y$ wins nowhere, as may happen to one class in a thousand, $N_0$ runs to where it
+# that lie inside stay, so *the sharpest classifier does not make its target certain*. (If $y$ wins nowhere, as may happen to one class in a thousand, $N_0$ runs to where it
 # comes nearest to winning.)
 
 # %%
@@ -748,7 +761,7 @@ for name, log in log_weights(mixture, label, gamma).items():
 
 # %% [markdown]
 # Class 1 has a large blob close to class 0, where the classifier often hesitates, and a small one far from it. Scaled, each is
-# multiplied by a mean of $p(y \mid x)^\gamma$, and the surer one gains. Normalised, each is multiplied by about the share of it that lies inside the wall, whatever the $\gamma \ge 1$. (So counted, the small blob has 0.400 of class 1 itself, not its share of the weight, 0.375: some points of
+# multiplied by a mean of $p(y \mid x)^\gamma$, and the surer one gains. Normalised, each is multiplied, on these blobs, by about the share of it that lies inside the wall, whatever the $\gamma \ge 1$. (So counted, the small blob has 0.400 of class 1 itself, not its share of the weight, 0.375: some points of
 # the large blob are owned by those of class 0.) In numbers:
 
 # %% tags=["hide-input"]
@@ -869,7 +882,7 @@ four = GaussianMixture(
 many_noisy = four.noised(schedule.alpha(level), schedule.sigma(level))
 
 # %% [markdown]
-# Both pushes are means over the rivals $y' \ne y$ of the gaps $g_y - g_{y'}$, times $\gamma$ and the probability of *not* $y$. The scaled one
+# Both pushes are means over the rivals $y' \ne y$ of the gaps $g_y - g_{y'}$, times $\gamma$ and the probability of *not* $y$ (sharpened, for the second). The scaled one
 # weighs each rival by its probability. The normalised one, by a power of it: at large $\gamma$ only the most probable
 # rival counts. Here is how far that is, at a point between three classes:
 
@@ -911,14 +924,14 @@ shown
 
 # %% [markdown]
 # *Class 0 (dashed: 50, 90 and 99 % of its noisy data) against three rivals at $t = 0.7$. Shades: the most probable class, class 0 in blue. The
-# scaled push is a mean over all rivals; the sharpened one stops where class 0 is the most probable, and elsewhere leads
+# scaled push is a mean over all rivals; the sharpened one, at $\gamma = 10$, nearly stops where class 0 is the most probable, and elsewhere leads
 # away from the strongest rival.*
 #
 # Now guide to class 0, which has three tenths of the data, to class 3, which has a fifth, and to class 1, which has a quarter, in one blob. All at $\gamma = 10$, 1,000 points, 100
 # steps; "modes" is the share of the class's first blob.
 
 # %% tags=["hide-input"]
-rows, surer = {}, {}
+rows, surer, outer = {}, {}, {}
 print("                        p(class)        modes          W2    floor")
 for y in (0, 1, 3):
     own = [k for k, owner in enumerate(four.labels) if owner == y]
@@ -937,6 +950,7 @@ for y in (0, 1, 3):
             value, error = metrics.with_error(view, cloud)
             rows[y, name, kernel.__name__] = metrics.wasserstein(cloud[:600], first)
             surer[y, name, kernel.__name__] = bool(value[0] > view(goal)[0])
+            outer[y, name, kernel.__name__] = float(view(goal)[1] - value[1])
             print(f"                  {kernel.__name__.upper()}  " + "  ".join(f"{v:.3f} ± {e:.3f}" for v, e in zip(value, error, strict=True)),
                   f"  {rows[y, name, kernel.__name__]:.2f}")
 
@@ -944,6 +958,7 @@ for y in (0, 1, 3):
 assert all(rows[y, "scaled", k] > rows[y, "normalised", k] + 0.3 for y in (0, 1, 3) for k in ("ddim", "ddpm"))
 assert rows[1, "normalised", "ddpm"] < 0.2 < 1 < rows[3, "normalised", "ddpm"]
 assert all(surer.values()) and len(surer) == 12
+assert min(more for (y, _, _), more in outer.items() if y == 3) > 0.1
 torch.testing.assert_close(four.class_weights(), torch.tensor([0.3, 0.25, 0.25, 0.2], dtype=torch.float64))
 
 # %% [markdown]
@@ -1023,7 +1038,7 @@ for name, shape in shapes.items():
     print(f"{name:>10}: should be one number, lies between {constant.min():.2f} and {constant.max():.2f}")
 
 # %% [markdown]
-# For a convex weight the residual is negative: as noise is added, $S_t$ falls behind a noised density where the classifier changes fast.
+# For a convex weight the residual is negative: as noise is added, $p_q u_q^\gamma$ with $\gamma > 1$ falls behind a noised density where the classifier changes fast.
 #
 # So these are the five things of this chapter, and what each is:
 #
@@ -1033,7 +1048,7 @@ for name, shape in shapes.items():
 # | $p_t(y \mid x)^\gamma$ over a constant | in general not: its sum over classes depends on $x$ | the paper's reading of the scaled gradient |
 # | $S_t$ | over points, at each $t$; the target at $t = 0$ only, later not the noised target | what the scaled gradient gives |
 # | $N_t$ | over points, at each $t$; the target at $t = 0$ only, later not the noised target | what the sharper classifier gives |
-# | $Q_t$ | over points, at each $t$: the noised target $S_0$ or $N_0$ | its score less that of $p_t$ is the right push, which in general no classifier of noisy points knows |
+# | $Q_t$ | over points, at each $t$: the noised target $S_0$ or $N_0$ | its score less that of $p_t$ is the right push, which $p_t(y \mid x)$ at a point does not tell |
 #
 # ## Deeper: how far does the scaled target run, and who gets it?
 #
@@ -1045,7 +1060,7 @@ for name, shape in shapes.items():
 # $$ \mathbb E_S[g_y] = -\frac{1}{\gamma}\, \mathbb E_S[\nabla \log p] . \label{eq-balance} $$
 #
 # The push is held by the data's own score, which far out grows only as fast as the distance. With two classes $g_y$ is the probability of the other class times $\nabla
-# l$: its mean falls like $1 / \gamma$, times a pull that grows slowly.
+# l$: its mean falls like $1 / \gamma$, times a pull that on our blobs grows slowly.
 
 # %%
 # [eq-balance]

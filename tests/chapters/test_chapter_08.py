@@ -174,6 +174,15 @@ def test_at_the_border_the_ratio_is_one_on_the_wrong_side_between_a_half_and_one
     assert abs(float(ratio(torch.tensor(-20.0), 3.0)) - 1) < 1e-6  # confidently wrong: the two do the same
 
 
+def test_the_sharper_classifier_stops_the_sooner_the_larger_gamma():
+    """At a logit of 4.6 / gamma it has a hundredth of its longest push, the scaled gradient only at 4.6."""
+    forces, end = names_of("08", "eq-force-ratio")["forces"], math.log(99)
+    for gamma in (1.2, 3.0, 10.0):
+        assert abs(float(forces(torch.tensor(end / gamma, dtype=F64), gamma)[1]) / gamma - 0.01) < 1e-12
+        assert abs(float(forces(torch.tensor(end, dtype=F64), gamma)[0]) / gamma - 0.01) < 1e-12
+    assert 1.4 < float(names_of("08", "eq-force-ratio")["ratio"](torch.tensor(4.0), 1.1)) < 1.6  # hardly above one
+
+
 def test_the_difference_of_the_pushes_has_the_same_size_at_a_logit_and_its_negative_and_turns_round():
     forces = names_of("08", "eq-force-ratio")["forces"]
     logit = torch.linspace(0.1, 8, 40, dtype=F64)
@@ -253,6 +262,15 @@ def test_points_on_which_three_judges_are_unanimous_have_the_moments_of_the_scal
         assert bool(((value - tilt_of(TWO, kind, 1, 3.0).mean).abs() < 4 * error).all())
 
 
+def test_at_gamma_3_both_targets_are_the_class_with_less_than_a_tenth_of_its_mass_moved():
+    """Total variation, on the page's mixture and on another; at gamma 10 the scaled one moves more."""
+    for mixture in (BLOBS, TWO):
+        own = tilt_of(mixture, "scaled", 1, 1.0).weights
+        moved = [float((tilt_of(mixture, kind, 1, gamma).weights - own).abs().sum() / 2)
+                 for kind, gamma in (("scaled", 3.0), ("normalised", 3.0), ("scaled", 10.0))]  # fmt: skip
+        assert 0.03 < min(moved[:2]) and max(moved[:2]) < 0.1 < moved[2]
+
+
 # ---- the two densities, and what is noised
 
 
@@ -319,6 +337,18 @@ def test_a_noisy_verdict_is_the_mean_verdict_on_the_clean_points_and_a_power_of_
     assert bool((shares @ clean**3 > noisy**3 + 0.02).all())
 
 
+def test_points_of_one_noisy_verdict_have_different_right_weights_so_the_verdict_does_not_tell_the_right_push():
+    t, everything = 0.2, tilt_of(TWO, "scaled", 1, 0.0, 90)
+    x = at(TWO, SCHEDULE, t).sample(600, random(35))[0]
+    away = torch.cdist(x, float(SCHEDULE.alpha(t)) * everything.points).square() / (2 * float(SCHEDULE.sigma(t)) ** 2)
+    shares = (everything.weights.log() - away).softmax(1)
+    verdict, order = chances(at(TWO, SCHEDULE, t), x)[:, 1].sort()
+    for weight in (chances(TWO, everything.points)[:, 1] ** 3, sharp(TWO, everything.points, 3.0)[:, 1]):
+        logs = (shares @ weight).log()[order]
+        alike = (verdict.diff() < 1e-3) & (verdict[1:] > 0.2)
+        assert float(logs.diff()[alike].abs().max()) > 0.05 and int(alike.sum()) > 100
+
+
 def test_if_the_clean_classifier_is_certain_sharpening_leaves_it_as_it_is_and_the_right_push_is_the_plain_one():
     """Two classes that do not overlap: the weight is 0 or 1, and the noised target is the noised class."""
     means, cov = torch.tensor([[-40.0, 0.0], [40.0, 3.0]]).double(), [[1.0, 0.3], [0.3, 0.5]]
@@ -378,6 +408,15 @@ def test_in_much_noise_the_right_push_hardly_knows_gamma_and_both_samplers_push_
         assert sizes[0.1, kind][1] > 1.8
     assert sizes[0.9, "normalised"][0] > sizes[0.9, "scaled"][0] + 0.3  # the rarer class
     assert abs(sizes[0.9, "scaled"][0] - 3) < 1e-6
+
+
+def test_near_the_data_and_at_points_of_all_data_the_right_multiple_is_more_than_gamma():
+    grid_denoiser, schedule, t = names_of("08", "eq-noised-tilt")["grid_denoiser"], cosine(), torch.tensor(0.1)
+    x = at(BLOBS, schedule, t).sample(150, random(36))[0]
+    plain = at(BLOBS, schedule, t).class_gradient(x, 1)
+    for kind in ("scaled", "normalised"):
+        score = grid_denoiser(tilt_of(BLOBS, kind, 1, 3.0), schedule)(x, t).score(schedule.sigma(t))
+        assert float(((score - at(BLOBS, schedule, t).score(x)) * plain).sum() / plain.square().sum()) > 3.5
 
 
 def test_the_frequent_class_is_pushed_less_by_the_normalised_push_than_by_the_scaled_in_much_noise():
@@ -582,6 +621,21 @@ def test_strong_guidance_only_late_misses_by_little_and_only_early_by_as_much_as
         }
         off = {when: metrics.energy_distance(points, truth) for when, points in clouds.items()}
         assert off["early"] > 0.9 * off["all"] > 10 * off["late"]
+
+
+def test_gamma_one_throughout_comes_nearer_to_the_normalised_target_than_late_guidance_which_is_surer_than_it():
+    """Of both classes: the control without which late guidance looks like a remedy."""
+    for label in (0, 1):
+        target = tilt_of(BLOBS, "normalised", label, 10.0)
+        truth, goal = target.sample(2000, random(24)), float(metrics.class_mass(BLOBS, target)[label])
+        for kernel in (kernels.ddim, kernels.ddpm):
+            off, sure = {}, {}
+            for when, scale in (("never", 1.0), ("late", lambda t: 1.0 if t > 0.5 else 10.0)):
+                points = cloud(guided(BLOBS, cosine(), "normalised", label, scale), cosine(), kernel, steps=40)
+                off[when] = metrics.energy_distance(points, truth)
+                sure[when] = float(metrics.class_mass(BLOBS, points)[label])
+            assert off["never"] < 0.004 and off["never"] + 0.002 < off["late"]
+            assert sure["late"] > goal + 0.004
 
 
 def test_for_class_0_the_normalised_clouds_nearly_meet_their_targets_by_ddpm_and_grow_less_sure_by_ddim():
