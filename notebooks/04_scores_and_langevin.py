@@ -334,7 +334,7 @@ print("400 steps from 10 to 0.1, on so many stairs:", ", ".join(f"{count}: {shar
 print(f"on two stairs that is {400 // 2} steps at 10 and {400 // 2} at 0.1")
 assert few[2] < 0.65 < few[5] < 0.785 and abs(few[10] - 0.8) < 0.03 and few[20] == right_share(walkers["400 steps on 20 noise levels"])
 # %% [markdown]
-# One rate a stair predicts the shares to 0.04 (with few and shorter steps, in the tests, it misses more). Walks that begin below $\sigma = 1$ stay where they began. So begin where walks cross: from 10, wider than the groups are apart, 0.79 end on the right. Nor does the top alone do it: at $\sigma = 10$ there are no groups to hold a share. On two stairs, 200 steps there and 200 at 0.1, 400 steps give 0.59; on five 0.76, on ten 0.79.
+# One rate a stair predicts the shares to 0.04 (with few and shorter steps it misses more). Walks that begin below $\sigma = 1$ stay where they began. So begin where walks cross: from 10, wider than the groups are apart, 0.79 end on the right. Nor does the top alone do it: at $\sigma = 10$ there are no groups to hold a share. On two stairs, 200 steps there and 200 at 0.1, 400 steps give 0.59; on five 0.76, on ten 0.79.
 # %% [markdown]
 # ## The slope must be learned
 #
@@ -461,7 +461,7 @@ shown
 # %% [markdown]
 # *The slope along a line through both groups: exact (dashed) and learned (orange); grey: where the data are. At little noise (left) the learned one follows roughly where data are, and not in the valley. At much noise (right) there are data everywhere.*
 #
-# A loss averages over the data, so nobody corrects a network where none come. At one level it is off by 0.43 of the slope's size on the data, and by 0.80 where walks begin (with two other seeds less, still in this order). Where no data are it parts the walkers elsewhere: without noise 0.70 go right, on the exact slope 0.59. In the valley, where it has less than half of the exact slope, some cross as well (0.15 of those that start on the left), and 0.74 end on the right: an error that happens to help (with two other seeds 0.61 and 0.71, in the tests). The network of
+# A loss averages over the data, so nobody corrects a network where none come. At one level it is off by 0.43 of the slope's size on the data, and by 0.80 where walks begin (with two other seeds less, still in this order). Where no data are it parts the walkers elsewhere: without noise 0.70 go right, on the exact slope 0.59. In the valley, where it has less than half of the exact slope, some cross as well (0.15 of those that start on the left), and 0.74 end on the right: an error that happens to help (with two other seeds less). The network of
 # all levels gets 0.68 if it is walked at 0.3 only, and 0.81 if it is walked *down*. So the walk mends the shares; the training on all levels lets each slope be learned where its walk passes (at $\sigma = 10$ it is off by 0.06 where the walk begins).
 #
 # ## Three failures, one cure
@@ -478,7 +478,7 @@ for name, pair in (("network of all levels: error where walks begin", [off[f"all
 # %% [markdown]
 # Noise fills the space, so steps may be long. Noise brings data to where walks pass, so the slope is learned there. And noise joins what is apart, so the weights are in the slope.
 #
-# **What is exact, and what is not.** $\eqref{eq-energy-score}$, $\eqref{eq-fisher-divergence}$, $\eqref{eq-kl-over-levels}$ and $\eqref{eq-denoising-score}$ are exact (for densities whose integrals exist). The times to forget are those of the diffusion (short steps), on a grid, to a tenth. The walk down is approximate: with twenty thousand walkers the opening's share is still short of 0.80, by one or two hundredths, and by less on finer stairs (in the tests). That noise restores the weights assumes a start where walks cross, small ratios, and slopes that are right on the way. All numbers above are of this mixture, in the plane: in sixteen dimensions, on a wide group and a narrow one, the opening's walk ended at 0.72 of 0.80 (in the tests).
+# **What is exact, and what is not.** $\eqref{eq-energy-score}$, $\eqref{eq-fisher-divergence}$, $\eqref{eq-kl-over-levels}$ and $\eqref{eq-denoising-score}$ are exact (for densities whose integrals exist). The times to forget are those of the diffusion (short steps), on a grid, to a tenth. The walk down is approximate: with twenty thousand walkers the opening's share is still short of 0.80, by one or two hundredths, and by less on finer stairs (in the tests). That noise restores the weights assumes a start where walks cross, small ratios, and slopes that are right on the way. All numbers above are of this mixture, in the plane: in sixteen dimensions, on a wide group and a narrow one, the opening's walk fell shorter.
 #
 # ## In practice
 #
@@ -768,7 +768,7 @@ for apart in (6.0, 8.0, 10.0):
     print(f"{apart:5g}   {kramers / exact:.2f}")
 
 # %% [markdown]
-# The exponent is right; on these wells the wait is longer than the formula's by a factor of 1.3, and stays so: two Gaussians meet in a kink that sharpens as they part, and the formula takes the top for a parabola. (The more the widths differ, the larger the factor: 1.5 for variances of 0.05 and 2, in the tests.)
+# The exponent is right; on these wells the wait is longer than the formula's by a factor of 1.3, and stays so: two Gaussians meet in a kink that sharpens as they part, and the formula takes the top for a parabola. (The more the widths differ, the larger the factor.)
 #
 # ## Deeper: what a finite step costs, and how to correct it
 #

@@ -734,8 +734,8 @@ assert cosines[0] > 0.99 and cosines[3] < 0.7
 assert max(agreement[:3]) < 0.05 and agreement[3] < 0.25
 
 # %% [markdown]
-# In the median the formula is right to 4 % up to $t = 0.6$, with nothing fitted (on three other blobs, in the tests, to
-# 12 %). So over-guiding needs no defect of the classifier or the denoiser: the sharpness of the one times the width of
+# In the median the formula is right to 4 % up to $t = 0.6$, with nothing fitted (on three other blobs, in the tests,
+# less well). So over-guiding needs no defect of the classifier or the denoiser: the sharpness of the one times the width of
 # the other's cloud is enough. And here, as the noise grows, the guess's gradient also turns away from the right
 # *direction*. No factor mends that.
 

@@ -911,7 +911,7 @@ assert ahead[1.15] < best["growing"][1] < ahead[1.25] and abs(best["auto_p02"][0
 assert len(called) == 10 and at_1["thresholded"][0] > 5 * at_1["thresholded"][1]
 
 # %% [markdown]
-# At one scale growing and the interval lead by much. Rescaling $\hat\varepsilon$ and CFG-Zero* change hardly anything: in hundreds of coordinates the noise has nearly the same spread, guided or not. Thresholding harms already at $\gamma = 1$: its range $[-1, 1]$ cuts guesses that nobody guided. Guided by a model that is less far behind (last row, one seed), nothing is shown to be gained. Without the scale 1.15 on the dial, growing would have led: it is ahead of plain guidance at 1.25 by more than the error, and at 1.15 by less.
+# At one scale growing and the interval lead by much. Rescaling $\hat\varepsilon$ and CFG-Zero* change hardly anything: in hundreds of coordinates the noise has nearly the same spread, guided or not. Thresholding harms already at $\gamma = 1$: its range $[-1, 1]$ cuts guesses that nobody guided. Guided by a model that is less far behind (last row, one seed), nothing is shown to be gained. Without the scale 1.15 on the dial, growing would have led: it is ahead of plain guidance at 1.25 by more than the error, at that one by less.
 #
 # ## Deeper: two conditions at once
 #
