@@ -725,7 +725,7 @@ exercises.check("19.4", as_plain)
 # 2. CFG++ is plain guidance in DDIM's step, exactly, with a scale that depends on the step; with twice the steps, evenly in time, the same $\lambda$ pushes about twice as hard.
 # 3. What APG, CFG-Zero\* and thresholding do depends on where zero is, or on a range that they are told; what plain guidance does with exact guesses does not.
 # 4. Autoguidance can do what no $\gamma$ can: for one normal distribution and a weaker model with the same blur, only larger, a scale in closed form heals every noise level.
-# 5. Guiding away from a model puts the opposite of its faults into the samples. If they are not yours, it did harm at $\gamma = 2$ and 3.
+# 5. Guiding away from a model puts the opposite of its faults into the samples. If they are not yours, it did harm at both scales that we tried.
 #
 # **Where it comes from.** Interval: [Kynkäänniemi et al. (2024)](https://arxiv.org/abs/2404.07724). Schedules: [Wang et al. (2024)](https://arxiv.org/abs/2404.13040). CFG++: [Chung et al. (2025)](https://arxiv.org/abs/2406.08070). Rescaling: [Lin et al. (2024)](https://arxiv.org/abs/2305.08891). APG: [Sadat et al. (2025)](https://arxiv.org/abs/2410.02416). CFG-Zero\*: [Fan et al. (2025)](https://arxiv.org/abs/2503.18886). Thresholding: [Saharia et al. (2022)](https://arxiv.org/abs/2205.11487).
 # Autoguidance: [Karras et al. (2024)](https://arxiv.org/abs/2406.02507). The healing scale, the ways to compare and the numbers: derived and measured here.
@@ -911,7 +911,7 @@ assert ahead[1.15] < best["growing"][1] < ahead[1.25] and abs(best["auto_p02"][0
 assert len(called) == 10 and at_1["thresholded"][0] > 5 * at_1["thresholded"][1]
 
 # %% [markdown]
-# At one scale growing and the interval lead by much. Rescaling $\hat\varepsilon$ and CFG-Zero* change hardly anything: in hundreds of coordinates the noise has nearly the same spread, guided or not. Thresholding harms already at $\gamma = 1$: its range $[-1, 1]$ cuts guesses that nobody guided. Guided by a model that is less far behind (last row, one seed), nothing is shown to be gained. Without the scale 1.15 on the dial, growing would have led: it is ahead of plain guidance at 1.25 by more than the error, at that one by less.
+# At one scale growing and the interval lead by much. Rescaling $\hat\varepsilon$ and CFG-Zero* change hardly anything: in hundreds of coordinates the noise has nearly the same spread, guided or not. Thresholding harms already at $\gamma = 1$: its range $[-1, 1]$ cuts guesses that nobody guided. Guided by a model that is less far behind (last row, one seed), nothing is shown to be gained. Without the scale 1.15 on the dial, growing would have led: it is ahead of plain guidance at 1.25 by more than the error, and at 1.15 by less.
 #
 # ## Deeper: two conditions at once
 #
