@@ -787,7 +787,9 @@ assert [round(1000 * (1 - share)) for share in trial["gamma_1_accuracy"]] == [10
 own = digits["own"]
 before, after = own["gamma_0_digit_fid"]
 print(f"{own['steps']:,} steps without labels; digit-FID at gamma 0, {own['digits']:,} digits, {own['sampling_steps']} steps:")
-print(f"from {before:.2f} to {after:.2f}; in {own['finer']['sampling_steps']} steps, {own['finer']['digits']:,} digits, {own['finer']['gamma_0_digit_fid']:.2f}")
+print(f"from {before:.2f} to {after:.2f}")
+for finer in (own["finer"], own["finest"]):
+    print(f"in {finer['sampling_steps']} steps, {finer['digits']:,} digits: {finer['gamma_0_digit_fid']:.2f}")
 
 # %% [markdown]
 # Nothing is forgotten, and the digit-FID without a label falls again to about half; with finer steps it falls further.

@@ -444,6 +444,8 @@ def test_a_network_of_its_own_halves_what_is_wrong_without_a_label_and_changes_n
     assert own["gamma_0_digit_fid"] == [here["digit_fid"], there["digit_fid"]] and own["sampling_steps"] == 16
     assert 0.45 < there["digit_fid"] / here["digit_fid"] < 0.6
     assert own["finer"]["gamma_0_digit_fid"] < 0.6 * there["digit_fid"] and own["finer"]["sampling_steps"] == 50
+    assert own["finest"]["gamma_0_digit_fid"] < 0.75 * own["finer"]["gamma_0_digit_fid"]
+    assert own["finest"]["gamma_0_digit_fid"] < 6 * 0.0275 and own["finest"]["sampling_steps"] == 100
     labels = torch.tensor([7, 2, 0])
     for gamma, same in ((1.0, True), (0.0, False), (2.0, False)):
         alone, beside = (generate(network, labels, gamma, seed=5, steps=2, unlabelled=u) for u in (None, other))
