@@ -1143,6 +1143,15 @@ ours = guided(last, walk[-1]).x0
 torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
 print("after 50 noisy steps the two agree to 1e-10")
 
+# %% tags=["hide-input"]
+noisier, cleaner = walk[10], walk[11]
+share = torch.exp(lams[10] - lams[11])  # r
+kept_alpha, added = schedule.transition(noisier, cleaner)
+torch.testing.assert_close(kept_alpha, schedule.alpha(noisier) / schedule.alpha(cleaner))
+torch.testing.assert_close(added**2, (1 - share) * schedule.sigma(noisier) ** 2)
+small = kernels.posterior_variance(schedule, noisier, cleaner)
+torch.testing.assert_close(small, (1 - share) * schedule.sigma(cleaner) ** 2)
+
 # %% [markdown]
 # Our $t$ is the paper's $u$, our $\gamma$ its $1 + w$, our `variance` its $v$. Its last line, $z_{T+1} = \tilde x_T$, is one more guess at the end.
 #
