@@ -104,7 +104,7 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Left: few of the causes that the model draws (grey) put their point near the cross; a good guess of the cause (blue) knows which. Right: estimates of $\log p(x)$ each; dashed: the truth. Here one draw of a good guess (the Gaussian of the posterior's mean and deviation) beats 1,000 of the prior.*
+# *Left: few of the causes that the model draws (grey) put their point near the cross; a good guess of the cause (blue) knows which. Right: estimates of $\log p(x)$; dashed: the truth. Here one draw of a good guess (the Gaussian of the posterior's mean and deviation) beats 1,000 of the prior.*
 #
 # **What happens.** $p(x)$ is the average of $p(x \mid z)$ over causes. Most causes explain nothing of this point, so few draws mostly miss nearly all of
 # the average, and its logarithm comes out far too low. For one hidden number 1,000 draws do. If several such numbers must be right at once, each further one multiplies the draws by about 120.
@@ -345,11 +345,12 @@ def go_on(loss_of, steps=500):
 # %% tags=["hide-input"]
 unlikely = float(blobs.log_prob(blobs.sample(5000, seeded(15))[0]).quantile(0.05))
 ends = {}
+print("                       lost by: decoder  best Gaussians     s   unlikelier than 95 % of the data")
 for name, ending in {"the VAE": vae, "500 more on the bound": go_on(bound_loss), "500 more, exact": go_on(exact_loss)}.items():
     its_exact, its_behind = over_causes(ending)
     ends[name] = [blobs.log_prob(points) - its_exact, gaps(*best_gaussian(its_behind), its_behind), blobs.log_prob(ending.sample(5000, seeded(14))) < unlikely]
     decoder, family, odd = (float(part.double().mean()) for part in ends[name])
-    print(f"{name:21s} lost by the decoder {decoder:.2f}, by the best Gaussians {family:.2f}; s = {float(ending.log_s.exp()):.2f}; less likely than 95 % of the data: {odd:.0%} of the draws")
+    print(f"{name:21s} {decoder:18.2f} {family:15.2f} {float(ending.log_s.exp()):5.2f}   {odd:.0%} of the draws")
 
 # %% tags=["remove-cell"]
 table_of_ends = [[round(float(part.double().mean()), 2) for part in row] for row in ends.values()]

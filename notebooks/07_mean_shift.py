@@ -406,9 +406,9 @@ def mistaken(x, t, s):
 
 trial = {"standard deviation": mistaken, "variance": kernels.shift(large, grad, 1.0)}
 pitfall = {name: [errors_of(kernel, n, count=4000) for n in (10, 25, 100)] for name, kernel in trial.items()}
+print("mean off by, class mass      10 steps    25 steps   100 steps")
 for name, rows in pitfall.items():
-    texts = [f"mean off by {off:.2f}, class mass {mass + float(true[2]):.2f}" for off, _, mass in rows]
-    print(f"{name:18s} 10 steps: {texts[0]};  25: {texts[1]};  100: {texts[2]}")
+    print(f"{name:25s}", *(f"{off:6.2f} {mass + float(true[2]):4.2f}" for off, _, mass in rows))
 
 # %% tags=["remove-cell"]
 wrong, good = pitfall["standard deviation"], pitfall["variance"]

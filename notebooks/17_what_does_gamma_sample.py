@@ -85,12 +85,13 @@ def kl(a, b):
     return float(a.expectation(lambda x: a.log_prob(x) - b.log_prob(x)))
 
 
+print("gamma   near blob: ordered, got   mean of x1 off by (class deviations)   KL(order, order at 1)")
 for gamma, states in walks.items():
     came, order, class_1_size = states[-1], orders[gamma], float(orders[1.0].cov[0, 0] ** 0.5)
     share, wanted = near_share(mixture, came), near_share(mixture, order)
     moved = float((came[:, 0].mean() - order.mean[0]) / class_1_size)
-    print(f"gamma {gamma:g}: near blob ordered {wanted:.3f}, got {share:.3f} +- {(share * (1 - share) / 3000) ** 0.5:.3f};",
-          f"mean of x1 off by {moved:.2f} class deviations; order at gamma differs from gamma 1 by {kl(order, orders[1.0]):.0e} nats")
+    error = (share * (1 - share) / 3000) ** 0.5
+    print(f"{gamma:4g}    {wanted:.3f}, {share:.3f} +- {error:.3f} {moved:25.2f} {kl(order, orders[1.0]):30.0e} nats")
     assert abs(wanted - 0.6) < 1e-3 and kl(order, orders[1.0]) < 1e-4
     assert (abs(share - 0.6) < 0.03) == (gamma == 1) and abs(moved) < 1.6
 

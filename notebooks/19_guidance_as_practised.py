@@ -171,6 +171,7 @@ def curve(at, name):
     return list(zip(*rows, strict=True))
 
 
+# %% tags=["hide-input"]
 with plotting.style():
     figure, axes = plotting.plt.subplots(2, 4, figsize=(9, 4.5), sharex=True, sharey=True)
     for panel, name in zip(axes.flat, names[1:], strict=True):
@@ -385,6 +386,7 @@ assert apart < 1e-12
 
 # %% tags=["hide-input"]
 profiles, by_steps = {}, {}
+print("steps  gamma up to  at both ends   CFG++: class 1  distance   plain at 2: class 1  distance")
 for steps in (10, 20, 40, 80):
     grid = time_grid(steps)
     scale = practice.plus_plus_scale(0.15, schedule, grid)
@@ -392,9 +394,9 @@ for steps in (10, 20, 40, 80):
     both = (guidance.classifier_free(pair, g) for g in (scale, 2.0))
     by_steps[steps] = both = [main.judge(main.sample(each, grid)) for each in both]
     top, end = float(profiles[steps].max()), float(profiles[steps][0])
-    print(f"{steps:2d} steps: gamma up to {top:.2f}, at both ends {end:.2f}", end="")
-    for name, (far, right, _) in zip(("CFG++", "plain at 2"), both, strict=True):
-        print(f"; {name}: class 1 {right:.2f}, distance {float(far.mean()):.3f}", end="")
+    print(f"{steps:5d} {top:12.2f} {end:13.2f}", end="")
+    for width, (far, right, _) in zip((17, 22), both, strict=True):
+        print(f"{right:{width}.2f} {float(far.mean()):9.3f}", end="")
     print()
 
 # %% tags=["remove-cell"]
@@ -505,13 +507,14 @@ other = torch.tensor([0.1, 0.25, 0.1, 0.05, 0.1, 0.1, 0.1, 0.05, 0.15])
 weaker = {"wider": main.weaker, "shifted": changed(shift=0.3), "other shares": changed(other)}
 weaker["wider and shifted"] = changed(shift=0.1, covs=main.weaker.covs)
 healed, clouds = {}, {}
+print(f"{'distance, across:':>17}", *(f"   at gamma = {g}" for g in (1, 2, 3)))
 for name, weak in weaker.items():
     both = Pair(pair.cond, weak.denoiser(schedule, label))
     for g in (1.0, 2.0, 3.0):
         clouds[name, g] = main.sample(guidance.classifier_free(both, g))
         far, _, across = healed[name, g] = main.judge(clouds[name, g])
-        begin = f"{name:>17}: " if g == 1 else "; "
-        print(f"{begin}gamma {g:g}: distance {float(far.mean()):.4f}, across {across:.2f}", end="")
+        begin = f"{name:>17} " if g == 1 else ""
+        print(f"{begin}{float(far.mean()):10.4f} {across:.2f}", end="")
     print()
 
 # %% tags=["remove-cell"]

@@ -190,8 +190,9 @@ found = {name: pipelines.check_scheduler(scheduler, counts, count=200) for name,
 
 # %% tags=["hide-input"]
 walks = {name: {row.steps: row.walk for row in rows} for name, rows in found.items()}
+print(f"{'steps:':>16}", *(f"{n:7d}" for n in (20, 40, 80, 160, 320, 300)))
 for name, by in walks.items():
-    print(f"{name:>16}:", ", ".join(f"{n} steps {by[n]:.4f}" for n in (20, 40, 80, 160, 320, 300)))
+    print(f"{name:>16}", *(f"{by[n]:7.4f}" for n in (20, 40, 80, 160, 320, 300)))
     halved = all(by[2 * n] < 0.55 * by[n] for n in (20, 40, 80, 160))
     assert halved == (name in ("DDIM, leading", "Euler, trailing", "DPM-Solver++"))
 assert walks["DDIM, trailing"][300] > walks["DDIM, trailing"][25] > 0.04 and walks["DDIM as it comes"][320] > 0.34
