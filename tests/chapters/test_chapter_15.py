@@ -81,6 +81,17 @@ def test_the_best_scale_gives_noiseless_guidance_the_true_variance(true, believe
         assert abs(path.guided_variance(believed, everything, other, 0.0) ** 0.5 - true**0.5) > 0.005
 
 
+def test_an_exact_classifier_on_top_of_the_label_is_the_dial_one_further(s=0.7):
+    schedule, pair = cosine(), MIXTURE.pair(cosine(), 1)
+    x = torch.randn(30, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for t in torch.tensor([0.2, 0.6, 0.9], dtype=torch.float64):
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        points = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(MIXTURE.noised(alpha, sigma).class_log_prob(points, 1).sum(), points)
+        on_top = pair.cond(x, t).eps - s * sigma * slope
+        torch.testing.assert_close(on_top, guidance.classifier_free(pair, 1 + s)(x, t).eps)
+
+
 def test_with_exact_guesses_gamma_1_samples_the_data_and_a_larger_scale_lies_farther_from_them():
     schedule, starts = cosine(), normal(600, 2, seed=7)
     real = MIXTURE.given(1).sample(600, torch.Generator().manual_seed(8))[0]
