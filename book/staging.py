@@ -12,7 +12,7 @@ import tomllib
 from itertools import pairwise
 from pathlib import Path
 
-from book import cheat_sheet, conventions, gallery
+from book import cheat_sheet, conventions, gallery, in_practice
 from difflesson import interactive
 from tools import equation_labels, ledger
 from tools.address import repository
@@ -138,7 +138,7 @@ def front_page(template: str, parts: list[dict], ready: dict[str, str], address:
         tables.append("\n".join([f"### {part['title']}\n", "| | chapter | in one line |", "|---|---|---|", *rows]))
         if pages:
             contents.append((part["title"], pages))
-    contents.append(("At the back", ["conventions", "cheat_sheet", "figures", "ledger", "references"]))
+    contents.append(("At the back", ["in_practice", "conventions", "cheat_sheet", "figures", "ledger", "references"]))
     trees = ("\n".join(["```{toctree}", ":hidden:", f":caption: {name}\n", *pages, "```"]) for name, pages in contents)
     page = re.sub("%published%(.*?)%end%", r"\1" if address else "", template, flags=re.DOTALL)
     page = page.replace("%repository%", address).replace("%chapters%", "\n\n".join(tables))
@@ -173,6 +173,7 @@ def stage(source: Path, root: Path) -> None:
     known = equation_labels.read(root)
     pages = {
         "index": front_page(template, parts, titles, repository(root)),
+        "in_practice": in_practice.page(parts, chapters, titles),
         "conventions": conventions.page(),
         "cheat_sheet": cheat_sheet.page(of_part(SHEET, parts, chapters), titles, known),
         "figures": gallery.page(chapters, titles),

@@ -22,7 +22,7 @@ from tools.address import repository
 ROOT = build.ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 CHAPTERS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in NOTEBOOKS}
-DESK = ["conventions", "cheat_sheet", "figures"]
+DESK = ["in_practice", "conventions", "cheat_sheet", "figures"]
 PAGES = ["index", *DESK, "ledger", "references", *(f"notebooks/{name}" for name in CHAPTERS)]
 PHONE, LAPTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 

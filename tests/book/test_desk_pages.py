@@ -1,4 +1,4 @@
-"""The gallery shows each figure of the chapters, linked to its place; the cheat sheet each equation of its part."""
+"""The gallery shows each figure, linked to its place; the cheat sheet equations of a part; one page all the advice."""
 
 import base64
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from book import cheat_sheet, excerpts, gallery, staging
+from book import cheat_sheet, excerpts, gallery, in_practice, staging
 from tools.equation_labels import Ledger, Place
 
 ROOT = Path(staging.__file__).resolve().parent.parent
@@ -130,3 +130,42 @@ def test_every_equation_of_part_two_is_on_the_sheet_in_its_order():
         assert all(len(entry.before.split()) > 1 for entry in got), path.name
         count[path.name[:2]] = len(labels)
     assert all(count[f"{number:02}"] > 0 for number in range(6, 13))
+
+
+# --- in practice --------------------------------------------------------------------------------------------
+
+ADVICE = (
+    "## In practice\n\nMeasured there.\n\n| if you | do | because |\n|---|---|---|\n"
+    "| go on | stop ([why](#how-it-ends), [before](06_before.ipynb)) | $\\eqref{eq-end}$ |"
+)
+LATER = "*Limits:* some.\n\n| if | do |\n|---|---|\n| it ends | go |\n\n## Remember\n\n| not | this |\n|---|---|"
+
+
+def test_the_advice_is_that_of_the_section_alone_also_where_a_cell_stands_between_its_tables(chapter):
+    code = {"cell_type": "code", "source": "| no | table |", "outputs": []}
+    found = in_practice.tables({"cells": [*chapter["cells"], markdown(ADVICE), code, markdown(LATER)]})
+    assert [table.splitlines()[-1][:9] for table in found] == ["| go on |", "| it ends"] and "Limits" not in str(found)
+    assert in_practice.tables(chapter) == []
+
+
+def test_the_advice_keeps_its_links_on_a_page_of_parts_and_a_chapter_without_any_is_left_out(chapter):
+    chapter["cells"].append(markdown(ADVICE))
+    parts = [{"title": f"Part {n}", "chapters": [{"number": n}]} for n in ("06", "07")]
+    chapters = {"06_bare": {"cells": []}, "07_line": chapter}
+    page = in_practice.page(parts, chapters, {"06_bare": "B", "07_line": "A line?"})
+    assert "## Part 07\n\n### [07 · A line?](notebooks/07_line.ipynb#in-practice)\n\n| if you" in page
+    assert "Part 06" not in page
+    equation = '<a href="notebooks/07_line.html#mjx-eqn%3Aeq-end">(7.2)</a>'
+    row = f"([why](notebooks/07_line.ipynb#how-it-ends), [before](notebooks/06_before.ipynb)) | {equation} |"
+    assert page.splitlines()[-1] == f"| go on | stop {row}"
+
+
+def test_every_row_of_advice_in_the_courses_chapters_is_on_the_page():
+    """By another reading of the notebooks: lines, counted from the heading on."""
+    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        lines = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown").split("\n")
+        start = lines.index("## In practice")
+        end = next(index for index in range(start + 1, len(lines)) if lines[index].startswith("## "))
+        rows = [line.strip() for line in lines[start:end] if line.startswith("|")]
+        assert "\n".join(in_practice.tables({"cells": cells})).split("\n") == rows and len(rows) > 3, path.name
