@@ -8,10 +8,11 @@ Each row is written when it is measured, so a run that was stopped goes on where
 yet are left out with a word. A row has seven numbers (difflesson.digits.tradeoff.NAMES), each with its standard error
 by the jackknife over ten parts; rows of one setting with several seeds are independent. The settings:
 
-    gamma     the guidance scale           low, high   guided only where the log-SNR lies between them, else gamma 1
-    sampler   ddpm, ddim, heun, dpmpp_2m   radius      the start, times this (truncation: its length is 28 times this)
-    steps     of the sampler               kappa       the score, times this (low temperature)
-                                           noise       the noise of each step, times this
+    gamma       the guidance scale             low, high   guided only where the log-SNR lies between, else gamma 1
+    sampler     ddpm, ddim, heun, dpmpp_2m     radius      the start, times this (its length is 28 times this)
+    steps       of the sampler                 kappa       the score, times this (low temperature)
+    early       so many before log-SNR 1       noise       the noise of each step, times this
+    unlabelled  another network, for the guess without a label
 
 On the CPU and on a GPU the network runs in bfloat16, all else in single precision.
 """
@@ -20,7 +21,7 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -49,6 +50,8 @@ class Point:
     radius: float = 1.0
     kappa: float = 1.0
     noise: float = 1.0
+    early: int = 0
+    unlabelled: str = ""
     seed: int = 0
 
 
@@ -69,6 +72,10 @@ def points() -> list[Point]:
     rows += [Point("colder", radius=0.6, sampler=name) for name in ("ddpm", "ddim")]
     rows += [Point("colder", kappa=kappa) for kappa in (1.05, 1.1)]
     rows += [Point("colder", noise=noise) for noise in (0.9, 0.8)]
+    rows += [Point("spacing", steps=50, early=early, seed=seed) for seed in seeds for early in (0, 9, 40)]
+    rows += [Point("spacing", "denoiser", steps=50, early=early, seed=seed) for seed in range(5) for early in (0, 9)]
+    rows += [Point("halves", "denoiser", gamma, unlabelled=other, seed=seed)
+             for seed in seeds for gamma in (1.25, 1.5, 2.0, 3.0) for other in ("", "unlabelled")]  # fmt: skip
     rows += [Point("big", "denoiser", gamma) for gamma in (0.0, 1.0, 1.5, 2.0, 4.0)]
     return rows
 
@@ -78,16 +85,28 @@ def digits(network, point: Point, labels: torch.Tensor, batch: int = 250) -> tor
     schedule, device, images = network.schedule, next(network.parameters()).device, []
     generator = torch.Generator(device).manual_seed(1000 + point.seed)
     scale = tradeoff.interval(point.gamma, schedule, point.low, point.high)
+    other = checkpoints.load(point.unlabelled, device).network if point.unlabelled else None
     for part in labels.split(batch):
-        denoiser = guided_denoiser(network, part, scale, dtype=torch.bfloat16)
+        denoiser = guided_denoiser(network, part, scale, dtype=torch.bfloat16, unlabelled=other)
         if point.kappa != 1:
             denoiser = guidance.tempered(denoiser, point.kappa, schedule)
         kernel = SAMPLERS[point.sampler](denoiser, schedule)
         if point.noise != 1:
             kernel = quieter(kernel, point.noise)
         start = point.radius * torch.randn(len(part), 1, 28, 28, generator=generator, device=device)
-        images.append(draw(kernel, start, digit_times(point.steps, schedule), generator).cpu())
+        images.append(draw(kernel, start, times(point, schedule), generator).cpu())
     return torch.cat(images)
+
+
+def times(point: Point, schedule) -> torch.Tensor:
+    """`digit_times`, or even in log-SNR on either side of 1, with so many steps before."""
+    usual = digit_times(point.steps, schedule)
+    if not point.early:
+        return usual
+    ends = schedule.log_snr(usual[[0, -2]])
+    before = torch.linspace(ends[0], 1.0, point.early + 1, dtype=torch.float64)
+    after = torch.linspace(1.0, ends[1], point.steps - point.early, dtype=torch.float64)
+    return torch.cat([schedule.time(torch.cat([before, after[1:]])), usual[-1:]])
 
 
 def quieter(kernel, factor: float):
@@ -136,7 +155,7 @@ def main():
     out = chosen.out or (Path(tempfile.gettempdir(), "guidance.json") if chosen.quick else ROWS)
     out.parent.mkdir(parents=True, exist_ok=True)
     for point in points():
-        known = any(row.items() >= asdict(point).items() for row in rows_of(out))
+        known = point in map(point_of, rows_of(out))
         if known or (chosen.only and point.part != chosen.only) or (chosen.quick and point.seed):
             continue
         if point.network != "real":
@@ -150,6 +169,11 @@ def main():
         text = ",\n".join(json.dumps(one) for one in rows)
         text = f'{{"command": "python benchmarks/digits_guidance.py", "rows": [\n{text}\n]}}\n'
         out.write_text(text, encoding="utf-8")
+
+
+def point_of(row: dict) -> Point:
+    """The settings of a row; one that was measured before a setting was thought of has its default."""
+    return Point(**{field.name: row[field.name] for field in fields(Point) if field.name in row})
 
 
 def rows_of(out: Path) -> list[dict]:

@@ -142,7 +142,7 @@ assert features.shape[1] == 128
 # each scale twice 1,000 digits, 100 of a class, by 16 steps of DDPM. Each number is the mean of the two. Precision and recall are against the shipped features of 1,000
 # test digits of MNIST. The row "real" puts training digits of MNIST, as many, through the same machine. (Numbers after $\pm$ are standard errors, by the jackknife: leave a tenth out, ten times.)
 #
-# Two more numbers stand in the table. The *Inception Score* (IS) is large if the judge is sure of each picture and gives all classes equally often (more of it below). The *Fréchet distance* (FID) compares mean and covariance of the features with those of all 10,000 test digits; small is good.
+# Two more numbers stand in the table. The *Inception Score* (IS) is large if the judge is sure of each picture and gives all classes equally often (more of it below). The *Fréchet distance* (FID, chapter 00's digit-FID) compares mean and covariance of the features with those of all 10,000 test digits; small is good.
 
 # %%
 rows = runs.rows("guidance")
@@ -278,7 +278,7 @@ assert all(abs(exact_rows[1.0][n] - exact_rows["real"][n]) < 3 * (exact_rows[1.0
 assert exact_rows[3.0]["digit_is"] > exact_rows["real"]["digit_is"] + 0.1 and min(exact_rows[g]["digit_fid"] for g in clouds) == exact_rows[1.0]["digit_fid"]
 
 # %% [markdown]
-# At $\gamma = 1$ every number is that of real points, up to three errors. Beyond, recall falls and the FID grows. But look at what rises: accuracy, past that of real points (classes overlap, so theirs is not 1), and the score, past theirs. There was *nothing to repair*. Precision had no room to rise here; give it some, in ten dimensions, with a class $\mathcal N(0, I)$ among data $\mathcal N(0, 4 I)$. Without noise, guidance samples $\mathcal N(0, 4^{1 - \gamma} I)$ ([chapter 17](17_what_does_gamma_sample.ipynb#one-class-in-closed-form-for-any-noise)):
+# At $\gamma = 1$ every number agrees with that of real points within three errors. Beyond, recall falls and the FID grows. But accuracy and score rise above those of real points (classes overlap, so real accuracy is not 1). There was *nothing to repair*. Precision had no room to rise here; give it some, in ten dimensions, with a class $\mathcal N(0, I)$ among data $\mathcal N(0, 4 I)$. Without noise, guidance samples $\mathcal N(0, 4^{1 - \gamma} I)$ ([exercise 11.3](11_classifier_free_guidance.ipynb#exercises)):
 
 # %%
 real_ten, sampled_ten = (torch.randn(1000, 10, generator=seeded(n)).double() for n in (6, 7))
@@ -488,7 +488,7 @@ exercises.check("15.3", scale_of_least_distance)
 #
 # <details><summary>Hint</summary>
 #
-# For diagonal covariances $\eqref{eq-frechet}$ is a sum over directions of squared differences of standard deviations. As a function of one number it can be searched; thirds or bisection of the slope will do.
+# For diagonal covariances and one mean the squared Fréchet distance is $\sum_j (s_j - \sqrt{C_j})^2$, where $s_j$ is the deviation that guidance leaves in direction $j$. As a function of one number it can be searched; thirds or bisection of the slope will do.
 #
 # </details>
 
@@ -594,7 +594,7 @@ shown
 #
 # (The windows hold unequal numbers of our sixteen times: the one around 0 has one, its neighbours have two.)
 #
-# Nearly all is paid from $-5$ to $-1$: there each of two narrow windows does what $\gamma = 2$ does all the way. It is where the class of a picture is decided. Ask the shipped classifier of noisy digits:
+# Nearly all is paid from $-5$ to $-1$, in chapter 17's early half: there each of two narrow windows does what $\gamma = 2$ does all the way. It is where the class of a picture is decided. Ask the shipped classifier of noisy digits:
 
 # %%
 guide = checkpoints.load("guide")
@@ -660,6 +660,33 @@ for name in ("ddim", "heun", "dpmpp_2m"):
     assert costs[name, 5]["accuracy"] > costs[name, 15]["accuracy"] + 0.01 and costs[name, 15]["recall"] > real_row["recall"] + 0.03
 assert min(costs, key=lambda key: costs[key]["digit_fid"]) == ("ddpm", 15) and round(real_row["recall"], 2) == 0.87
 assert costs["ddpm", 5]["accuracy"] > costs["ddpm", 15]["accuracy"] + 0.01 and costs["ddpm", 5]["recall"] < costs["ddpm", 15]["recall"] - 0.1
+
+# %% [markdown]
+# Which of DDPM's steps squeeze? Take fifty. Evenly spread in log-SNR, 29 of them lie before 1, where a digit is decided; of sixteen steps, nine do. Move them:
+
+# %% tags=["hide-input"]
+spaced = {}
+print("steps, before log-SNR 1   accuracy     precision        recall")
+for network_name in ("pocket", "denoiser"):
+    (sixteen,) = runs.pick(rows, part="scale" if network_name == "pocket" else "big", network=network_name, gamma=1.0)
+    fifty = {(50, row["early"] or 29): row for row in runs.pick(rows, part="spacing", network=network_name)}
+    for (steps, before), row in [((16, 9), sixteen), *fifty.items()]:
+        spaced[network_name, steps, before] = row
+        told = "  ".join(f"{row[cell]:.3f}±{row[cell + '_error']:.3f}" for cell in ("accuracy", "precision", "recall"))
+        print(f"{network_name:>8}  {steps:2d}, {before:2d}          {told}")
+
+# %% tags=["remove-cell"]
+def differ(one, other, cell):
+    return (one[cell] - other[cell]) / (one[cell + "_error"] ** 2 + other[cell + "_error"] ** 2) ** 0.5
+
+
+assert all(abs(differ(spaced["pocket", 16, 9], spaced["pocket", 50, 9], cell)) < 1 for cell in ("accuracy", "precision", "recall"))
+assert all(abs(differ(spaced["pocket", 50, 29], spaced["pocket", 50, 40], cell)) < 1.5 for cell in ("accuracy", "precision", "recall"))
+for name in ("pocket", "denoiser"):
+    assert differ(spaced[name, 50, 9], spaced[name, 50, 29], "accuracy") > 1.5 and differ(spaced[name, 50, 9], spaced[name, 50, 29], "recall") < -2
+
+# %% [markdown]
+# For the pocket network, fifty steps of which nine come early are like sixteen, within an error; forty early ones are like 29. So the *early* steps do it: few of them squeeze, and many follow the network into its junk. Forty late ones change nothing.
 
 # %% [markdown]
 # ## Deeper: what the distance sees
@@ -793,7 +820,7 @@ assert all(0.05 < gain < 0.18 for gain in closer[0]) and all(0.22 < gain < 0.29 
 #
 # *For you if you train. It adds the scale beside the share of hidden labels, which [chapter 13](13_training.ipynb) varies.*
 #
-# Networks of the pocket's size, trained from nothing on data, that differ only in the share $p$ of hidden labels ([chapter 11](11_classifier_free_guidance.ipynb#hide-the-label-now-and-then) says why any share will do in theory).
+# Networks of the pocket's size, trained from nothing on data, that differ only in the share $p$ of hidden labels ([chapter 11](11_classifier_free_guidance.ipynb#hide-the-label-now-and-then) says why any share will do in theory; chapter 13's table is of other digits).
 
 # %% tags=["hide-input"]
 hidden = {"pocket_p02": 0.02, "pocket_p10": 0.1, "pocket_p50": 0.5}

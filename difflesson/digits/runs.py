@@ -24,7 +24,7 @@ def log(name: str) -> dict[str, Any]:
 
 SETTINGS = (
     "part", "way", "method", "network", "gamma", "log_snr", "sampler", "steps", "low", "high", "radius", "kappa",
-    "noise",
+    "noise", "early", "unlabelled",
 )  # fmt: skip
 """What a row of a sweep may say of how its digits were drawn, beside the seed; all else in it was measured."""
 

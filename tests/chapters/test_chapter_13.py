@@ -1,6 +1,7 @@
 """The claims of chapter 13, each compared with an independent computation, on another mixture and other seeds."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -450,6 +451,22 @@ def test_a_network_of_its_own_halves_what_is_wrong_without_a_label_and_changes_n
     for gamma, same in ((1.0, True), (0.0, False), (2.0, False)):
         alone, beside = (generate(network, labels, gamma, seed=5, steps=2, unlabelled=u) for u in (None, other))
         assert torch.equal(alone, beside) == same
+
+
+def test_with_the_mended_half_the_scales_lie_on_the_curve_of_the_dial_without_it():
+    """At equal recall, between the own half's scales, precision and digit-FID differ by less than two errors."""
+    picked = {half: runs.pick(runs.rows("guidance"), part="halves", unlabelled=half) for half in ("", "unlabelled")}
+    own, mended = ({row["gamma"]: row for row in rows} for rows in picked.values())
+    for gamma in (1.5, 2.0, 3.0):
+        at = mended[gamma]
+        between = (own[a]["recall"] >= at["recall"] > own[b]["recall"] for a, b in pairwise(own))
+        low, high = next((own[a], own[b]) for (a, b), inside in zip(pairwise(own), between, strict=True) if inside)
+        for name in ("precision", "digit_fid"):
+            slope = (high[name] - low[name]) / (high["recall"] - low["recall"])
+            on_the_dial = low[name] + slope * (at["recall"] - low["recall"])
+            error = math.hypot(at[name + "_error"], low[name + "_error"], slope * at["recall_error"])
+            assert abs(at[name] - on_the_dial) < 2 * error, (gamma, name)
+    assert own[3.0]["digit_fid"] > mended[3.0]["digit_fid"] + 0.05
 
 
 def test_as_much_training_with_every_label_does_nothing_for_the_labelled_half_that_5000_digits_show():

@@ -9,7 +9,7 @@ import torch
 from scipy.special import rel_entr
 from torch import Tensor
 
-from difflesson import guidance, kernels, path
+from difflesson import guidance, kernels, path, samplers
 from difflesson.denoiser import Pair
 from difflesson.digits import checkpoints, diversity, metrics, runs, sampling, tradeoff
 from difflesson.digits.metrics import Statistics
@@ -234,6 +234,25 @@ def test_the_bill_of_a_window_counts_the_times_inside_it():
     inside = sum(-3 <= float(schedule.log_snr(t)) <= 2 for t in times[:-1])
     assert 2 < inside < 10
     assert pair.cond.count + pair.uncond.count == of_cell("eq-evaluations")["evaluations"](12, 1, inside)
+
+
+def test_so_many_of_the_steps_lie_before_log_snr_1_where_the_digit_is_decided():
+    for steps, early in ((50, 29), (16, 9)):
+        times = sampling.digit_times(steps, cosine())[:-1]
+        assert int((cosine().log_snr(times) < 1).sum()) == early
+    network, judge = checkpoints.load("pocket").network, checkpoints.load("judge").network
+    labels, times = torch.arange(10).repeat(5), sampling.digit_times(16, network.schedule)
+    start = torch.randn(50, 1, 28, 28, generator=torch.Generator().manual_seed(4))
+    seen = []
+    with torch.no_grad():
+        denoiser = sampling.guided_denoiser(network, labels, 1.0)
+        kernel = kernels.ddpm(denoiser, network.schedule)
+        generator = torch.Generator().manual_seed(5)
+        for t, x in zip(times, samplers.sample(kernel, start, times, generator), strict=True):
+            if abs(float(network.schedule.log_snr(t)) - 1) < 0.6 or t == 0:
+                guess = denoiser(x, t.float()).x0 if t > 0 else x
+                seen.append(metrics.judged(judge, guess)[1].argmax(1))
+    assert len(seen) > 1 and float((seen[0] == seen[-1]).double().mean()) > 0.9  # what the guess shows there, stays
 
 
 def test_a_class_believed_too_wide_is_mended_by_guidance_and_a_narrow_one_by_less_than_the_label():
