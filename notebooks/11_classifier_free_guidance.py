@@ -323,7 +323,7 @@ shown
 # %% [markdown]
 # *Exact guesses, three samplers (dots), and 50, 90 and 99 % of the density that guidance is said to sample, $p(x)\, p(y \mid x)^\gamma$ (dashed). Bars: mean of $x_1$, of the samples (coloured) and, below it, of the target (black).*
 #
-# At $\gamma = 1$ everybody agrees, to a few standard errors. At $\gamma = 3$ the target hardly moves, since class 1 was fairly sure already, and **none of the three finds it**. All go too far to the right and give the small blob too much, and they differ from one another by many standard errors. Each blob shrinks: the large one from 0.90 to 0.74 in the target and to 0.47 under DDIM. No network is to blame, for there is none, nor coarse steps: half as many give nearly the same means. By the last line, nearly all of DDIM's shift comes from the early half.
+# At $\gamma = 1$ everybody agrees, to a few standard errors. At $\gamma = 3$ the target hardly moves, since class 1 was fairly sure already, and **none of the three finds it**. All go too far to the right and give the small blob too much, and they differ from one another by many standard errors. Each blob shrinks: the large one from 0.90 to 0.74 in the target and to 0.47 under DDIM. Neither a network is to blame (there is none) nor coarse steps: half as many give nearly the same means. By the last line, nearly all of DDIM's shift comes from the early half.
 #
 # Why? For every $t$ the guided guess is the score of a sharpened noisy density, $p_t(x)\, p_t(y \mid x)^\gamma$. The rule above needs more: that these are *one* density with more and less noise. But noising a sharpened density is not sharpening a noised one, and unless $\gamma$ is 0 or 1, they are in general not. Take the class $\mathcal N(0, C)$ among data $\mathcal N(0, U)$ on the line, $C < U$. The target's variance is the *harmonic* mean of $C$ and $U$ with weights $\gamma$ and $1 - \gamma$; the noiseless sampler ends with their *geometric* mean (exercise 11.3). So it shrinks more than the target.
 #
@@ -373,8 +373,8 @@ assert by_share[0.0] < 0.97 * by_share[0.2]
 #
 # | if you want to | do | because |
 # |---|---|---|
-# | train for guidance | hide 10 or 20 % of the labels | on ImageNet [the paper](https://arxiv.org/abs/2207.12598) found 50 % worse; theory prefers no $p$ |
-# | trust $\gamma > 1$ | draw at $\gamma = 0$ first, compare with the training data | the loss does not show a null label that was never trained |
+# | train for guidance | hide 10 or 20 % of the labels, more if you mean to guide hard | on ImageNet [the paper](https://arxiv.org/abs/2207.12598) found 50 % worse at the same Inception Score, but better at the same large scale ([chapter 15](15_classifier_free_guidance_on_digits.ipynb#deeper-beside-the-published-tables)); theory prefers no $p$ |
+# | trust $\gamma > 1$ | draw at $\gamma = 0$ first, compare with the training data | the loss does not show a null label that was never trained; one that is trained too little turns the dial up ([chapter 13](13_training.ipynb#deeper-a-better-teacher-for-the-starved-half)) |
 # | trust a large $\gamma$ | look at its own samples, not at the loss | the loss weighs errors on data, and some of these points leave them |
 # | compare values of $\gamma$ | fix the sampler and its noise, and report both | $\gamma = 3$ gave means from 1.54 to 2.21 with exact guesses |
 # | use somebody's $w$ | $\gamma = 1 + w$, if $w = 0$ still uses the label | else your $\gamma$ is off by one |

@@ -124,7 +124,7 @@ shown
 # One that has not, has no reason to be flat there: its slope may be long, and have little to do with sevens. (So we think; what follows is measured.)
 #
 # So ask two things of a slope: how *long* it is, which $\gamma$ changes, and *where* it points, which $\gamma$ does not. This
-# chapter measures both, **without knowing the true slope**. Its answer, on our digits and but for `clean`: most labels come out right where a slope *pulls* enough along the true one. Whether the pictures look like digits is another matter, and not one of direction alone:
+# chapter measures both, **without knowing the true slope**. Its answer, on our digits: most labels come out right where a slope *pulls* enough along the true one (`clean` is an exception). Whether the pictures look like digits is another matter, and not one of direction alone:
 # the drowned slope points no better than a bad one.
 #
 # ## How long should it be?
@@ -178,7 +178,7 @@ for level in (-2.0, 0.0, 2.0):
 #
 # A fifth way needs no classifier: the **difference** $(\hat\varepsilon_u - \hat\varepsilon_c) / \sigma_t$ of a network that knows labels. We ask two: `denoiser` (**large**), and `pocket_p50` (**half**: half of its labels were hidden), which learned from digits and not from another network.
 #
-# `benchmarks/digits_classifier.py` asked all about test digits of MNIST with noise, each for its own label; its rows ship. Here is what each spends, in nats:
+# `benchmarks/digits_classifier.py` asked all about test digits of MNIST with noise, each for its own label; its rows ship. Here is what each spends, in nats (chapter 13 summed further, to log-SNR 10, and found more):
 
 # %% tags=["hide-input"]
 rows = runs.rows("classifier")
@@ -192,7 +192,7 @@ squares = {name: length.square() / 2 for name, length in lengths.items()}
 # between two levels the square is taken to be exponential in the log-SNR
 spent = {name: float(((u[1:] - u[:-1]) / (u[1:] / u[:-1]).log() * (grid[1:] - grid[:-1])).sum()) for name, u in squares.items()}
 losses = torch.tensor([asked[level]["cross_entropy"] for level in levels]).double()
-print(f"the budget: log 10 = {math.log(10):.2f} nats; {asked[0.0]['count']} digits at each of {len(levels)} noise levels")
+print(f"the budget: log 10 = {math.log(10):.2f} nats; {asked[0.0]['count']} digits at each of {len(levels)} noise levels, log-SNR {min(levels):g} to {max(levels):g}")
 for name in FIELDS:
     print(f"{name:>8} spends {spent[name]:8.2f} nats")
 print(f"   guide's cross-entropy falls by {float(losses[0] - losses[-1]):.2f} nats")
@@ -350,7 +350,7 @@ shown
 #
 # ## What the samples care about
 #
-# The same benchmark drew digits at several scales. *Right* is the share whose label the judge finds the likeliest; the digit-FID is [chapter 15's](15_classifier_free_guidance_on_digits.ipynb#two-questions-about-a-set) distance from real digits (small is good). Here are both over the pull ([Deeper](#deeper-every-row-and-a-larger-network) has the rows):
+# The same benchmark drew digits at several scales. *Right* is the share whose label the judge finds the likeliest; the digit-FID is chapter 00's distance from real digits (small is good). Here are both over the pull ([Deeper](#deeper-every-row-and-a-larger-network) has the rows):
 
 # %% tags=["hide-input"]
 steered = {(row["method"], row["gamma"]): row for row in runs.pick(rows, part="steer")}
@@ -416,7 +416,7 @@ for kind, row in {"noisy": steered["noisy", gamma], "error, new in each step": c
 #
 # ## Pitfall: ask the one who steers
 #
-# Does the steering classifier convince itself alone? Measure the *doubt*, the mean of $1 - p(\text{label})$. Two classifiers differ on any pictures. So take two bystanders, and pictures that no classifier steered (last rows). If the one who steers differs from both, more than they from each other, and more than without steering, it is the steering.
+# Does the steering classifier convince itself alone? Measure the *doubt*, here the mean of $1 - p(\text{label})$ (chapter 00's was an entropy). Two classifiers differ on any pictures. So take two bystanders, and pictures that no classifier steered (last rows). If the one who steers differs from both, more than they from each other, and more than without steering, it is the steering.
 
 # %% tags=["hide-input"]
 def bystanders(row, who):
@@ -452,7 +452,7 @@ for key in (("noisy", 1.0), ("noisy", 2.0), ("noisy", 4.0)):
 # | if you | do | because |
 # |---|---|---|
 # | have labelled data and a network without labels | train a classifier on *noisy* data at all noise levels, and ask it at $x_t$ | nearly the right length, best direction of the four, by far the least FID |
-# | have only a classifier of clean pictures | ask it about the denoiser's guess, through the denoiser | it pulls without a large scale; its FID stayed far above the noisy one's |
+# | have only a classifier of clean pictures | ask it about the denoiser's guess, through the denoiser ([chapter 12's](12_when_the_classifier_only_knows_clean_data.ipynb#in-practice) average over the cloud was not tried on digits) | it pulls without a large scale; its FID stayed far above the noisy one's |
 # | cannot afford that backward pass | one number for the derivative, and a large scale | labels came right, the FID stayed high; asked at the noisy picture, `clean` gave scribbles |
 # | look for the scale | begin with a pull of one to four where the cross-entropy falls fast | right labels went with the pull, but for `clean` |
 # | train the classifier yourself | compare half the mean square of $\sigma_t g$ with the fall of its cross-entropy, level by level | a slope that spends more is not the true one |

@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## Four sentences
 #
-# The denoiser below has the body of [chapter 15](15_classifier_free_guidance_on_digits.ipynb)'s *pocket*, but it is told a sentence where that one was told a label.
+# The denoiser below has the body of [chapter 13](13_training.ipynb)'s *pocket*, but it is told a sentence where that one was told a label.
 
 # %%
 network = checkpoints.load("words").network
@@ -114,7 +114,7 @@ shown
 # So which way is best? This sentence is easy; take 200 others. Usually encoders score the pictures. Here one can ask a ruler as well:
 #
 # * **A usual score, by the encoders of clean digits, gives three ways the same nine of ten. By the ruler the sentence holds of about a third of the pictures in two of them, and of nearly half in the third.** And the score gives three quarters where the sentence holds of one in fifteen. It asks which sentence fits best, and not whether it fits.
-# * **Told *and* pushed at the guess, the sentence holds of more than four of five**: told, the digit is surer; pushed, the slant.
+# * **Told *and* pushed at the guess, the sentence holds of more than four of five**: telling makes the digit surer, pushing the slant.
 
 # %% tags=["remove-cell"]
 first = {(row["way"], row["gamma"]): row for row in runs.pick(runs.rows("words"), part="scale")}
@@ -199,7 +199,7 @@ shown
 # %% [markdown]
 # *Each point is one way at one scale, with standard errors; the star is real digits, true by construction, up to the judge. Left: at their larger scales three ways are alike by the encoders' score, near nine of ten; by the ruler all three are far lower, and at the guess highest. Right: told, the digit is right; pushed at the guess, more sentences hold and fewer digits. Told and pushed, both are high.*
 #
-# Told, trained on noise, and at the guess, about nine of ten are found, of real digits 97 %. Told at $\gamma = 3$, all four words hold of three in eight; trained on noise, of about a third; pushed at the guess, of nearly half. By the other pair, which never steered, told comes first, with 92.5 %, and at the guess has 85 %. So the ruler and the other pair disagree.
+# In each of three ways, told, trained on noise, and at the guess, about nine of ten are found, of real digits 97 %. But all four words hold of three in eight (told, $\gamma = 3$), of about a third (trained on noise), of nearly half (at the guess). By the other pair, which never steered, told comes first, with 92.5 %, and at the guess has 85 %. So the ruler and the other pair disagree.
 #
 # What does the score see? Not the digit alone: told no more than that, six in ten are found, and 5.5 % hold. A wrong sentence is mostly wrong in several words, so a picture with some right words can already be nearer to its own. At the guess, more than half of the pictures with a *wrong digit* are found. (Wrong sentences about the same digit do not make the score a ruler either: [Deeper](#deeper-every-scale-and-other-wrong-sentences).)
 #
@@ -319,7 +319,7 @@ print((f / towers.scale).numpy().round(2), round(float(towers.scale), 1))
 #
 # $$ f^\ast(x, c) = \log \frac{p(c \mid x)}{p(c)} + \kappa, \qquad \nabla_x f^\ast(x, c) = \nabla_x \log p(c \mid x). \label{eq-best-similarity} $$
 #
-# [van den Oord et al. (2018)](https://arxiv.org/abs/1807.03748) have the ratio. The slope is why it matters here: the gradient of a perfect similarity is a *classifier's*, for any sentence. The scale of its cosine is $1 / \tau$, no knob. Check it where everything can be summed: three pictures, four sentences, batches of two.
+# [van den Oord et al. (2018)](https://arxiv.org/abs/1807.03748) have the ratio. The slope is why it matters here: the gradient of a perfect similarity is a *classifier's*, for any sentence. The scale of its cosine is $1 / \tau$, no knob. (With one half of the loss a factor $N(x)$ stays free: [chapter 09](09_similarity_control.ipynb#deeper-is-a-contrastive-similarity-a-classifier).) Check it where everything can be summed: three pictures, four sentences, batches of two.
 
 # %%
 # [eq-best-similarity]
