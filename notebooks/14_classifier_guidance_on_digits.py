@@ -178,7 +178,7 @@ for level in (-2.0, 0.0, 2.0):
 #
 # A fifth way needs no classifier: the **difference** $(\hat\varepsilon_u - \hat\varepsilon_c) / \sigma_t$ of a network that knows labels. We ask two: `denoiser` (**large**), and `pocket_p50` (**half**: half of its labels were hidden), which learned from digits and not from another network.
 #
-# `benchmarks/digits_classifier.py` asked all about test digits of MNIST with noise, each for its own label; its rows ship. Here is what each spends, in nats (chapter 13 summed further, to log-SNR 10, and found more):
+# `benchmarks/digits_classifier.py` asked all about test digits of MNIST with noise, each for its own label; its rows ship. Here is what each spends, in nats (chapter 13 summed further towards the data, and found more):
 
 # %% tags=["hide-input"]
 rows = runs.rows("classifier")
