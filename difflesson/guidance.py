@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from difflesson.checks import check_shape
+from difflesson.checks import as_tensor, check_shape
 from difflesson.chunks import one_thread
 from difflesson.denoiser import Denoiser, Pair, Prediction, check_labels, checked, expand_label, predict
 from difflesson.parts import Part
@@ -41,7 +41,8 @@ def check_scale(gamma: float | Tensor) -> float | Tensor:
 
     Raises: ValueError if it is none of these, or not finite.
     """
-    value = torch.as_tensor(gamma, dtype=None if isinstance(gamma, Tensor) else torch.float64)
+    number = None if isinstance(gamma, Tensor) else torch.float64
+    value = as_tensor("gamma", gamma, "one finite number (or one a point, of shape (batch,))", number)
     known = value.device.type == "cpu"  # elsewhere a look at the values would make the host wait
     if value.dim() > 1 or value.is_complex() or known and not bool(value.isfinite().all()):
         raise ValueError(f"gamma must be one finite number (or one a point, of shape (batch,)), got {gamma}")
