@@ -5,7 +5,7 @@ predictions. What comes out is a denoiser again, so any kernel can sample from i
 
 The scale is `gamma` everywhere: 0 ignores the condition, 1 is plain conditional sampling, more exaggerates, less than
 0 pushes away. It may be a number, a tensor (batch,) with one scale a point, or a function of time that returns either,
-which gives guidance intervals and ramps.
+which gives guidance in an interval and ramps (`practice.interval`, `practice.growing_scale`).
 """
 
 import math
@@ -22,7 +22,7 @@ from difflesson.parts import Part
 from difflesson.schedule import Schedule, as_time, expand_as, noisy
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
-"""`grad(x, t) -> (batch, *data)`: the gradient in x of log p_t(y | x), of a similarity, of minus an energy, ..."""
+"""`grad(x, t) -> (batch, *data)`: the gradient in x of log p_t(y | x), a similarity, a reward, minus an energy, ..."""
 
 Scale = float | Tensor | Callable[[Tensor], float | Tensor]
 

@@ -107,8 +107,8 @@ print(f"timestep {k}: alphas_cumprod {alpha**2:.4f}, sigma_edm {sigma_edm:.4f}, 
 # | `num_inference_steps`, `timestep_spacing` | how many times, and which: `leading` $0, \lfloor T/n \rfloor, 2 \lfloor T/n \rfloor, \ldots$, `trailing` down from $T - 1$ in steps of $T/n$, `linspace` both ends; `steps_offset` is added to `leading` (DPM-Solver++ has lists of its own) |
 # | `init_noise_sigma` | the standard deviation of the starting noise, in the scheduler's own unit |
 # | `eta` | noise of the step: 0 is DDIM, 1 has the noise of DDPM ([chapter 05](05_every_reverse_process_at_once.ipynb)) |
-# | `guidance_scale` | in `DiTPipeline` and `StableDiffusionPipeline` $\gamma$, for $\gamma > 1$; below, see [your own loop](#your-own-loop). In `FluxPipeline`, and in the latter with a network that has a `time_cond_proj_dim`, an *input* of a network that learned guided answers: one answer a step, no branches to swap ($\gamma$ is Flux's `true_cfg_scale`) |
-# | flow matching, `FlowMatchEulerDiscreteScheduler` | carries $x_t / (\alpha_t + \sigma_t)$, lists $\sigma_t / (\alpha_t + \sigma_t)$ as `sigmas`, asks for $\hat\varepsilon - \hat x_0$; `conventions` has it as "flow", and `check_scheduler`, below, takes it |
+# | `guidance_scale` | in `DiTPipeline` and `StableDiffusionPipeline` $\gamma$, for $\gamma > 1$; below, see [your own loop](#your-own-loop). In `FluxPipeline`, where $\gamma$ is `true_cfg_scale`, and for networks with a `time_cond_proj_dim` it is an *input* of a network that learned guided answers: one answer a step, no branches to swap |
+# | flow matching, `FlowMatchEulerDiscreteScheduler` | carries $x_t / (\alpha_t + \sigma_t)$, lists $\sigma_t / (\alpha_t + \sigma_t)$ as `sigmas`, asks for $\hat\varepsilon - \hat x_0$; `conventions` converts, `check_scheduler` takes it |
 # | `final_sigmas_type`, DDIM's `set_alpha_to_one` | where the last step ends: at no noise ("zero", `True`), or at that of the table's first entry ("sigma_min", `False`) |
 # | `guidance_rescale` | brings $\hat\varepsilon_\gamma$ of each picture towards the standard deviation of its $\hat\varepsilon_c$ |
 #
@@ -450,7 +450,7 @@ for gamma in (1.0, 1.000001):
 # | change the solver of a trained model | `Other.from_config(pipe.scheduler.config)`, then look at the betas, `prediction_type`, `clip_sample`, `timestep_spacing` | defaults differ: Heun's are a table of its own, DDIM's cut at $\pm 1$ |
 # | see a brightness that is always mediocre | look at `alphas_cumprod` of the first timestep | what the network takes for signal in your noise is no error of the steps, and no number of steps mends it |
 # | test guidance | at a scale just above 1, against the class; at another scale, against a loop known to be right | at 1 many pipelines run no guidance, and $1^2 = 1$ |
-# | can pay 20 network answers (10 steps) at $\gamma = 5$ | first order; from 80 answers (40 steps) on a method of second order | on two mixtures DPM-Solver++ is behind in the mean at 20 and ahead at 80; on one of them Heun is ahead of it there ([Deeper](#deeper-what-a-step-should-cost)) |
+# | can pay 20 network answers (10 steps) at $\gamma = 5$ | first order; from 80 answers (40 steps) on a method of second order | on two mixtures DPM-Solver++ is behind in the mean at 20 and ahead at 80 ([Deeper](#deeper-what-a-step-should-cost)) |
 #
 # ## Exercises
 #
