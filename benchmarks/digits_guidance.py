@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from difflesson import guidance
+from difflesson import guidance, practice
 from difflesson.digits import checkpoints, data, diversity, metrics, runs, tradeoff
 from difflesson.digits.sampling import SAMPLERS, digit_times, guided_denoiser
 from difflesson.samplers import draw
@@ -84,7 +84,7 @@ def digits(network, point: Point, labels: torch.Tensor, batch: int = 250) -> tor
     """One digit for each label, drawn as the point says."""
     schedule, device, images = network.schedule, next(network.parameters()).device, []
     generator = torch.Generator(device).manual_seed(1000 + point.seed)
-    scale = tradeoff.interval(point.gamma, schedule, point.low, point.high)
+    scale = practice.interval(point.gamma, schedule, point.low, point.high)
     other = checkpoints.load(point.unlabelled, device).network if point.unlabelled else None
     for part in labels.split(batch):
         denoiser = guided_denoiser(network, part, scale, dtype=torch.bfloat16, unlabelled=other)

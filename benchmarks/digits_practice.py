@@ -106,7 +106,7 @@ def guided(point: Point, labels: torch.Tensor, seen: list) -> Denoiser:
     schedule = network.schedule
     pair = network_pair(network, schedule, labels, torch.bfloat16)
     scales = {
-        "interval": tradeoff.interval(gamma, schedule, -3.0, 1.0),
+        "interval": practice.interval(gamma, schedule, -3.0, 1.0),
         "growing": practice.growing_scale(gamma),
         "plus_plus": practice.plus_plus_scale(point.lam, schedule, digit_times(STEPS, schedule)),
     }

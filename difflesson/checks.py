@@ -16,6 +16,20 @@ def holds(condition: Tensor) -> bool:
     return condition.device.type != "cpu" or bool(condition.all())
 
 
+def as_tensor(name: str, value, allowed: str, dtype: torch.dtype | None = None) -> Tensor:
+    """`torch.as_tensor` for a caller's numbers.  Raises: ValueError that names the argument if value is none."""
+    try:
+        return torch.as_tensor(value, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}") from error
+
+
+def check_share(name: str, value: float) -> None:
+    """Raises: ValueError that names the argument unless value lies in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+
+
 def check_shape(name: str, value, *allowed: tuple[int, ...]) -> None:
     """Compare the shape of a tensor or a number, whose shape is (), with those allowed.
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from difflesson.checks import check_shape, holds
+from difflesson.checks import as_tensor, check_shape, holds
 from difflesson.parts import Part
 from difflesson.schedule import Schedule, as_time, expand_as
 
@@ -119,7 +119,7 @@ def check_labels(label: int | Tensor, classes: int) -> Tensor:
 
     Raises: ValueError if one is out of 0..classes-1 (on the CPU), or they are of another shape or type.
     """
-    label = torch.as_tensor(label)
+    label = as_tensor("label", label, "an integer or a tensor of integers")
     if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
         raise ValueError(f"label must be an integer or a tensor of integers, got dtype {label.dtype}")
     if label.dim() > 1:

@@ -5,7 +5,7 @@ predictions. What comes out is a denoiser again, so any kernel can sample from i
 
 The scale is `gamma` everywhere: 0 ignores the condition, 1 is plain conditional sampling, more exaggerates, less than
 0 pushes away. It may be a number, a tensor (batch,) with one scale a point, or a function of time that returns either,
-which gives guidance intervals and ramps.
+which gives guidance in an interval and ramps (`practice.interval`, `practice.growing_scale`).
 """
 
 import math
@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from difflesson.checks import check_shape
+from difflesson.checks import as_tensor, check_shape
 from difflesson.chunks import one_thread
 from difflesson.denoiser import Denoiser, Pair, Prediction, check_labels, checked, expand_label, predict
 from difflesson.parts import Part
 from difflesson.schedule import Schedule, as_time, expand_as, noisy
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
-"""`grad(x, t) -> (batch, *data)`: the gradient in x of log p_t(y | x), of a similarity, of minus an energy, ..."""
+"""`grad(x, t) -> (batch, *data)`: the gradient in x of log p_t(y | x), a similarity, a reward, minus an energy, ..."""
 
 Scale = float | Tensor | Callable[[Tensor], float | Tensor]
 
@@ -41,7 +41,8 @@ def check_scale(gamma: float | Tensor) -> float | Tensor:
 
     Raises: ValueError if it is none of these, or not finite.
     """
-    value = torch.as_tensor(gamma, dtype=None if isinstance(gamma, Tensor) else torch.float64)
+    number = None if isinstance(gamma, Tensor) else torch.float64
+    value = as_tensor("gamma", gamma, "one finite number (or one a point, of shape (batch,))", number)
     known = value.device.type == "cpu"  # elsewhere a look at the values would make the host wait
     if value.dim() > 1 or value.is_complex() or known and not bool(value.isfinite().all()):
         raise ValueError(f"gamma must be one finite number (or one a point, of shape (batch,)), got {gamma}")

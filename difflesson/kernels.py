@@ -170,7 +170,7 @@ class dpmpp_2m(Remembering):
     with h the step in `log(alpha / sigma)`; computed as a DDIM step plus what D adds to x0, without the quotient. The
     first step of a run, and those from or to `sigma = 0`, are DDIM steps. The memory belongs to one run; another that
     begins at the time where it ended could not be told from its continuation, so call `start()` for each of your own.
-    Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2.
+    Times, for few steps: `time_grid(n, schedule, 0.99, 0.01)`.  Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2.
     """
 
     denoiser: Denoiser

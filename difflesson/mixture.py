@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difflesson.checks import check_shape, holds
+from difflesson.checks import as_tensor, check_shape, holds
 from difflesson.chunks import chunked
 from difflesson.denoiser import Pair, Prediction, check_labels, expand_label
 from difflesson.noise import standard_normal
@@ -32,23 +32,26 @@ class GaussianMixture:
 
     Args: weights: (K,), at least 0, summing to 1;  means: (K, d);  covs: (K, d, d), symmetric positive definite;
     labels: (K,) integers from 0 on, or None for one class a component. `d` is any dimension from 1 on.
-    Dtype and device are those of `means`.  Raises: ValueError naming the argument that is not so.
+    Lists will do. Dtype and device are those of `means`, and of the points that the mixture then takes: a list is
+    float32, torch's default, and `torch.tensor(means).double()` what the chapters have.
+    Raises: ValueError naming the argument that is not so.
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covs: Tensor, labels: Tensor | None = None):
-        means = torch.as_tensor(means)
+        means = as_tensor("means", means, "finite floats of shape (K, d)")
         if means.dim() != 2 or means.numel() == 0 or not means.is_floating_point() or not _finite(means):
             raise ValueError(f"means must be finite floats of shape (K, d), got {means.dtype} {tuple(means.shape)}")
         means = means.clone()  # the caller may go on to change what was given
         count, dim = means.shape
-        weights, covs = (torch.as_tensor(a, dtype=means.dtype, device=means.device) for a in (weights, covs))
+        given = (("weights", weights), ("covs", covs))
+        weights, covs = (as_tensor(name, a, "numbers", means.dtype).to(means.device) for name, a in given)
         if weights.shape != (count,) or not bool((weights >= 0).all()) or abs(float(weights.sum()) - 1) > 1e-5:
             raise ValueError(f"weights must have shape ({count},), be at least 0 and sum to 1, got {weights.tolist()}")
         if covs.shape != (count, dim, dim) or not _finite(covs):
             raise ValueError(f"covs must be finite, of shape ({count}, {dim}, {dim}), got {tuple(covs.shape)}")
         if not bool(((covs - covs.mT).abs() <= 1e-5 * covs.abs().amax((1, 2), keepdim=True)).all()):
             raise ValueError("covs must be symmetric")
-        labels = torch.arange(count) if labels is None else torch.as_tensor(labels).cpu()
+        labels = as_tensor("labels", range(count) if labels is None else labels, f"{count} integers from 0 on").cpu()
         if labels.shape != (count,) or labels.is_floating_point() or int(labels.min()) < 0:
             raise ValueError(f"labels must be {count} integers from 0 on, got {labels.tolist()}")
         variances, axes = torch.linalg.eigh(covs)  # (K, d) ascending, (K, d, d) with an eigenvector a column

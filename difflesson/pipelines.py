@@ -1,7 +1,8 @@
 """Is a sampling library right? A network whose answers are exact, and the truth on a line to compare the ends with.
 
 Nothing here imports a library: a *scheduler* is any object with diffusers' five names, `set_timesteps`, `timesteps`,
-`init_noise_sigma`, `scale_model_input`, `step`, its table `alphas_cumprod` and its `config`. A network is asked as
+`init_noise_sigma`, `scale_model_input`, `step`, its table `alphas_cumprod` and its `config`. Those of flow matching,
+with `scale_noise`, or "flow_prediction" in the config, need no table, nor the two of scale. A network is asked as
 theirs are, `network(sample, timestep, class_labels)`, with the label `mixture.classes` for "no label".
 """
 
@@ -57,6 +58,16 @@ class _Level(NamedTuple):
         return self.level[1]
 
 
+def _guesses(mixture: GaussianMixture, level: tuple, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x0 and eps, of a batch with the label `mixture.classes` for "no label", or none at all."""
+    there = _Level(level)
+    x0, eps = mixture.denoiser(there)(x, 0.0)
+    if labels is not None and bool((told := labels < mixture.classes).any()):
+        check_shape("class_labels", labels, x.shape[:1])
+        x0[told], eps[told] = mixture.denoiser(there, labels[told])(x[told], 0.0)
+    return x0, eps
+
+
 @dataclass(frozen=True, eq=False)
 class exact_network(Part):
     """What a perfect network would answer that was trained with a scheduler's table.
@@ -89,14 +100,34 @@ class exact_network(Part):
         return conventions.noise_level(torch.lerp(*sigmas, k - math.floor(k)), "edm")
 
     def __call__(self, sample: Tensor, timestep: float | Tensor, class_labels: Tensor | None = None) -> Tensor:
-        alpha, sigma = self.level(timestep)
-        there, x = _Level((alpha, sigma)), sample.double()
-        x0, eps = self.mixture.denoiser(there)(x, 0.0)
-        if class_labels is not None and bool((told := class_labels < self.mixture.classes).any()):
-            check_shape("class_labels", class_labels, x.shape[:1])
-            x0[told], eps[told] = self.mixture.denoiser(there, class_labels[told])(x[told], 0.0)
+        alpha, sigma = level = self.level(timestep)
+        x0, eps = _guesses(self.mixture, level, sample.double(), class_labels)
         answers = {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - sigma * x0}
         return answers[self.prediction].to(sample)
+
+
+@dataclass(frozen=True, eq=False)
+class exact_flow(Part):
+    """What a perfect network of flow matching would answer: the velocity `eps - x0` at `x = (1 - t) x0 + t eps`.
+
+    t = timestep / steps = sigma / (alpha + sigma), and this x is ours over alpha + sigma: "flow" of `conventions`.
+    Args: mixture: the data;  steps: T, `num_train_timesteps` of a scheduler.  Of a call: as of `exact_network`.
+    Raises: ValueError if a timestep is outside 0 ... T.
+    """
+
+    mixture: GaussianMixture
+    steps: int = 1000
+
+    def level(self, timestep: float | Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at a timestep, 0-dim."""
+        if not 0 <= float(timestep) <= self.steps:
+            raise ValueError(f"timestep must be between 0 and {self.steps}, got {float(timestep)}")
+        return conventions.noise_level(float(timestep) / self.steps, "flow")
+
+    def __call__(self, sample: Tensor, timestep: float | Tensor, class_labels: Tensor | None = None) -> Tensor:
+        level = self.level(timestep)
+        x0, eps = _guesses(self.mixture, level, sum(level) * sample.double(), class_labels)
+        return (eps - x0).to(sample)
 
 
 def guided_network(network: Callable, label: int, gamma: float, none: int) -> Callable:
@@ -119,11 +150,16 @@ def drive(scheduler, network: Callable, noise: Tensor, steps: int, **arguments) 
     Args: noise: (N, d) standard normal;  steps: `num_inference_steps`;  arguments: of `scheduler.step`, say `eta`.
     """
     scheduler.set_timesteps(steps)
-    x = noise * float(scheduler.init_noise_sigma)
+    x = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
     for k in scheduler.timesteps:
-        answer = network(scheduler.scale_model_input(x, k), k)
+        answer = network(_asked(scheduler, x, k), k)
         x = scheduler.step(answer, k, x, **arguments).prev_sample
     return x
+
+
+def _asked(scheduler, x: Tensor, k: float | Tensor) -> Tensor:
+    """What the network is given; flow matching scales nothing."""
+    return scheduler.scale_model_input(x, k) if hasattr(scheduler, "scale_model_input") else x
 
 
 def chance(mixture: GaussianMixture, x: Tensor) -> Tensor:
@@ -176,27 +212,43 @@ def check_scheduler(scheduler, steps: Sequence[int], mixture: GaussianMixture | 
 
     x: what comes of the noise z;  x_T: the first input that the network gets, at its first timestep. A scheduler that
     is right loses half of `walk` when `steps` doubles, or more; what does not shrink is a mistake.
-    Args: scheduler: without noise;  steps: numbers of steps to try;  mixture: on a line, `line_of_blobs()` unless
-    given;  count: starting noises, the midpoints of as many equal chances;  network: `(sample, timestep) -> answer`,
-    for a loop of your own, exact unless given;  arguments: of `scheduler.step`.
-    Raises: ValueError if `mixture` is not on a line, count < 1, or the scheduler lacks one of the names above; those of
-    flow matching have no `alphas_cumprod`.
+    Args: scheduler: without noise, of flow matching or with a table;  steps: numbers of steps to try;  mixture: on a
+    line, `line_of_blobs()` unless given;  count: starting noises, the midpoints of as many equal chances;  network:
+    `(sample, timestep) -> answer`, for a loop of your own, exact unless given;  arguments: of `scheduler.step`.
+    Raises: ValueError if `mixture` is not on a line, count < 1, or the scheduler lacks one of the names above, cuts
+    guesses at a quantile, asks for epsilon where alpha is 0, adds noise, or ends at NaN.
     """
-    if missing := [name for name in NAMES if not hasattr(scheduler, name)]:
+    config = getattr(scheduler, "config", None)
+    flow = hasattr(scheduler, "scale_noise") or getattr(config, "prediction_type", None) == "flow_prediction"
+    if missing := [name for name in NAMES if not (flow or hasattr(scheduler, name))]:
         raise ValueError(f"scheduler must have {', '.join(NAMES)}; {type(scheduler).__name__} lacks {missing}")
+    for option, why in (("thresholding", "a guess on a line has no quantile over its coordinates"),
+                        ("invert_sigmas", "its network is asked at 1 - t")):  # fmt: skip
+        if getattr(config, option, False):
+            raise ValueError(f"scheduler must have {option}=False: {why}")
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     mixture = line_of_blobs() if mixture is None else mixture
-    exact = exact_network(mixture, scheduler.alphas_cumprod, scheduler.config.prediction_type)
+    exact = (exact_flow(mixture, config.num_train_timesteps) if flow else
+             exact_network(mixture, scheduler.alphas_cumprod, config.prediction_type))  # fmt: skip
     chances = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     noise, truth, rows = torch.special.ndtri(chances)[:, None], quantile(mixture, chances), []
     size = deviation(mixture)
     for n in steps:
-        came = drive(scheduler, network or exact, noise, n, **arguments).double()
         scheduler.set_timesteps(n)
         first = scheduler.timesteps[0]
-        given = scheduler.scale_model_input(noise * float(scheduler.init_noise_sigma), first)
-        own = flowed(mixture, given, *exact.level(first))
+        alpha, sigma = exact.level(first)
+        if alpha == 0 and not flow and exact.prediction == "epsilon":
+            raise ValueError("scheduler must not have prediction_type='epsilon' where it starts at alpha = 0: there "
+                             "the noise says nothing of the data; take 'v_prediction'")  # fmt: skip
+        given = _asked(scheduler, noise * float(getattr(scheduler, "init_noise_sigma", 1.0)), first)
+        came = drive(scheduler, network or exact, noise, n, **arguments).double()
+        if not bool(came.isfinite().all()):
+            raise ValueError(f"scheduler must end at finite points, got NaN or infinity in {n} steps")
+        again = drive(scheduler, network or exact, noise, n, **arguments) if n == min(steps) else came
+        if bool((again - came).abs().max() > 1e-6):
+            raise ValueError("scheduler must be without noise (eta = 0, no SDE): two runs from one start ended apart")
+        own = flowed(mixture, given * (alpha + sigma) if flow else given, alpha, sigma)
         rows.append(Found(n, *(float((a.sort(0).values - b).abs().mean() / size) for a, b in
                                ((came, truth), (own, truth))), float((came - own).abs().mean() / size)))  # fmt: skip
     return rows

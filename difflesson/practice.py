@@ -1,9 +1,10 @@
 """Guidance as practised: what papers and libraries put beside the guidance scale, each in a few lines.
 
-A rule goes into `guidance.mix` in the place of `u + gamma (c - u)`, and a scale into `guidance.classifier_free`; both
-have a setting at which they are plain guidance. Some tricks are no more than another pair: autoguidance is
-`Pair(good.cond, weak.cond)`, a negative prompt `Pair(wanted.cond, unwanted.cond)`; and two conditions at once are
-`tilt` on top of `classifier_free`, by `guidance.implicit_gradient` of the second pair.
+A rule (`rescaled`, `projected`, `zero_star`) goes into `guidance.mix` in the place of `u + gamma (c - u)`, and a scale
+(`interval` and what ends in `_scale`) into `guidance.classifier_free`; both have a setting at which they are plain
+guidance. That makes a denoiser, which a kernel takes; `thresholded` is one itself. Some tricks are no more than another
+pair: autoguidance is `Pair(good.cond, weak.cond)`, a negative prompt `Pair(wanted.cond, unwanted.cond)`; and two
+conditions at once are `tilt` on top of `classifier_free`, by `guidance.implicit_gradient` of the second pair.
 """
 
 import math
@@ -12,16 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from difflesson.checks import check_share
 from difflesson.chunks import one_thread
 from difflesson.denoiser import PREDICTIONS, Denoiser, Prediction, predict
 from difflesson.guidance import Scale, check_scale, scale_at
 from difflesson.parts import Part, Remembering
-from difflesson.schedule import Schedule, as_time, expand_as
-
-
-def _levels(schedule: Schedule, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and sigma at t, shaped to multiply x."""
-    return expand_as(schedule.alpha(as_time(t)), x), expand_as(schedule.sigma(as_time(t)), x)
+from difflesson.schedule import Schedule, as_time, expand_as, levels_at
 
 
 def _said(prediction: Prediction, of: str, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -40,19 +37,9 @@ def _deviation(values: Tensor) -> Tensor:
     return values.flatten(1).std(1).reshape(-1, *[1] * (values.dim() - 1))
 
 
-def _share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}")
-
-
-def _check(gamma: Scale) -> None:
-    if not callable(gamma):
-        check_scale(gamma)
-
-
 @dataclass(frozen=True, eq=False)
 class rescaled(Part):
-    """A rule that gives the guided noise of each point the spread, over its coordinates, of the conditional one.
+    """A rule for `guidance.mix`: the guided noise of a point gets the spread, over coordinates, of the conditional one.
 
         eps = eps_gamma (phi std(eps_c) / std(eps_gamma) + 1 - phi)      [eq-rescaled-guidance]
 
@@ -70,8 +57,9 @@ class rescaled(Part):
     of: str = "eps"
 
     def __post_init__(self):
-        _check(self.gamma)
-        _share("phi", self.phi)
+        if not callable(self.gamma):
+            check_scale(self.gamma)
+        check_share("phi", self.phi)
         if self.of not in PREDICTIONS:
             raise ValueError(f"of must be one of {sorted(PREDICTIONS)}, got {self.of!r}")
 
@@ -79,7 +67,7 @@ class rescaled(Part):
         if x[0].numel() < 2:
             raise ValueError(f"x must have two coordinates or more, one has no spread, got {tuple(x.shape)}")
         with one_thread():
-            levels = _levels(self.schedule, x, t)
+            levels = levels_at(self.schedule, x, t)
             told, untold = (_said(one, self.of, *levels) for one in (cond, uncond))
             value = untold + scale_at(self.gamma, t, x) * (told - untold)
             value = value * (self.phi * _deviation(told) / _deviation(value) + 1 - self.phi)
@@ -88,7 +76,7 @@ class rescaled(Part):
 
 @dataclass(frozen=True, eq=False)
 class projected(Remembering):
-    """Adaptive projected guidance, APG: the push along the conditional guess counts `eta` times, and is kept short.
+    """APG, a rule for `guidance.mix`: the push along the conditional guess counts `eta` times, and is kept short.
 
         x0 = x0_c + (gamma - 1) (d_across + eta d_along),      d = x0_c - x0_u      [eq-projected-guidance]
 
@@ -98,7 +86,7 @@ class projected(Remembering):
     Args: eta: finite, 0 drops what lies along x0_c;  reach: above 0;  momentum: in (-1, 1), in the paper negative, so
     that it works against what was pushed before; the memory belongs to a run, see `parts`.
     Raises: ValueError otherwise.
-    Source: Sadat et al. 2025 (arXiv 2410.02416), algorithm 1.
+    Source: Sadat et al. 2025 (arXiv 2410.02416), algorithm 1, adaptive projected guidance.
     """
 
     gamma: Scale
@@ -108,7 +96,8 @@ class projected(Remembering):
     momentum: float = 0.0
 
     def __post_init__(self):
-        _check(self.gamma)
+        if not callable(self.gamma):
+            check_scale(self.gamma)
         if not math.isfinite(self.eta):
             raise ValueError(f"eta must be finite, got {self.eta}")
         if not self.reach > 0:
@@ -127,12 +116,12 @@ class projected(Remembering):
             square = _dot(cond.x0, cond.x0)
             along = torch.where(square > 0, _dot(push, cond.x0) / square, 0.0) * cond.x0
             x0 = cond.x0 + (scale_at(self.gamma, t, x) - 1) * (push - along + self.eta * along)
-            return Prediction.from_x0(x, x0, *_levels(self.schedule, x, t))
+            return Prediction.from_x0(x, x0, *levels_at(self.schedule, x, t))
 
 
 @dataclass(frozen=True, eq=False)
 class zero_star(Part):
-    """CFG-Zero*: the unconditional velocity is first scaled to come closest to the conditional one, then guided from.
+    """CFG-Zero*, a rule for `guidance.mix`: the unconditional velocity, scaled to come closest to the other, is guided.
 
         v = s v_u + gamma (v_c - s v_u),      s = (v_c . v_u) / |v_u|^2      [eq-zero-star]
 
@@ -149,12 +138,13 @@ class zero_star(Part):
     until: float = 1.0
 
     def __post_init__(self):
-        _check(self.gamma)
-        _share("until", self.until)
+        if not callable(self.gamma):
+            check_scale(self.gamma)
+        check_share("until", self.until)
 
     def __call__(self, cond: Prediction, uncond: Prediction, x: Tensor, t: Tensor) -> Prediction:
         with one_thread():
-            levels = _levels(self.schedule, x, t)
+            levels = levels_at(self.schedule, x, t)
             told, untold = (_said(one, "v", *levels) for one in (cond, uncond))
             square = _dot(untold, untold)
             base = torch.where(square > 0, _dot(told, untold) / square, 0.0) * untold
@@ -165,7 +155,7 @@ class zero_star(Part):
 
 @dataclass(frozen=True, eq=False)
 class thresholded(Part):
-    """Dynamic thresholding: a clean guess that leaves [-limit, limit] is cut at its own quantile and shrunk into it.
+    """A denoiser, by dynamic thresholding: a guess that leaves [-limit, limit] is cut at its quantile and shrunk.
 
         s = max(limit, quantile of |x0|),      x0 -> limit clip(x0, -s, s) / s      [eq-dynamic-threshold]
 
@@ -180,7 +170,7 @@ class thresholded(Part):
     limit: float = 1.0
 
     def __post_init__(self):
-        _share("quantile", self.quantile)
+        check_share("quantile", self.quantile)
         if not 0 < self.limit < math.inf:
             raise ValueError(f"limit must be above 0 and finite, got {self.limit}")
 
@@ -190,12 +180,39 @@ class thresholded(Part):
             reach = guess.x0.abs().flatten(1).quantile(self.quantile, dim=1).clamp_min(self.limit)
             reach = reach.reshape(-1, *[1] * (x.dim() - 1))
             x0 = self.limit * guess.x0.clamp(-reach, reach) / reach
-            return Prediction.from_x0(x, x0, *_levels(self.schedule, x, t))
+            return Prediction.from_x0(x, x0, *levels_at(self.schedule, x, t))
+
+
+@dataclass(frozen=True, eq=False)
+class interval(Part):
+    """A scale for `classifier_free`: `gamma` where the log-SNR lies from `low` to `high`, else 1.
+
+        gamma(t) = gamma  if  low <= log_snr(t) <= high,  else 1      [eq-interval-guidance]
+
+    Where it is 1, at one time for all, `classifier_free` asks the network once and not twice.
+    Args: low, high: log-SNRs, low at the noisy end; a paper's noise level sigma_edm is `-2 log(sigma_edm)`, so its two
+    change places.  Raises: ValueError unless low < high.  Source: Kynkäänniemi et al. 2024 (arXiv 2404.07724).
+    """
+
+    gamma: float
+    schedule: Schedule
+    low: float
+    high: float
+
+    def __post_init__(self):
+        check_scale(self.gamma)
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, both log-SNRs, got {self.low} and {self.high}")
+
+    def __call__(self, t: Tensor) -> Tensor:
+        log_snr = self.schedule.log_snr(t)
+        inside = (self.low <= log_snr) & (log_snr <= self.high)
+        return torch.where(inside, torch.as_tensor(self.gamma, dtype=torch.float64, device=inside.device), 1.0)
 
 
 @dataclass(frozen=True, eq=False)
 class growing_scale(Part):
-    """A guidance scale that grows evenly on the way from the noise, where it is 1, to the data.
+    """A scale for `classifier_free` that grows evenly on the way from the noise, where it is 1, to the data.
 
         gamma(t) = 1 + 2 (gamma - 1) (1 - t)      [eq-growing-scale]
 

@@ -1,6 +1,7 @@
 """The sampling loop, and the times it walks through. The loop owns nothing else."""
 
 from collections.abc import Callable, Iterator
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -14,13 +15,16 @@ from difflesson.schedule import Schedule, as_time
 def time_grid(steps: int, schedule: Schedule | None = None, start: float = 1.0, end: float = 0.0) -> Tensor:
     """Decreasing times from `start` to `end`, (steps + 1,), float64 on the CPU.
 
-    Evenly spaced in time; with a schedule, evenly spaced in log-SNR (fit for the multistep solvers), which needs
-    `end > 0` or a schedule whose log-SNR is finite at 0.
+    Evenly spaced in time; with a schedule, evenly spaced in log-SNR, which needs `end > 0` or a schedule whose log-SNR
+    is finite at 0. For `dpmpp_2m` in 10 or 20 steps without guidance `time_grid(n, schedule, 0.99, 0.01)` ended more
+    than one and a half times as near to where the flow ends as even times did, on both mixtures and both schedules of
+    the test; guided, or in 40 steps, now one was ahead, now the other: try both.
 
-    Raises: ValueError if `steps < 1`, the times are not `1 >= start > end >= 0`, or the log-SNR at an end is infinite.
+    Raises: ValueError if `steps` is no integer or below 1, the times are not `1 >= start > end >= 0`, or the log-SNR at
+    an end is infinite.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    if not isinstance(steps, Integral) or steps < 1:
+        raise ValueError(f"steps must be an integer, at least 1, got {steps!r}")
     if not (1 >= start > end >= 0):
         raise ValueError(f"start and end must satisfy 1 >= start > end >= 0, got start={start}, end={end}")
     if schedule is None:

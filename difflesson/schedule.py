@@ -75,6 +75,11 @@ def expand_as(coefficient: Tensor, x: Tensor, name: str = "t") -> Tensor:
     return coefficient.to(x).reshape(-1, *[1] * (x.dim() - 1))
 
 
+def levels_at(schedule: "Schedule", x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and sigma at t, () or (batch,), shaped to multiply x."""
+    return expand_as(schedule.alpha(as_time(t)), x), expand_as(schedule.sigma(as_time(t)), x)
+
+
 class Schedule(ABC):
     """A variance-preserving schedule, given by its integrated noise rate; see the module's docstring."""
 

@@ -16,7 +16,7 @@
 # %%
 import torch
 
-from difflesson import exercises, guidance, kernels, path, plotting
+from difflesson import exercises, guidance, kernels, path, plotting, practice
 from difflesson.denoiser import Pair
 from difflesson.digits import checkpoints, diversity, metrics, runs, sampling, tradeoff
 from difflesson.digits.diversity import RealFeatures
@@ -533,7 +533,7 @@ exercises.check("15.4", one_scale)
 # This $h$ is that of $\eqref{eq-precision-recall}$. Outside, the label counts once. [Kynkäänniemi et al. (2024)](https://arxiv.org/abs/2404.07724) found on ImageNet that guidance harms at high noise, helps in the middle and is not needed at the end. On digits, with $\gamma = 4$ in one window at a time:
 
 # %%
-window = tradeoff.interval(4.0, network.schedule, low=-5.0, high=-3.0)
+window = practice.interval(4.0, network.schedule, low=-5.0, high=-3.0)
 for log_snr in (-6.0, -4.5, -3.5, 0.0):
     time = network.schedule.time(torch.tensor(log_snr).double())
     after, before = log_snr + 5 >= 0, -3 - log_snr >= 0  # h of the formula

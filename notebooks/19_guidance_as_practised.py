@@ -22,7 +22,6 @@ import torch
 from difflesson import exercises, guidance, kernels, metrics, particles, plotting, practice
 from difflesson.denoiser import Pair, Prediction
 from difflesson.digits import runs as records
-from difflesson.digits import tradeoff
 from difflesson.grid import GridDensity
 from difflesson.mixture import GaussianMixture
 from difflesson.parts import Part
@@ -125,7 +124,7 @@ def ways(trial, limit):
     free, mix = guidance.classifier_free, guidance.mix
     return {
         "plain": lambda g: free(pair, g),
-        "interval": lambda g: free(pair, tradeoff.interval(g, schedule, -3.0, 3.0)),
+        "interval": lambda g: free(pair, practice.interval(g, schedule, -3.0, 3.0)),
         "growing": lambda g: free(pair, practice.growing_scale(g)),
         "CFG++": lambda g: free(pair, practice.plus_plus_scale(g / 16, schedule, times)),
         "rescaled": lambda g: mix(pair, practice.rescaled(g, 0.7, schedule)),

@@ -85,7 +85,7 @@ shown
 #
 # $$ \bar\alpha_k = \alpha_t^2 = \frac{1}{1 + \sigma_{\mathrm{edm}}^2}, \qquad \sigma_{\mathrm{edm}} = \frac{\sigma_t}{\alpha_t}, \qquad x_{\mathrm{edm}} = \frac{x_t}{\alpha_t}. \label{eq-noise-level} $$
 #
-# Some schedulers (Euler, Heun) carry $x_{\mathrm{edm}}$ and a list `sigmas` of $\sigma_{\mathrm{edm}}$, as [Karras et al. (2022)](https://arxiv.org/abs/2206.00364) do. The network was trained on $x_t$: so before each question `scale_model_input` multiplies by $\alpha_t$. In words: *the table holds squared amplitudes, the list noise over signal.*
+# Some schedulers (Euler, Heun) carry $x_{\mathrm{edm}}$ and a list `sigmas` of $\sigma_{\mathrm{edm}}$, as [Karras et al. (2022)](https://arxiv.org/abs/2206.00364) do. The network was trained on $x_t$: so before each question `scale_model_input` multiplies by $\alpha_t$. In words: *the table holds squared amplitudes, the list noise over signal* (whose square is the $q$ of [chapter 17](17_what_does_gamma_sample.ipynb)).
 
 # %%
 euler = EulerDiscreteScheduler(beta_start=1e-4, beta_end=0.02, timestep_spacing="trailing")
@@ -107,7 +107,9 @@ print(f"timestep {k}: alphas_cumprod {alpha**2:.4f}, sigma_edm {sigma_edm:.4f}, 
 # | `num_inference_steps`, `timestep_spacing` | how many times, and which: `leading` $0, \lfloor T/n \rfloor, 2 \lfloor T/n \rfloor, \ldots$, `trailing` down from $T - 1$ in steps of $T/n$, `linspace` both ends; `steps_offset` is added to `leading` (DPM-Solver++ has lists of its own) |
 # | `init_noise_sigma` | the standard deviation of the starting noise, in the scheduler's own unit |
 # | `eta` | noise of the step: 0 is DDIM, 1 has the noise of DDPM ([chapter 05](05_every_reverse_process_at_once.ipynb)) |
-# | `guidance_scale` | in `DiTPipeline` and `StableDiffusionPipeline` $\gamma$, for $\gamma > 1$; below, see [your own loop](#your-own-loop) |
+# | `guidance_scale` | in `DiTPipeline` and `StableDiffusionPipeline` $\gamma$, for $\gamma > 1$; below, see [your own loop](#your-own-loop). In `FluxPipeline`, where $\gamma$ is `true_cfg_scale`, and for networks with a `time_cond_proj_dim` it is an *input* of a network that learned guided answers: one answer a step, no branches to swap |
+# | flow matching, `FlowMatchEulerDiscreteScheduler` | carries $x_t / (\alpha_t + \sigma_t)$, lists $\sigma_t / (\alpha_t + \sigma_t)$ as `sigmas`, asks for $\hat\varepsilon - \hat x_0$; `conventions` converts, `check_scheduler` takes it |
+# | `final_sigmas_type`, DDIM's `set_alpha_to_one` | where the last step ends: at no noise ("zero", `True`), or at that of the table's first entry ("sigma_min", `False`) |
 # | `guidance_rescale` | brings $\hat\varepsilon_\gamma$ of each picture towards the standard deviation of its $\hat\varepsilon_c$ |
 #
 # `pipelines.exact_network` takes a mixture and a scheduler's table and is asked like their networks. The loop around it is the one of every pipeline:
@@ -129,7 +131,7 @@ torch.testing.assert_close(loop(scheduler, network, noise, 50), clouds["one opti
 # %% [markdown]
 # ## What must come out, point by point
 #
-# Now a line. Let $F_t$ be the distribution function of $x_t$. Without noise and in endless steps, exact guesses move points along a flow that turns the density of $x_t$ into that of $x_s$ ([chapter 04](04_scores_and_langevin.ipynb)). On a line, points of a flow never pass each other. So the share of points to the left of a given one stays what it is:
+# Now a line. Let $F_t$ be the distribution function of $x_t$. Without noise and in endless steps, exact guesses move points along a flow that turns the density of $x_t$ into that of $x_s$ ([chapter 05](05_every_reverse_process_at_once.ipynb#a-shake-and-its-pull)). On a line, points of a flow never pass each other. So the share of points to the left of a given one stays what it is:
 #
 # $$ F_s(x_s) = F_t(x_t), \qquad x_0 = F_0^{-1}\big( F_t(x_t) \big). \label{eq-quantile-flow} $$
 #
@@ -320,7 +322,7 @@ assert all(round(left, 4) == 0.0007 for left in last[1:]) and round(float(sigma_
 assert int(options["the same, SD"].timesteps[0]) == 900 and round(100 * each["SD, trailing"][2].start) == 2
 
 # %% [markdown]
-# Read it by columns. **The start** depends on the table and on the first timestep, hardly on the solver. DDPM's table ends almost at pure noise. SD's does not: there about a fiftieth of a standard deviation stays wrong however many steps you pay. `leading` adds to it, since it starts at $(n - 1) \lfloor T / n \rfloor$: with 10 steps at 900, and with 501 steps at 500, where on DDPM's table 0.08 is wrong. So here too let $n$ divide $T$. With `trailing`, `rescale_betas_zero_snr` takes it away, and needs a network trained so. `HeunDiscreteScheduler()` has defaults of its own, a third table: *always make a scheduler `from_config` of the one the network came with.*
+# Read it by columns. **The start** depends on the table and on the first timestep, hardly on the solver. DDPM's table ends almost at pure noise. SD's does not: there about a fiftieth of a standard deviation stays wrong however many steps you pay. `leading` adds to it, since it starts at $(n - 1) \lfloor T / n \rfloor$: with 10 steps at 900; with 501 steps, since their stride is 1, at 500, and there the start on DDPM's table is 0.08 off. So here too let $n$ divide $T$. With `trailing`, `rescale_betas_zero_snr` takes it away, and needs a network trained so, and for $v$: at $\alpha_T = 0$ an $\hat\varepsilon$ tells nothing of the data (`check_scheduler` refuses "epsilon" there). `HeunDiscreteScheduler()` has defaults of its own, a third table: *always make a scheduler `from_config` of the one the network came with.*
 #
 # **The walk** falls with the steps in all rows but the last, in two of them to 0.0007 and no further. That is their last step, from the table's first entry, $\sigma_{\mathrm{edm}} = 0.029$, to no noise at once: it leaves as much even from exact points. Down there do not apply the rule of doubling. `set_alpha_to_one=False` and an offset of 1 move the walk of this mixture by less than a tenth.
 #
@@ -390,7 +392,7 @@ assert all(early < right for early, right in zip(falls["timestep k - 1"], falls[
 assert round(sum(late / right for late, right in zip(falls["one step late"], falls["none"], strict=True)) / 4, 1) == 3.6
 
 # %% [markdown]
-# Four stop halving. Two do not, and tell what doubling cannot find. A network asked one whole *step* late is asked the right thing in the limit, so its error halves as well, only from 3.6 times the height. And one asked a timestep early is *nearer* to the truth here than the right loop: the mistake makes up for part of DDIM's own error, until that is the smaller of the two. So also compare with a sampler known to be right, at the same times and from the same noise, as was done for the strides.
+# Four stop halving. Two go on, and show what doubling cannot find. A network asked one whole *step* late is asked the right thing in the limit, so its error halves as well, only from 3.6 times the height. And one asked a timestep early is *nearer* to the truth here than the right loop: the mistake makes up for part of DDIM's own error, until that is the smaller of the two. So also compare with a sampler known to be right, at the same times and from the same noise, as was done for the strides.
 #
 # Last, the pipeline itself: `DiTPipeline` of the library, its code untouched, with the exact network in the transformer's place and no autoencoder.
 
@@ -424,7 +426,7 @@ assert 0 < (drawn[1.000001] - drawn[1.0]).abs().max() < 1e-4
 #
 # ### Pitfall: to test guidance at `guidance_scale=1`
 #
-# A pipeline with `if guidance_scale > 1` does not run its guidance there: the test passes, whatever the line of guidance says. Take a scale a little above:
+# A pipeline with `if guidance_scale > 1` does not run its guidance there: the test passes, whatever the line of guidance says. Take a scale a little above, for the rules of [chapter 19](19_guidance_as_practised.ipynb) as well:
 
 # %%
 def as_pipelines_do(kind, gamma):
@@ -448,7 +450,7 @@ for gamma in (1.0, 1.000001):
 # | change the solver of a trained model | `Other.from_config(pipe.scheduler.config)`, then look at the betas, `prediction_type`, `clip_sample`, `timestep_spacing` | defaults differ: Heun's are a table of its own, DDIM's cut at $\pm 1$ |
 # | see a brightness that is always mediocre | look at `alphas_cumprod` of the first timestep | what the network takes for signal in your noise is no error of the steps, and no number of steps mends it |
 # | test guidance | at a scale just above 1, against the class; at another scale, against a loop known to be right | at 1 many pipelines run no guidance, and $1^2 = 1$ |
-# | can pay 20 evaluations at $\gamma = 5$ | first order; from 80 on a method of second order | on two mixtures DPM-Solver++ is behind in the mean at 20 and ahead at 80; on one of them Heun is ahead of it there ([Deeper](#deeper-what-a-step-should-cost)) |
+# | can pay 20 network answers (10 steps) at $\gamma = 5$ | first order; from 80 answers (40 steps) on a method of second order | on two mixtures DPM-Solver++ is behind in the mean at 20 and ahead at 80 ([Deeper](#deeper-what-a-step-should-cost)) |
 #
 # ## Exercises
 #
@@ -594,9 +596,9 @@ exercises.check("20.4", not_told)
 # %% [markdown]
 # ## Deeper: what a step should cost
 #
-# *For you if you choose a solver and a number of steps. It counts evaluations with guidance, at two scales.*
+# *For you if you choose a solver and a number of steps. It counts answers of the network with guidance, at two scales.*
 #
-# Guidance asks twice at each time, in one batch; Heun asks at two times a step. At equal numbers of evaluations of the network, and exact answers, the distance from where the equation of that $\gamma$ takes each point:
+# Guidance asks twice at each time, in one batch; Heun asks at two times a step. At equal numbers of network answers, all exact, the distance from where the equation of that $\gamma$ takes each point:
 
 # %% tags=["hide-input"]
 exact_way = {g: pipelines.drive(schedulers["DPM-Solver++"], pipelines.guided_network(answers, 1, g, none=2), z, 500) for g in (1.0, 5.0)}
@@ -604,7 +606,8 @@ heun_steps = HeunDiscreteScheduler(**table, beta_schedule="linear")  # with its 
 budget_of = {"Euler (DDIM's steps)": (schedulers["Euler, trailing"], 1), "DPM-Solver++": (schedulers["DPM-Solver++"], 1), "Heun": (heun_steps, 2)}
 spent = {}
 middle = {}
-print(f"{'mean (median); evaluations':>30}" + "".join(f"{n:16d}" for n in (20, 40, 80, 160)))
+print(f"{'mean (median); network answers':>30}" + "".join(f"{n:16d}" for n in (20, 40, 80, 160)))
+print(f"{'steps (Heun half as many)':>30}" + "".join(f"{n // 2:16d}" for n in (20, 40, 80, 160)))
 for gamma, goal in exact_way.items():
     network = pipelines.guided_network(answers, 1, gamma, none=2)
     for name, (scheduler, times) in budget_of.items():
@@ -620,14 +623,14 @@ assert all(a > b for a, b in zip(late[:2], early[:2], strict=True)) and all(a < 
 assert early[3] < 0.5 * e5[3] and 10 * m5[3] < e5[3] and 10 * late[3] < early[3] and e5[3] > 0.55 * e5[2]
 
 # %% [markdown]
-# (Heun asks at $2n - 1$ times, so it pays two evaluations less than the column says.) At $\gamma = 1$ the multistep method of second order is ahead at all four numbers. At $\gamma = 5$ with 20 evaluations it is behind first order, by mean and median; with 40 by the median; it is ahead from 80 on, and with 160 by a factor of more than ten. (From 40 evaluations on more than half of first order's mean comes from a twentieth of the starts. On another mixture, in the tests, the multistep method is ahead in the mean from 40 on.) Heun, with its own default timesteps, is ahead of both in the mean at 40 and 80 at this scale. An order is an order only for short steps ([chapter 10](10_general_case.ipynb#deeper-what-guidance-costs) has more scales). What saves without any change of solver is to leave out the evaluations at which guidance does little ([chapter 15](15_classifier_free_guidance_on_digits.ipynb#deeper-what-it-costs)). And these are errors of the *equation*; that at $\gamma = 5$ the equation itself misses what was ordered, [chapter 17](17_what_does_gamma_sample.ipynb) says.
+# (Heun asks at $2n - 1$ times, so it pays two answers less than the column says.) At $\gamma = 1$ the multistep method of second order is ahead at all four numbers. At $\gamma = 5$ with 20 answers it is behind first order, by mean and median; with 40 by the median; it is ahead from 80 on, and with 160 by a factor of more than ten. (From 40 answers on more than half of first order's mean comes from a twentieth of the starts. On another mixture, in the tests, the multistep method is ahead in the mean from 40 on.) Heun, with its own default timesteps, is ahead of both in the mean at 40 and 80 at this scale. An order is an order only for short steps ([chapter 10](10_general_case.ipynb#deeper-what-guidance-costs) has more scales, and counts calls of the guided model, of two answers each). What saves without any change of solver is to leave out the answers at which guidance does little ([chapter 15](15_classifier_free_guidance_on_digits.ipynb#deeper-what-it-costs)); the library's `ClassifierFreeGuidance(start=0.2, stop=0.9)` guides only between these shares of the steps. And these are errors of the *equation*; that at $\gamma = 5$ the equation itself misses what was ordered, [chapter 17](17_what_does_gamma_sample.ipynb) says.
 
 # %% [markdown]
 # ## Deeper: schedulers with noise
 #
 # *For you if you use DDPM or `eta` above 0. It adds the distribution where points cannot be followed, and its scatter.*
 #
-# With noise in the steps a start has no end of its own, but the ends still have a distribution. Sorted, their distance from the quantiles of the data is the Wasserstein distance on a line. Now there is scatter: 2,000 points of the data themselves are not at distance zero.
+# With noise in the steps a start has no end of its own (so `check_scheduler` refuses these schedulers), but the ends still have a distribution. Sorted, their distance from the quantiles of the data is the Wasserstein distance on a line. Now there is scatter: 2,000 points of the data themselves are not at distance zero.
 
 # %% tags=["hide-input"]
 many = torch.randn(2000, 1, generator=torch.Generator().manual_seed(1)).double()
@@ -745,7 +748,7 @@ assert (apart - together).abs().max() < 1e-4
 #
 # *For you if you go to a large model now. Nothing in this section was run here: there is no network connection on this page.*
 #
-# What carries over is all that does not look at the network: the scheduler of the checkpoint can be checked as it stands, `check_scheduler(pipe.scheduler, (30, 60, 120))`, in seconds and without a GPU (with 25, 50 and 100 steps, which divide 1,000, the fault of this chapter is not found). (Give it a noiseless one with a table `alphas_cumprod`; some draw noise, and flow-matching ones have none.) Its `alphas_cumprod` says what the start leaves. Then the loop: put `exact_network` in the place of the network, as was done with `DiTPipeline`; a pipeline that wants a text encoder needs one more stand-in. (The batch of `DiTPipeline` has the label first and "no label" second; that of `StableDiffusionPipeline` has them the other way round.) What the check does *not* show: whether the network fits the table it came with; whether labels or prompts reach it; the autoencoder. A latent is multiplied by a factor (0.18215 is the default of `AutoencoderKL`) to have a standard deviation near 1, and divided by it before decoding; forget one of the two and the sizes no longer fit, an error that exact answers do not see. So look, in this order: `scheduler.config` against the model card; one batch of real images through encoder, factor and much noise, and the loss of the network on it with each `prediction_type`, of which one is far below the others; unguided samples; then guidance.
+# What carries over is all that does not look at the network: the scheduler of the checkpoint can be checked as it stands, `check_scheduler(pipe.scheduler, (30, 60, 120))`, in seconds and without a GPU (with 25, 50 and 100 steps, which divide 1,000, the fault of this chapter is not found). (Give it a noiseless one, with a table `alphas_cumprod` or of flow matching; where that wants a `mu`, `from_config` with `use_dynamic_shifting=False`.) Its `alphas_cumprod` says what the start leaves. Then the loop: put `exact_network` in the place of the network, as was done with `DiTPipeline`; a pipeline that wants a text encoder needs one more stand-in. (The batch of `DiTPipeline` has the label first and "no label" second; that of `StableDiffusionPipeline` has them the other way round.) What the check does *not* show: whether the network fits the table it came with; whether labels or prompts reach it; the autoencoder. A latent is multiplied by a factor (0.18215 is the default of `AutoencoderKL`) to have a standard deviation near 1, and divided by it before decoding; forget one of the two and the sizes no longer fit, an error that exact answers do not see. So look, in this order: `scheduler.config` against the model card; one batch of real images through encoder, factor and much noise, and the loss of the network on it with each `prediction_type`, of which one is far below the others; unguided samples; then guidance.
 
 # %% tags=["remove-cell"]
 assert inspect.signature(AutoencoderKL.__init__).parameters["scaling_factor"].default == 0.18215

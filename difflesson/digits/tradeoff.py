@@ -1,6 +1,4 @@
-"""Fidelity against variety along the guidance scale: what a sweep measures, and guidance for part of the way."""
-
-from dataclasses import dataclass
+"""Fidelity against variety along the guidance scale: what a sweep measures."""
 
 import torch
 from torch import Tensor
@@ -8,34 +6,9 @@ from torch import Tensor
 from difflesson.checks import check_shape
 from difflesson.digits.diversity import RealFeatures, check_features, class_spread, inception_score, jackknife, within
 from difflesson.digits.metrics import Statistics, frechet_distance, statistics
-from difflesson.parts import Part
-from difflesson.schedule import Schedule
 
 NAMES = ("accuracy", "precision", "recall", "digit_is", "digit_fid", "mean_part", "spread")
 """What `measures` answers, in this order."""
-
-
-@dataclass(frozen=True, eq=False)
-class interval(Part):
-    """The guidance scale as a function of time: `gamma` where the log-SNR lies from `low` to `high`, else 1.
-
-        gamma(t) = gamma  if  low <= log_snr(t) <= high,  else 1      [eq-interval-guidance]
-
-    Where it is 1, `classifier_free` asks the network once and not twice.
-    Raises: ValueError unless low < high.  Source: Kynkäänniemi et al. 2024 (arXiv 2404.07724).
-    """
-
-    gamma: float
-    schedule: Schedule
-    low: float
-    high: float
-
-    def __post_init__(self):
-        if not self.low < self.high:
-            raise ValueError(f"low must be below high, got {self.low} and {self.high}")
-
-    def __call__(self, t: Tensor) -> float:
-        return self.gamma if self.low <= float(self.schedule.log_snr(t)) <= self.high else 1.0
 
 
 def measures(

@@ -9,9 +9,9 @@ import torch
 from scipy.special import rel_entr
 from torch import Tensor
 
-from difflesson import guidance, kernels, path, samplers
+from difflesson import guidance, kernels, path, practice, samplers
 from difflesson.denoiser import Pair
-from difflesson.digits import checkpoints, diversity, metrics, runs, sampling, tradeoff
+from difflesson.digits import checkpoints, diversity, metrics, runs, sampling
 from difflesson.digits.metrics import Statistics
 from difflesson.mixture import GaussianMixture
 from difflesson.samplers import draw, time_grid
@@ -187,7 +187,7 @@ def test_the_mean_of_few_samples_lies_too_far_away_by_the_spread_over_their_numb
 @pytest.mark.equation("eq-interval-guidance")
 def test_the_scale_is_gamma_from_low_to_high_and_1_elsewhere():
     schedule = cosine()
-    scale = tradeoff.interval(3.0, schedule, low=-2.0, high=1.0)
+    scale = practice.interval(3.0, schedule, low=-2.0, high=1.0)
     for log_snr, wanted in ((-9.0, 1.0), (-2.01, 1.0), (-1.99, 3.0), (0.0, 3.0), (0.99, 3.0), (1.01, 1.0), (8.0, 1.0)):
         assert scale(schedule.time(torch.tensor(log_snr, dtype=F64))) == wanted
 
@@ -196,7 +196,7 @@ def test_guiding_from_end_to_end_is_guiding_always_and_in_an_empty_window_never(
     schedule, x, t = cosine(), normal(30, 2, seed=16), torch.tensor(0.4, dtype=F64)
     pair = MIXTURE.pair(schedule, 1)
     for window, gamma in (((-50.0, 50.0), 3.0), ((30.0, 50.0), 1.0)):
-        scale = tradeoff.interval(3.0, schedule, *window)
+        scale = practice.interval(3.0, schedule, *window)
         told, wanted = (guidance.classifier_free(pair, g)(x, t).eps for g in (scale, gamma))
         assert float((told - wanted).abs().max()) == 0
 
@@ -229,7 +229,7 @@ def test_the_bill_is_what_a_counting_denoiser_was_asked(name, times_a_step, gamm
 def test_the_bill_of_a_window_counts_the_times_inside_it():
     schedule, times = cosine(), time_grid(12, cosine(), start=0.99, end=0.01)
     pair = Pair(*(Counting(half) for half in (MIXTURE.denoiser(schedule, 1), MIXTURE.denoiser(schedule))))
-    scale = tradeoff.interval(4.0, schedule, low=-3.0, high=2.0)
+    scale = practice.interval(4.0, schedule, low=-3.0, high=2.0)
     draw(kernels.ddim(guidance.classifier_free(pair, scale), schedule), normal(3, 2, seed=18), times)
     inside = sum(-3 <= float(schedule.log_snr(t)) <= 2 for t in times[:-1])
     assert 2 < inside < 10

@@ -7,7 +7,7 @@ import torch
 
 from difflesson import guidance, kernels, metrics, practice
 from difflesson.denoiser import Pair, network_pair
-from difflesson.digits import checkpoints, runs, sampling, tradeoff
+from difflesson.digits import checkpoints, runs, sampling
 from difflesson.digits.recipes import RECIPES
 from difflesson.mixture import GaussianMixture
 from difflesson.samplers import draw, time_grid
@@ -58,7 +58,7 @@ def nine():
     weak = Pair(pair.cond, in_eight(NINE, 0.2).denoiser(SCHEDULE, LABEL))
     ways = {
         "plain": lambda g: FREE(pair, g),
-        "interval": lambda g: FREE(pair, tradeoff.interval(g, SCHEDULE, -3.0, 3.0)),
+        "interval": lambda g: FREE(pair, practice.interval(g, SCHEDULE, -3.0, 3.0)),
         "rescaled": lambda g: guidance.mix(pair, practice.rescaled(g, 0.7, SCHEDULE)),
         "autoguidance": lambda g: FREE(weak, g),
     }

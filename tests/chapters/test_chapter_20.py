@@ -26,8 +26,10 @@ with warnings.catch_warnings():
         DiTPipeline,
         DPMSolverMultistepScheduler,
         EulerDiscreteScheduler,
+        FlowMatchEulerDiscreteScheduler,
         HeunDiscreteScheduler,
     )
+    from diffusers.guiders import ClassifierFreeGuidance
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 F64 = torch.float64
@@ -150,6 +152,60 @@ def test_check_scheduler_splits_the_error_by_the_flow_of_the_level_that_the_netw
     for name, found in (("walk", came - perfect), ("start", perfect - truth), ("whole", came - truth)):
         assert abs(getattr(row, name) - float(found.abs().mean()) / size) < 1e-4
     assert row.start > 0.01
+
+
+# ---- flow matching, and what the check refuses
+
+
+@pytest.mark.equation("eq-noise-level")
+def test_a_scheduler_of_flow_matching_carries_x_over_alpha_plus_sigma_and_asks_for_eps_minus_x0():
+    """Its own `scale_noise` against ours; and with the noise less the clean point its step goes along the line."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(10)
+    clean, eps = torch.tensor([[0.7], [-1.2]], dtype=F64), torch.tensor([[0.3], [1.1]], dtype=F64)
+    k, here, there = scheduler.timesteps[4], *scheduler.sigmas[4:6].double()
+    alpha, sigma = 1 / math.hypot(1, here / (1 - here)), 1 / math.hypot(1, (1 - here) / here)
+    theirs = scheduler.scale_noise(clean, k[None], eps)
+    assert (theirs - (alpha * clean + sigma * eps) / (alpha + sigma)).abs().max() < 1e-6
+    assert abs(here - sigma / (alpha + sigma)) < 1e-6 and abs(float(k) / 1000 - here) < 1e-6
+    assert all(abs(float(level) - want) < 1e-6 for level, want in
+               zip(pipelines.exact_flow(LINE).level(k), (alpha, sigma), strict=True))  # fmt: skip
+    after = scheduler.step(eps - clean, k, theirs).prev_sample
+    assert (after - (1 - there) * clean - there * eps).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@each_line
+def test_a_scheduler_of_flow_matching_halves_its_walk_and_is_found_wrong_if_asked_a_timestep_off(line, shift):
+    scheduler, network = FlowMatchEulerDiscreteScheduler(shift=shift), pipelines.exact_flow(line)
+    found = walks(scheduler, (20, 40, 80), line)
+    assert all(0.42 < b / a < 0.55 for a, b in zip(found[:-1], found[1:], strict=True))
+    off = walks(scheduler, (20, 40, 80), line, network=lambda x, k: network(x, min(1.05 * k, 1000)))
+    assert off[2] > 0.8 * off[1] and off[2] > 3 * found[2]
+    z = torch.tensor([[-1.3], [0.2], [1.4]], dtype=F64)
+    came = pipelines.drive(scheduler, network, z, 400)
+    assert (came - flow_end(line, z, 1e-3, 1.0)).abs().max() < 0.02
+
+
+def test_what_the_check_refuses_and_what_it_takes():
+    zero = {"rescale_betas_zero_snr": True, **TRAILING, **SD}
+    dynamic = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    for refused, message in (
+        (ddim(**zero), "prediction_type='epsilon' where it starts at alpha = 0"),
+        (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", **SD), "must be without noise"),
+        (DDPMScheduler(clip_sample=False, **TABLE), "must be without noise"),
+        (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "must be without noise"),
+        (DPMSolverMultistepScheduler(thresholding=True, **SD), "must have thresholding=False"),
+        (dynamic, "`mu` must be passed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            walks(refused, (10,))
+    with pytest.raises(ValueError, match="must be without noise"):
+        walks(ddim(), (10,), eta=1.0)
+    assert walks(ddim(**{**zero, "prediction_type": "v_prediction"}), (100,))[0] < 0.02
+    assert walks(type(dynamic).from_config(dynamic.config, use_dynamic_shifting=False), (100,))[0] < 0.02
+    by_table = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    assert walks(by_table, (80,))[0] < 0.001
 
 
 # ---- double the steps
@@ -342,6 +398,18 @@ def test_the_rule_finds_the_stride_at_30_60_120_and_not_where_the_numbers_divide
     assert shown[1] > 0.7 * shown[0] and shown[2] > 0.7 * shown[1]
 
 
+def test_where_the_last_step_ends():
+    for kind in (EulerDiscreteScheduler, DPMSolverMultistepScheduler):
+        for word in ("zero", "sigma_min"):
+            scheduler = kind(final_sigmas_type=word, **TABLE)
+            scheduler.set_timesteps(20)
+            first = math.sqrt(1e-4 / (1 - 1e-4)) if word == "sigma_min" else 0.0
+            assert abs(float(scheduler.sigmas[-1]) - first) < 1e-6
+            assert (walks(scheduler, (20,), ONE)[0] > 0) and len(scheduler.sigmas) == 21
+    for to_one in (True, False):
+        assert abs(float(ddim(set_alpha_to_one=to_one).final_alpha_cumprod) - (1 if to_one else 1 - 1e-4)) < 1e-7
+
+
 # ---- your own loop
 
 
@@ -450,6 +518,27 @@ def test_stable_diffusion_has_no_label_first_and_the_label_second_and_is_off_at_
     assert "noise_pred_uncond, noise_pred_text = noise_pred.chunk(2)" in text and "_guidance_scale > 1" in text
     text = (folder / "dit/pipeline_dit.py").read_text("utf-8")
     assert "cond_eps, uncond_eps = torch.split(eps, len(eps) // 2, dim=0)" in text and "guidance_scale > 1" in text
+
+
+def test_where_the_scale_is_an_input_of_the_network_there_is_one_answer_a_step():
+    """Read in the source: Flux embeds it, and guides by `true_cfg_scale`; Stable Diffusion does so for some."""
+    folder = Path(diffusers.__file__).with_name("pipelines")
+    text = (folder / "flux/pipeline_flux.py").read_text("utf-8")
+    assert "guidance = torch.full([1], guidance_scale" in text and "guidance=guidance," in text
+    assert "if self.transformer.config.guidance_embeds:" in text and "Guidance-distilled models" in text
+    assert "noise_pred = neg_noise_pred + true_cfg_scale * (noise_pred - neg_noise_pred)" in text
+    assert "do_true_cfg = true_cfg_scale > 1 and has_neg_prompt" in text
+    text = (folder / "stable_diffusion/pipeline_stable_diffusion.py").read_text("utf-8")
+    assert "return self._guidance_scale > 1 and self.unet.config.time_cond_proj_dim is None" in text
+
+
+@pytest.mark.parametrize("n", [20, 50])
+def test_the_guider_asks_twice_only_between_its_two_shares_of_the_steps(n):
+    guider, asked = ClassifierFreeGuidance(5.0, start=0.2, stop=0.9), []
+    for step in range(n):
+        guider.set_state(step=step, num_inference_steps=n, timestep=torch.tensor(0))
+        asked.append(guider.num_conditions)
+    assert asked == [2 if 0.2 * n <= step < 0.9 * n else 1 for step in range(n)]
 
 
 @pytest.mark.parametrize("n", [50, 300])

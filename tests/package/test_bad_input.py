@@ -150,6 +150,10 @@ TABLE = [
     ("negative label", "labels", mixture(labels=[0, -1])),
     ("labels that are not integers", "labels", mixture(labels=[0.0, 1.0])),
     ("labels of components in two dimensions", "labels", mixture(labels=[[0, 1]])),
+    ("labels of components that are words", "labels", mixture(labels=["a", "b"])),
+    ("means that are words", "means", mixture(means=["a", "b"])),
+    ("weights that are words", "weights", mixture(weights=["a", "b"])),
+    ("a network in the place of covs", "covs", mixture(covs=NETWORK)),
     # its points
     *(
         (f"{what} to {name}", "x", lambda call=call, x=x: call(x))
@@ -209,6 +213,8 @@ TABLE = [
     ("label negative", "label", lambda: check_labels(-1, 3)),
     ("one of several too large", "label", lambda: check_labels(torch.tensor([0, 3]), 3)),
     ("label of a float", "label", lambda: check_labels(torch.tensor([0.0, 1.0]), 3)),
+    *((f"label {label!r}", "label", lambda label=label: check_labels(label, 3)) for label in ("1", None, ["a"])),
+    ("label and schedule exchanged in pair", "label", lambda: MIXTURE.pair(0, SCHEDULE)),
     ("labels in two dimensions", "label", lambda: check_labels(torch.zeros(2, 2, dtype=torch.int64), 3)),
     ("labels of another batch", "label", lambda: expand_label(torch.tensor([0, 1]), X)),
     ("one label in a list for a batch", "label", lambda: expand_label(torch.tensor([0]), X)),
@@ -235,7 +241,7 @@ TABLE = [
     # guidance
     *(
         (f"gamma {gamma!r} to {name}", "gamma", lambda call=call, gamma=gamma: call(gamma))
-        for gamma in (NAN, INF, -INF, torch.tensor([1.0, 2.0]), torch.tensor(INF))
+        for gamma in (NAN, INF, -INF, torch.tensor([1.0, 2.0]), torch.tensor(INF), "7.5", None)
         for name, call in (
             ("scale_at", lambda gamma: scale_at(gamma, T, X)),
             ("scale_at as a function", lambda gamma: scale_at(lambda t: gamma, T, X)),
@@ -304,11 +310,22 @@ TABLE = [
     ("no generator to draw exactly", "generator",
      lambda: draw(kernels.exact(MIXTURE, SCHEDULE), X, torch.tensor([1.0, 0.5]))),
     ("no steps", "steps", lambda: time_grid(0)),
+    *((f"steps {steps!r}", "steps", lambda steps=steps: time_grid(steps)) for steps in (20.0, "20", None)),
     ("times that rise", "start", lambda: time_grid(3, start=0.2, end=0.4)),
     ("times beyond 1", "start", lambda: time_grid(3, start=1.2)),
     ("times below 0", "end", lambda: time_grid(3, end=-0.2)),
     ("infinite log-SNR at the end", "end", lambda: time_grid(3, SCHEDULE)),
 ]
+
+
+def test_a_mixture_given_as_lists_is_float32_and_refuses_float64_by_name():
+    lists = GaussianMixture([0.25, 0.75], [[0.0, 1.0], [2.0, 0.0]], [[[1.0, 0.0], [0.0, 1.0]]] * 2)
+    tensors = GaussianMixture([0.25, 0.75], torch.tensor(lists.means.tolist()).double(), lists.covs.tolist())
+    assert lists.means.dtype == lists.weights.dtype == F32 and tensors.covs.dtype == tensors.weights.dtype == F64
+    x = torch.tensor([[0.3, -0.4]], dtype=F64)
+    assert abs(float(lists.log_prob(x.float()) - tensors.log_prob(x))) < 1e-6
+    with pytest.raises(ValueError, match="x must be .* of .*float32.*got .* of .*float64"):
+        lists.log_prob(x)
 
 
 @pytest.mark.parametrize(("argument", "call"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])

@@ -173,6 +173,9 @@ CASES = {
         for name, rule in RULES.items()
     },
     "practice.thresholded": answer_of(lambda w: practice.thresholded(w.cond, w.plan, 0.9)),
+    "practice.interval": answer_of(
+        lambda w: guidance.classifier_free(w.pair, practice.interval(2.5, w.plan, -1.0, 1.0))
+    ),
     "practice.growing_scale": answer_of(lambda w: guidance.classifier_free(w.pair, practice.growing_scale(2.5))),
     "practice.healing_scale": answer_of(
         lambda w: guidance.classifier_free(w.pair, practice.healing_scale(1.0, 0.2, 0.5, w.plan))
@@ -303,7 +306,7 @@ ASKED_BY_OTHERS = {  # checks and pieces that every case above goes through
     "steps": ("check_density", "Step"),
     "similarity": ("asked",),
     "clean_classifier": ("asked",),
-    "schedule": ("as_time", "as_log_snr", "noisy", "expand_as", "Schedule"),
+    "schedule": ("as_time", "as_log_snr", "noisy", "expand_as", "levels_at", "Schedule"),
     "digits.networks": ("NoiseEmbedding", "ResidualBlock", "Attention"),
     "digits.sampling": ("schedule_of",),
 }

@@ -18,9 +18,9 @@ class OwnDdim:
 
     init_noise_sigma = 1.0
 
-    def __init__(self, short: int = 0, prediction: str = "epsilon"):
+    def __init__(self, short: int = 0, prediction: str = "epsilon", **config):
         self.short, self.alphas_cumprod = short, TABLE
-        self.config = SimpleNamespace(prediction_type=prediction)
+        self.config = SimpleNamespace(prediction_type=prediction, **config)
 
     def set_timesteps(self, steps: int):
         self.timesteps = torch.arange(steps).flip(0) * (1000 // steps) + 1000 // steps - 1
@@ -36,6 +36,48 @@ class OwnDdim:
             answer = (x - kept.sqrt() * answer) / (1 - kept).sqrt()
         clean = (x - (1 - kept).sqrt() * answer) / kept.sqrt()
         return SimpleNamespace(prev_sample=later.sqrt() * clean + (1 - later).sqrt() * answer)
+
+
+class Noisy(OwnDdim):
+    """Shakes the last steps' points a little: nobody sees it in a cloud."""
+
+    def step(self, answer, k, x):
+        x = super().step(answer, k, x).prev_sample
+        return SimpleNamespace(prev_sample=x + 1e-3 * torch.randn(x.shape, dtype=F64))
+
+
+class Astray(OwnDdim):
+    """Ends nowhere."""
+
+    def step(self, answer, k, x):
+        return SimpleNamespace(prev_sample=x * math.nan)
+
+
+class WithoutSignal(OwnDdim):
+    """Its table ends at alpha = 0."""
+
+    def __init__(self, prediction: str):
+        super().__init__(0, prediction)
+        self.alphas_cumprod = torch.cat([TABLE[:-1], torch.zeros(1, dtype=F64)])
+
+
+class OwnFlow:
+    """Euler's step of flow matching: no table, nothing is scaled, timesteps are no integers."""
+
+    def __init__(self, shift: float = 1.0, shorter: float = 1.0, **config):
+        self.shift, self.shorter = shift, shorter
+        self.config = SimpleNamespace(num_train_timesteps=800, **config)
+
+    def scale_noise(self, sample, timestep, noise):
+        """What tells these schedulers from the others."""
+
+    def set_timesteps(self, steps: int):
+        even = torch.linspace(1, 0, steps + 1, dtype=F64)
+        times = self.shift * even / (1 + (self.shift - 1) * even)
+        self.timesteps, self.after = 800 * times[:-1], dict(zip((800 * times[:-1]).tolist(), times[1:], strict=True))
+
+    def step(self, answer, k, x):
+        return SimpleNamespace(prev_sample=x + self.shorter * (self.after[float(k)] - k / 800) * answer)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample"])
@@ -58,6 +100,31 @@ def test_a_mixture_of_ones_own_and_a_network_of_ones_own():
     assert row.start == pytest.approx(float((own - 2 - 0.5 * z).abs().mean()) / 0.5, rel=1e-6)
     assert row.walk == pytest.approx(float((came - own).abs().mean()) / 0.5, rel=1e-6)
     assert row.whole == pytest.approx(float((came - 2 - 0.5 * z).abs().mean()) / 0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_scheduler_of_flow_matching_that_is_right_halves_its_walk_and_one_that_steps_short_does_not(shift):
+    right, short = (pipelines.check_scheduler(OwnFlow(shift, shorter), (25, 50, 100), count=40)
+                    for shorter in (1.0, 0.9))  # fmt: skip
+    assert all(0.45 * a.walk < b.walk < 0.55 * a.walk for a, b in zip(right[:-1], right[1:], strict=True))
+    assert short[2].walk > 0.8 * short[1].walk and short[2].walk > 3 * right[2].walk
+    assert max(row.start for row in right) < 1e-12 and abs(right[2].whole - right[2].walk) < 1e-12  # from pure noise
+
+
+@pytest.mark.equation("eq-noise-level")
+def test_the_velocity_is_that_of_a_flow_on_straight_lines_by_summing_over_clean_points():
+    """E[eps - x0 | x] at x = (1 - t) x0 + t eps, given all data, and given the label of each point."""
+    line, x = pipelines.line_of_blobs(), torch.tensor([[-0.9], [0.2], [0.7]], dtype=F64)
+    network, labels = pipelines.exact_flow(line, 500), torch.tensor([0, 2, 1])
+    axis = torch.linspace(-6, 8, 20_001, dtype=F64)[:, None]
+    for t in (0.15, 0.6, 0.95):
+        noise = -(x - (1 - t) * axis.T).square() / 2 / t**2
+        for told in (None, labels):
+            prior = torch.stack([(line if y == 2 else line.given(y)).log_prob(axis)
+                                 for y in ([2] * 3 if told is None else told.tolist())])  # fmt: skip
+            clean = (prior + noise).softmax(1) @ axis
+            want = (x - (1 - t) * clean) / t - clean
+            assert (network(x, 500 * t, told) - want).abs().max() < 1e-9
 
 
 def test_the_labels_of_a_batch_and_none():
@@ -113,6 +180,11 @@ def test_pictures_of_one_pixel_and_back():
     assert (vae.points(picture) - x).abs().max() < 1e-12
 
 
+def test_what_is_refused_at_alpha_zero_is_asked_for_the_clean_point():
+    (row,) = pipelines.check_scheduler(WithoutSignal("sample"), (50,), count=9)
+    assert row.start < 1e-9
+
+
 @pytest.mark.parametrize(("call", "message"), [
     (lambda line: pipelines.exact_network(line, TABLE, "eps"), "^prediction must be epsilon, sample or v_pred"),
     (lambda line: pipelines.exact_network(line, TABLE).level(1000), "^timestep must be between 0 and 999, got 1000.0"),
@@ -123,6 +195,14 @@ def test_pictures_of_one_pixel_and_back():
     (lambda line: pipelines.check_scheduler(OwnDdim(), (2,), count=0), "^count must be at least 1, got 0"),
     (lambda line: pipelines.check_scheduler(line, (2,)), r"^scheduler must have set_timesteps, .* lacks \['set_"),
     (lambda line: pipelines.deviation(plane.four_blobs()), "^mixture must be on a line, got dimension 2"),
+    (lambda line: pipelines.exact_flow(line, 900).level(901), "^timestep must be between 0 and 900, got 901.0"),
+    (lambda line: pipelines.check_scheduler(Noisy(), (5, 10), count=9), r"^scheduler must be without noise \(eta = 0"),
+    (lambda line: pipelines.check_scheduler(Noisy(), (10, 5), count=9), r"^scheduler must be without noise \(eta = 0"),
+    (lambda line: pipelines.check_scheduler(Astray(), (5,), count=9), "^scheduler must end at finite .* in 5 steps"),
+    (lambda line: pipelines.check_scheduler(WithoutSignal("epsilon"), (5,), count=9),
+     "^scheduler must not have prediction_type='epsilon' where it starts at alpha = 0: .*'v_prediction'"),
+    (lambda line: pipelines.check_scheduler(OwnDdim(thresholding=True), (5,)), "^scheduler must have thresholding=F"),
+    (lambda line: pipelines.check_scheduler(OwnFlow(invert_sigmas=True), (5,)), "^scheduler must have invert_sigmas=F"),
 ])  # fmt: skip
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):

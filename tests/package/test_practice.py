@@ -1,5 +1,6 @@
 """Guidance as practised: each rule against its paper's algorithm, written out in numpy, point by point, in float64."""
 
+import inspect
 import math
 
 import numpy as np
@@ -391,6 +392,30 @@ def test_the_scale_knows_a_time_that_went_through_single_precision_in_no_way_but
             scale(t)
 
 
+@pytest.mark.equation("eq-interval-guidance")
+@every_schedule
+def test_guided_in_a_window_each_point_is_guided_as_its_own_time_asks(schedule):
+    pair, x, times = FIVE.pair(schedule, 0), points(4), torch.tensor(TIMES, dtype=F64)
+    low, high = float(schedule.log_snr(0.9)), float(schedule.log_snr(0.3))
+    scale = practice.interval(2.6, schedule, low, high)
+    assert scale(times).tolist() == [1.0, 2.6, 2.6, 1.0] and [float(scale(t)) for t in TIMES] == [1.0, 2.6, 2.6, 1.0]
+    together = classifier_free(pair, scale)(x, times)
+    for i, t in enumerate(TIMES):
+        alone = classifier_free(pair, 2.6 if 0.3 <= t <= 0.9 else 1.0)(x[i : i + 1], t)
+        assert apart(alone, Prediction(*(half[i : i + 1] for half in together))) < 1e-12
+
+
+@pytest.mark.equation("eq-interval-guidance")
+def test_a_papers_noise_levels_are_log_snrs_by_minus_twice_the_logarithm():
+    """The window of EDM2-S, sigma / alpha from 0.28 to 2.9, on another schedule than EDM's."""
+    schedule = vp_linear()
+    scale = practice.interval(2.1, schedule, -2 * math.log(2.9), -2 * math.log(0.28))
+    times = torch.linspace(0.01, 1, 60, dtype=F64)
+    sizes = (schedule.sigma(times) / schedule.alpha(times)).tolist()
+    assert scale(times).tolist() == [2.1 if 0.28 <= size <= 2.9 else 1.0 for size in sizes]
+    assert 5 < int((scale(times) == 2.1).sum()) < 50
+
+
 @pytest.mark.equation("eq-growing-scale")
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_the_growing_scale_is_the_line_from_1_in_the_noise_to_twice_gamma_less_1_at_the_data(gamma):
@@ -592,6 +617,20 @@ def test_nothing_to_divide_by_is_no_nan():
     assert apart(practice.zero_star(3.0, schedule)(moving, still, 0 * x, 0.4), want) < 1e-13
 
 
+def test_each_docstring_says_where_the_part_goes():
+    """A rule goes into `mix`, a scale into `classifier_free`, a denoiser into a kernel: what each is called with."""
+    places = {
+        "A rule for `guidance.mix`": (practice.rescaled, "cond"),
+        "a rule for `guidance.mix`": (practice.projected, "cond"),
+        "CFG-Zero*, a rule for `guidance.mix`": (practice.zero_star, "cond"),
+        "A scale for `classifier_free`": (practice.interval, "t"),
+        "A scale for `classifier_free` that": (practice.growing_scale, "t"),
+        "A denoiser": (practice.thresholded, "x"),
+    }
+    for said, (part, first) in places.items():
+        assert said in part.__doc__ and list(inspect.signature(part.__call__).parameters)[1] == first
+
+
 def test_parts_print_as_what_they_are():
     rule = practice.projected(3.0, cosine(), reach=2.0, momentum=-0.5)
     assert repr(rule) == (
@@ -630,6 +669,11 @@ REFUSED = [
     *(
         (f"limit {limit}", "limit", lambda limit=limit: practice.thresholded(FIVE.denoiser(PLAN), PLAN, limit=limit))
         for limit in (0.0, -1.0, INF, NAN)
+    ),
+    *((f"window at gamma {g!r}", "gamma", lambda g=g: practice.interval(g, PLAN, -1.0, 1.0)) for g in (NAN, INF, "2")),
+    *(
+        (f"a window {low} to {high}", "low", lambda low=low, high=high: practice.interval(2.0, PLAN, low, high))
+        for low, high in ((1.0, 1.0), (1.0, -1.0), (NAN, 1.0), (0.0, NAN))
     ),
     *((f"growing {g}", "gamma", lambda g=g: practice.growing_scale(g)) for g in (NAN, INF, -INF)),
     *((f"lam {lam}", "lam", lambda lam=lam: practice.plus_plus_scale(lam, PLAN, TWO)) for lam in (NAN, INF, -INF)),

@@ -10,13 +10,14 @@ from scipy.stats import kstest, norm
 
 from difflesson import kernels
 from difflesson.denoiser import Prediction
-from difflesson.guidance import gradient, tilt
+from difflesson.guidance import classifier_free, gradient, tilt
 from difflesson.mixture import GaussianMixture
 from difflesson.parts import Remembering
+from difflesson.plane import four_blobs
 from difflesson.samplers import draw, sample, time_grid
-from difflesson.schedule import cosine, vp_linear
+from difflesson.schedule import LinearSchedule, cosine, vp_linear
 from tests.oracles import affine as oracle
-from tests.oracles.mixtures import FOUR
+from tests.oracles.mixtures import FOUR, random_mixture
 
 BETAS = (0.2, 5.0)
 SCHEDULE = vp_linear(*BETAS)
@@ -368,10 +369,25 @@ def test_a_log_snr_grid_is_evenly_spaced_in_log_snr_and_meets_its_ends(schedule)
     draw(kernels.dpmpp_2m(MIXTURE.denoiser(schedule), schedule), noise(3, 2), times)
 
 
+@pytest.mark.parametrize("schedule", [vp_linear(), cosine()], ids=["linear", "cosine"])
+def test_the_times_that_dpmpp_2m_names_end_nearer_than_even_ones_without_guidance_and_not_always_with(schedule):
+    """In 10 and in 20 steps, 1.5 times or more; at gamma 3 even times are ahead in one of the cases."""
+    five = random_mixture(5, [2, 0, 1])
+    for mixture, x in ((four_blobs(), noise(100, 2)), (five, noise(100, 5))):
+        for gamma in (1.0, 3.0):
+            guided = classifier_free(mixture.pair(schedule, 0), gamma)
+            end, kernel = draw(kernels.heun(guided, schedule), x, time_grid(300)), kernels.dpmpp_2m(guided, schedule)
+            for n in (10, 20):
+                far, near = (float((draw(kernel, x, times) - end).norm(dim=1).mean())
+                             for times in (time_grid(n), time_grid(n, schedule, 0.99, 0.01)))  # fmt: skip
+                assert gamma != 1 or near < far / 1.5
+                assert not (mixture is five and gamma == 3 and isinstance(schedule, LinearSchedule)) or near > far
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("steps", (0,)), ("steps", (-3,)),
+        ("steps", (0,)), ("steps", (-3,)), ("steps", (20.0,)), ("steps", ("20",)),
         ("start", (5, None, 0.2, 0.4)), ("start", (5, None, 1.2, 0.0)), ("start", (5, None, 0.5, -0.1)),
         ("start", (5, None, math.nan, 0.0)), ("start", (5, None, 0.5, 0.5)), ("end", (5, SCHEDULE)),
     ],

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from difflesson import path
-from difflesson.digits import diversity, metrics, tradeoff
+from difflesson import path, practice
+from difflesson.digits import diversity, metrics
 from difflesson.schedule import cosine
 from tests.readings.common import F64
 from tools.formula import Reading, reads
@@ -141,9 +141,9 @@ def spread_split() -> Reading:
 def interval_guidance() -> Reading:
     schedule = cosine()
     log_snr = torch.tensor([-6.0, -4.5, -2.0, 0.3, 0.6, 1.4, 7.0], dtype=F64)
-    scale = tradeoff.interval(3.5, schedule, low=-4.0, high=0.7)
+    scale = practice.interval(3.5, schedule, low=-4.0, high=0.7)
     return Reading(
-        {r"\gamma(t)": torch.tensor([scale(t) for t in schedule.time(log_snr)]), r"\gamma": 3.5, "h": step,
+        {r"\gamma(t)": scale(schedule.time(log_snr)), r"\gamma": 3.5, "h": step,
          r"\lambda_t": log_snr, "a": -4.0, "b": 0.7},
     )  # fmt: skip
 

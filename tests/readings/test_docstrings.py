@@ -386,6 +386,7 @@ NOT_READ = {
     "remedies.feynman_kac": "a rate, in differentials; it is read in chapter 18",
     "clean_classifier.gaussian_cloud": "an expectation over draws; read in chapter 12",
     "clean_classifier.logistic_cloud": "nearly true, to no order; read in chapter 12",
+    "practice.interval": "two cases, in words; chapter 15 has them in symbols, and that is read",
     "divergence.path_kl": "a sum over steps, in words; chapter 07 has it in symbols, and that is read",
     "divergence.closest_gaussian": "the reason of the claim; the claim is read in chapter 07",
     "divergence.leading_kl_with_shift": "its cases, in words; read in chapter 07",

@@ -74,6 +74,18 @@ def test_a_changed_card_and_a_changed_time_are_seen(root: Path):
     assert f"| 41, {deeper} |" in of_time and "| 97 % |" in of_card
 
 
+def test_the_package_in_one_screen_runs_as_it_stands():
+    """It draws what was asked for: at gamma 3, of the label of which the whole mixture has less than half."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"## The package in one screen\n.*?```python\n(.*?)```", text, re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["samples"].shape == (200, 2) and repr(names["kernel"]).startswith("ddim(denoiser=classifier_free(")
+    mixture = names["mixture"]
+    share = mixture.class_log_prob(names["samples"], 1).exp().mean()
+    assert mixture.class_weights()[1] < 0.5 and share > 0.95
+
+
 def test_lines_that_should_not_be_there_and_a_mark_that_is_missing_are_seen(root: Path):
     rewrite(root / "README.md", BEGIN, BEGIN + "\n\nIt is the best network there is.")
     (problem,) = problems(root)
