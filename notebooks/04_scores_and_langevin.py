@@ -98,7 +98,7 @@ shown
 # *Walkers (half of the thousand) on the exact slope of the data, left and middle, and of data with less and less noise, right. Dashed: 50, 90 and 99 % of the data. Orange: the share in each group, which should be
 # 0.2 and 0.8. The places are good in all panels, the shares only on noise levels. (The right panel starts from a wider cloud. From there, without noise levels, 0.51 end on the right.)*
 #
-# After 100 steps each group looks right inside, blob by blob. But 0.58 of the walkers are on the right: with few exceptions those that *began* on its side of the watershed, the line where the slopes part (left of 0). Ten thousand steps do not change that.
+# After 100 steps each group looks right inside, blob by blob. But 0.58 of the walkers are on the right: with few exceptions those that *began* on its side of the watershed, the line where the slopes part (left of 0). Ten thousand steps do not change that. ([Chapter 01](01_noising.ipynb#where-there-are-no-data-there-is-nothing-to-learn) saw the like on thin arcs, uphill without shaking.)
 #
 # **Why.** A slope says how $\log p$ changes from a point to its neighbours. Change how much lies in which group: inside each, $\log p$ moves by nearly one number *everywhere*, and slopes hardly change. One often reads that
 # the gradient removes the weights. That holds where one group is alone. In the valley, where both add to $p$, the slope does depend on how much lies on either side. But hardly anybody is there.
@@ -221,7 +221,7 @@ print(f"2,000 steps with the same noises: {float(met[0]):.0%} of the walkers end
 # %% [markdown]
 # The slopes differ by three millionths in the mean square; the slope itself has 4.0. With the same noises, 97 % of the walkers end in the same place on either slope. (If two blobs of *one* group exchange their shares instead, 43 % do.) Yet the Kullback-Leibler divergence is large, 0.83 nats a point.
 #
-# Now add noise of variance $q$ to both, $p_q = p * \mathcal N(0, q I)$ (without shrinking the data; by [chapter 01](01_noising.ipynb#the-only-clock) it is the same process). How fast do they become alike? Noising is diffusion, $\partial_q\, p_q = \frac12 \Delta p_q$, and the same for $r_q$. Put this into the derivative of $\int p_q \log (p_q / r_q)$. Where the derivative falls on $\log p_q$ it gives nothing, $\int p_q\, \partial_q \log p_q = \partial_q \int p_q = 0$. The other term of the logarithm gives $-\int (p_q / r_q)\, \partial_q r_q$. The rest, integrated by parts,
+# Now add noise of variance $q$ to both, $p_q = p * \mathcal N(0, q I)$ (without shrinking the data; by [chapter 01](01_noising.ipynb#the-only-clock) it is the same process). How fast do they become alike? A little more noise averages over shifts, $p_{q + dq}(x) = \mathbb E\big[p_q(x - \sqrt{dq}\, \varepsilon)\big]$, and to first order in $dq$ only the second derivatives are left: $\partial_q\, p_q = \frac12 \Delta p_q$, *diffusion*. The same for $r_q$. Put this into the derivative of $\int p_q \log (p_q / r_q)$. Where the derivative falls on $\log p_q$ it gives nothing, $\int p_q\, \partial_q \log p_q = \partial_q \int p_q = 0$. The other term of the logarithm gives $-\int (p_q / r_q)\, \partial_q r_q$. The rest, integrated by parts,
 #
 # $$ \frac12 \int \Big[ \Delta p_q\, \log \frac{p_q}{r_q} - \frac{p_q}{r_q}\, \Delta r_q \Big] = -\frac12 \int \nabla \log \frac{p_q}{r_q} \cdot \Big[ \nabla p_q - \frac{p_q}{r_q}\, \nabla r_q \Big], $$
 #
@@ -306,7 +306,7 @@ x = high + a * sigma**2 * data.noised(1.0, sigma).score(high) + math.sqrt(2 * a)
 torch.testing.assert_close(langevin.annealed(noisy_slope, high, [sigma], a, 1, seeded(8)), x)
 
 # %% [markdown]
-# Is it the crossing at much noise that does it? Let *all* walkers come from the left group, plus the noise of the stair on which they begin, lower and lower ($a = 0.1$). If so, the smallest rate $\lambda$ above 0 of each stair predicts how much of the error is left: $K$ steps of length $c$ leave $e^{-K c \lambda}$ of it.
+# Is it the crossing at much noise that does it? Let *all* walkers come from the left group, plus the noise of the stair on which they begin, lower and lower ($a = 0.1$). If so, the smallest rate $\lambda$ above 0 of each stair (here no log-SNR) predicts how much of the error is left: $K$ steps of length $c$ leave $e^{-K c \lambda}$ of it.
 
 # %% tags=["hide-input"]
 def rate_of(sigma):
@@ -486,8 +486,8 @@ for name, pair in (("network of all levels: error where walks begin", [off[f"all
 # |---|---|---|
 # | sample by Langevin at one level | judge by the shares of far groups, from two starts | each group looked right after a hundred steps; the shares were those of the start after ten thousand |
 # | write the step | $c$ times the slope, noise of variance $2c$; or $c / 2$ and $c$ | noise of variance $c$ with $c$ times the slope samples $p^2 / Z$ |
-# | choose the highest noise level | wider than the groups are apart; for DDIM, much wider | DDIM from $\sigma = 10$ stayed at 0.76 of 0.80 on finer stairs, from 100 it came to 0.80 |
-# | walk down levels | small ratios; shake *and* fall (an SDE, Deeper); if you only shake, keep $a$ on finer stairs | at forty slopes, shaking alone had 0.71 of 0.80, shaking and falling 0.78 |
+# | choose the highest noise level | wider than the groups are apart; for DDIM, much wider | DDIM from $\sigma = 10$ stayed at 0.76 of 0.80 on finer stairs, from 100 it came to 0.80 (Deeper) |
+# | walk down levels | small ratios; shake *and* fall (an SDE); if you only shake, keep $a$ on finer stairs | at forty slopes, shaking alone had 0.71 of 0.80, shaking and falling 0.78 (Deeper) |
 # | look at a loss at one noise level | compare two networks on the same noise (the floor drops out), and look at the other levels | on clean data, exchanged shares cost three millionths |
 #
 # ## Exercises
@@ -649,7 +649,7 @@ assert max(only_falls) < min(sde) and max(sde) < 0.79 < cost["falls and shakes, 
 
 # %% [markdown]
 # At forty slopes the walk that falls and shakes has 0.78, little more than DDIM, and finer stairs do not bring it to 0.80. What it lacks comes from the start, where we took $\mathcal N(0, \sigma^2 I)$ for the noisy data: begun from noisy data it ends at 0.80. The walk that shakes five times a stair lags behind, 0.71. To shake as much *without* falling never gets there: on finer stairs this shaking gets weaker, and the walkers lag behind. So annealed Langevin needs shaking that does not shrink with the stairs.
-# Only to fall keeps what was wrong at the start, and ends at 0.76. Shaking forgets some of it; a start at $\sigma = 100$, where it is nearly true, mends it as well. (Under guidance the stairs do *not* keep the shares: [chapter 17](17_what_does_gamma_sample.ipynb#what-more-noise-mends).)
+# Falling alone keeps what was wrong at the start, and ends at 0.76. Shaking forgets some of it; a start at $\sigma = 100$, where it is nearly true, mends it as well. (Under guidance the stairs do *not* keep the shares: [chapter 17](17_what_does_gamma_sample.ipynb#what-more-noise-mends).)
 #
 # ## Deeper: one length, another stair
 #

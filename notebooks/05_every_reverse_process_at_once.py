@@ -11,7 +11,7 @@
 # * add or remove the noise of a sampler without changing what it samples, if guesses are exact and steps short;
 # * say which errors a dose of noise forgets, which it enlarges, and by how much;
 # * derive DDIM as the exact solution for a guess that is held, and say what better solvers do;
-# * choose a sampler, a number of evaluations and a grid, and compute $\log p(x)$ with it.
+# * choose a sampler and a number of evaluations; choose a grid, and compute $\log p(x)$ (both in Deeper).
 #
 # **You need** [chapter 00](00_start_here.ipynb) and [chapter 01](01_noising.ipynb) (noise levels, the score of a mixture, guesses of the clean point), and what a differential equation is.
 #
@@ -96,7 +96,7 @@ shown
 #
 # ## A shake and its pull
 #
-# Let the steps of [chapter 01](01_noising.ipynb#a-thousand-small-steps-are-one-large-step) get short: noising is $dx = -\frac{\beta}{2} x\, dt + \sqrt{\beta}\, dw$, where the rate $\beta(t)$ is the variance that comes in per unit of time, $dw$ noise of variance $dt$, and $\alpha_t^2 + \sigma_t^2 = 1$. It shrinks and it shakes. A density changes by what is carried in, less what is carried out, and by what noise spreads (the Fokker-Planck equation):
+# Let the steps of [chapter 01](01_noising.ipynb#a-thousand-small-steps-are-one-large-step) get short: noising is $dx = -\frac{\beta}{2} x\, dt + \sqrt{\beta}\, dw$, where the rate $\beta(t)$ is the variance that comes in per unit of time (from chapter 06 on, $\beta$ is that of a whole step), $dw$ noise of variance $dt$, and $\alpha_t^2 + \sigma_t^2 = 1$. It shrinks and it shakes. A density changes by what is carried in, less what is carried out, and by what noise spreads (the Fokker-Planck equation; its last term: [chapter 04](04_scores_and_langevin.ipynb#what-one-slope-cannot-see-all-together-see)):
 # $\partial_t p_t = \nabla \cdot \big( \frac{\beta}{2} x\, p_t \big) + \frac{\beta}{2} \Delta p_t$. Now $\nabla p = p\, \nabla \log p$, so
 # $\Delta p = \nabla \cdot (p\, \nabla \log p)$: **to be spread by noise of rate $\beta$ is the same, for the density, as to be carried by the velocity $-\frac{\beta}{2} \nabla \log p$**. Write both terms as velocities:
 #
@@ -412,7 +412,7 @@ shown
 # %% [markdown]
 # *Misfit of 3,000 samples over evaluations. Wrong early: data believed shifted by 0.6 at $t \ge 0.5$; wrong late: the same at $t \le 0.1$. Grey: 90 of 100 clouds of 3,000 true points. With exact guesses the fastest has no dice. Wrong early, those without dice stop at their error, and more evaluations do not help. Wrong late, the largest dose is worst.*
 #
-# *Left:* 2M is within chance from about sixteen evaluations on, with dice from about twenty-four, DDIM from about sixty-four, DDPM at about a hundred and twenty-eight. So at the same order dice cost evaluations. The order of the step costs more: 2M *with* dice is ahead of DDIM without, from eight evaluations to sixty-four. At $\rho = 2$ Euler steps overshoot at sixteen and fewer. *Middle:* at sixteen evaluations 2M is ahead of DDPM, at thirty-two they are equal, at sixty-four DDPM is ahead. DDPM begins with the larger error of its steps, part of it since they are of first order: 2M with dice is ahead of 2M at every budget.
+# *Left:* 2M is within chance from about sixteen evaluations on, with dice from about twenty-four, DDIM from about sixty-four, DDPM at about a hundred and twenty-eight. So of two methods of the same order the one with dice needs more evaluations. A lower order costs more than dice do: 2M *with* dice is ahead of DDIM without, from eight evaluations to sixty-four. At $\rho = 2$ Euler steps overshoot at sixteen and fewer. *Middle:* at sixteen evaluations 2M is ahead of DDPM, at thirty-two they are equal, at sixty-four DDPM is ahead. DDPM begins with the larger error of its steps, part of it since they are of first order: 2M with dice is ahead of 2M at every budget.
 #
 # ### Pitfall: two lines that still make pictures
 #
@@ -504,7 +504,7 @@ assert nats["SDE, noise at the end"] > 0.8 and nats["SDE, no noise at the end"] 
 #
 # | if you have | do | because |
 # |---|---|---|
-# | good guesses, few evaluations | 2M, no dice, times even in log-SNR | on the blobs it was within chance at about sixteen evaluations, DDIM at about sixty-four |
+# | good guesses, few evaluations | 2M, no dice, times even in log-SNR (in a library, `timestep_spacing`: [chapter 20](20_from_here_to_a_real_pipeline.ipynb#a-network-that-cannot-be-wrong)) | on the blobs it was within chance at about sixteen evaluations, DDIM at about sixty-four. A network's guesses may not be good: in [chapter 15](15_classifier_free_guidance_on_digits.ipynb#deeper-what-it-costs)'s table for digits (Deeper) 2M has the largest FID of four samplers at every budget, DDPM the least at all but the smallest |
 # | beliefs about the data that are wrong early (at much noise), or a start that is not quite right | a dose: on the blobs 2M with dice from eight evaluations on, or $\rho = 2$ from twenty-four (fewer overshoot) | the start is forgotten like $r_T^{\rho^2}$, and early beliefs weigh less; wrong late, it is the other way round |
 # | no idea which | compare the clouds of many steps at $\rho = 0$ and at $\rho = 1$ | if the clouds differ, the guesses are wrong somewhere; if not, they may still be wrong: everywhere alike, or only around $r = \frac12$ |
 # | to invert, to interpolate, or $\log p(x)$ | the flow, by 2M, Heun (in Deeper) or an ODE solver | only without dice has each start one end |

@@ -467,7 +467,7 @@ assert bad[0] < 1.6 and bad[1] > 0.935 and bad[3] > 0.7 and 1.15 - bad[2] > 6 * 
 #
 # | if you have | do | because |
 # |---|---|---|
-# | a noise-aware classifier with a gradient | guide with the gradient (chapter 07) | one call and one gradient a step, and steps may be longer |
+# | a noise-aware classifier with a gradient | guide with the gradient ([chapter 07](07_mean_shift.ipynb); on digits: [chapter 14](14_classifier_guidance_on_digits.ipynb)) | one call and one gradient a step, and steps may be longer |
 # | a noise-aware classifier without a gradient, and short steps | throw two in each step, keep one by $w^{2 \gamma}$ | guidance at scale $\gamma$: $a\,(1 - 1/N)$ with $N = 2$ |
 # | the same, but longer steps | throw $N$, keep one by $w^{\gamma N / (N - 1)}$ | $N$ sets how long a step may be |
 # | only a classifier of finished samples, and $p(y)$ not small | filter finished samples | one step from noise to data: $1/p(y)$ samples on average |

@@ -167,8 +167,8 @@ for far, near in [(0.4, 0.39), (0.4, 0.1), (0.9, 0.2), (1.0, 0.0)]:
 # %% [markdown]
 # ## A slope moves a bell
 #
-# Where, then, does the usual formula come from? Given the cleaner point, the noisier one says nothing more about the class,
-# $p(y \mid x_s, x_t) = p(y \mid x_s)$. So Bayes' rule for one step reads
+# Where, then, does the usual formula come from? Noise does not look at the label, so Bayes' rule
+# for one step is ([chapter 06](06_bayes_decomposition.ipynb#what-the-noisier-point-adds))
 #
 # $$ p(x_s \mid x_t, y) = p(x_s \mid x_t)\, \frac{p(y \mid x_s)}{p(y \mid x_t)}: \label{eq-bayes-step} $$
 #
@@ -470,7 +470,7 @@ shown
 # With 25 steps, a wrong coefficient acts like a wrong scale. The small variance errs at $k = 1$ as the exact coefficient does at 0.7, and is best at $1.45 \approx 1 / 0.7$. By the mean, it makes about $0.7\, \gamma$ of $\gamma$ here.
 # That matters when $\gamma$ must mean the same for another number of steps, variance or sampler. Tuning by eye, for one sampler, absorbs it.
 #
-# A gradient 30 % too short costs as much as the small variance, one turned by 20 degrees more. But too short *adds* to the small coefficient: the patch still halves the error. Turning by 20 degrees hides it one way (all three err much alike), less the other way.
+# A gradient that is 30 % too short costs as much as the small variance does, one that is turned by 20 degrees costs more. If it is too short, the two errors add, and the patch still halves their sum. If it is turned, they may hide each other: one way all three err much alike, the other way the patch is a little ahead.
 
 # %% tags=["remove-cell"]
 best = {name: factors[min(range(len(factors)), key=lambda i, name=name: bent[i][name])] for name in bent[0]}
@@ -500,7 +500,7 @@ assert turned[-20]["exact coefficient"] < min(0.9 * turned[-20]["variance, small
 # new_mean = p_mean_var["mean"].float() + beta / (1 - beta).sqrt() * gradient.float()
 # ```
 #
-# *Limits:* two dimensions, an exact model and classifier, one mixture, no pictures.
+# *Limits:* two dimensions, an exact model and classifier, one mixture, no pictures (those: [chapter 14](14_classifier_guidance_on_digits.ipynb)).
 
 # %% tags=["remove-cell"]
 in_score = kernels.ddim(guidance.tilt(free, grad, 1.0, noise), noise)(x_t, 0.4, 0.36).mean - quiet(x_t, 0.4, 0.36).mean
@@ -608,7 +608,7 @@ exercises.check("7.3", covariance_given_label)
 #
 # Let $C$ be the covariance of $x_s$ and $p(y \mid x_s)$ over the model's cloud $p(x_s \mid x_t)$. Weighing the cloud by $p(y \mid x_s) / p(y \mid x_t)$, as in $\eqref{eq-bayes-step}$, moves its mean by $C / p(y \mid x_t)$. And the
 # noise is Gaussian, so differentiating the average $p(y \mid x_t) = \mathbb E[p(y \mid x_s) \mid x_t]$ in $x_t$ brings down $\alpha_{t|s}\, x_s / \beta$ less its mean: the gradient is $\alpha_{t|s}\, C / \beta$, and $g_t = \alpha_{t|s}\, C / \big(\beta\, p(y \mid x_t)\big)$.
-# The first is $\beta / \alpha_{t|s}$ times the second.
+# The first is $\beta / \alpha_{t|s}$ times the second. (For any function of the clean point: [chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb#why-a-slope-at-one-point-or-the-slopes-of-a-cloud).)
 #
 # ## Deeper: the shape of a step, and its price
 #

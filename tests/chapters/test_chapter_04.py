@@ -195,6 +195,22 @@ def test_exchanged_shares_change_slopes_by_a_millionth_and_the_divergence_by_a_t
     assert float(((one - two).norm(dim=1) < 0.01).double().mean()) > 0.93
 
 
+def test_a_little_more_noise_averages_over_shifts_and_to_first_order_only_second_derivatives_are_left():
+    nodes, weights = (torch.tensor(values, dtype=F64) for values in np.polynomial.hermite_e.hermegauss(24))
+    shifts, weights = torch.cartesian_prod(nodes, nodes), torch.cartesian_prod(weights, weights).prod(1)
+    p, x = DATA.noised(1.0, 1.2), DATA.noised(1.0, 1.2).sample(6, random(3))[0]
+
+    def averaged(dq):
+        shifted = (x[:, None] - math.sqrt(dq) * shifts).reshape(-1, 2)
+        return p.log_prob(shifted).exp().reshape(6, -1) @ weights / weights.sum()
+
+    torch.testing.assert_close(averaged(0.3), DATA.noised(1.0, math.sqrt(1.2**2 + 0.3)).log_prob(x).exp())
+    density, trace = p.log_prob(x).exp(), p.hessian(x).diagonal(dim1=1, dim2=2).sum(1)
+    half_laplacian = density * (trace + p.score(x).square().sum(1)) / 2
+    off = [((averaged(dq) - density) / dq - half_laplacian).abs().max() for dq in (0.01, 0.001)]
+    assert off[1] < 0.002 * half_laplacian.abs().max() and 8 < off[0] / off[1] < 12
+
+
 def test_noise_destroys_the_divergence_at_half_of_the_fisher_divergence():
     for sigma in (0.4, 1.5):
         h, kl = 1e-3, []

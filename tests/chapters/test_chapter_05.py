@@ -9,6 +9,7 @@ from torch import Tensor
 
 from difflesson import curves, kernels, likelihood, ode, plane
 from difflesson.denoiser import network_denoiser
+from difflesson.digits import runs
 from difflesson.mixture import GaussianMixture
 from difflesson.samplers import draw, sample, time_grid
 from difflesson.schedule import cosine, from_betas, vp_linear
@@ -709,3 +710,14 @@ def test_the_exact_solution_for_a_guess_on_a_line_differs_from_2m_in_third_order
         exact = float(torch.trapezoid(values, ell)) * math.exp(-h)
         ratios.append((exact - (1 - math.exp(-h)) * h / 2) / h**3)
     assert all(abs(ratio - 1 / 12) < 0.01 for ratio in ratios)
+
+
+def test_on_digits_2m_has_the_largest_fid_of_four_samplers_and_ddpm_the_least_but_at_the_fewest_evaluations():
+    table = {}
+    for row in runs.pick(runs.rows("guidance"), part="samplers"):
+        budget = 2 * row["steps"] - 1 if row["sampler"] == "heun" else row["steps"]
+        table.setdefault(budget, {})[row["sampler"]] = row["digit_fid"]
+    assert sorted(table) == [5, 9, 15, 31] and all(len(fid) == 4 for fid in table.values())
+    assert all(max(fid, key=fid.get) == "dpmpp_2m" for fid in table.values())
+    least = [min(table[budget], key=table[budget].get) for budget in sorted(table)]
+    assert [name == "ddpm" for name in least] == [False, True, True, True]
