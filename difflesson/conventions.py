@@ -23,7 +23,8 @@ GUIDANCE = {
     "imagen": (0, "w", "paper", "arXiv:2205.11487 eq. 2, as cited in diffusers' pipelines"),
     "glide": (0, "guidance_scale", "code", "openai/glide-text2im: notebooks/text2im.ipynb"),
     "stable-diffusion": (0, "--scale", "code", "CompVis/stable-diffusion: ldm/models/diffusion/ddim.py"),
-    "diffusers": (0, "guidance_scale", "code", "huggingface/diffusers: pipelines, off at <= 1 (issue 5882)"),
+    "diffusers": (0, "guidance_scale", "code", "huggingface/diffusers: most pipelines, off at <= 1 (issue 5882)"),
+    "z-image": (1, "guidance_scale", "code", "diffusers: pipelines/z_image, pipelines/krea2, off at <= 0"),
     "diffusers-guider": (0, "guidance_scale", "code", "diffusers: guiders/classifier_free_guidance.py"),
     "diffusers-original": (1, "guidance_scale", "code", "the same with use_original_formulation=True"),
     "dit": (0, "cfg_scale", "code", "facebookresearch/DiT: models.py, forward_with_cfg"),
@@ -35,12 +36,14 @@ GUIDANCE = {
         1, "classifier_scale", "code", "openai/guided-diffusion: classifier_sample.py --class_cond True"),
     "guided-diffusion-unconditional": (0, "classifier_scale", "code", "the same with --class_cond False"),
 }
-LOWEST = {"diffusers": 1.0}  # its pipelines drop guidance below: asked for 0 they sample at gamma = 1
+LOWEST = {"diffusers": 1.0, "z-image": 0.0}  # these pipelines drop guidance below, and sample at gamma = 1
 NO_SINGLE_GAMMA = {
     "w": ("ambiguous: 0 is plain conditional for Ho & Salimans, 1 for Imagen", "paper", "see there"),
     "cfg_scale": ("ambiguous: 0 is plain conditional in smalldiffusion, 1 in DiT", "code", "see there"),
     "classifier_scale": ("ambiguous: adds to 1 if the network has the label, or to 0", "code", "see there"),
     "clip_guidance_scale": ("no log p(y given x)", "code", "crowsonkb/k-diffusion: sample_clip_guided.py"),
+    "cosmos": ("gamma is 1 up to 1, and 1 + guidance_scale above", "code", "diffusers: pipelines/cosmos"),
+    "flux": ("an input of a network that learned guided guesses", "code", "diffusers: pipelines/flux"),
     "cfg++": ("it guides x0 but renoises with the unconditional eps", "paper", "arXiv:2406.08070"),
 }
 

@@ -3,7 +3,7 @@
 #
 # A diffusion model turns noise into pictures. Left alone, it draws whatever it likes. *Guidance* is how you tell it what
 # you want: a class, a caption, a style. Many image generators expose it as one number, `guidance_scale`. This course is
-# about that number: what it does, and what its pictures are samples of.
+# about that number: what it does, and what its pictures are samples of. (In a hurry? This chapter, [part II](06_bayes_decomposition.ipynb), then [chapter 17](17_what_does_gamma_sample.ipynb).)
 #
 # **After this chapter you can**
 # * draw a digit of your choice in five lines, given a trained network and its schedule;
@@ -193,7 +193,7 @@ for gamma, dots in drawn.items():
     told = share @ grid[:, 0]
     spread = (share @ (grid[:, 0] - told) ** 2).sqrt()
     print(f"gamma {gamma:4g}: mean {x_1.mean():5.2f} +- {x_1.std() / 3000**0.5:.2f}, "
-          f"told {told:5.2f};  spread {x_1.std():.2f}, told {spread:.2f}")
+          f"told {told:5.2f};  deviation {x_1.std():.2f}, told {spread:.2f}")
 
 # %% tags=["hide-input"]
 for gamma, dots in drawn.items():  # what the next sentence says, as assertions
@@ -204,7 +204,7 @@ assert drawn[8.0][:, 0].std() < 0.6 * drawn[1.0][:, 0].std()
 
 # %% [markdown]
 # Away from 0 and 1, gaps are more than ten standard errors (+-). At 0.5 guidance falls short of the story, beyond 1 it
-# overshoots, and at 8 the dots have half the story's spread. (At $-1$ the story itself is odd: its mass lies far outside the data.)
+# overshoots, and at 8 the dots have half the story's deviation. (At $-1$ the story itself is odd: its mass lies far outside the data.)
 #
 # ## Why the story fails
 #
@@ -358,7 +358,7 @@ shown
 # **Why is $\gamma = 0$ the worst row?** A tenth is right by chance. But drawing a label and then a digit of it, $\sum_y p(y)\,p(x \mid y)$, *is* drawing
 # from $p(x)$. So for an ideal network the crowds at 0 and 1 would be alike. Here one has 0.919, the other 0.062: this
 # network, not told the label, is poor (and 0.5 suffers with it). It draws shapes that are no digit, see "doubt".
-# Perhaps because only one training example in ten asked it this way (chapter 13 varies the share).
+# Perhaps because only one training example in ten asked it this way (chapter 13 varies the share, and [mends that half](13_training.ipynb#deeper-a-better-teacher-for-the-starved-half)).
 #
 # ## Whose zero?
 #
@@ -390,8 +390,8 @@ often_met = ("ho-salimans", "imagen", "stable-diffusion", "diffusers", "dit", "s
 table(names=often_met)
 
 # %% [markdown]
-# These rows are the line $\eqref{eq-cfg}$; their zeros differ. Two reservations: `diffusers` stays at $\gamma = 1$ for every smaller value (exercise
-# 0.1), and `guided-diffusion` adds a classifier's gradient, which is on the line if the classifier is exact.
+# These rows are the line $\eqref{eq-cfg}$; their zeros differ. Two reservations: most pipelines of `diffusers` stay at $\gamma = 1$ for every smaller value (exercise
+# 0.1; a few count from the guess with the label, see the card), and `guided-diffusion` adds a classifier's gradient, which is on the line if the classifier is exact.
 # `difflesson.conventions` converts them. (The whole card is under Deeper.)
 #
 # ### Pitfall: one letter, one unit
@@ -622,7 +622,7 @@ for name in ("pixels", "features"):
 #
 # *For those who doubt the explanations of the row $\gamma = 0$, and of the push.* Are 16 steps too few without the label?
 # `sampling.generate(network, torch.arange(200) % 10, 0.0, seed=5, steps=64)` (a minute, not run here, but in the tests) gives
-# digits of which 20.5 % leave the judge in doubt; with `steps=16` it is 17.0 %; each has a standard error of 3 %. It is not the steps.
+# digits of which 20.5 % leave the judge in doubt; with `steps=16` it is 17.0 %; each has a standard error of 3 %. More steps do not make them less doubtful.
 #
 # There is another way to a guess without the label, exact for best guesses: $\hat\varepsilon_u = \sum_y p_t(y \mid x_t)\,
 # \hat\varepsilon_c^{(y)}$, the average of the ten conditional guesses, weighted by a classifier of noisy digits. Take `guide`:
@@ -657,7 +657,7 @@ for time in (0.5, 0.8, 0.9):
 # ## Deeper: how to read the course, and why to believe it
 #
 # *For those who read on.* Part I (chapters 01 to 05): the process nobody steers. II (06 to 12): how you steer it. III (13
-# to 16): pictures. IV (17 to 20): what $\gamma$ really samples, and remedies. In a hurry: part II, then chapter 17. Every numbered
+# to 16): pictures. IV (17 to 20): what $\gamma$ really samples, and remedies. Every numbered
 # equation is computed in the next cell, and a test compares it with an independent computation; wrong formulas are
 # planted to see that the tests notice. A number in the text is printed or checked by a cell, or the text says where it comes from.
 # `make test` runs what is short, `make nightly` the rest.

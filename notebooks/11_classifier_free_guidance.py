@@ -86,7 +86,7 @@ shown
 #
 # $$ \mathbb E[\varepsilon \mid x_t = x] = -\sigma_t\, \nabla \log p_t(x). \label{eq-guess-is-score} $$
 #
-# *Proof.* $p_t(x) = \int p(x_0)\, \mathcal N(x;\, \alpha_t x_0,\, \sigma_t^2 I)\, dx_0$. The gradient of this Gaussian in $x$ is $-(x - \alpha_t x_0) / \sigma_t^2$ times the Gaussian, and $(x - \alpha_t x_0) / \sigma_t$ is the noise $\varepsilon$ that leads from $x_0$ to $x$. So $\nabla p_t(x) = -\frac{1}{\sigma_t} \int p(x_0)\, \mathcal N(x;\, \alpha_t x_0,\, \sigma_t^2 I)\, \varepsilon\, dx_0$. Divide by $p_t(x)$. Left stands $\nabla \log p_t(x)$. Right, the density over $p_t(x)$ is $p(x_0 \mid x_t = x)$, and the integral is the average of $\varepsilon$ over all clean points that $x$ may come from. $\square$
+# *Proof* (as in [chapter 01](01_noising.ipynb#one-thing-under-four-names)). $p_t(x) = \int p(x_0)\, \mathcal N(x;\, \alpha_t x_0,\, \sigma_t^2 I)\, dx_0$. The gradient of this Gaussian in $x$ is $-(x - \alpha_t x_0) / \sigma_t^2$ times the Gaussian, and $(x - \alpha_t x_0) / \sigma_t$ is the noise $\varepsilon$ that leads from $x_0$ to $x$. So $\nabla p_t(x) = -\frac{1}{\sigma_t} \int p(x_0)\, \mathcal N(x;\, \alpha_t x_0,\, \sigma_t^2 I)\, \varepsilon\, dx_0$. Divide by $p_t(x)$. Left stands $\nabla \log p_t(x)$. Right, the density over $p_t(x)$ is $p(x_0 \mid x_t = x)$, and the integral is the average of $\varepsilon$ over all clean points that $x$ may come from. $\square$
 #
 # With $p(x_0 \mid y)$ for $p(x_0)$ the same lines hold for the guess with a label. Here are both sides: from the mixture's score, and by averaging the noise over 20,000 clean points, each weighted by how well it explains $x$.
 
@@ -228,7 +228,7 @@ shown
 #
 # By $\eqref{eq-guess-is-score}$ and $\eqref{eq-implicit-classifier}$ the guided guess is $-\sigma_t$ times the score of $p_t(x)\, p_t(y \mid x)^\gamma$, suitably normalised. At $t = 0$ this is $p(x)\, p(y \mid x)^\gamma$: class 1 with sharpened odds. Is that what we sample?
 #
-# Three samplers are asked, with the exact guesses and 200 steps. In $\bar x = x_t / \alpha_t = x_0 + \sqrt q\, \varepsilon$ the noise has variance $q = \sigma_t^2 / \alpha_t^2$. A step from $q$ to $q - dq$ moves each point by $c\, dq$ times the score of $\bar x$, and may add noise of variance $\rho^2 dq$. Half a score takes noise of variance $dq$ away. Noise that the step adds must go as well, at the same price: $c = \frac12 + \frac12 \rho^2$ ([proved in Deeper](#deeper-why-half-a-score)). DDIM has $\rho = 0$, DDPM $\rho = 1$, and the third, with noise of twice DDPM's standard deviation, $\rho = 2$. For the score of data that were noised, all three are right, to the order of the step.
+# Three samplers are asked, with the exact guesses and 200 steps. In $\bar x = x_t / \alpha_t = x_0 + \sqrt q\, \varepsilon$ the noise has variance $q = \sigma_t^2 / \alpha_t^2$. A step from $q$ to $q - dq$ moves each point by $c\, dq$ times the score of $\bar x$, and may add noise of variance $\rho^2 dq$. Half a score takes noise of variance $dq$ away. Noise that the step adds must go as well, at the same price: $c = \frac12 + \frac12 \rho^2$ ([proved in Deeper](#deeper-why-half-a-score); $\rho$ is [chapter 05](05_every_reverse_process_at_once.ipynb#a-shake-and-its-pull)'s dose). DDIM has $\rho = 0$, DDPM $\rho = 1$, and the third, with noise of twice DDPM's standard deviation, $\rho = 2$. For the score of data that were noised, all three are right, to the order of the step.
 
 # %%
 def solvers(denoiser, schedule):
@@ -321,7 +321,7 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Exact guesses, three samplers (dots), and 50, 90 and 99 % of the density that guidance is said to sample, $p(x)\, p(y \mid x)^\gamma$ (dashed). Bars: mean of $x_1$, of the samples (coloured) and, below it, of the target (black).*
+# *Exact guesses, three samplers (dots), and 50, 90 and 99 % of the density that guidance is said to sample, chapter 00's *story* $p(x)\, p(y \mid x)^\gamma$ (dashed). Bars: mean of $x_1$, of the samples (coloured) and, below it, of the target (black).*
 #
 # At $\gamma = 1$ everybody agrees, to a few standard errors. At $\gamma = 3$ the target hardly moves, since class 1 was fairly sure already, and **none of the three finds it**. All go too far to the right and give the small blob too much, and they differ from one another by many standard errors. Each blob shrinks: the large one from 0.90 to 0.74 in the target and to 0.47 under DDIM. Neither a network is to blame (there is none) nor coarse steps: half as many give nearly the same means. By the last line, nearly all of DDIM's shift comes from the early half.
 #
@@ -741,7 +741,7 @@ shown
 # *Equal effort, different $p$ (not to scale); three networks each (dots) and their mean (line). Left: mean square error
 # relative to what the label changes. Right: median distance of guided samples from the exact ones.*
 #
-# As $p$ grows, the answer with the label gets worse; the one without gets better up to 0.5, and no further. Of the samples, those with $p = 0.9$ are farther off in the mean; 0.1 and 0.5 cannot be told apart. That is for three small networks each and this effort; with other seeds, in the tests, the ranges of 0.5 and 0.9 overlap. [Ho & Salimans (2022)](https://arxiv.org/abs/2207.12598) found 0.5 worse throughout than 0.1 and 0.2, on ImageNet with $64 \times 64$ pixels.
+# As $p$ grows, the answer with the label gets worse; the one without gets better up to 0.5, and no further. Of the samples, those with $p = 0.9$ are farther off in the mean; 0.1 and 0.5 cannot be told apart. That is for three small networks each and this effort; with other seeds, in the tests, the ranges of 0.5 and 0.9 overlap. [Ho & Salimans (2022)](https://arxiv.org/abs/2207.12598) found 0.5 worse than 0.1 and 0.2 at the same Inception Score throughout, on ImageNet with $64 \times 64$ pixels ([their numbers](15_classifier_free_guidance_on_digits.ipynb#deeper-beside-the-published-tables)).
 #
 # Is the error at guided points, relative to the exact answer, larger outside the region of class 1 than inside? For the six networks with $p = 0.1$ and 0.5, at $\gamma = 6$ and $t = 0.5$:
 

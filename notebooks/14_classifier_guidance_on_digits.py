@@ -12,7 +12,7 @@
 # * say whose word counts when guided pictures are judged.
 #
 # **You need** [chapter 11](11_classifier_free_guidance.ipynb#two-guesses-are-two-scores), where a difference of guesses is
-# a gradient, and gradients in PyTorch. ([Chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb) has the theory of clean classifiers.)
+# a gradient, [what a label is worth in nats](13_training.ipynb#counted-in-nats), and gradients in PyTorch. ([Chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb) has the theory of clean classifiers.)
 #
 # *28 minutes to read, 24 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
 
@@ -215,7 +215,7 @@ for u, all_spent in ((squares[name], spent[name]) for name in ("large", "half"))
 #
 # $$ \rho_{ab} = \frac{\mathbb E[a \cdot b]}{\sqrt{\mathbb E \|a\|^2\; \mathbb E \|b\|^2}} . \label{eq-agreement} $$
 #
-# With the truth for $b$, call it the *truthfulness* $\rho_a$ of $a$. It is what no scale can mend: of all multiples of $a$ the best one leaves
+# With the truth for $b$, call it the *truthfulness* $\rho_a$ of $a$ (not the noise of a sampler). It is what no scale can mend: of all multiples of $a$ the best one leaves
 #
 # $$ \min_\gamma\; \frac{\mathbb E \|\gamma\, a - g\|^2}{\mathbb E \|g\|^2} = 1 - \rho_a^2 . \label{eq-what-no-scale-mends} $$
 #

@@ -146,7 +146,7 @@ for (width, lean, breadth), words_hold in zip(captions.measure(fours), holds, st
 
 
 # %% [markdown]
-# A sentence is a number, so it stands wherever a label stood. A sentence *holds* of a picture if each word in it holds, so not of the second, which leans too little. Which digit it is, no ruler says: that one word is left to [chapter 15](15_classifier_free_guidance_on_digits.ipynb)'s judge, a classifier. What is unsaid is left open.
+# A sentence is a number, so it stands wherever a label stood. A sentence *holds* of a picture if each word in it holds, so not of the second, which leans too little. Which digit it is, no ruler says: that one word is left to [chapter 00](00_start_here.ipynb)'s judge, a classifier. What is unsaid is left open.
 #
 # ## Nine of ten, says the encoder; a third to a half, says the ruler
 #
