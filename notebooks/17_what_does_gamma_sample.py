@@ -444,7 +444,7 @@ shown
 # *Share of the near blob at $\gamma = 4$ over the noise of the sampler, for a far blob that lies farther and farther out. Bars: two standard errors. Here more noise brings the share nearer to what was ordered. It closes a smaller part of the gap the farther the blobs lie apart; at 12 the usual noise does nothing that shows.*
 #
 # With the far blob at 3.6, $\rho = 4$ brings back nearly all of the near blob. At 12 it does not. There the blobs are half parted at $q = 8$, while the film has only 30 % in the near one. At $q = 1$ nothing is left between
-# them, and the film has 57 %. Noise draws points to the film as long as they cross; what has parted keeps the share it has. With the far blob at 12, $\rho = 4$ brings the share to 0.25, about the least that the film ever has (0.24); less noise does not get even there. Where the noiseless share happens to be right, more noise can lead away from the order.
+# them, and the film has 57 %. Noise draws points to the film as long as they cross; what has parted keeps the share it has. With the far blob at 12 it brings the share to 0.25, about the least that the film ever has; less noise does not get even there. Where the noiseless share happens to be right, more noise can lead away from the order.
 #
 # In your own code more noise is one argument, and a corrector one function:
 
@@ -485,8 +485,8 @@ for name, scale in (("t > 0.5", lambda t: 4.0 if t > 0.5 else 1.0), ("t < 0.5", 
 # |---|---|---|
 # | report what your model samples | name sampler, noise, schedule of $\gamma$ and steps, not only $\gamma$ | near share at $\gamma = 4$: 0.306 without noise, 0.600 ordered |
 # | see modes vanish at large $\gamma$ | look at $\gamma = 1$ first: if they are there, guidance dropped them | here the near share falls from 0.615 to 0.105 at $\gamma = 8$ |
-# | want the order, and its modes lie close | more reverse noise, or corrector steps at $\gamma$ | far blob at 3.6: near share 0.39 at $\rho = 1$, 0.56 at $\rho = 4$ |
-# | want the order, and its modes lie far apart | do not count on noise; keep $\gamma$ near 1, or weigh samples ([chapter 18](18_remedies_that_are_right.ipynb)) | far blob at 12: near share 0.12 at $\rho = 1$, 0.25 at $\rho = 4$ |
+# | want the order, and its modes lie close | more reverse noise, or corrector steps at $\gamma$ | far blob at 3.6: near share 0.39 at the usual noise, 0.56 at four times its deviation |
+# | want the order, and its modes lie far apart | do not count on noise; keep $\gamma$ near 1, or weigh samples ([chapter 18](18_remedies_that_are_right.ipynb)) | far blob at 12: near share 0.12 at the usual noise, 0.25 at four times its deviation |
 # | have classes that are sure anyway | take $\gamma = 1$; if you guide for looks, say so | the order at 8 is that at 1 to $9 \cdot 10^{-6}$ nats; the samples are not |
 # | must guide, and want to keep the shares | try guiding only below the noise level at which the modes have parted, and see whether it still does what you guide for | here, on this schedule, at $t < 0.5$ alone the near blob kept 0.62, at $t > 0.5$ alone 0.31 |
 #
@@ -574,7 +574,7 @@ exercises.check("17.3", made_by_two)
 #    would have to be made at the rate $\frac12 \gamma\,(\gamma - 1)\, \big(\|\nabla \log p_q(y \mid x)\|^2 - \text{mean}\big)$. A sampler with guided scores and noise $\rho$ only undoes noise.
 # 2. Noiseless guidance samples the order times $e^{-\text{bill}}$, the bill being $\frac12 \gamma\,(\gamma - 1)$ times the squared classifier gradient gathered along a point's path: exactly, for exact guesses, fine steps and a noisy enough start.
 # 3. The guided densities diffuse if $\gamma$ is 0 or 1, or if that gradient has one length everywhere, at every level, and only then. For a class among the data it has not, unless the label says nothing.
-# 4. Finer steps of the same sampler lead to its limit, which is not the order. More reverse noise draws the shares towards those of the film as long as points cross between the modes, and then no more. At $\rho = 4$: nearly the order with the far blob at 3.6, far from it with the far blob at 12.
+# 4. Finer steps of the same sampler lead to its limit, which is not the order. More reverse noise draws the shares towards those of the film as long as points cross between the modes, and then no more. At four times the usual deviation: nearly the order with the far blob at 3.6, far from it with the far blob at 12.
 # 5. So the order can say little about the samples: here it is the same at $\gamma = 1$ and 8 to $9 \cdot 10^{-6}$ nats, and where 60 % were ordered in the near blob, 10 % came.
 #
 # **Where it comes from.** That guidance is not sampling from $p(x)\, p(y \mid x)^\gamma$, the two Gaussian variances without noise and with the usual noise, and the reading as predictor and corrector: [Bradley & Nakkiran
