@@ -61,7 +61,7 @@ def near_share(mixture, cloud):
 
 
 # %% [markdown]
-# The blobs hardly overlap, so nearly every point of class 1 is sure of its class, and sharpening has next to nothing to do. The class so sharpened is *the order*. What comes is drawn with exact guesses and without noise: the equation that DDIM solves, by 80 steps of the
+# The blobs hardly overlap, so nearly every point of class 1 is sure of its class, and sharpening has next to nothing to do. The class so sharpened is *the order* (chapter 00's story). What comes is drawn with exact guesses and without noise: the equation that DDIM solves, by 80 steps of the
 # second-order method of Heun, so that steps play no role.
 
 # %%
@@ -189,7 +189,7 @@ shown
 # ## What the film makes out of nothing
 #
 # How many appear, and where, is one line. As in chapter 11, divide by $\alpha_t$: $\bar x = x_t / \alpha_t = x_0 + \sqrt q\, \varepsilon$ with $q = \sigma_t^2 /
-# \alpha_t^2$. From here on $x$ means $\bar x$. A little more noise, $dq$, spreads the density $p_q$ as heat spreads. A sampler that walks by its score takes just this away, whatever its own noise $\rho$ (0: DDIM, 1: the usual, DDPM; [chapter 11](11_classifier_free_guidance.ipynb#deeper-why-half-a-score)). For the density and its logarithm $u = \log p_q$,
+# \alpha_t^2$. From here on $x$ means $\bar x$. A little more noise, $dq$, spreads the density $p_q$ as heat spreads. A sampler that walks by its score takes just this away, whatever its own noise $\rho$ (chapter 05's dose; 0: DDIM, 1: the usual, DDPM; [chapter 11](11_classifier_free_guidance.ipynb#deeper-why-half-a-score)). For the density and its logarithm $u = \log p_q$,
 #
 # $$ \partial_q p_q = \frac12 \Delta p_q, \qquad \partial_q u = \frac12 \big( \Delta u + \|\nabla u\|^2 \big),
 # \label{eq-log-heat} $$
@@ -219,7 +219,7 @@ for gamma in (0.0, 1.0, 4.0):
 # %% [markdown]
 # All data ($\gamma = 0$) and the class ($\gamma = 1$) diffuse. The guided density at 4 does not.
 #
-# Let $u = \log p_q(x)$, $v = \log p_q(x \mid y)$. Guidance follows the gradient of $w_q = (1 - \gamma)\, u + \gamma\, v$. The first terms of
+# Let $u = \log p_q(x)$, $v = \log p_q(x \mid y)$. Guidance follows the gradient of the logarithm $w_q = (1 - \gamma)\, u + \gamma\, v$ (chapter 18's $w$ is a weight). The first terms of
 # $\eqref{eq-log-heat}$ are linear: what holds for $u$ and $v$ holds for $w$. The squares are not, and for any two vectors
 # $(1 - \gamma) \|a\|^2 + \gamma \|b\|^2 - \|(1 - \gamma)\, a + \gamma\, b\|^2 = \gamma\,(1 - \gamma)\, \|a - b\|^2$ (multiply out).
 # Here $b - a = \nabla v - \nabla u = \nabla \log p_q(y \mid x) =: g_q$, the classifier's gradient: so
@@ -349,7 +349,7 @@ print(f"ordered: {orders[4.0].mean[0]:.2f}")
 assert abs(table["heun", 40]) < abs(table["ddim", 40]) < 0.3 and limit > 3
 
 # %% [markdown]
-# More steps and a higher order bring you to the limit: the *wrong* one, sooner. With 40 steps of Heun the error of the steps is four thousandths, that of the equation one and a half.
+# More steps and a better solver bring you to the limit: the *wrong* one, sooner. With 40 steps of Heun the error of the steps is four thousandths, that of the equation one and a half.
 #
 # ## What more noise mends
 #
@@ -437,14 +437,14 @@ with plotting.style():
     axes.text(0.1, 0.615, "ordered")
     axes.set(xlabel="noise $\\rho$", ylabel="share of the near blob", xlim=(-0.15, 5.6), ylim=(0.05, 0.68), xticks=levels_of_noise)
     assert all(found[3.6][k] > found[6.0][k] > found[12.0][k] for k in range(4)) and len(axes.containers) == 3 and abs(found[12.0][1] - found[12.0][0]) < 0.026
-    shown = plotting.show(figure, "17_more_noise", alt="Share of the near blob over the noise, from none to four times the usual, for three places of the far blob. All three curves rise. With the far blob at 3.6 the curve comes close to the dashed line of what was ordered, with the far blob at 12 it stays below half of it.")
+    shown = plotting.show(figure, "17_more_noise", alt="Share of the near blob over the noise, from rho = 0 to 4, for three places of the far blob. All three curves rise. With the far blob at 3.6 the curve comes close to the dashed line of what was ordered, with the far blob at 12 it stays below half of it.")
 shown
 
 # %% [markdown]
 # *Share of the near blob at $\gamma = 4$ over the noise of the sampler, for a far blob that lies farther and farther out. Bars: two standard errors. Here more noise brings the share nearer to what was ordered. It closes a smaller part of the gap the farther the blobs lie apart; at 12 the usual noise does nothing that shows.*
 #
-# With the far blob at 3.6, four times the noise brings back nearly all of the near blob. At 12 it does not. There the blobs are half parted at $q = 8$, while the film has only 30 % in the near one. At $q = 1$ nothing is left between
-# them, and the film has 57 %. Noise draws points to the film as long as they cross; what has parted keeps the share it has. With the far blob at 12, four times the noise comes to what the film has early, and less noise not even to its least, 24 %. Where the noiseless share happens to be right, more noise can lead away from the order.
+# With the far blob at 3.6, $\rho = 4$ brings back nearly all of the near blob. At 12 it does not. There the blobs are half parted at $q = 8$, while the film has only 30 % in the near one. At $q = 1$ nothing is left between
+# them, and the film has 57 %. Noise draws points to the film as long as they cross; what has parted keeps the share it has. With the far blob at 12 it brings the share to 0.25, about the least that the film ever has; less noise does not get even there. Where the noiseless share happens to be right, more noise can lead away from the order.
 #
 # In your own code more noise is one argument, and a corrector one function:
 
@@ -485,8 +485,8 @@ for name, scale in (("t > 0.5", lambda t: 4.0 if t > 0.5 else 1.0), ("t < 0.5", 
 # |---|---|---|
 # | report what your model samples | name sampler, noise, schedule of $\gamma$ and steps, not only $\gamma$ | near share at $\gamma = 4$: 0.306 without noise, 0.600 ordered |
 # | see modes vanish at large $\gamma$ | look at $\gamma = 1$ first: if they are there, guidance dropped them | here the near share falls from 0.615 to 0.105 at $\gamma = 8$ |
-# | want the order, and its modes lie close | more reverse noise, or corrector steps at $\gamma$ | far blob at 3.6: near share 0.39 at the usual noise, 0.56 at four times it |
-# | want the order, and its modes lie far apart | do not count on noise; keep $\gamma$ near 1, or weigh samples ([chapter 18](18_remedies_that_are_right.ipynb)) | far blob at 12: near share 0.12 at the usual noise, 0.25 at four times it |
+# | want the order, and its modes lie close | more reverse noise, or corrector steps at $\gamma$ | far blob at 3.6: near share 0.39 at the usual noise, 0.56 at four times its deviation |
+# | want the order, and its modes lie far apart | do not count on noise; keep $\gamma$ near 1, or weigh samples ([chapter 18](18_remedies_that_are_right.ipynb)) | far blob at 12: near share 0.12 at the usual noise, 0.25 at four times its deviation |
 # | have classes that are sure anyway | take $\gamma = 1$; if you guide for looks, say so | the order at 8 is that at 1 to $9 \cdot 10^{-6}$ nats; the samples are not |
 # | must guide, and want to keep the shares | try guiding only below the noise level at which the modes have parted, and see whether it still does what you guide for | here, on this schedule, at $t < 0.5$ alone the near blob kept 0.62, at $t > 0.5$ alone 0.31 |
 #
@@ -574,7 +574,7 @@ exercises.check("17.3", made_by_two)
 #    would have to be made at the rate $\frac12 \gamma\,(\gamma - 1)\, \big(\|\nabla \log p_q(y \mid x)\|^2 - \text{mean}\big)$. A sampler with guided scores and noise $\rho$ only undoes noise.
 # 2. Noiseless guidance samples the order times $e^{-\text{bill}}$, the bill being $\frac12 \gamma\,(\gamma - 1)$ times the squared classifier gradient gathered along a point's path: exactly, for exact guesses, fine steps and a noisy enough start.
 # 3. The guided densities diffuse if $\gamma$ is 0 or 1, or if that gradient has one length everywhere, at every level, and only then. For a class among the data it has not, unless the label says nothing.
-# 4. Finer steps of the same sampler lead to its limit, which is not the order. More reverse noise draws the shares towards those of the film as long as points cross between the modes, and then no more. At four times the noise: nearly the order with the far blob at 3.6, far from it with the far blob at 12.
+# 4. Finer steps of the same sampler lead to its limit, which is not the order. More reverse noise draws the shares towards those of the film as long as points cross between the modes, and then no more. At four times the usual deviation: nearly the order with the far blob at 3.6, far from it with the far blob at 12.
 # 5. So the order can say little about the samples: here it is the same at $\gamma = 1$ and 8 to $9 \cdot 10^{-6}$ nats, and where 60 % were ordered in the near blob, 10 % came.
 #
 # **Where it comes from.** That guidance is not sampling from $p(x)\, p(y \mid x)^\gamma$, the two Gaussian variances without noise and with the usual noise, and the reading as predictor and corrector: [Bradley & Nakkiran

@@ -5,12 +5,12 @@
 # exactly? Yes. But the first way that comes to mind is right in theory, fails in practice where guidance is strong, and the number that should warn you warns too little.
 #
 # The short answer: **give each guided point a weight; a formula says which. It is right for exact guesses and short steps, whatever the noise. But a weight repairs only what was drawn,
-# and strong guidance with little noise hardly draws what is missing. So, if you have a classifier, guide late, or not at all, and weigh.**
+# and strong guidance with little noise hardly draws what is missing. So, if you have a classifier, raise $\gamma$ late, or do not guide at all, and weigh.**
 #
 # **After this chapter you can**
 # * compute the weight that a guided sampler lacks from two guesses of the noise;
 # * say why it fails at a large $\gamma$, and why the effective sample size does not tell;
-# * draw from $p(x)\, p(y \mid x)^\gamma / Z$ without guiding, or by guiding late;
+# * draw from $p(x)\, p(y \mid x)^\gamma / Z$ without guiding, or by raising $\gamma$ late;
 # * choose a remedy by what it costs.
 #
 # **You need** chapters 00 and 11; from chapter 10, that a sampler's noise is free.
@@ -114,7 +114,7 @@ shown
 #
 # ## The weight, for every noise
 #
-# Let $z = x_t / \alpha_t$ and $q = \sigma_t^2 / \alpha_t^2$; let $p_q$ be the density of $z$. At level $q$ guidance follows the score of $p_q(z)\, p_q(y \mid z)^\gamma$. A sampler in short steps along this score undoes noise, and pulls back what noise it adds itself ([chapter 05](05_every_reverse_process_at_once.ipynb#a-shake-and-its-pull)).
+# Let $z = x_t / \alpha_t$ ($\bar x$ in chapters 11 and 17) and $q = \sigma_t^2 / \alpha_t^2$; let $p_q$ be the density of $z$. At level $q$ guidance follows the score of $p_q(z)\, p_q(y \mid z)^\gamma$. A sampler in short steps along this score undoes noise, and pulls back what noise it adds itself ([chapter 05](05_every_reverse_process_at_once.ipynb#a-shake-and-its-pull)).
 # These densities ask for more: on the way to less noise mass must *appear*, at the relative rate $\frac12 \gamma\, (\gamma - 1)\, \|\nabla \log p_q(y \mid z)\|^2$ per unit of $q$ ([chapter 17](17_what_does_gamma_sample.ipynb#what-the-film-makes-out-of-nothing); derived anew in [Deeper](#deeper-one-weight-for-every-noise-derived)).
 # So give each point a weight $w$ that grows at this rate. Exact guesses have the gradient: $\hat\varepsilon_u - \hat\varepsilon_c = \sigma_t \nabla_x \log p_t(y \mid x_t) = \sqrt q\, \nabla \log p_q(y \mid z)$. And $q$ falls by $q\, d\lambda$, where $\lambda = -\log q$ is the log-SNR. So
 #
@@ -310,9 +310,9 @@ assert (mixture.class_log_prob(plain, label).exp() > 0.99).double().mean() > 0.6
 # %% [markdown]
 # Even at $\gamma = 30$ seven of ten are kept: at most points of class 1 the label is nearly sure.
 #
-# ## Or guide late
+# ## Or raise γ late, and weigh
 #
-# Thinning keeps little where the class is doubtful at most of its points, or the condition has many parts. Of sixty-four independent copies of our problem, all to be class 1, each keeps nine of ten, all together four in ten thousand. (These one could thin one by one; they stand for parts that hang together.) There is a middle: let $\gamma$ *grow on the way*. Weight that is distributed like $p_t(x)\, p_t(y \mid x)^{\gamma_t}$ must now also follow the change of the exponent:
+# Thinning keeps little where the class is doubtful at most of its points, or the condition has many parts. Of sixty-four independent copies of our problem, all to be class 1, each keeps nine of ten, all together four in ten thousand. (These one could thin one by one; they stand for parts that hang together.) There is a middle: let $\gamma$ *grow on the way*, a *ramp*, and weigh. (A ramp without weights would be like [chapter 08](08_gamma_normaliser.ipynb)'s late guidance, which was surer than its targets.) Weight that is distributed like $p_t(x)\, p_t(y \mid x)^{\gamma_t}$ must now also follow the change of the exponent:
 #
 # $$ d \log w = \frac12\, \gamma_t\, (\gamma_t - 1)\, \|\hat\varepsilon_u - \hat\varepsilon_c\|^2\, d\lambda + \log p_t(y \mid x_t)\, d\gamma_t . \label{eq-ramped-weight} $$
 #
@@ -390,7 +390,7 @@ assert abs(in_copies[64, "late"][0] - right_mean) < 0.03
 assert round(1e4 * (float(truth(3.0)[2].exp()) / float(mixture.class_weights()[label])) ** 64) == 4
 
 # %% [markdown]
-# (300 points; three runs; late: from half-way on; $\log Z$ over the number of copies.) With 64 copies, 128 dimensions, guiding always leaves two families of 300, off by many standard errors. Weighing at the end alone leaves 6 effective points. Late guidance has about 86 when it has fewest, and 105 of its starts have descendants; its mean is right within errors, its $Z$ still too low by a factor of two. **Here, raise $\gamma$ on the way: not from the noisiest end on, and not all at the end.** Nor believe these effective sizes: over ten runs the means after late guidance scatter about half as much as those weighed at the end, and on another mixture no less (in the tests).
+# (300 points; three runs; late: from half-way on; $\log Z$ over the number of copies.) With 64 copies, 128 dimensions, guiding always leaves two families of 300, off by many standard errors. Weighing at the end alone leaves 6 effective points. The late ramp has about 86 when it has fewest, and 105 of its starts have descendants; its mean is right within errors, its $Z$ still too low by a factor of two. **Here, raise $\gamma$ on the way: not from the noisiest end on, and not all at the end.** Do not believe these effective sizes either: over ten runs the means after the late ramp scatter about half as much as those weighed at the end, and on another mixture at least as much (in the tests).
 #
 # ## What each costs
 #
@@ -505,8 +505,8 @@ board = {
     f"DDPM at its best, {best:g}": tuned[best],
     "Feynman-Kac, 64": judged(crowds[64]),
     "Feynman-Kac, 384": judged(crowds[384]),
-    "guided late, 64": judged(crowd_runs(64, slow, 1.0)),
-    "guided late, 384": judged(crowd_runs(384, slow, 1.0)),
+    "late ramp, 64": judged(crowd_runs(64, slow, 1.0)),
+    "late ramp, 384": judged(crowd_runs(384, slow, 1.0)),
     "not guided, thinned": judged(thinned_runs()),
     "the target itself": judged(asked.sample(4 * size, seeded(60)).chunk(4)),
 }
@@ -517,7 +517,7 @@ print(" " * 27 + "mean x1         far blob        W2\n" + " " * 17 + "target    
 for name, (mean, error) in board.items():
     print(f"{name:>25}  " + "   ".join(f"{m:5.3f} ± {e:.3f}" for m, e in zip(mean, error, strict=True)))
 unguided = sum(slow(time) == 1 for time in walk[:-1])
-print(f"late guidance: {unguided + 2 * (100 - unguided) + 2} answers, and {sum(slow(b) != slow(a) for a, b in zip(walk[:-1], walk[1:], strict=True))} of a classifier")
+print(f"late ramp: {unguided + 2 * (100 - unguided) + 2} answers, and {sum(slow(b) != slow(a) for a, b in zip(walk[:-1], walk[1:], strict=True))} of a classifier")
 plain_mean = float(hard.given(label).weights @ hard.given(label).means[:, 0])
 kept_here = math.exp(asked.log_normaliser) / float(hard.class_weights()[label])
 lots = {count: torch.stack([x[:, 0].mean() for x in runs]) for count, runs in crowds.items()}
@@ -532,12 +532,12 @@ assert far_off["the target itself"] * 3 < far_off["guided, noise x 2"] < far_off
 assert (tuned[best][0][0] - right[0]) / tuned[best][1][0] > 5 and far_off["Feynman-Kac, 384"] > far_off["Feynman-Kac, 64"]
 assert len(lots[64]) == len(lots[384]) == 16 and hard.labels[4] == label and hard.means[:, 0].argmax() == 4
 assert lots[384].min() < 2 and lots[384].max() > 3.3 and lots[64].std() < lots[384].std() / 2 and round(float((board["Feynman-Kac, 64"][0][0] - right[0]) / board["Feynman-Kac, 64"][1][0])) == 5
-assert all(abs(far_off[f"guided late, {count}"] - tuned[best][0][2]) < 0.02 for count in (64, 384))
-assert all(((board[name][0][:2] - right) / board[name][1][:2]).abs().max() < 2 for name in ("guided late, 64", "guided late, 384", "not guided, thinned"))
+assert all(abs(far_off[f"late ramp, {count}"] - tuned[best][0][2]) < 0.02 for count in (64, 384))
+assert all(((board[name][0][:2] - right) / board[name][1][:2]).abs().max() < 2 for name in ("late ramp, 64", "late ramp, 384", "not guided, thinned"))
 
 # %% [markdown]
-# Late guidance took 151 answers and 50 of a classifier, besides one at the start. Thinning keeps 0.42, so it took 471 for a sample that it keeps. The target's mean is 2.87; the class has 1.51. *Noise and the corrector* (a Langevin step after each) help, and do not cure at this cost. *Tuned*, plain guidance comes near, with 3.5 where 8 was meant: found because the target was known, and its mean is still off by many standard errors. *Feynman-Kac* at this $\gamma$ is a lottery: runs of 384 points have means from 1.5 to 3.5, averages of six populations of 64 have a mean that is wrong by five standard errors. Larger populations are no better (in the tests, more than a thousand points).
-# *Late guidance* has the right mean and blob within errors, in populations of 64 already, and so has *thinning*. (Two draws of the target are 0.17 apart; by that distance alone tuned and late guidance are alike. Both winners ask a perfect classifier.)
+# The ramp took 151 answers and 50 of a classifier, besides one at the start. Thinning keeps 0.42, so it took 471 for a sample that it keeps. The target's mean is 2.87; the class has 1.51. *Noise and the corrector* (a Langevin step after each) help, and do not cure at this cost. *Tuned*, plain guidance comes near, with 3.5 where 8 was meant: found because the target was known, and its mean is still off by many standard errors. *Feynman-Kac* at this $\gamma$ is a lottery: runs of 384 points have means from 1.5 to 3.5, averages of six populations of 64 have a mean that is wrong by five standard errors. Larger populations are no better (in the tests, more than a thousand points).
+# *The ramp* has the right mean and blob within errors, in populations of 64 already, and so has *thinning*. (Two draws of the target are 0.17 apart; by that distance alone tuned guidance and the ramp are alike. Both winners ask a perfect classifier.)
 #
 # ## In practice
 #
@@ -547,7 +547,7 @@ assert all(((board[name][0][:2] - right) / board[name][1][:2]).abs().max() < 2 f
 # | find that too few are kept, and have a classifier of noisy data | raise $\gamma$ late, weigh, resample | in 128 dimensions 105 of 300 starts had descendants (mean of three runs); weighed at the end alone, 6 points were effective |
 # | have nothing but two guesses | Feynman-Kac weights, a noisy sampler, and a $\gamma$ near 1, from the noisiest end, where the start's weight is nearly one number | at $\gamma = 1.5$ three noises agreed; at 3 the mean without noise was off by 0.27 |
 # | see a good effective size | do not believe it yet: take many more points, and another noise | it knows nothing of points that are not there |
-# | only want good pictures | tune $\gamma$ with a fixed sampler | nothing here says that the target looks better |
+# | only want good pictures | tune $\gamma$ with a fixed sampler; [chapter 19](19_guidance_as_practised.ipynb) has the other knobs | nothing here says that the target looks better |
 #
 # ## Exercises
 #
@@ -655,7 +655,7 @@ exercises.check("18.4", scale_of_no_variance)
 # 1. Guided points need a weight that grows by $\frac12 \gamma (\gamma - 1) \|\hat\varepsilon_u - \hat\varepsilon_c\|^2$ per unit of log-SNR, from $p_T(y \mid x_T)^\gamma$ on: for exact guesses and short steps the same for every reverse noise, the ODE included.
 # 2. Weights repair proportions, not absence. At $\gamma = 3$ nearly a third of our target came from noises that the ODE draws three times in ten thousand.
 # 3. The effective sample size knows only the points that are there. Doubt it if the share falls when you take more points, or another noise disagrees; if neither happens, a part that no run visits may still be missing.
-# 4. For $\gamma \ge 1$, $p(x)\, p(y \mid x)^\gamma / Z$ is the class, thinned: keep plain samples with probability $p(y \mid x)^{\gamma - 1}$.
+# 4. For $\gamma \ge 1$, $p(x)\, p(y \mid x)^\gamma / Z$ is the class, thinned: keep plain samples with probability $p(y \mid x)^{\gamma - 1}$. Of plain sevens of a digit network that is nearly all ([Deeper](#deeper-on-digits)): there too the target is hardly another density.
 # 5. Where that keeps too few, raise $\gamma$ late, with a classifier that knows noise; here its mean was right in 128 dimensions, its $Z$ by a factor of two too low.
 #
 # **Where it comes from.** Feynman-Kac correctors: [Skreta et al. (2025)](https://arxiv.org/abs/2503.02819). Twisted sampling: [Wu et al. (2023)](https://arxiv.org/abs/2306.17775). The effective sample size: [Kong et al. (1994)](https://doi.org/10.1080/01621459.1994.10476469). Populations and resampling: [Del Moral (2004)](https://doi.org/10.1007/978-1-4684-9393-1).
@@ -753,7 +753,7 @@ torch.testing.assert_close(per_snr, 3 * ends[0])
 #
 # *For you if you implement it. It adds what resampling gives and takes, and what three mistakes cost.*
 #
-# Resample, as in late guidance, now with constant $\gamma = 3$. Four populations of 2,000 (mean x1, small blob, log Z):
+# Resample, as on the ramp, now with constant $\gamma = 3$. Four populations of 2,000 (mean x1, small blob, log Z):
 
 # %%
 alive = {}

@@ -7,7 +7,7 @@
 # * say of each trick what it is: another scale in time, another sum of two guesses, another pair;
 # * compare it with the dial fairly, and say why a comparison at one scale is not fair;
 # * translate CFG++ into a guidance scale, and see what happens when the number of steps changes;
-# * say when a weaker model heals a better one, exactly, and when it does harm.
+# * say when a weaker model heals a better one, exactly, and when it, or a negative prompt, does harm.
 #
 # **You need** chapters 00 and 11, and from [chapter 15](15_classifier_free_guidance_on_digits.ipynb#is-it-the-network) that guidance can repair a class that is believed too wide.
 #
@@ -26,7 +26,7 @@ from difflesson.grid import GridDensity
 from difflesson.mixture import GaussianMixture
 from difflesson.parts import Part
 from difflesson.samplers import draw, time_grid
-from difflesson.schedule import cosine
+from difflesson.schedule import cosine, from_betas
 
 torch.set_num_threads(1)
 
@@ -199,12 +199,12 @@ shown
 # %% [markdown]
 # *Distance to the truth (less is better) over the share of samples that are class 1, along the dial. Orange: plain guidance. Green: a trick. Large dots: both at $\gamma = 3$ (CFG++: at $\lambda = \frac{3}{16}$). Star: the right model. Seven green dots lie lower than the orange one. Only autoguidance's curve comes down to the star's height.*
 #
-# Now look at the curves. The interval's dot lies lower and its *curve* higher: it is about where a smaller $\gamma$ would be, and a little worse. Growing has its dot higher, and its curve, at most shares, lower.
+# Now look at the curves. The interval's dot lies lower and its *curve* higher: it is about where a smaller $\gamma$ would be, and a little worse. Growing is the other way round: its dot lies higher, its curve at most shares lower.
 #
 # **What happens.** There are three families:
 #
 # * **Another scale in time.** The interval guides at log-SNR from $-3$ to 3 alone, the growing scale rises evenly from 1 in the noise to $2 \gamma - 1$ at the data, CFG++ is such a scale in disguise. At the same number, the push of a whole run is another one.
-# * **Another pair.** Autoguidance and the negative prompt put another model, or another prompt, in the place of the guess without label. This can do what no $\gamma$ can.
+# * **Another pair.** Autoguidance and the negative prompt put another model, or another prompt, in the place of the guess without label. Autoguidance can do what no $\gamma$ can.
 # * **Another sum of the same two guesses.** Rescaling, APG, CFG-Zero*, thresholding: the push or the whole guess is shortened, turned or cut. Some depend on what the dial does not know: where zero is, or how far the data reach (thresholding was told where 99 % of the coordinates of *true* points lie).
 #
 # A comparison at one scale compares pushes. Turn the dial as well, and most leads shrink, and some turn round.
@@ -365,7 +365,7 @@ assert all(won > 0.05 for won, _ in four.values()) and four["interval"][1] < -0.
 #
 # The interval ([Kynkäänniemi et al. (2024)](https://arxiv.org/abs/2404.07724); [chapter 15](15_classifier_free_guidance_on_digits.ipynb#deeper-where-on-the-way) has its formula and its costs) and the growing scale ([Deeper](#deeper-the-shape-of-the-scale)) are plainly scales in time. The third trick of this kind does not look like one.
 #
-# [Chung et al. (2025)](https://arxiv.org/abs/2406.08070) take DDIM's step with the clean guess at a small scale $\lambda \le 1$, and *with the noise of the guess without label*: $x_s = \alpha_s \hat x_0^\lambda + \sigma_s \hat\varepsilon_u$. Put in $\hat x_0^\lambda = \hat x_{0,u} + \lambda\, (\hat x_{0,c} - \hat x_{0,u})$: the label moves the step by $\alpha_s \lambda$ times the difference. In plain guidance it moves the step by $\gamma\, (\alpha_s - \sigma_s \alpha_t / \sigma_t)$ times the same difference, since $\hat\varepsilon_c - \hat\varepsilon_u = -\frac{\alpha_t}{\sigma_t} (\hat x_{0,c} - \hat x_{0,u})$. So the two steps are one, at the scale
+# [Chung et al. (2025)](https://arxiv.org/abs/2406.08070) take DDIM's step with the clean guess at a small scale $\lambda \le 1$ (their letter; here $\lambda$ is not the log-SNR), and *with the noise of the guess without label*: $x_s = \alpha_s \hat x_0^\lambda + \sigma_s \hat\varepsilon_u$. Put in $\hat x_0^\lambda = \hat x_{0,u} + \lambda\, (\hat x_{0,c} - \hat x_{0,u})$: the label moves the step by $\alpha_s \lambda$ times the difference. In plain guidance it moves the step by $\gamma\, (\alpha_s - \sigma_s \alpha_t / \sigma_t)$ times the same difference, since $\hat\varepsilon_c - \hat\varepsilon_u = -\frac{\alpha_t}{\sigma_t} (\hat x_{0,c} - \hat x_{0,u})$. So the two steps are one, at the scale
 #
 # $$ \gamma(t) = \lambda \Big/ \Big( 1 - \frac{\alpha_t\, \sigma_s}{\alpha_s\, \sigma_t} \Big). \label{eq-plus-plus-scale} $$
 
@@ -430,7 +430,28 @@ shown
 # %% [markdown]
 # *The guidance scale that CFG++ is, over time from noise (left) to data, at $\lambda = 0.15$ for even steps of the cosine schedule. Twice the steps, about twice the push.*
 #
-# The arch is an interval whose outside is $\lambda$ and not 1: at both ends the label hardly counts. The height is about $\lambda\, (n / \pi + \frac12)$ for $n$ steps. From the fewest to the most the share of class 1 goes from below a half to above nine tenths, while plain guidance at 2 keeps its own. If you double the steps, halve $\lambda$. (The arch belongs to these times. For times even in log-SNR the scale is flat, but for a step to clean data, and it grows with the steps as well.)
+# The arch is an interval whose outside is $\lambda$ and not 1: at both ends the label hardly counts. The height is about $\lambda\, (n / \pi + \frac12)$ for $n$ steps. From the fewest to the most the share of class 1 goes from below a half to above nine tenths, while plain guidance at 2 keeps its own. If you double the steps, halve $\lambda$. (For times even in log-SNR the scale is flat, but for a step to clean data, and it grows with the steps as well.)
+#
+# The authors' [repository](https://github.com/CFGpp-diffusion/CFGpp) sets $\lambda = 0.6$ beside plain guidance at 7.5, in 50 steps unless told otherwise. On Stable Diffusion's table of betas $\eqref{eq-plus-plus-scale}$ gives, on average over the steps:
+
+# %% tags=["hide-input"]
+sd = from_betas(torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2)
+average = {}
+for steps in (25, 50, 100):
+    begins = (torch.arange(steps).double().flip(0) * (1000 // steps) + 2) / 1000  # "leading", offset 1
+    grid = torch.cat([begins, torch.zeros(1).double()])
+    scale = practice.plus_plus_scale(0.6, sd, grid)
+    average[steps] = float(torch.stack([scale(t) for t in begins]).mean())
+    print(f"lambda = 0.6, {steps:3d} steps: gamma is {average[steps]:.1f} on average")
+inside = (sd.log_snr(torch.arange(50, 0, -1).double() / 50).abs() <= 3).nonzero().flatten()  # "trailing"
+window = float(inside[0]) / 50, float(inside[-1] + 1) / 50
+print("log-SNR -3 to 3, of 50 steps: start={:.2f}, stop={:.2f}".format(*window))
+
+# %% tags=["remove-cell"]
+assert abs(average[50] / 7.5 - 1) < 0.05 and all(1.8 < average[2 * n] / average[n] < 2.1 for n in (25, 50))
+
+# %% [markdown]
+# So at 50 steps their pairing is nearly that of the formula; at half or twice the steps the same $\lambda$ is another push.
 #
 # ## Another pair
 #
@@ -465,7 +486,7 @@ print(f"in the noise gamma is {ends[0]:.2f}, at t = 0.1 {ends[1]:.2f};", end=" "
 print(f"healed, the guess is off by {float(off):.0e}")
 
 # %% [markdown]
-# In a mixture each direction has its own $v$, and a constant scale is handier. For one normal distribution it ends, without noise, with the variance $v_1^\gamma\, v_2^{1 - \gamma}$ ([chapter 15](15_classifier_free_guidance_on_digits.ipynb#is-it-the-network)), where $v_1$ and $v_2$ are what the two models believe; so it is right at $\gamma = \ln (v_2 / v) / \ln (v_2 / v_1)$. For our blobs that is one number in the plane, and another across it. And in all eight directions?
+# In a mixture each direction has its own $v$, and a constant scale is handier. For one normal distribution it ends, without noise, with the variance $v_1^\gamma\, v_2^{1 - \gamma}$ ([exercise 11.3](11_classifier_free_guidance.ipynb)), where $v_1$ and $v_2$ are what the two models believe; so it is right at $\gamma = \ln (v_2 / v) / \ln (v_2 / v_1)$. For our blobs that is one number in the plane, and another across it. And in all eight directions?
 
 # %% tags=["hide-input"]
 true_v = {"plane": 0.03, "across": 0.3}
@@ -555,9 +576,27 @@ shown
 #
 # Guiding *away from* a model puts the opposite of its faults into the samples. If they are yours as well, only larger, they cancel at some scale, beyond which they return with the opposite sign. If not, you import them; and with a bit of both it helped at 2 and harmed at 3.
 #
-# A *negative prompt* is the same line with another prompt in the place of no prompt. At $\gamma = 1$ it is not heard at all (exercise 19.1).
+# The guider `AutoGuidance` of `diffusers` takes as the weaker model the same network with layers skipped or dropped; whether that has your fault, only more of it, was not tried here.
 #
+# A *negative prompt* is the same line with another prompt in the place of no prompt: $\hat\varepsilon_- + \gamma\, (\hat\varepsilon_+ - \hat\varepsilon_-)$, at every level the score of $p_t(x \mid +)^\gamma\, p_t(x \mid -)^{1 - \gamma}$. At $\gamma = 1$ it is not heard at all (exercise 19.1). At a large $\gamma$ that density may lie where no data are. Here your prompt is a blob at $(1, 1)$, the negative one a blob of the same width at $(-2, 0)$:
+
+# %% tags=["hide-input"]
+places = torch.tensor([[1.0, 1.0], [-2.0, 0.0], [0.0, -2.0]]).double()
+three = GaussianMixture([1 / 3] * 3, places, (0.3 * torch.eye(2).double()).expand(3, 2, 2), [0, 1, 2])
+away = Pair(three.denoiser(schedule, 0), three.denoiser(schedule, 1))
+noise = torch.randn(1000, 2, generator=seeded(9), dtype=torch.float64)
+x = draw(kernels.ddim(guidance.classifier_free(away, 3.0), schedule), noise, times)
+beyond = float((x - places[0]).norm(dim=1).min()) / 0.3**0.5
+print("gamma = 3: samples around ({:.1f}, {:.1f});".format(*x.mean(0)), end=" ")
+print(f"the nearest to your prompt is {beyond:.1f} deviations from its blob's centre")
+
+# %% tags=["remove-cell"]
+assert float((x.mean(0) - torch.tensor([7.0, 3.0]).double()).norm()) < 0.1 and beyond > 5
+
+# %% [markdown]
 # ## Another sum
+#
+# Guidance moves the clean guess $\gamma - 1$ times the push beyond the one with label, at last out of the range of the data; in pictures that looks *saturated*, or burnt. Here are rules against it.
 #
 # *Rescaling* ([Lin et al. (2024)](https://arxiv.org/abs/2305.08891), `guidance_rescale`) gives the guided guess, in part, the spread of the one with label, over all coordinates of a picture:
 #
@@ -584,7 +623,7 @@ torch.testing.assert_close(compact, naive)
 # | CFG-Zero\* ([Fan et al. (2025)](https://arxiv.org/abs/2503.18886)) | the velocity $\alpha_t \hat\varepsilon - \sigma_t \hat x_0$ without label, to come nearest to the one with label | where zero is | no setting |
 # | dynamic thresholding ([Saharia et al. (2022)](https://arxiv.org/abs/2205.11487)) | the clean guess, where it leaves the range of the data | the range, and where zero is | a wide range |
 #
-# At $\gamma = 1$ the first three are the guess with label. Test your library's there and at the last column first. And the fourth?
+# At $\gamma = 1$ the first three give the guess with label. So test your library's version first a millionth above 1 (at 1 itself many are off: [chapter 20](20_from_here_to_a_real_pipeline.ipynb)), and at the setting of the last column. And the fourth?
 
 # %% tags=["hide-input"]
 plain_3 = guidance.classifier_free(pair, 3.0)(x_t, half).x0
@@ -607,7 +646,7 @@ assert repaired[0] > 2 * repaired[1] > 0
 # %% [markdown]
 # Thresholding acts at $\gamma = 1$ too: it knows how far true data reach, which a blurred model does not. Here it repairs the *model*, guided or not; on digits it harmed there ([Deeper](#deeper-the-same-on-digits)).
 #
-# **What APG, CFG-Zero* and thresholding do depends on where zero is; what plain guidance does, with exact guesses, does not.** In pictures zero is mid-grey; in another space, ask what it means.
+# **What APG, CFG-Zero* and thresholding do depends on where zero is; what plain guidance does, with exact guesses, does not.** In pictures zero is mid-grey; in another space, as in the latents of an autoencoder ([chapter 02](02_elbo_and_the_vae.ipynb)), ask what it means.
 #
 # ## In practice
 #
@@ -617,6 +656,7 @@ assert repaired[0] > 2 * repaired[1] > 0
 # | have none | turn $\gamma$ down before you switch anything on | at their own best no trick on the same pair was ahead by two errors on all three problems (CFG-Zero\* tied or led), nor on digits |
 # | compare a trick with plain guidance | give each its own best scale, or compare at the same share of right samples | at one scale seven of eight led |
 # | use CFG++ | change $\lambda$ with the number of steps; better, print $\gamma(t)$ | at one $\lambda$ the largest $\gamma$ went from 0.55 to 3.89 between 10 and 80 steps |
+# | guide in an interval, by a guider of `diffusers` | `start` and `stop` are shares of the steps: print the log-SNR there ($-2 \log \sigma$ for a paper whose data keep their size) | on Stable Diffusion's table, 50 trailing steps, our interval is `start=0.24`, `stop=0.96` |
 # | use APG, CFG-Zero\* or thresholding | ask what zero and the range mean in your space | with zero at another place APG's lead became a loss ([Deeper](#deeper-where-is-zero)) |
 #
 # ## Exercises
@@ -674,7 +714,7 @@ exercises.check("19.2", lam_for)
 # %% [markdown]
 # ### Exercise 19.3 (hard): heal from what you can measure
 #
-# You do not know $b_1$ and $b_2$. You have data, and samples of both models, in many directions; `v`, `v_1` and `v_2`, all `(d,)`, are the three variances in each direction, with $v < v_1 < v_2$. Return two tensors `(d,)`: the scale that heals each direction at the log-SNR `log_snr`, and the *constant* scale with which a noiseless sampler of fine steps ends with the right variance in that direction. (That sampler ends, with a constant scale, with the variance $v_1^\gamma\, v_2^{1 - \gamma}$; [chapter 15](15_classifier_free_guidance_on_digits.ipynb#is-it-the-network).)
+# You do not know $b_1$ and $b_2$. You have data, and samples of both models, in many directions; `v`, `v_1` and `v_2`, all `(d,)`, are the three variances in each direction, with $v < v_1 < v_2$. Return two tensors `(d,)`: the scale that heals each direction at the log-SNR `log_snr`, and the *constant* scale with which a noiseless sampler of fine steps ends with the right variance in that direction. (That sampler ends, with a constant scale, with the variance $v_1^\gamma\, v_2^{1 - \gamma}$: [exercise 11.3](11_classifier_free_guidance.ipynb).)
 #
 # <details><summary>Hint</summary>
 #
@@ -751,7 +791,7 @@ compact = guidance.mix(pair, practice.projected(3.0, schedule, eta=0.2))(x_t, ha
 torch.testing.assert_close(compact, naive)
 
 # %% [markdown]
-# *CFG-Zero\** ([Fan et al. (2025)](https://arxiv.org/abs/2503.18886)) first multiplies the velocity without label (here $v = \alpha_t \varepsilon - \sigma_t x_0$) so that it comes nearest to the one with label (its paper also silences the first steps, which is left out here):
+# *CFG-Zero\** ([Fan et al. (2025)](https://arxiv.org/abs/2503.18886)) first multiplies the velocity without label (here $v = \alpha_t \varepsilon - \sigma_t x_0$) so that it comes nearest to the one with label (its paper also silences the first steps, which is left out here; `diffusers` answers zeros in the first one by default, at a scale of 1 too: set `zero_init_steps=0` to compare, and always if your network answers the noise):
 #
 # $$ \hat v = s\, \hat v_u + \gamma\, (\hat v_c - s\, \hat v_u), \qquad s = \frac{\hat v_c^\top \hat v_u}{\|\hat v_u\|^2} . \label{eq-zero-star} $$
 
@@ -852,7 +892,7 @@ assert at["rescaled", 3.0][2] > at["plain", 3.0][2] + 0.01 and of_v[2] > at["res
 #
 # $$ \hat x_0 = \hat x_{0,u} + \gamma\, \big( d_\perp + \eta\, d_\parallel \big) = \hat x_{0,c} + (\gamma - 1)\, \big( d_\perp + \eta\, d_\parallel \big) - (1 - \eta)\, d_\parallel . \label{eq-projection-in-a-library} $$
 #
-# At $\eta = 1$, its default, nobody notices, unless the push is cut to a length. At $\eta = 0$ the formula at $\gamma = 1$ is not the guess with label: it lacks $d_\parallel$. (Asked for exactly 1, the guider answers the guess with label, so it jumps.)
+# At $\eta = 1$, its default, nobody notices. As it comes it has no projection and no momentum, and only cuts a push longer than 15; for $\eqref{eq-projected-guidance}$ give it `guidance_scale` $\gamma - 1$, `eta=0.0`, `use_original_formulation=True`, and the clean guess. At $\eta = 0$ the formula at $\gamma = 1$ is not the guess with label: it lacks $d_\parallel$. (Asked for exactly 1, the guider answers the guess with label, so it jumps.)
 
 # %%
 # [eq-projection-in-a-library]

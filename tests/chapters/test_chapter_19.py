@@ -215,6 +215,19 @@ def test_for_times_even_in_log_snr_the_scale_is_flat_but_for_the_last_step():
     assert values[0] > 1.5 * values[-1]
 
 
+def test_on_stable_diffusions_table_lambda_0_6_is_nearly_7_5_at_50_steps_and_the_interval_is_0_24_to_0_96():
+    """By hand, from the products of 1 - beta; the first beta of all is left out of no step but the last, to clean data."""
+    kept = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=F64) ** 2).cumprod(0)
+    ratio, mean = ((1 - kept) / kept).sqrt(), {}  # sigma / alpha
+    for steps in (25, 50, 100):
+        here = ratio[torch.arange(steps).flip(0) * (1000 // steps) + 1]
+        there = torch.cat([here[1:], torch.zeros(1, dtype=F64)])
+        mean[steps] = float((0.6 / (1 - there / here)).mean())
+    assert abs(mean[50] - 7.5) < 0.4 and mean[25] < 4 and mean[100] > 14
+    inside = [k for k in range(50) if abs(2 * math.log(ratio[1000 - 20 * k - 1])) <= 3]
+    assert (inside[0] / 50, (inside[-1] + 1) / 50) == (0.24, 0.96)
+
+
 def test_at_one_lambda_more_steps_push_harder_and_plain_guidance_does_not_notice():
     truth, pair = in_eight(NINE), in_eight(NINE, 0.1).pair(SCHEDULE, LABEL)
     shares = {}

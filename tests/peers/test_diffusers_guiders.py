@@ -155,6 +155,9 @@ def test_at_its_own_defaults_their_guider_is_plain_guidance_for_as_long_as_no_pu
     far = 100 * cond.x0, 100 * uncond.x0
     cut = guiders.AdaptiveProjectedGuidance(7.5).forward(*far).pred - far[1]
     assert float(cut.norm(dim=1).max()) <= 7.5 * 15 * (1 + 1e-12)
+    as_the_page_says = guiders.AdaptiveProjectedGuidance(6.5, eta=0.0, use_original_formulation=True)
+    ours = mix(pair, practice.projected(7.5, schedule, eta=0.0, reach=15.0))(x, T).x0
+    assert worst(as_the_page_says.forward(cond.x0, uncond.x0).pred, ours) < 1e-12
 
 
 @pytest.mark.equation("eq-zero-star")
@@ -181,6 +184,9 @@ def test_in_their_first_step_the_velocity_is_zero_by_default_which_is_ours_above
     theirs = guider.forward(velocity(cond, schedule), velocity(uncond, schedule)).pred
     ours = mix(pair, practice.zero_star(3.0, schedule, until=0.3))(x, T)
     assert float(theirs.abs().max()) == 0 and worst(velocity(ours, schedule), theirs) < 1e-15
+    at_one = guiders.ClassifierFreeZeroStarGuidance(1.0)
+    at_one.set_state(step=0, num_inference_steps=20, timestep=None)
+    assert float(at_one.forward(velocity(cond, schedule), velocity(uncond, schedule)).pred.abs().max()) == 0
 
 
 def clean(schedule) -> tuple:
