@@ -596,7 +596,7 @@ assert float((x.mean(0) - torch.tensor([7.0, 3.0]).double()).norm()) < 0.1 and b
 # %% [markdown]
 # ## Another sum
 #
-# Guidance moves the clean guess $\gamma - 1$ times the push beyond the one with label, at last out of the range of the data; in pictures that looks *saturated*, or burnt. Here are rules against it.
+# Guidance moves the clean guess $\gamma - 1$ times the push beyond the one with label, at last out of the range of the data; in pictures that looks *saturated* ([Ho & Salimans (2022)](https://arxiv.org/abs/2207.12598)), or burnt. Here are rules against it.
 #
 # *Rescaling* ([Lin et al. (2024)](https://arxiv.org/abs/2305.08891), `guidance_rescale`) gives the guided guess, in part, the spread of the one with label, over all coordinates of a picture:
 #
@@ -892,7 +892,7 @@ assert at["rescaled", 3.0][2] > at["plain", 3.0][2] + 0.01 and of_v[2] > at["res
 #
 # $$ \hat x_0 = \hat x_{0,u} + \gamma\, \big( d_\perp + \eta\, d_\parallel \big) = \hat x_{0,c} + (\gamma - 1)\, \big( d_\perp + \eta\, d_\parallel \big) - (1 - \eta)\, d_\parallel . \label{eq-projection-in-a-library} $$
 #
-# At $\eta = 1$, its default, nobody notices. As it comes it has no projection and no momentum, and only cuts a push longer than 15; for $\eqref{eq-projected-guidance}$ give it `guidance_scale` $\gamma - 1$, `eta=0.0`, `use_original_formulation=True`, and the clean guess. At $\eta = 0$ the formula at $\gamma = 1$ is not the guess with label: it lacks $d_\parallel$. (Asked for exactly 1, the guider answers the guess with label, so it jumps.)
+# At $\eta = 1$, its default, nobody notices. As it comes it has no projection and no momentum, and only cuts a long push; for $\eqref{eq-projected-guidance}$ give it `guidance_scale` $\gamma - 1$, `eta=0.0`, `use_original_formulation=True`, and the clean guess. At $\eta = 0$ the formula at $\gamma = 1$ is not the guess with label: it lacks $d_\parallel$. (Asked for exactly 1, the guider answers the guess with label, so it jumps.)
 
 # %%
 # [eq-projection-in-a-library]

@@ -216,7 +216,7 @@ def test_for_times_even_in_log_snr_the_scale_is_flat_but_for_the_last_step():
 
 
 def test_on_stable_diffusions_table_lambda_0_6_is_nearly_7_5_at_50_steps_and_the_interval_is_0_24_to_0_96():
-    """By hand, from the products of 1 - beta; the first beta of all is left out of no step but the last, to clean data."""
+    """By hand, from the products of 1 - beta; the last step leads to clean data."""
     kept = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=F64) ** 2).cumprod(0)
     ratio, mean = ((1 - kept) / kept).sqrt(), {}  # sigma / alpha
     for steps in (25, 50, 100):
