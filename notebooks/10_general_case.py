@@ -401,6 +401,9 @@ assert mixed_up["shift and substitution, DDPM"][1] > mixed_up["right, DDPM"][1] 
 # *Fails when* the classifier is not that of noisy points: then it is the right line with a wrong gradient. *Limits:* two dimensions, exact fields.
 
 # %% tags=["remove-cell"]
+gamma = 3.0
+assert [round(v, 2) for v in (by_gamma[gamma][0.0], by_2m, by_gamma[gamma][1.0])] == [2.21, 2.16, 1.84]
+assert len(grid_of(20)) == 20 + 1
 gamma = 2.0
 assert abs(mixed_up["shift and substitution, DDPM"][1] - mixed_up[f"gamma = {gamma:g}, DDPM"][1]) < 0.06
 
