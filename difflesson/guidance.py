@@ -140,7 +140,7 @@ class classifier_free(Part):
 
 @dataclass(frozen=True, eq=False)
 class gradient(Part):
-    """The gradient in x of any differentiable `log_prob(x, t) -> (batch,)`, one backward pass for the batch.
+    """The gradient in x of any differentiable `log_prob(x, t) -> (batch,)`, or reward, one backward pass for the batch.
 
     The values are summed before differentiating, which is right as long as no point's value depends on another point:
     true for `eval()` networks, false for batch norm in training mode. Where x is being differentiated, the answer is

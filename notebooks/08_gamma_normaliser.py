@@ -14,7 +14,7 @@
 # * name the density that each has the sampler follow, and say why samples need not come from it;
 # * tell from one line of code which of the two somebody runs.
 #
-# **You need** chapter 00, Bayes' rule, softmax, and gradients.
+# **You need** chapter 00, how a gradient guides (the table of [chapter 07](07_mean_shift.ipynb#in-practice)), Bayes' rule, softmax, and gradients.
 #
 # *29 minutes to read, 27 more for Deeper, 35 seconds to run, on a laptop, without a GPU or a network connection.*
 
@@ -215,7 +215,7 @@ shown
 # a class is certain, and least where all are equally probable.)
 #
 # That gives samples without any diffusion. Draw clean points, ask three judges, keep those of which all say class
-# 1: their density is $p(x)\, p(y \mid x)^3$ over a constant. Or ask about each point again and again until three agree, then keep it if they say class 1:
+# 1: their density is $p(x)\, p(y \mid x)^3$ over a constant, chapter 00's *story*. Or ask about each point again and again until three agree, then keep it if they say class 1:
 # $p(x)\, \tilde p(y \mid x)$ over a constant.
 
 # %%
@@ -241,8 +241,8 @@ while open_cases.any():
 if_agreed = asked[named == label]
 
 # %% [markdown]
-# The exact densities, summed over a grid, say whether that is right. The last column is
-# the share of class 1 in its small blob, which lies far from class 0:
+# The exact densities, summed over a grid, say whether that is right. The middle column is the *class mass* of chapters 06 and 07. The last is the small blob's share, far from class 0, of
+# the mass that looks like class 1. (For class 1 itself it is 0.400; the blob's weight in it is 0.375.)
 
 # %% tags=["hide-input"]
 def tilted(mixture, log_weight, cells=170):
@@ -277,6 +277,7 @@ for name, cloud in (("scaled", all_say), ("normalised", if_agreed)):
 unsharpened = tilted(mixture, log_weights(mixture, label, 1.0)["scaled"])
 print("   class 1 exactly  ", "{:6.3f}          {:6.3f}          {:6.3f}".format(*numbers(unsharpened)))
 assert all((target.weights - unsharpened.weights).abs().sum() / 2 < 0.1 for target in targets.values())
+assert [round(float(v), 3) for v in (numbers(unsharpened)[2], mixture.weights[3] / mixture.class_weights()[1])] == [0.4, 0.375]
 
 # %% [markdown]
 # The judges' points have the exact moments, up to sampling error (± one standard error). And see how little was asked for: both targets
@@ -327,7 +328,7 @@ for k, denoiser in enumerate(denoisers.values()):
 # %% [markdown]
 # ## Do samplers draw from these densities?
 #
-# Now guide, with the exact denoiser (chapter 00's best guess) and the exact classifier: 200 steps, 2,000 points, by DDIM and by DDPM
+# Now guide, by adding the push to the score, with the exact denoiser (chapter 00's best guess) and the exact classifier: 200 steps, 2,000 points, by DDIM and by DDPM
 # ([chapter 05](05_every_reverse_process_at_once.ipynb)). Each cloud is compared with *its own* target, $S_0$ or $N_0$, by the numbers above and by the
 # Wasserstein-2 distance of 700 points: the least root mean square distance over all pairings. Two draws of the target are apart as well: the floor.
 
@@ -399,7 +400,7 @@ assert all(distances[at, "scaled", k] > distances[at, "normalised", k] + 0.15 fo
 # $$ Q_t(x) = \frac{1}{C}\, p_t(x)\; \mathbb E[h(x_0) \mid x_t = x] : \label{eq-noised-tilt} $$
 #
 # sharpen the verdict on each *clean* point, then average. $S_t$ and $N_t$ average first, since $p_t(y \mid x) = \mathbb E[p(y \mid x_0) \mid x_t = x]$, and then sharpen,
-# and a power of a mean is not the mean of a power. In the judges' words: the right judges
+# and a power of a mean is not the mean of a power ("used" and "needed" of [chapter 00](00_start_here.ipynb#why-the-story-fails), now at every level). In the judges' words: the right judges
 # all look at the same clean picture; the sampler's look at the noisy one, and each imagines his own.
 #
 # The purest case: let the clean classifier be certain, $p(y \mid x_0)$ always 0 or 1. Then $h = p(y \mid x_0)$ for *every* $\gamma > 0$, both targets are $p(x \mid y)$, and the right push is
@@ -457,9 +458,9 @@ assert all(abs(row[0] - 3) < 1e-9 and (t < 0.5 or max(row[4:]) < 0.075) for t, r
 # %% [markdown]
 # In much noise the right pushes are nearly the plain one: 1.09 and 1.02 times, where the samplers use 3.00 and 3.66 times. In pure noise all that counts
 # is how far the target's mean is from that of all data, compared with the class's mean; and both targets are nearly the class. (For classes that
-# overlap a lot the right multiple is larger, and the usual pushes less wrong.) Only near the data do the right multiples come to 2.50 and 2.30
-# (and, in the tests, at points of all data to more than $\gamma$).
-# (A multiple leaves over at most 7 % of the right push while $t \ge 0.5$, up to 33 % at 0.1.)
+# overlap a lot the right multiple is larger, and the usual pushes less wrong.) Only near the data do they grow, to 2.50 and 2.30
+# (in the tests, at points of all data, beyond $\gamma$).
+# (What no multiple of $g_y$ explains is at most 7 % of the right push while $t \ge 0.5$, and up to 33 % at 0.1.)
 #
 # So **at $\gamma = 3$, for class 1, both samplers push about three times too hard while there is much noise**. The normalised one pushes even harder, since class 1
 # is the rarer one: in much noise most points are on its wrong side.
@@ -606,7 +607,7 @@ assert sizes[0.9][1] < 1.1 and sizes[0.9][3] < 1.1 and sizes[0.9][0] > 2.9 and s
 # Type where it says "your turn", run the cell, then the check below it.
 
 # %% [markdown]
-# ### Exercise 8.1 (easy)
+# ### Exercise 8.1 (easy): how many times as long
 #
 # Two classes. At some point the class asked for has the probability `p`, a float strictly between 0 and 1. Return how many times as
 # long the scaled push is as the sharpened classifier's.
@@ -629,7 +630,7 @@ def times_as_long(p, gamma):
 exercises.check("8.1", times_as_long)
 
 # %% [markdown]
-# ### Exercise 8.2 (medium)
+# ### Exercise 8.2 (medium): from raw logits
 #
 # A network gave you logits (before any softmax) `z` of shape `(N, classes)`, not normalised, and their gradients in the point, `slopes` of shape `(N, classes, d)`. Return
 # the normalised push $\nabla \log \tilde p(y \mid x)$, of shape `(N, d)`, for the class with the number `label`.
@@ -654,7 +655,7 @@ def normalised_push(z, slopes, label, gamma):
 exercises.check("8.2", normalised_push)
 
 # %% [markdown]
-# ### Exercise 8.3 (medium)
+# ### Exercise 8.3 (medium): two targets without a sampler
 #
 # You have class probabilities `p`, of shape `(N, classes)`, at points drawn from $p(x)$. Estimate the mean of $p(y \mid x)$ under the
 # scaled target, and under the normalised one. Return both, in this order.
@@ -807,7 +808,7 @@ shown
 # another matter: see the last section.)
 
 # %% [markdown]
-# ### Exercise 8.4 (hard)
+# ### Exercise 8.4 (hard): a peak and a wall
 #
 # On the line let $p(x) = \mathcal N(x; 0, 1)$, with a classifier of two classes whose logit is $l(x) = a\, x + b$, $a > 0$, and $\gamma \ge 0$. Return two
 # numbers: the place where the scaled target $p(x)\, p(y \mid x)^\gamma$ is highest, and the mean of the normalised target in the limit $\gamma \to

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 09 · Similarity control: can you steer by anything you can differentiate?
 #
-# You have a diffusion model that knows no labels. And you have a *similarity* of your own: how well a picture fits a sentence, how
+# You have a diffusion model that knows no labels. And you have a *similarity* of your own, or a reward: how well a picture fits a sentence, how
 # near it lies to a line that you drew, how much its texture is like that of a painting. The recipe is one line: in every
 # denoising step, push along the gradient of the similarity, $\gamma$ times. What do you get?
 #
@@ -157,10 +157,10 @@ shown
 # *Samples asked to be "below", at three strengths; dashed, 50, 90 and 99 % of what was asked for. Above: the gradient of the similarity at the noisy point; green, on the right, lines of equal similarity.
 # It does too much at $\gamma = 1$, and turned up to 10 it ends with less similarity than at 4. Below: the gradient of this chapter, from the same noise.*
 #
-# Why do points that are pushed towards "below" end at the upper left? Outside the data, the similarity has a second, lower ridge there, at about $-0.35$. A third of the points are pushed up this one, and stay. (With another encoder, in the tests, the knob did not turn back;
-# too much at 1, and too little at 10, it had as well. A plain cosine with one direction had too much at both.)
+# Why do points that are pushed towards "below" end at the upper left? Outside the data, the similarity has a second, lower ridge there, at about $-0.35$. A third of the points are pushed up this one, and stay. (In the tests, with another encoder, the knob did not turn back,
+# but there too it gave too much at 1 and too little at 10; a plain cosine with one direction gave too much at both.)
 #
-# **What happens.** Your similarity knows clean points. A noisy point is no clean point that looks bad: it stands for a *crowd*, all the clean points that
+# **What happens.** Your similarity knows clean points. A noisy point is no clean point that looks bad: it stands for a *crowd* (chapter 01's cloud), all the clean points that
 # it may have come from. Asked about the noisy point itself, the similarity answers about one place, and not about the crowd.
 #
 # **What should pull.** Give each member of the crowd a weight, $e^{\gamma\,\mathrm{sim}}$. Call the mean weight the *worth* of the noisy point. Where the
@@ -238,7 +238,7 @@ torch.testing.assert_close((to_score.mean - step.mean) * schedule.transition(t, 
 
 # %% [markdown]
 # The shorter the step, the nearer it comes (Deeper says how fast). So with enough steps, each does what its definition says.
-# (Added to the score, as for the picture, the slope moves a step $1 / \alpha_{t|s}$ times as far: for short steps, the same.)
+# (Added to the score, as for the picture and in [chapter 07's table](07_mean_shift.ipynb#in-practice), the slope moves a step $1 / \alpha_{t|s}$ times as far: for short steps, the same.)
 #
 # ## The chain does something else
 
@@ -279,7 +279,7 @@ torch.testing.assert_close((chances * later).sum(0), (shares * (gamma * sim(crow
 #
 # $$ \tilde p_t(x) = p_t(x)\, \frac{h_t(x)}{Z}, \qquad Z = \mathbb E_{p(x_0)}\big[ e^{\gamma\, \mathrm{sim}(x_0,\, y)} \big]. \label{eq-noised-target} $$
 #
-# **Adding $\nabla \log h_t$ to the score makes it the score of the noised target, at every noise level.** A sampler that is right for any data is then right for these. (It should start from $\tilde p_1$, which is nearly $\mathcal N(0, I)$ as well, if $\gamma$ does not move the target far out.)
+# **Adding $\nabla \log h_t$ to the score makes it the score of the noised target, at every noise level.** (It is the $Q_t$ of [chapter 08](08_gamma_normaliser.ipynb#sharpen-first-then-add-noise), with another weight.) A sampler that is right for any data is then right for these. (It should start from $\tilde p_1$, which is nearly $\mathcal N(0, I)$ as well, if $\gamma$ does not move the target far out.)
 
 # %%
 target, alpha, sigma = targets[gamma], schedule.alpha(t), schedule.sigma(t)
@@ -319,7 +319,7 @@ print(f"4 nodes a dimension, as in the pictures, in place of 12, at gamma = 10 a
 # $$ \nabla \log h_t(x) \approx \gamma\, \nabla\, \mathbb E\big[\mathrm{sim}(x_0, y) \mid x_t = x\big], \qquad
 # \nabla\, \mathbb E\big[\mathrm{sim}(x_0, y) \mid x_t = x\big] = \frac{\alpha_t}{\sigma_t^2}\, \mathrm{Cov}\big(x_0, \mathrm{sim}(x_0, y) \mid x_t = x\big). \label{eq-mean-similarity} $$
 #
-# What pulls is then the mean similarity of the crowd. A network gets that by regression: show it the noisy point, ask for the encoder's vector of the clean one, scaled to length 1. The best answer is the mean of the crowd's vectors. Its inner product with the unit vector of the word is the mean similarity.
+# ([Chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb#why-a-slope-at-one-point-or-the-slopes-of-a-cloud) proves the second half for any function.) What pulls is then the mean similarity of the crowd. A network gets that by regression: show it the noisy point, ask for the encoder's vector of the clean one, scaled to length 1. The best answer is the mean of the crowd's vectors. Its inner product with the unit vector of the word is the mean similarity.
 # ([Liu et al. (2021)](https://arxiv.org/abs/2112.05744) finetune their encoder on noisy images to match the clean encoder's vectors, by a contrastive loss.)
 
 # %% tags=["hide-input"]
@@ -475,7 +475,7 @@ assert abs(off["clean encoder"][0][1] - 1) < 0.05 and max(off, key=lambda name: 
 #
 # | if you have | do | because |
 # |---|---|---|
-# | a similarity of clean data, and no data to train on | do not take its gradient at $x_t$ ([chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb) asks about the denoised point) | here it did too much at $\gamma = 1$, and fell short at 10 |
+# | a similarity of clean data, and no data to train on | do not take its gradient at $x_t$ (about the denoised point it is better, and over-guides too: [chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb); with digits and words: [chapter 16](16_digits_by_words_and_by_style.ipynb#in-practice)) | here it did too much at $\gamma = 1$, and fell short at 10 |
 # | noisy data to train on, and a small $\gamma$ | regress the clean embedding, take the inner product with the unit vector of the condition | it is right to first order in $\gamma$ |
 # | the same, and a large $\gamma$ or a rare wish | cross-entropy on the soft target $e^{\gamma(\mathrm{sim} - 1)}$, $\gamma$ as an input | the mean similarity is decided by those who do not fit; trained for the exponential, about half of its distance was left at $\gamma = 4$ |
 # | draws or nodes of the crowd | weigh them, $\eqref{eq-noisy-gradient}$; draws must meet the wish (Deeper) | no gradient of the similarity is needed, and it need have none |

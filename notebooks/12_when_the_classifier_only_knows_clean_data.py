@@ -1,7 +1,8 @@
 # %% [markdown]
 # # 12 · When the classifier only knows clean data: is guessing first enough?
 #
-# You have a diffusion model, and a classifier that somebody trained on clean pictures. A sampler walks through noisy
+# You have a diffusion model, and a classifier that somebody trained on clean pictures (or a reward: read
+# $e^{\text{reward}}$ for the probability). A sampler walks through noisy
 # ones. So let the denoiser guess the clean picture first, ask the classifier about the guess, and differentiate
 # through both. Suppose that both are perfect. Is guessing first enough?
 #
@@ -62,7 +63,7 @@ def clean_classifier(x0):
 
 
 # %% [markdown]
-# Take one noisy point. Which clean points may it come from? And what does the classifier say of them, and of their
+# Take one noisy point. Which clean points may it come from (their *cloud* here, in chapter 09 their crowd)? And what does the classifier say of them, and of their
 # average?
 
 # %% tags=["hide-input"]
@@ -341,8 +342,8 @@ shown
 #
 # Then turn it down? At $\gamma = 1/3$ the samples are less sure of the class than the data, and the far blob stays
 # starved. The best factor at each level, from nearly 1 near the data to a sixth near noise, is little better. Guiding late
-# helps DDIM most, though a tenth of the class mass is then missing. DDPM's noise lowers $W_2$ in every row through the
-# guess (guided late, hardly). But each row through the guess is at least two and a half times as far from class 1 as the exact classifier's.
+# helps DDIM most, though a tenth of the class mass is then missing. With DDPM every row through the guess has a smaller $W_2$ than with DDIM
+# (guided late, only just). But each row through the guess is at least two and a half times as far from class 1 as the exact classifier's.
 # What is wrong is not a factor. (For class 0, in the tests, DDPM comes within twice the exact distance, no
 # nearer with a smaller factor or a late start.)
 #
@@ -352,7 +353,7 @@ shown
 # e^{-\|x - \alpha_t x_0\|^2 / 2 \sigma_t^2}$. The gradient of its logarithm in $x$ is $\alpha_t x_0 / \sigma_t^2$ plus
 # terms without $x_0$. Densities stay normalised, so this gradient averages to zero over the cloud:
 # it is $\alpha_t (x_0 - \hat x_0) / \sigma_t^2$. And $\nabla\, \mathbb E[f] = \mathbb E[f\, \nabla \log p(x_0
-# \mid x)]$; so for every function $f$ of $x_0$
+# \mid x)]$; so, as for the similarity of [chapter 09](09_similarity_control.ipynb#what-an-encoder-learns-from-noise), for every function $f$ of $x_0$
 #
 # $$ \nabla\, \mathbb E[f(x_0) \mid x_t = x] = \frac{\alpha_t}{\sigma_t^2}\, \mathrm{Cov}\big(x_0, f(x_0) \mid x_t = x\big). \label{eq-nudge} $$
 #
@@ -482,7 +483,7 @@ assert all(table["averaged", how][4] < 1.4 * table["exact", how][4] for how in s
 #
 # **What is left.** With enough $z$ the Gaussian's own error is largest in the middle, nearly a quarter of the gradient
 # at $t = 0.5$: a cloud of several blobs is no Gaussian. And enough is many: with $6 \times 6$ points the error near
-# noise is over three times that with $36 \times 36$. On thin strips (last section) more error than gradient is left. The cost is $d$ backward passes for
+# noise is over three times that with $36 \times 36$. On thin strips ([Deeper](#deeper-three-classes-on-thin-strips)) more error than gradient is left. The cost is $d$ backward passes for
 # the matrix, their derivative, and 144 questions to the classifier. On images you would draw a few
 # $z$ and approximate the covariance; this page did not try.
 #
@@ -492,10 +493,10 @@ assert all(table["averaged", how][4] < 1.4 * table["exact", how][4] for how in s
 # \alpha_t$ with $\hat\varepsilon$ detached from the graph. Then $\partial \hat x_0 / \partial x$ becomes $I /
 # \alpha_t$. By $\eqref{eq-clean-jacobian}$ this claims the covariance $(\sigma_t^2 / \alpha_t^2) I$: the noise in the
 # units of $x_0$, as if there were no data. Others take the gradient at the guess
-# as it is ($I$). Of all multiples of $I$ the nearest to $\mathrm{Cov}$ is its trace over $d$, times $I$. All rows but the
-# last take the averaged classifier's slope, the cloud's shape held, so that little else is wrong. The last is at the
-# guess, with one such number for
-# each level: the mean over noisy data, which is the denoiser's mean square error there over $d$, so it needs no Jacobian.
+# as it is ($I$). Of all multiples of $I$ the nearest to $\mathrm{Cov}$ is its trace over $d$, times $I$. All rows but the last
+# take the slope of the averaged classifier, with the cloud's shape held fixed, so that little but the matrix is wrong. The
+# last row asks at the guess, with one number for each level: the mean of that number over noisy data, that is the denoiser's mean
+# square error there over $d$, so it needs no Jacobian.
 
 # %% tags=["hide-input"]
 def averaged_slope(x0, cov):
@@ -573,7 +574,7 @@ assert round(max(far_blob.values()), 2) == 0.23
 # | if you have | do | because |
 # |---|---|---|
 # | labelled data | train the classifier on noisy points, or a model with labels ([chapter 11](11_classifier_free_guidance.ipynb)) | with the exact noisy answer, $\gamma = 1$ sampled the class with either sampler |
-# | a clean classifier, and a denoiser you may differentiate | average its *probabilities* over $\mathcal N(\hat x_0, \mathrm{Cov})$, $\gamma = 1$, with enough $z$ | five sixths or more of the gradient's error went, and $W_2$ came near the exact classifier's; six points an axis were too few near noise |
+# | a clean classifier, and a denoiser you may differentiate ([chapter 10](10_general_case.ipynb#only-the-arrow-knows-the-data) has the loop) | average its *probabilities* over $\mathcal N(\hat x_0, \mathrm{Cov})$, $\gamma = 1$, with enough $z$ | five sixths or more of the gradient's error went, and $W_2$ came near the exact classifier's; six points an axis were too few near noise; [chapter 14](14_classifier_guidance_on_digits.ipynb#in-practice) asks on digits, without the average |
 # | the last steps, $t$ near 0 | the guess will do, once the cloud is narrower than the border | at $t = 0.1$ its gradient is right to within a tenth of its size (in the tests, at sharper borders, off by nearly all of it) |
 # | nothing but the guess | noise in the sampler; judge by the mix *inside* the class, not by how sure it is | the far blob got a seventh of its share from DDIM, and half of it from DDPM; neither smaller factors nor the late start brought it to two thirds |
 # | no memory for backpropagation | one number a level for the covariance; never $I / \alpha_t$, nor $I$ | detached, the samples exploded; for class 1 one number a level did nearly as well as the guess with backpropagation |
@@ -581,7 +582,7 @@ assert round(max(far_blob.values()), 2) == 0.23
 # ## Exercises
 
 # %% [markdown]
-# ### Exercise 12.1 (easy)
+# ### Exercise 12.1 (easy): two denoisers and no classifier
 #
 # You have two denoisers at $x_t = x$: `x0_told` is $\mathbb E[x_0 \mid x_t = x, y]$, `x0_untold` is $\mathbb E[x_0 \mid
 # x_t = x]$, both (N, d). Return $\nabla \log p_t(y \mid x)$, (N, d). `alpha` and `sigma` are numbers.
@@ -605,7 +606,7 @@ def gradient_of_answer(x0_told, x0_untold, alpha, sigma):
 exercises.check("12.1", gradient_of_answer)
 
 # %% [markdown]
-# ### Exercise 12.2 (medium)
+# ### Exercise 12.2 (medium): a measurement instead of a class
 #
 # Instead of a class you are given a measurement: $y = a^\top x_0 + $ Gaussian noise of variance `s2`. The cloud of
 # clean points behind $x$ is Gaussian with mean `mean` (d,) and covariance `cov` (d, d), which does not change with $x$.
@@ -632,7 +633,7 @@ def two_gradients(a, y, s2, mean, cov, alpha, sigma):
 exercises.check("12.2", two_gradients)
 
 # %% [markdown]
-# ### Exercise 12.3 (hard)
+# ### Exercise 12.3 (hard): from data alone
 #
 # The right gradient without a denoiser and without a noisy classifier: `x0` (M, d) are clean data, `p` (M,) what the
 # clean classifier says of each, `x` (d,) is a noisy point. Return $\nabla \log p_t(y \mid x)$, (d,), for data that are
@@ -661,13 +662,13 @@ exercises.check("12.3", gradient_from_data)
 # %% [markdown]
 # ## Remember
 #
-# * A noisy classifier says the average of the clean one over the cloud of clean points behind $x_t$. Asking about the denoiser's guess asks about the middle alone.
-# * The guess's gradient is $\frac{\alpha_t}{\sigma_t^2} \mathrm{Cov}(x_0 \mid x_t)\, \nabla \log p_o$ at one point. Near the border it is
-#   too long, where the guess is sure of the class asked for it is too short. So no $\gamma$ makes it right, and here none mended
-#   the samples. (On other blobs, by DDPM, $\gamma = 1/2$ did.)
-# * With perfect parts and $\gamma = 1$, DDIM here gave a class probability of 0.996 for 0.922, and a twentieth to a blob of more than a third.
-# * Averaging over the Gaussian with the denoiser's own covariance removed five sixths of the gradient's error or more here, given enough points (144 in the plane).
-# * Without the Jacobian of the denoiser the gradient claims another cloud: of width $\sigma_t / \alpha_t$ if the noise is detached.
+# 1. A noisy classifier says the average of the clean one over the cloud of clean points behind $x_t$. Asking about the denoiser's guess asks about the middle alone.
+# 2. The guess's gradient is $\frac{\alpha_t}{\sigma_t^2} \mathrm{Cov}(x_0 \mid x_t)\, \nabla \log p_o$ at one point. Near the border it is
+#    too long, where the guess is sure of the class asked for it is too short. So no $\gamma$ makes it right, and here none mended
+#    the samples. (On other blobs, by DDPM, $\gamma = 1/2$ did.)
+# 3. With perfect parts and $\gamma = 1$, DDIM here gave a class probability of 0.996 for 0.922, and a twentieth to a blob of more than a third.
+# 4. Averaging over the Gaussian with the denoiser's own covariance removed five sixths of the gradient's error or more here, given enough points (144 in the plane).
+# 5. Without the Jacobian of the denoiser the gradient claims another cloud: of width $\sigma_t / \alpha_t$ if the noise is detached.
 #
 # **Where it comes from.** Guidance through the guess: [Chung et al. (2023)](https://arxiv.org/abs/2209.14687) and
 # [Bansal et al. (2023)](https://arxiv.org/abs/2302.07121). A step's mean for the guess (Deeper): [Su
@@ -740,7 +741,7 @@ assert max(agreement[:3]) < 0.05 and agreement[3] < 0.25
 # *direction*. No factor mends that.
 
 # %% [markdown]
-# ### Exercise 12.4 (research)
+# ### Exercise 12.4 (research): an average without quadrature
 #
 # An averaged classifier for high dimension, without quadrature. The classifier is $\varsigma(k^\top x_0 + b)$, the
 # cloud Gaussian with mean `mean` (d,) and a covariance `cov` (d, d) that does not change with $x$. Return the logarithm
