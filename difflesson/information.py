@@ -12,16 +12,11 @@ from difflesson.schedule import Schedule
 def labelled_nodes(mixture: GaussianMixture, schedule: Schedule, t: Tensor, order: int = 12) -> tuple[Tensor, ...]:
     """Points (M, d), weights (M,) and labels (M,) such that `(weights * f(x, y)).sum()` is `E f(x_t, y)`."""
     parts = []
-    for y, share in _classes(mixture):
+    for y, share in enumerate(mixture.class_weights()):
         x, weights = mixture_nodes(mixture.given(y).noised(schedule.alpha(t), schedule.sigma(t)), order)
         parts.append((x, share * weights, torch.full((len(x),), y)))
     x, weights, label = (torch.cat(part) for part in zip(*parts, strict=True))
     return x, weights, label
-
-
-def _classes(mixture: GaussianMixture):
-    """Each label with a weight above 0, and its weight."""
-    return ((y, share) for y, share in enumerate(mixture.class_weights()) if share > 0)
 
 
 def label_rate(pair: Pair, x: Tensor, t: Tensor) -> Tensor:
@@ -43,7 +38,7 @@ def label_information(mixture: GaussianMixture, schedule: Schedule, t: Tensor, o
     """`I(y; x_t) = E[log p_t(y | x_t) - log p(y)]` in nats, 0-dim: how well x_t tells the class, by quadrature."""
     noisy, total = mixture.noised(schedule.alpha(t), schedule.sigma(t)), 0.0
     x, weights, label = labelled_nodes(mixture, schedule, t, order)
-    for y, share in _classes(mixture):
+    for y, share in enumerate(mixture.class_weights()):
         mine = label == y
         total = total + weights[mine] @ (noisy.class_log_prob(x[mine], y) - share.log())
     return total

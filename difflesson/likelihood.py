@@ -97,7 +97,7 @@ def error_area(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor,
     schedule)`;  order: nodes a dimension.  Returns: (N,).  Raises: ValueError if times do not decrease or sigma is 0.
     Source: Guo, Shamai & Verdu 2005 (arXiv cs/0412108); pointwise: Kong et al. 2023 (arXiv 2302.03792).
     """
-    times = _falling(x, times)
+    times = checked_run(x, times)
     noise, weights = (part.to(x) for part in hermite(order, x.shape[-1]))
     curve, log_snr = [], schedule.log_snr(times)
     for t, level in zip(times, log_snr, strict=True):
@@ -123,7 +123,7 @@ def least_error(mixture: GaussianMixture, schedule: Schedule, t: Tensor, order: 
 
 def _bound(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, errors) -> Bound:
     """The terms, from the squared errors at a time, `errors(t)`: (..., N)."""
-    times, dim = _falling(x, times), x.shape[1]
+    times, dim = checked_run(x, times), x.shape[1]
     snr = schedule.log_snr(times).exp().tolist()
     denoising = sum(
         (after - before) / 2 * errors(t) for t, before, after in zip(times[:-1], snr[:-1], snr[1:], strict=True)
@@ -132,13 +132,6 @@ def _bound(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, err
     signal = schedule.alpha(times[0]) ** 2
     prior = (signal * (x.square().sum(1) - dim) - dim * torch.log1p(-signal)) / 2
     return Bound(reconstruction, prior, denoising)
-
-
-def _falling(x: Tensor, times: Tensor) -> Tensor:
-    times = checked_run(x, times)
-    if not times[1] < times[0]:
-        raise ValueError(f"times must decrease, from much noise to little, got {times[:2].tolist()} ...")
-    return times
 
 
 def divergence(flow, x: Tensor, t: float | Tensor, probes: Tensor | None = None) -> Tensor:

@@ -128,8 +128,7 @@ def sample(
     """Walk through `times` like `samplers.sample`, and yield the `Particles` at each of them, the start included.
 
     Resampling is the first thing that a step does, where the effective size is below a share of N: what is yielded
-    has its weights still, and an effective size that can be believed. What is yielded is the caller's to change, and
-    nothing is kept but the latest population.
+    has its weights still, and an effective size that can be believed. Nothing is kept but the latest population.
 
     Args: kernel, x, times, after: as in `samplers.sample`; `after` must keep the distribution that the weights ask for
     at time s, as Langevin steps do, and the weights stay;  rule: what a step adds to the log-weights;  generator: on
@@ -148,8 +147,7 @@ def sample(
     begun = Particles(x, _checked("log_weights", log_weights, x, 0.0), torch.arange(len(x), device=x.device))
     started: dict = {}  # a part that stands in the kernel and in the rule remains one
     kernel, rule = (part.start(started) if isinstance(part, Part) else part for part in (kernel, rule))
-    states = _walk(kernel, rule, begun, times, generator, after, resample, below)
-    return (Particles(now.x.clone(), now.log_weights.clone(), now.ancestors.clone()) for now in states)
+    return _walk(kernel, rule, begun, times, generator, after, resample, below)
 
 
 def draw(kernel: Kernel, rule: Rule, x: Tensor, times: Tensor, generator: torch.Generator, **options) -> Particles:

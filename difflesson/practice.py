@@ -70,8 +70,7 @@ class rescaled(Part):
             levels = levels_at(self.schedule, x, t)
             told, untold = (_said(one, self.of, *levels) for one in (cond, uncond))
             value = untold + scale_at(self.gamma, t, x) * (told - untold)
-            ratio = torch.where(_deviation(value) > 0, _deviation(told) / _deviation(value), 1.0)
-            value = value * (self.phi * ratio + 1 - self.phi)
+            value = value * (self.phi * _deviation(told) / _deviation(value) + 1 - self.phi)
             return PREDICTIONS[self.of](x, value, *levels)
 
 

@@ -8,7 +8,6 @@ import torch
 
 from difflesson import information
 from difflesson.digits import runs
-from difflesson.mixture import GaussianMixture
 from difflesson.schedule import cosine
 from tests.oracles.mixtures import FOUR, THREE
 
@@ -67,13 +66,3 @@ def test_a_log_that_is_not_there_is_answered_with_those_that_are():
     with pytest.raises(ValueError, match="denoiser"):
         runs.log("nothing")
     assert {"log_snr", "distance", "gap"} <= runs.log("denoiser").keys()
-
-
-def test_a_label_that_nothing_has_counts_for_nothing():
-    weights, means = [0.5, 0.5], torch.tensor([[-1.0, 0.0], [1.5, 0.5]], dtype=torch.float64)
-    covs = torch.eye(2, dtype=torch.float64).expand(2, 2, 2) * 0.3
-    t = torch.tensor(0.4, dtype=torch.float64)
-    gapless, with_a_gap = (GaussianMixture(weights, means, covs, labels) for labels in ([0, 1], [0, 2]))
-    told, gap = (information.label_information(mixture, cosine(), t) for mixture in (gapless, with_a_gap))
-    torch.testing.assert_close(gap, told)
-    assert set(information.labelled_nodes(with_a_gap, cosine(), t)[2].tolist()) == {0, 2}

@@ -206,14 +206,3 @@ def test_probes_give_the_density_within_their_stated_error():
 def test_probes_shaped_otherwise_are_refused(probes):
     with pytest.raises(ValueError, match="probes"):
         likelihood.divergence(lambda x, t: x, torch.zeros(4, 2), 0.5, probes)
-
-
-def test_times_that_rise_are_refused_where_an_area_would_come_out_wrong():
-    mixture, schedule = FOUR.mixture(), cosine()
-    x, rising = mixture.sample(3, torch.Generator().manual_seed(0))[0], time_grid(8, schedule, 0.95, 0.05).flip(0)
-    denoiser, generator = mixture.denoiser(schedule), torch.Generator().manual_seed(0)
-    for bound in (likelihood.error_area, likelihood.variational_bound):
-        with pytest.raises(ValueError, match="times must decrease"):
-            bound(denoiser, schedule, x, rising)
-    with pytest.raises(ValueError, match="times must decrease"):
-        likelihood.sampled_bound(denoiser, schedule, x, rising, 2, generator)

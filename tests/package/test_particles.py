@@ -328,23 +328,3 @@ def test_the_loop_says_what_is_wrong(change, message):
 def test_resampling_says_what_is_wrong(rule, log_weights, options, message):
     with pytest.raises(ValueError, match=message):
         rule(log_weights, **({"generator": seeded()} | options))
-
-
-def test_what_a_run_yields_is_the_callers_to_change():
-    mixture, schedule = four_blobs(), vp_linear()
-    kernel, times = kernels.ddpm(mixture.denoiser(schedule), schedule), time_grid(4)
-    start = torch.randn(20, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    kept, ends = start.clone(), []
-
-    def rule(step, x, new, t, s):
-        return new[:, 0]
-
-    for change in (False, True):
-        for now in particles.sample(kernel, rule, start, times, torch.Generator().manual_seed(1)):
-            ends.append((now.x.clone(), now.log_weights.clone()))
-            if change:
-                for part in (now.x, now.log_weights, now.ancestors):
-                    part.fill_(0)
-    assert torch.equal(start, kept) and len(ends) == 10
-    for (x, w), (other_x, other_w) in zip(ends[:5], ends[5:], strict=True):
-        assert torch.equal(x, other_x) and torch.equal(w, other_w)

@@ -722,12 +722,3 @@ def test_two_conditions_at_once_are_tilt_on_top_of_classifier_free(schedule, t):
     untold = a.denoiser(schedule)(points(), torch.tensor(t))
     for half, first, other, none in zip(found, *told, untold, strict=True):
         torch.testing.assert_close(half, none + 1.7 * (first - none) + 0.6 * (other - none), rtol=1e-6, atol=1e-6)
-
-
-def test_rescaling_at_the_data_where_the_noise_has_no_spread_is_plain_guidance():
-    pair, x = random_mixture(2, [0, 1]).pair(vp_linear(), 0), torch.randn(5, 2, dtype=torch.float64)
-    end = torch.zeros((), dtype=torch.float64)
-    for phi in (0.0, 0.7):
-        rescaled = mix(pair, practice.rescaled(2.0, phi, vp_linear()))(x, end)
-        assert rescaled.eps.isfinite().all() and rescaled.x0.isfinite().all()
-        torch.testing.assert_close(rescaled.x0, classifier_free(pair, 2.0)(x, end).x0)

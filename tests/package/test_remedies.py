@@ -188,20 +188,3 @@ def test_a_run_to_the_data_themselves_has_the_weights_of_one_that_stops_just_bef
     rule = remedies.feynman_kac(pair, 1.5, schedule)
     ends = [particles.draw(kernel, rule, x, time_grid(100, end=end), seeded(0), below=0) for end in (0.0, 0.01)]
     assert float((ends[0].log_weights - ends[1].log_weights).abs().max()) < 1e-2
-
-
-@pytest.mark.parametrize("below", [0.0, 1.0])
-def test_a_pair_that_is_asked_once_is_asked_again_when_a_corrector_moved_the_points_in_place(below):
-    mixture, schedule, times = FOUR.mixture(), cosine(), time_grid(6, None, 1.0, 0.05)
-    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-    def ends(pair, after):
-        kernel = kernels.ddpm(guidance.classifier_free(pair, 2.0), schedule)
-        rule = remedies.feynman_kac(pair, 2.0, schedule)
-        return particles.draw(kernel, rule, x, times, torch.Generator().manual_seed(1), after=after, below=below)
-
-    for moved in (lambda x, t, s: x.add_(0.3), lambda x, t, s: x + 0.3):
-        pair = mixture.pair(schedule, 1)
-        plain, once = ends(pair, moved), ends(remedies.asked_once(pair), moved)
-        torch.testing.assert_close(once.x, plain.x, rtol=0, atol=0)
-        torch.testing.assert_close(once.log_weights, plain.log_weights, rtol=0, atol=0)
