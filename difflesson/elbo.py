@@ -110,7 +110,7 @@ def likeliest_linear(cov: Tensor, s: float, latent: int) -> Tensor:
     Args: cov: (d, d), symmetric;  latent: k, from 0 to d.  Raises: ValueError otherwise.
     """
     if not 0 <= latent <= len(cov):
-        raise ValueError(f"latent must be at least 0 and at most the dimension {len(cov)}, got {latent}")
+        raise ValueError(f"latent must be at most the dimension {len(cov)} and at least 0, got {latent}")
     values, axes = torch.linalg.eigh(cov)
     values, axes = values.flip(0)[:latent], axes.flip(1)[:, :latent]
     return axes * (values - s**2).clamp_min(0).sqrt()

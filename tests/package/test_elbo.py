@@ -102,7 +102,7 @@ def test_no_other_matrix_is_likelier_and_a_direction_below_the_noise_gets_no_lat
     few, all_of_them = (log_likelihood(elbo.likeliest_linear(cov, s, latent)) for latent in (2, 4))
     assert few <= all_of_them + 1e-12
     assert bool((elbo.likeliest_linear(cov, 100.0, 4) == 0).all())
-    with pytest.raises(ValueError, match="latent must be at most the dimension 4, got 5"):
+    with pytest.raises(ValueError, match="latent must be at most the dimension 4 and at least 0, got 5"):
         elbo.likeliest_linear(cov, s, 5)
 
 
@@ -253,7 +253,7 @@ def test_training_seeds_no_accelerator(train, monkeypatch):
 
 
 def test_a_negative_number_of_latents_and_a_missing_generator_are_refused():
-    with pytest.raises(ValueError, match="latent must be at least 0"):
+    with pytest.raises(ValueError, match="latent must be at most the dimension 3 and at least 0, got -1"):
         elbo.likeliest_linear(torch.eye(3, dtype=F64), 0.1, -1)
     with pytest.raises(ValueError, match="generator must be"):
         elbo.VAE().sample(2, None)

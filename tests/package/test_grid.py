@@ -67,7 +67,7 @@ def test_an_expectation_has_the_shape_of_its_function():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"cells": 1}, "cells must be at least 2"),
+        ({"cells": 1}, "cells must be at least 3"),
         ({"low": 3, "high": 3}, "low must be below high"),
         ({"high": (4, math.inf)}, "both finite"),
         ({"low": -1, "high": 1}, "must enclose the density"),
