@@ -51,9 +51,10 @@ def clean_cov(denoiser: Denoiser, schedule: Schedule, x: Tensor, t: float | Tens
         Cov(x_0 | x_t = x) = sigma^2 / alpha d x0 / d x     [eq-clean-jacobian]
 
     Args: x: (N, d);  t: one time. d backward passes. Symmetric for the exact denoiser; a learned one's is symmetrised.
-    Where x is being differentiated, so is the answer.
+    Where x is being differentiated, so is the answer.  Raises: ValueError if x has another shape.
     Source: the second of Tweedie's formulas; used by Boys et al. 2023 (arXiv 2310.06721).
     """
+    check_shape("x", x, (*x.shape[:1], *x.shape[-1:]))
     t = as_time(t)
     further = torch.is_grad_enabled() and x.requires_grad
     with torch.enable_grad():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from difflesson.checks import check_shape
 from difflesson.mixture import GaussianMixture
+from difflesson.noise import standard_normal
 from difflesson.steps import FullGaussian
 
 LOG_TWO_PI = math.log(2 * math.pi)
@@ -42,7 +43,7 @@ def standard(like: FullGaussian) -> FullGaussian:
     return FullGaussian(like.mean.new_zeros(1, dim), torch.eye(dim, dtype=like.mean.dtype)[None])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LinearGaussian:
     """`z` from `N(0, I)`, `x` given z from `N(W z + b, s^2 I)`: W (d, k), b (d,), s a positive number.
 
@@ -106,10 +107,10 @@ def likeliest_linear(cov: Tensor, s: float, latent: int) -> Tensor:
     Source: Tipping & Bishop 1999, J. R. Stat. Soc. B 61, appendix A; Lucas et al. 2019
     (arXiv 1911.02469).
 
-    Args: cov: (d, d), symmetric;  latent: k, at most d.  Raises: ValueError if there are more latents than dimensions.
+    Args: cov: (d, d), symmetric;  latent: k, from 0 to d.  Raises: ValueError otherwise.
     """
-    if latent > len(cov):
-        raise ValueError(f"latent must be at most the dimension {len(cov)}, got {latent}")
+    if not 0 <= latent <= len(cov):
+        raise ValueError(f"latent must be at most the dimension {len(cov)} and at least 0, got {latent}")
     values, axes = torch.linalg.eigh(cov)
     values, axes = values.flip(0)[:latent], axes.flip(1)[:, :latent]
     return axes * (values - s**2).clamp_min(0).sqrt()
@@ -209,11 +210,11 @@ class VAE(nn.Module):
         return log_joint(x, z, self.decoder(z), self.log_s.exp())
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Points (count, 2): a cause, its place, the noise."""
+        """Points (count, 2): a cause, its place, the noise.  Raises: ValueError without a generator."""
         first = self.decoder[0]
-        z = torch.randn(count, first.in_features, generator=generator, dtype=first.weight.dtype)
+        z = standard_normal((count, first.in_features), first.weight, generator)
         place = self.decoder(z)
-        return place + self.log_s.exp() * torch.randn(place.shape, generator=generator, dtype=place.dtype)
+        return place + self.log_s.exp() * standard_normal(place.shape, place, generator)
 
 
 def train_vae(
@@ -232,8 +233,8 @@ def train_vae(
     if mixture.dim != 2:
         raise ValueError(f"mixture must be in the plane (2 dimensions), got {mixture.dim}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        vae = VAE(**shape)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed accelerators as well
+        vae = VAE(**shape).float()
     generator, kept = torch.Generator().manual_seed(seed), {}
     optimizer = torch.optim.Adam(vae.parameters(), lr=5e-3, betas=(0.9, 0.99), fused=True)
     for step in range(steps):
@@ -243,7 +244,7 @@ def train_vae(
             group["lr"] = 5e-3 * (1 + math.cos(math.pi * step / steps)) / 2
         x = mixture.sample(batch, generator)[0].float()
         mean, log_std = vae.guess(x)
-        z = mean + log_std.exp() * torch.randn(mean.shape, generator=generator)
+        z = mean + log_std.exp() * standard_normal(mean.shape, mean, generator)
         loss = -(vae.log_joint(x, z) - log_guess(z, mean, log_std)).mean()
         optimizer.zero_grad()
         loss.backward()

@@ -23,7 +23,7 @@ class GridDensity:
     see.
 
     Args: log_density: (N, 2) -> (N,), -inf allowed;  low, high: corners of the box, a number for both axes or a pair;
-    cells: how many along each axis, at least 2.
+    cells: how many along each axis, at least 3.
     Attributes: points: (cells^2, 2), the midpoints;  weights: (cells^2,), their shares, summing to one;
     log_normaliser: log Z, a float.
     Raises: ValueError if the box is empty, log_density is misshapen, NaN or +inf, or nowhere finite, or if the
@@ -31,8 +31,8 @@ class GridDensity:
     """
 
     def __init__(self, log_density: Callable[[Tensor], Tensor], low, high, cells: int = 200):
-        if cells < 2:
-            raise ValueError(f"cells must be at least 2, got {cells}")
+        if cells < 3:  # of two, both are outermost
+            raise ValueError(f"cells must be at least 3, got {cells}")
         low, high = (torch.as_tensor(corner, dtype=torch.float64).broadcast_to(2) for corner in (low, high))
         if not bool(((low < high) & low.isfinite() & high.isfinite()).all()):
             raise ValueError(f"low must be below high, both finite, got {low.tolist()} and {high.tolist()}")
@@ -41,6 +41,7 @@ class GridDensity:
         self.points = torch.cartesian_prod(*middles.T)
         log = log_density(self.points)
         check_shape("log_density's answer", log, self.points.shape[:1])
+        log = log.double()
         if bool(log.isnan().any()) or not bool(log.max().isfinite()):
             raise ValueError("log_density must be a number or -inf, and finite somewhere in the box")
         self.log_normaliser = float(log.logsumexp(0) + self.cell.log().sum())

@@ -10,9 +10,14 @@ from difflesson.schedule import Schedule
 
 
 def labelled_nodes(mixture: GaussianMixture, schedule: Schedule, t: Tensor, order: int = 12) -> tuple[Tensor, ...]:
-    """Points (M, d), weights (M,) and labels (M,) such that `(weights * f(x, y)).sum()` is `E f(x_t, y)`."""
+    """Points (M, d), weights (M,) and labels (M,) such that `(weights * f(x, y)).sum()` is `E f(x_t, y)`.
+
+    A class of weight 0 has no points.
+    """
     parts = []
     for y, share in enumerate(mixture.class_weights()):
+        if share == 0:
+            continue
         x, weights = mixture_nodes(mixture.given(y).noised(schedule.alpha(t), schedule.sigma(t)), order)
         parts.append((x, share * weights, torch.full((len(x),), y)))
     x, weights, label = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -39,6 +44,8 @@ def label_information(mixture: GaussianMixture, schedule: Schedule, t: Tensor, o
     noisy, total = mixture.noised(schedule.alpha(t), schedule.sigma(t)), 0.0
     x, weights, label = labelled_nodes(mixture, schedule, t, order)
     for y, share in enumerate(mixture.class_weights()):
+        if share == 0:  # 0 log 0 is 0
+            continue
         mine = label == y
         total = total + weights[mine] @ (noisy.class_log_prob(x[mine], y) - share.log())
     return total

@@ -87,10 +87,15 @@ def score_of(denoiser: Denoiser, schedule: Schedule) -> Callable[[Tensor, float]
 
     It asks at the time at which the noise is as loud, `sigma_t / alpha_t` = sigma, with x shrunk by alpha_t; the guess
     of the noise is the same, and divided by -sigma it is the score.  [eq-snr-clock]
+    The score raises ValueError at a sigma louder than the schedule's noise ever is.
     """
+
+    loudest = float(torch.exp(-schedule.log_snr(1.0) / 2))
 
     def score(x: Tensor, sigma: float) -> Tensor:
         t = schedule.time(-2 * torch.as_tensor(sigma, dtype=torch.float64).log())
+        if sigma > loudest * (1 + 1e-6):
+            raise ValueError(f"sigma must be at most {loudest:g}, the schedule's loudest noise, got {sigma}")
         return -predict(denoiser, schedule.alpha(t) * x, t).eps / sigma
 
     return score

@@ -97,7 +97,7 @@ def error_area(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor,
     schedule)`;  order: nodes a dimension.  Returns: (N,).  Raises: ValueError if times do not decrease or sigma is 0.
     Source: Guo, Shamai & Verdu 2005 (arXiv cs/0412108); pointwise: Kong et al. 2023 (arXiv 2302.03792).
     """
-    times = checked_run(x, times)
+    times = _falling(x, times)
     noise, weights = (part.to(x) for part in hermite(order, x.shape[-1]))
     curve, log_snr = [], schedule.log_snr(times)
     for t, level in zip(times, log_snr, strict=True):
@@ -121,9 +121,17 @@ def least_error(mixture: GaussianMixture, schedule: Schedule, t: Tensor, order: 
     return (sigma / alpha) ** 2 * (mixture.dim + sigma**2 * (weights @ trace))
 
 
+def _falling(x: Tensor, times: Tensor) -> Tensor:
+    """`checked_run`, for times that decrease.  Raises: ValueError as there, or if they increase."""
+    times = checked_run(x, times)
+    if not times[1] < times[0]:
+        raise ValueError(f"times must decrease, from noise to data, got {times.tolist()}")
+    return times
+
+
 def _bound(denoiser: Denoiser, schedule: Schedule, x: Tensor, times: Tensor, errors) -> Bound:
     """The terms, from the squared errors at a time, `errors(t)`: (..., N)."""
-    times, dim = checked_run(x, times), x.shape[1]
+    times, dim = _falling(x, times), x.shape[1]
     snr = schedule.log_snr(times).exp().tolist()
     denoising = sum(
         (after - before) / 2 * errors(t) for t, before, after in zip(times[:-1], snr[:-1], snr[1:], strict=True)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from difflesson.checks import check_shape
 from difflesson.denoiser import PREDICTIONS, check_labels
+from difflesson.noise import check_generator
 from difflesson.schedule import Schedule, expand_as
 
 WEIGHTINGS = ("plain", "min_snr")
@@ -19,10 +20,11 @@ def times_and_noise(x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Ten
     """Times (batch,) stratified over [0, 1), and standard normal noise shaped like x0, both of its dtype.
 
     One uniform number serves the whole batch, which lowers the variance of the loss (Kingma et al. 2021, arXiv
-    2107.00630, appendix I.1).  Raises: ValueError if x0 is not of floats.
+    2107.00630, appendix I.1).  Raises: ValueError if x0 is not of floats, or without a generator.
     """
     if not x0.is_floating_point() or x0.numel() < 1:
         raise ValueError(f"x0 must be floats, one or more, got {x0.dtype} {tuple(x0.shape)}")
+    check_generator(generator)
     batch, like = len(x0), {"device": x0.device, "dtype": x0.dtype}
     t = (torch.rand((), generator=generator, **like) + torch.arange(batch, **like) / batch) % 1
     return t, torch.randn(x0.shape, generator=generator, **like)
@@ -36,13 +38,15 @@ def drop_labels(label: Tensor, probability: float, null: int, generator: torch.G
     Because the choice looks at nothing, the points under the null label are distributed like all the data.
 
     Args: label: (batch,) integers;  probability: in [0, 1];  null: the null label.  Returns: (batch,).
-    Raises: ValueError if the probability is outside [0, 1], or label is not of integers (batch,) in 0..null.
+    Raises: ValueError if the probability is outside [0, 1], label is not of integers (batch,) in 0..null, or there is
+    no generator.
     Source: Ho & Salimans 2022 (arXiv 2207.12598), algorithm 1.
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"probability must lie in [0, 1], got {probability}")
     check_shape("label", label, label.shape[:1])
     check_labels(label, null + 1)
+    check_generator(generator)
     hidden = torch.rand(len(label), generator=generator, device=label.device) < probability
     return label.masked_fill(hidden, null)
 
@@ -124,6 +128,8 @@ def taught_target(teacher, target: Tensor, taught: Tensor, x_t: Tensor, log_snr:
 
     Raises: ValueError if the teacher answers in another shape than it was asked.
     """
+    if not taught.any():  # networks with convolutions take no empty batch
+        return target
     answer = teacher(x_t[taught], log_snr[taught], label[taught])
     check_shape("teacher's answer", answer, x_t[taught].shape)
     return target.index_put((taught,), answer.to(target.dtype))
@@ -137,7 +143,10 @@ def min_snr_weight(log_snr: Tensor, prediction: str, cap: float = 5.0) -> Tensor
     since an error of x0 is one of v times sigma, and one of eps times sigma / alpha; SNR = alpha^2 / sigma^2.
 
     Args: log_snr: of any shape;  prediction: "v", "eps" or "x0";  cap: positive.
+    Raises: ValueError on another prediction.
     Source: Hang et al. 2023 (arXiv 2303.09556).
     """
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction must be one of {list(PREDICTIONS)}, got {prediction!r}")
     seen_as_x0 = {"v": torch.sigmoid(-log_snr), "eps": torch.exp(-log_snr), "x0": torch.ones_like(log_snr)}[prediction]
     return log_snr.exp().clamp(max=cap) * seen_as_x0

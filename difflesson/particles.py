@@ -22,6 +22,7 @@ from torch import Tensor
 
 from difflesson.checks import holds
 from difflesson.kernels import Kernel
+from difflesson.noise import check_generator
 from difflesson.parts import Part
 from difflesson.samplers import checked_run, checked_state
 from difflesson.steps import Step
@@ -127,6 +128,8 @@ def sample(
 ) -> Iterator[Particles]:
     """Walk through `times` like `samplers.sample`, and yield the `Particles` at each of them, the start included.
 
+    What is yielded is the caller's to change.
+
     Resampling is the first thing that a step does, where the effective size is below a share of N: what is yielded
     has its weights still, and an effective size that can be believed. Nothing is kept but the latest population.
 
@@ -139,15 +142,15 @@ def sample(
     or if no particle has a weight left;  if `below` is outside [0, 1].
     """
     times = checked_run(x, times)
-    if not isinstance(generator, torch.Generator):
-        raise ValueError(f"generator must be a torch.Generator, random numbers are needed here; got {generator}")
+    check_generator(generator)
     if not 0 <= below <= 1:
         raise ValueError(f"below must be a share in [0, 1], got {below}")
     log_weights = torch.zeros(len(x), device=x.device) if log_weights is None else log_weights
-    begun = Particles(x, _checked("log_weights", log_weights, x, 0.0), torch.arange(len(x), device=x.device))
+    begun = Particles(x.clone(), _checked("log_weights", log_weights, x, 0.0), torch.arange(len(x), device=x.device))
     started: dict = {}  # a part that stands in the kernel and in the rule remains one
     kernel, rule = (part.start(started) if isinstance(part, Part) else part for part in (kernel, rule))
-    return _walk(kernel, rule, begun, times, generator, after, resample, below)
+    states = _walk(kernel, rule, begun, times, generator, after, resample, below)
+    return (Particles(now.x.clone(), now.log_weights.clone(), now.ancestors.clone()) for now in states)
 
 
 def draw(kernel: Kernel, rule: Rule, x: Tensor, times: Tensor, generator: torch.Generator, **options) -> Particles:
@@ -196,8 +199,7 @@ def _checked_count(log_weights: Tensor, generator: torch.Generator | None, count
     effective_sample_size(log_weights)  # says what is wrong with weights that are none
     if log_weights.dim() != 1:
         raise ValueError(f"log_weights must have shape (N,), got {tuple(log_weights.shape)}")
-    if not isinstance(generator, torch.Generator):
-        raise ValueError(f"generator must be a torch.Generator, random numbers are needed here; got {generator}")
+    check_generator(generator)
     count = len(log_weights) if count is None else count
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")

@@ -83,7 +83,7 @@ def train(
     if not 0 < learning_rate <= 3.4e38:
         raise ValueError(f"learning_rate must be positive and at most 3.4e38, got {learning_rate}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed accelerators as well
         network = PlaneNetwork(mixture.classes, width)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, betas=(0.9, 0.99), fused=True)

@@ -70,7 +70,8 @@ class rescaled(Part):
             levels = levels_at(self.schedule, x, t)
             told, untold = (_said(one, self.of, *levels) for one in (cond, uncond))
             value = untold + scale_at(self.gamma, t, x) * (told - untold)
-            value = value * (self.phi * _deviation(told) / _deviation(value) + 1 - self.phi)
+            if self.phi:  # at 0 nothing is asked about spreads, which may be 0
+                value = value * (self.phi * _deviation(told) / _deviation(value) + 1 - self.phi)
             return PREDICTIONS[self.of](x, value, *levels)
 
 

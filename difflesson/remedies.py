@@ -107,11 +107,13 @@ class asked_once(Remembering):
 
     def __call__(self, x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
         kept, time = self.recall(), torch.as_tensor(t)
+        version = None if x.is_inference() else x._version  # it counts the changes in place
         known = kept and kept["x"].shape == x.shape and torch.equal(kept["t"], time)
-        if not (known and (kept["x"] is x or torch.equal(kept["x"], x))):  # a look at values: once after resampling
+        same = known and kept["asked"] is x and version is not None and kept["version"] == version
+        if not (same or known and torch.equal(kept["x"], x)):  # a look at values: once after resampling
             (c0, ce), (u0, ue) = self.pair(x, t)
-            kept |= {"t": time, "c0": c0, "ce": ce, "u0": u0, "ue": ue}
-        kept["x"] = x
+            kept |= {"t": time, "x": x.clone(), "c0": c0, "ce": ce, "u0": u0, "ue": ue}
+        kept |= {"asked": x, "version": version}
         return Prediction(kept["c0"], kept["ce"]), Prediction(kept["u0"], kept["ue"])
 
     @property

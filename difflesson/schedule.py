@@ -26,8 +26,8 @@ def as_time(t: float | Tensor, name: str = "t") -> Tensor:
     """Turn a time into a tensor and check that it lies in [0, 1].
 
     Args: t: float, or tensor of any shape.  Returns: a floating tensor of the same shape.
-    Raises: ValueError if a time is outside [0, 1] or NaN, or if it is complex or a truth value. The values of tensors
-    on an accelerator are not checked: looking at them would make the host wait.
+    Raises: ValueError if a time is outside [0, 1] or NaN, or a tensor is complex or of truth values. The values of
+    tensors on an accelerator are not checked: looking at them would make the host wait.
     """
     t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
     if not t.is_floating_point():
@@ -85,7 +85,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def integrated_beta(self, t: float | Tensor) -> Tensor:
-        """`B(t)`, the integral of `beta` from 0 to t: increasing, at least 0."""
+        """`B(t) = -2 log alpha`, an integral of `beta`, so increasing; at least 0, and above 0 where `alpha(0) < 1`."""
 
     @abstractmethod
     def beta(self, t: float | Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def sliced_loss(score: Field, x: Tensor, directions: Tensor, weights: Tensor | N
     """`E [|score(x)|^2 + 2 v^T (d score / d x) v]`, 0-dim: one derivative, in a random direction.  [eq-sliced-score]
 
     Args: directions: v (N, d), of mean zero and covariance I, signs or normal; the others as in `explicit_loss`.
-    Source: Song et al. 2019 (arXiv 1905.07088); the trace by random directions: Hutchinson 1989.
+    Source: Song et al. 2019 (arXiv 1905.07088); the trace by random directions: Hutchinson 1990.
     """
     check_shape("directions", directions, x.shape)
     leaf, answer = _with_leaf(score, x)

@@ -42,7 +42,7 @@ class Step(Protocol):
         """Draw x_s, shaped like the mean."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gaussian:
     """`N(mean, var I)`: mean (batch, *data), var a 0-dim tensor, at least 0."""
 
@@ -75,7 +75,7 @@ class Gaussian:
             return self.mean + self.var.sqrt() * standard_normal(self.mean.shape, self.mean, generator)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FullGaussian:
     """`N(mean, cov)` with a full covariance for each point: mean (N, d), cov (N, d, d)."""
 
@@ -119,7 +119,7 @@ class FullGaussian:
         return self.mean + (axes * variances.clamp_min(0).sqrt()[:, None] @ noise)[:, :, 0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReverseStep:
     """A mixture for each of N points: log_weights (K, N), means (K, N, d), variances (K, d) along axes (K, d, d)."""
 

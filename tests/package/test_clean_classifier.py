@@ -141,3 +141,8 @@ def test_a_network_is_differentiated_as_well():
     for axis in torch.eye(2, dtype=F64):
         ahead, behind = (clean(learned(x + sign * step * axis, t).x0) for sign in (1, -1))
         assert float(((ahead - behind) / (2 * step) - slopes @ axis).abs().max()) < 1e-3
+
+
+def test_the_covariance_of_clean_points_is_one_of_vectors():
+    with pytest.raises(ValueError, match="x must have shape"):
+        clean_cov(lambda x, t: Prediction(x, x), SCHEDULE, torch.zeros(3, 1, 4, 4, dtype=F64), 0.5)

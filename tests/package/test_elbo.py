@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from difflesson import elbo, plane
+from difflesson.schedule import cosine
 from difflesson.steps import FullGaussian
 from tests.oracles.mixtures import random_mixture
 
@@ -101,7 +102,7 @@ def test_no_other_matrix_is_likelier_and_a_direction_below_the_noise_gets_no_lat
     few, all_of_them = (log_likelihood(elbo.likeliest_linear(cov, s, latent)) for latent in (2, 4))
     assert few <= all_of_them + 1e-12
     assert bool((elbo.likeliest_linear(cov, 100.0, 4) == 0).all())
-    with pytest.raises(ValueError, match="latent must be at most the dimension 4, got 5"):
+    with pytest.raises(ValueError, match="latent must be at most the dimension 4 and at least 0, got 5"):
         elbo.likeliest_linear(cov, s, 5)
 
 
@@ -226,3 +227,39 @@ def test_what_cannot_be_trained_is_refused(bad):
         elbo.train_vae(plane.four_blobs(), **{"steps": 1} | bad)
     with pytest.raises(ValueError, match="plane"):
         elbo.train_vae(random_mixture(3, [0, 1]), steps=1)
+
+
+def test_training_a_vae_does_not_depend_on_the_default_dtype():
+    def end():
+        return elbo.train_vae(plane.four_blobs(), steps=2, batch=8)[0].log_s
+
+    want = end()
+    torch.set_default_dtype(F64)
+    try:
+        assert end().isfinite() and end().dtype == want.dtype == F64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "train", [lambda m: elbo.train_vae(m, 1, 8), lambda m: plane.train(m, cosine(), 0.2, 1, 8)]
+)
+def test_training_seeds_no_accelerator(train, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("an accelerator was seeded"))
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: False)
+    state = torch.get_rng_state()
+    train(plane.four_blobs())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_negative_number_of_latents_and_a_missing_generator_are_refused():
+    with pytest.raises(ValueError, match="latent must be at most the dimension 3 and at least 0, got -1"):
+        elbo.likeliest_linear(torch.eye(3, dtype=F64), 0.1, -1)
+    with pytest.raises(ValueError, match="generator must be"):
+        elbo.VAE().sample(2, None)
+
+
+def test_distributions_are_compared_by_identity():
+    mean = torch.zeros(2, 2, dtype=F64)
+    one, two = (FullGaussian(mean, torch.eye(2, dtype=F64).expand(2, 2, 2)) for _ in range(2))
+    assert one != two and one == one and [two, one].index(one) == 1

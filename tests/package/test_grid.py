@@ -67,7 +67,7 @@ def test_an_expectation_has_the_shape_of_its_function():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"cells": 1}, "cells must be at least 2"),
+        ({"cells": 1}, "cells must be at least 3"),
         ({"low": 3, "high": 3}, "low must be below high"),
         ({"high": (4, math.inf)}, "both finite"),
         ({"low": -1, "high": 1}, "must enclose the density"),
@@ -87,3 +87,14 @@ def test_draws_need_a_count_and_a_generator():
         grid.sample(0, seeded(0))
     with pytest.raises(ValueError, match="generator"):
         grid.sample(3, None)
+
+
+def test_two_cells_are_refused_since_both_are_outermost():
+    with pytest.raises(ValueError, match="cells must be at least 3, got 2"):
+        GridDensity(MIXTURE.log_prob, -8, 8, 2)
+
+
+def test_a_density_that_answers_in_float32_has_moments():
+    narrow = MIXTURE.to(torch.float32)
+    rough = GridDensity(lambda x: narrow.log_prob(x.float()), -8, 8, 100)
+    assert float((rough.mean - MIXTURE.weights @ MIXTURE.means).abs().max()) < 1e-5

@@ -66,3 +66,12 @@ def test_a_log_that_is_not_there_is_answered_with_those_that_are():
     with pytest.raises(ValueError, match="denoiser"):
         runs.log("nothing")
     assert {"log_snr", "distance", "gap"} <= runs.log("denoiser").keys()
+
+
+def test_a_class_without_weight_changes_no_information():
+    t, mixture = torch.tensor(0.5, dtype=F64), THREE.mixture()
+    parts = mixture.means[:2], mixture.covs[:2]
+    want = information.label_information(type(mixture)([0.3, 0.7], *parts, [0, 1]), cosine(), t)
+    for weights, labels, which in (([0.3, 0.7], [0, 2], [0, 1]), ([0.3, 0.0, 0.7], [0, 1, 2], [0, 0, 1])):
+        gap = type(mixture)(weights, *(part[which] for part in parts), labels)
+        torch.testing.assert_close(information.label_information(gap, cosine(), t), want, rtol=0, atol=1e-12)

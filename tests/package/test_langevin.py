@@ -90,3 +90,12 @@ def test_rates_in_the_plane_are_sums_of_those_along_the_axes_and_a_shift_of_the_
     bell = single([0.2, -0.1], [[0.5, 0.0], [0.0, 2.0]])
     rates = langevin.relaxation_rates(lambda x: bell.log_prob(x) + 300, [-4.5, -9.0], [5.0, 9.0], [90, 90], 5)
     assert float((rates - torch.tensor([0, 0.5, 1.0, 1.5, 2.0], dtype=F64)).abs().max()) < 0.02
+
+
+def test_a_noise_louder_than_the_schedule_is_refused_and_its_loudest_is_right():
+    schedule = vp_linear()
+    score, loudest = langevin.score_of(MIXTURE.denoiser(schedule), schedule), float((-schedule.log_snr(1.0) / 2).exp())
+    want = MIXTURE.noised(1.0, loudest).score(100 * X)
+    assert float((score(100 * X, loudest) - want).abs().max()) < 1e-9 * float(want.abs().max())
+    with pytest.raises(ValueError, match="sigma must be at most"):
+        score(X, 1000.0)

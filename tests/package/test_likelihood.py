@@ -206,3 +206,14 @@ def test_probes_give_the_density_within_their_stated_error():
 def test_probes_shaped_otherwise_are_refused(probes):
     with pytest.raises(ValueError, match="probes"):
         likelihood.divergence(lambda x, t: x, torch.zeros(4, 2), 0.5, probes)
+
+
+def test_bound_and_area_refuse_times_that_increase():
+    denoiser, x, times = PLANE.denoiser(ENDS), torch.zeros(2, 2, dtype=F64), torch.linspace(0.1, 0.9, 5, dtype=F64)
+    for call in (
+        lambda: likelihood.error_area(denoiser, ENDS, x, times),
+        lambda: likelihood.variational_bound(denoiser, ENDS, x, times),
+        lambda: likelihood.sampled_bound(denoiser, ENDS, x, times, 2, torch.Generator()),
+    ):
+        with pytest.raises(ValueError, match="times must decrease"):
+            call()

@@ -343,3 +343,34 @@ def test_a_prediction_or_weighting_nobody_knows_is_refused(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=rf"^{name} must be one of \[.*\], got '{value}'$"):
         denoising_loss(lambda x, *_: x, cosine(), torch.zeros(2, 2), torch.zeros(2).long(), 0.1, random(), 2, **wrong)
+
+
+def test_a_teacher_of_hidden_labels_is_not_asked_where_none_is_hidden():
+    def network(x, log_snr, label):
+        return 0 * x
+
+    def teacher(x, log_snr, label):
+        raise AssertionError("there is nothing to ask about")
+
+    x0, label = torch.zeros(4, 3, dtype=F64), torch.zeros(4, dtype=torch.long)
+    taught, plain = (
+        denoising_loss(network, cosine(), x0, label, 0.0, torch.Generator().manual_seed(0), NULL, **options)
+        for options in ({"teacher": teacher, "only_hidden": True}, {})
+    )
+    assert torch.equal(taught, plain)
+
+
+def test_losses_refuse_to_draw_from_the_global_generator():
+    state = torch.get_rng_state()
+    for call in (
+        lambda: times_and_noise(torch.zeros(3, 1), None),
+        lambda: drop_labels(torch.zeros(3, dtype=torch.long), 0.5, NULL, None),
+    ):
+        with pytest.raises(ValueError, match="generator must be"):
+            call()
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_weight_of_an_unknown_prediction_is_refused():
+    with pytest.raises(ValueError, match="prediction must be one of"):
+        min_snr_weight(torch.zeros(2), "noise")

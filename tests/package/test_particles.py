@@ -328,3 +328,17 @@ def test_the_loop_says_what_is_wrong(change, message):
 def test_resampling_says_what_is_wrong(rule, log_weights, options, message):
     with pytest.raises(ValueError, match=message):
         rule(log_weights, **({"generator": seeded()} | options))
+
+
+def test_a_population_that_is_yielded_and_the_start_are_the_callers_to_change():
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    kernel, before, ends = kernels.ddpm(DENOISER, SCHEDULE), x.clone(), []
+    for change in (0.0, 5.0):
+        run = particles.sample(
+            kernel, lambda step, a, b, t, s: b[:, 0], x, time_grid(4), torch.Generator().manual_seed(1)
+        )
+        for now in run:
+            ends.append(now.x.clone())
+            now.x.add_(change)
+            now.log_weights.sub_(change * now.x[:, 0])
+    assert torch.equal(x, before) and torch.equal(torch.stack(ends[:5]), torch.stack(ends[5:]))

@@ -722,3 +722,13 @@ def test_two_conditions_at_once_are_tilt_on_top_of_classifier_free(schedule, t):
     untold = a.denoiser(schedule)(points(), torch.tensor(t))
     for half, first, other, none in zip(found, *told, untold, strict=True):
         torch.testing.assert_close(half, none + 1.7 * (first - none) + 0.6 * (other - none), rtol=1e-6, atol=1e-6)
+
+
+def test_plain_guidance_by_rescaling_starts_from_data_without_noise():
+    schedule, x = vp_linear(), torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=F64)
+    pair, times = FIVE.pair(schedule, 0), torch.linspace(0, 1, 4, dtype=F64)
+    plain, none = (
+        draw(kernels.ddim(guided, schedule), x, times)
+        for guided in (classifier_free(pair, 2.0), mix(pair, practice.rescaled(2.0, 0.0, schedule)))
+    )
+    torch.testing.assert_close(none, plain, rtol=0, atol=1e-12)

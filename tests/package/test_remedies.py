@@ -188,3 +188,16 @@ def test_a_run_to_the_data_themselves_has_the_weights_of_one_that_stops_just_bef
     rule = remedies.feynman_kac(pair, 1.5, schedule)
     ends = [particles.draw(kernel, rule, x, time_grid(100, end=end), seeded(0), below=0) for end in (0.0, 0.01)]
     assert float((ends[0].log_weights - ends[1].log_weights).abs().max()) < 1e-2
+
+
+@pytest.mark.parametrize("reordered", [False, True])
+def test_asked_once_asks_again_about_points_that_were_changed_in_place(reordered):
+    exact = THREE.mixture().pair(cosine(), 0)
+    once, x = remedies.asked_once(exact).start(), torch.randn(5, 2, generator=seeded(0), dtype=F64)
+    once(x, T)
+    x.add_(0.3)
+    if reordered:
+        which = torch.tensor([4, 1, 1, 0, 2])
+        once.reorder(which)
+        x = x[which]
+    torch.testing.assert_close(once(x, T)[0].x0, exact(x, T)[0].x0)
