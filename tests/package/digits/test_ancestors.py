@@ -19,8 +19,8 @@ SMALLER = (("widths", (8, 8)), ("embedding", 16))
 
 
 def tiny(task: str = "denoiser", **changes) -> Recipe:
-    base = {"data": "embedded", "steps": 6, "batch": 16, "warmup": 2, "arguments": TINY, "label_dropout": 0.5}
-    return recipe(task, **base | changes)
+    base = {"data": "embedded", "steps": 6, "batch": 16, "warmup": 2, "arguments": TINY}
+    return recipe(task, **base | ({"label_dropout": 0.5} if task == "denoiser" else {}) | changes)
 
 
 def run(folder: Path, made: Recipe, **options) -> Path:
