@@ -58,3 +58,13 @@ def test_the_rows_that_ship_are_numbers_in_their_ranges():
 def test_a_window_that_ends_before_it_begins_is_refused():
     with pytest.raises(ValueError, match="low must be below high"):
         tradeoff.interval(2.0, cosine(), low=1.0, high=1.0)
+
+
+def test_neighbours_that_are_not_there_are_refused(columns):
+    """The jackknife keeps 108 of the 120 samples, so each has 107 others at most."""
+    features, log_probs, labels = columns
+    real, reference = RealFeatures(features, labels), metrics.statistics(features)
+    for k in (0, 108, 120):
+        with pytest.raises(ValueError, match=rf"^k must lie in 1\.\.107, .* got {k}$"):
+            tradeoff.measures(features, log_probs, labels, real, reference, k)
+    assert bool(tradeoff.measures(features, log_probs, labels, real, reference, 107)[0].isfinite().all())
