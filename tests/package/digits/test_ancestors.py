@@ -238,3 +238,12 @@ def test_a_run_with_a_start_leaves_the_global_random_numbers_alone(folder):
     before = torch.get_rng_state()
     run(folder, tiny(start="old", teacher="old", steps=1))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_run_that_hides_no_label_has_nothing_to_ask_itself(tmp_path):
+    """And ends in the weights of one without a teacher."""
+    weights = []
+    for teacher in ("itself", ""):
+        path = run(tmp_path / (teacher or "nobody"), tiny(teacher=teacher, label_dropout=0.0))
+        weights.append(checkpoints.load_tensors(path)[0])
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
