@@ -77,5 +77,5 @@ lint: setup
 	$(PY) -m ruff check .
 
 clean:
-	rm -rf book/_build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis notebooks/.ipynb_checkpoints
+	rm -rf figures/tour.png figures/sample.png book/_build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis notebooks/.ipynb_checkpoints
 	find difflesson tests tools book -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,6 +5,7 @@ show no equation without a network: the first build fetches it with npm, later o
 `python -m book.build FOLDER` builds into FOLDER/html instead.
 """
 
+import argparse
 import base64
 import hashlib
 import shutil
@@ -94,7 +95,9 @@ def build(folder: Path, root: Path = ROOT) -> int:
 
 
 def main() -> int:
-    folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else BOOK / "_build"
+    parser = argparse.ArgumentParser(prog="python -m book.build", description="Build the web book into FOLDER/html.")
+    parser.add_argument("folder", nargs="?", type=Path, default=BOOK / "_build", help="book/_build by default")
+    folder = parser.parse_args().folder.resolve()
     try:
         vendor_mathjax()
         status = build(folder)

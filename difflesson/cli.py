@@ -1,4 +1,4 @@
-"""The command line: `difflesson tour | sample | train | evaluate`."""
+"""The command line: `difflesson tour | sample | train | evaluate | reference`."""
 
 import inspect
 import json
@@ -127,7 +127,7 @@ def sample(
         "unlabelled": unlabelled and fingerprint(unlabelled), "label": label, "seed": seed, "steps": steps,
         "sampler": sampler, "device": place.type, "batch": batch, "precision": "no" if dtype is None else "bf16",
     }  # fmt: skip
-    labels, chunk = labels_of(torch.tensor(indices)), -(-sheets.PAGE // batch) * batch
+    labels, chunk = labels_of(torch.arange(indices.start, indices.stop)), -(-sheets.PAGE // batch) * batch
     drawn = streaming.store(path, draw, labels, indices.start, denoiser.size, chunk, about)
     typer.echo(f"{path}: {len(indices)} digits, {drawn} of them drawn now, {time.perf_counter() - start:.1f} s")
 
@@ -194,6 +194,9 @@ def evaluate(
     denoiser, helpers = load_networks(network, guidance, unlabelled, place)
     judge, (reference, about) = checkpoints.load("judge", place).network, metrics.load_reference()
     check_size(network, denoiser, "judge", judge)
+    sampling.check_sampler(sampler)
+    for scale in gamma:  # all of them before the first is measured
+        sampling.guided_denoiser(denoiser, 0, scale, **helpers)
     if card:
         checkpoints.try_place(path.with_suffix(".json"))
     typer.echo(f"floor of digit-FID: {about['digit_fid_floor']:.4f}")
@@ -271,9 +274,9 @@ def tour() -> None:
 
 
 def main() -> None:
-    """Run the command line; a wrong argument or place, or one that diverges, ends in one clear line, no traceback."""
+    """Run the command line; a wrong argument or place, a GPU too small, or what diverges, ends in one clear line."""
     try:
         app()
-    except (ValueError, ImportError, FloatingPointError, OSError) as error:
+    except (ValueError, ImportError, FloatingPointError, OSError, torch.OutOfMemoryError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

@@ -487,7 +487,7 @@ assert abs(exact["consistency, as drawn"] - exact["  x_s averaged"] - constant) 
 #
 # | if you | do | because |
 # |---|---|---|
-# | want $-\log p(x)$ from a trained denoiser | add up $\frac12 (\|\varepsilon - \hat\varepsilon\|^2 - d\alpha^2)\, \Delta\lambda$ over even $\lambda$, several noises each; add $\frac d2 \log(2\pi e)$ | no sampler goes in; over the data, an imperfect denoiser's average is too large |
+# | want $-\log p(x)$ from a trained denoiser | add up $\frac12 (\lVert\varepsilon - \hat\varepsilon\rVert^2 - d\alpha^2)\, \Delta\lambda$ over even $\lambda$, several noises each; add $\frac d2 \log(2\pi e)$ | no sampler goes in; over the data, an imperfect denoiser's average is too large |
 # | report a bound | take $c^\ast$ (fitted on other points); say ends, steps and variance | on the arcs, a hundred `cosine` steps cost 287 nats with the small one, 0.3 with the large, 0.2 with $c^\ast$; on near-points the large one loses 6 nats |
 # | have few draws | draw $\lambda$ evenly, subtract a Gaussian's error with the same noise | one draw's scatter fell from eighteen to ten on the arcs (Deeper) |
 # | find a "consistency term" | use the denoising terms in closed form, $\eqref{eq-price-of-a-look}$ | as a divergence it is off by about $d$ nats a step, for short steps even in $\lambda$; as one random term, drawn, it scatters like $T$ |

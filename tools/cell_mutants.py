@@ -177,6 +177,8 @@ def main(
     try:
         pages = [(chapter, label) for chapter, label in equations(root) if name in label]
         jobs = wanted(root, pages, every)
+        if name and not jobs:
+            raise ValueError(f"no equation with {name!r} in its label has a mutant for its cells")
         missing = [] if every or fast or name else unmarked(root)
     except ValueError as error:
         sys.exit(f"cell_mutants: {error}")

@@ -22,16 +22,17 @@ under In practice, every line of Remember.
 import ast
 import difflib
 import re
-import sys
 import tomllib
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import typer
+
 from tools.citations import address
 from tools.equation_labels import definitions
 from tools.page_sentences import Sentence, one_line, sentences_of
-from tools.pairs import NOTEBOOKS, cells_of
+from tools.pairs import NOTEBOOKS, Names, cells_of, chapters
 
 FOLDER = "tests/claims"
 LEAST = 0.8  # share of a chapter's claims that must be bound
@@ -235,7 +236,10 @@ def report(source: Path) -> str:
     return "\n".join([*left, *faults, f"{source.stem}: {share}"])
 
 
+def main(names: Names = None) -> None:
+    """Print the sentences of chapters that nothing proves, and the share of the claims that is bound."""
+    print("\n".join(report(source) for source in chapters(names or [], NOTEBOOKS)))
+
+
 if __name__ == "__main__":
-    chosen = tuple(sys.argv[1:]) or ("",)
-    sources = [source for source in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.py")) if source.name.startswith(chosen)]
-    print("\n".join(report(source) for source in sources))
+    typer.run(main)

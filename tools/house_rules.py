@@ -1,5 +1,5 @@
 """What a chapter's place in the repository asks: rows in README.md and book/chapters.toml, papers in the bibliography,
-no figure that no cell draws, nothing left to do. Each problem names file and line.
+no figure that no cell draws, no norm that a table loses, nothing left to do. Each problem names file and line.
 """
 
 import re
@@ -25,6 +25,7 @@ def problems(root: Path) -> list[str]:
     return [
         *missing_rows(root, sources),
         *citation_problems(root, sources),
+        *(problem for source in sources for problem in lost_bars(source)),
         *(f"figures/{name}: no cell draws it; delete it" for name in orphans(root / "figures", sources)),
     ]
 
@@ -53,6 +54,16 @@ def citation_problems(root: Path, sources: list[Path]) -> list[str]:
         for url, sentence in faults(text, papers):
             found.append(f"notebooks/{source.name}:{line_with(url, text)} {sentence}")
     return found
+
+
+def lost_bars(source: Path) -> list[str]:
+    r"""The rows of a chapter's tables with `\|` in a formula: the web page's tables make one bar of it."""
+    return [
+        f"notebooks/{source.name}:{number} has \\| in a formula of a table, which the web page shows as one bar: write "
+        "\\lVert ... \\rVert"
+        for number, line in enumerate(source.read_text(encoding="utf-8").splitlines(), start=1)
+        if line.startswith("# |") and any(r"\|" in formula for formula in line.split("$")[1::2])
+    ]
 
 
 def line_with(words: str, text: str) -> int:

@@ -22,6 +22,7 @@ import typer
 from tools.cell_mutants import PRELOADED, CellJob, execute, preload
 from tools.cell_slices import all_assertions, code_cells
 from tools.mutants import ROOT, Outcome, clean_copy, enter, run_all
+from tools.pairs import Names, chapters
 
 WIDEST = 300  # times what was needed
 ROUNDING = 1e-8
@@ -127,19 +128,18 @@ def problems(chapters: list[str], root: Path, workers: int) -> list[str]:
 
 
 def main(
-    names: Annotated[list[str] | None, typer.Argument(help="How the chapters' names start: 00. Default: all.")] = None,
+    names: Names = None,
     workers: Annotated[int, typer.Option(help="How many at a time.")] = 2,
     root: Annotated[Path, typer.Option(help="The repository.")] = ROOT,
 ) -> None:
     """Report tolerances that are far wider than what they allow for; exit status 1 if there are any."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sources = sorted((root / "notebooks").glob("[0-9][0-9]_*.py"))
-    chapters = [f"notebooks/{one.name}" for one in sources if not names or one.name.startswith(tuple(names))]
+    sources = [f"notebooks/{source.name}" for source in chapters(names or [], root / "notebooks")]
     preload(PRELOADED)
-    found = problems(chapters, root.resolve(), workers)
+    found = problems(sources, root.resolve(), workers)
     for sentence in found:
         print(sentence, file=sys.stderr)
-    print(f"tolerances looked at in {len(chapters)} chapters: {len(found)} too wide")
+    print(f"tolerances looked at in {len(sources)} chapters: {len(found)} too wide")
     if found:
         raise typer.Exit(1)
 

@@ -253,6 +253,8 @@ def main(
     """Plant wrong formulas one by one and see the tests of their equations fail; exit status 1 if one does not."""
     try:
         mutants = [mutant for mutant in load(root / MUTANTS) if name in mutant.name]
+        if name and not mutants:
+            raise ValueError(f"no name has {name!r} in it; --list prints them")
         mutants = [mutant for mutant in mutants if not fast or mutant.name in few(root / MUTANTS)]
     except ValueError as error:
         sys.exit(f"mutants: {error}")

@@ -31,20 +31,10 @@ from tools.execution import cpu_of_children, execute
 from tools.exercise_cells import SourceError
 from tools.figures import write_figures
 from tools.house_rules import todos
-from tools.pairs import NOTEBOOKS, cells_of, notebook_of, problems
+from tools.pairs import NOTEBOOKS, Names, cells_of, chapters, notebook_of, problems
 
 CELL_TIMEOUT = 120  # seconds; pyproject.toml gives the tests the same, so what was built can also be tested
 CPU_LIMIT = 45  # seconds of a processor that executing a chapter may take
-
-
-def chapters(names: list[str], folder: Path) -> list[Path]:
-    """The sources whose names start with one of `names`; all of them when none is given."""
-    sources = sorted(folder.glob("[0-9][0-9]_*.py"))
-    for name in names:
-        if not any(source.stem.startswith(name) for source in sources):
-            known = ", ".join(source.stem for source in sources) or "none"
-            raise typer.BadParameter(f"no chapter starts with {name!r}; chapters: {known}")
-    return [source for source in sources if not names or source.stem.startswith(tuple(names))]
 
 
 def execute_chapter(source: Path, write: bool) -> list[str]:
@@ -108,7 +98,6 @@ def report(found: dict[str, list[str]]) -> None:
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
-Names = Annotated[list[str] | None, typer.Argument(help="How the chapters' names start: 00. Default: all.")]
 All = Annotated[bool, typer.Option("--all", help="Execute also what has not changed.")]
 
 

@@ -10,9 +10,11 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Annotated
 
 import jupytext
 import nbformat
+import typer
 from nbformat import NotebookNode
 
 from tools import package_stamp
@@ -42,6 +44,19 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python", "file_extension": ".py", "pygments_lexer": "ipython3"},
 }
+
+
+Names = Annotated[list[str] | None, typer.Argument(help="How the chapters' names start: 00. Default: all.")]
+
+
+def chapters(names: list[str], folder: Path) -> list[Path]:
+    """The sources whose names start with one of `names`; all of them when none is given."""
+    sources = sorted(folder.glob("[0-9][0-9]_*.py"))
+    for name in names:
+        if not any(source.stem.startswith(name) for source in sources):
+            known = ", ".join(source.stem for source in sources) or "none"
+            raise typer.BadParameter(f"no chapter starts with {name!r}; chapters: {known}")
+    return [source for source in sources if not names or source.stem.startswith(tuple(names))]
 
 
 # --- source -> notebook -------------------------------------------------------------------------------------

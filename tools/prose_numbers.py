@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import nbformat
+import typer
 from nbformat import NotebookNode
 
 from tools import evidence
 from tools.chapter_parts import CLOSING
 from tools.evidence import Evidence
-from tools.pairs import NOTEBOOKS, cells_of
+from tools.pairs import NOTEBOOKS, Names, cells_of, chapters
 from tools.prose import Number, alt_texts, numbers_of, stated
 
 SECTION = re.compile(r"^## +(?P<title>.+)$", re.MULTILINE)
@@ -258,8 +259,14 @@ def table(sources: list[Path]) -> str:
     return "\n".join(rows)
 
 
-if __name__ == "__main__":
-    print(table(sorted(NOTEBOOKS.glob("[0-9][0-9]_*.py"))))
-    found = [problem for source in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.py")) for problem in problems(source)]
+def main(names: Names = None) -> None:
+    """Print what binds the numbers in the prose of chapters; exit status 1 if nothing binds one of them."""
+    sources = chapters(names or [], NOTEBOOKS)
+    print(table(sources))
+    found = [problem for source in sources for problem in problems(source)]
     print("\n".join(found))
     sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -21,7 +21,7 @@ import typer
 from tools.equation_labels import LABEL, NOT_PROSE
 from tools.formula import Reading, Unreadable, disagreements
 from tools.formula.mutants import Mutant, fate, mutants
-from tools.pairs import NOTEBOOKS, cells_of
+from tools.pairs import NOTEBOOKS, Names, cells_of, chapters
 
 DISPLAYED = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
 
@@ -52,15 +52,15 @@ def fates(latex: str, reading: Reading) -> dict[Mutant, str]:
 
 
 def main(
-    numbers: Annotated[list[str] | None, typer.Argument(help="Chapters: 07. Default: all.")] = None,
+    names: Names = None,
     verbose: Annotated[bool, typer.Option("-v", help="Print every wrong formula.")] = False,
 ) -> None:
     """Evaluate the displayed equations; exit status 1 if one is not true, or a mistake in it would go unnoticed."""
-    sources = {source.name[:2]: source for source in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.py"))}
+    sources = {source.name[:2]: source for source in chapters(names or [], NOTEBOOKS)}
     counts, bad = Counter(), False
     print(f"{'':4}{'equation':26}{'wrong formulas':>15}{'value':>8}{'unreadable':>12}{'equivalent':>12}{'alive':>7}")
-    for number in numbers or sources:
-        for label, latex in displayed(sources[number]).items():
+    for number, source in sources.items():
+        for label, latex in displayed(source).items():
             if label not in readings(number):
                 print(f"{number}  {label:26} not read")
                 continue

@@ -40,8 +40,9 @@ def _found(role: str, name: str, recipe: Recipe, folder: Path) -> Ancestor:
             f"shipped one; got {name!r}: {error}"
         ) from error
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    with torch.random.fork_rng(devices=[]):  # a network is filled with random numbers before it gets its weights
-        network, new = checkpoints.load(path).network, recipe.blueprint.build()
+    network = checkpoints.load(path).network
+    with torch.random.fork_rng(devices=[]):  # a new network is filled with random numbers
+        new = recipe.blueprint.build()
     (_check_start if role == "start" else _check_teacher)(path, network, new)
     return Ancestor(network, sha256)
 

@@ -89,10 +89,12 @@ class Blueprint:
     def build(self) -> nn.Module:
         """The network, with fresh weights; it carries its `schedule`, the `size` of its images and its `prediction`.
 
+        Its weights are float32, whatever torch's default is.
+
         Raises: ValueError if its class does not take these arguments.
         """
         try:
-            network = NETWORKS[self.network][0](**self.arguments)
+            network = NETWORKS[self.network][0](**self.arguments).float()
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"arguments must be those of {self.network}, got {self.arguments!r}: {error}") from error
         network.schedule, network.size = make_schedule(self.schedule, self.schedule_arguments), self.size

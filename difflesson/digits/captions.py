@@ -117,7 +117,7 @@ def meanings(images: Tensor, digits: Tensor) -> Tensor:
     Args: images: (N, 1, H, W);  digits: (N,), what each is, or is asked to be.
     """
     check_shape("digits", digits, images.shape[:1])
-    edges = EDGES[digits]  # (N, 3, 2)
+    edges = EDGES.to(digits.device)[digits]  # (N, 3, 2)
     return torch.cat([digits[:, None], (measure(images)[:, :, None] > edges).sum(2)], 1)
 
 
@@ -161,8 +161,8 @@ def true_words(sentences: Tensor, meaning: Tensor) -> tuple[Tensor, Tensor]:
     A word that is unsaid counts as holding.  Args: sentences: (N,);  meaning: (N, 4).
     """
     words = words_of(sentences)
-    said = words < SIZES - 1
-    claimed = torch.cat([words[:, :1], LEVELS[words[:, 1:].clamp_max(4)]], 1)
+    said = words < SIZES.to(words.device) - 1
+    claimed = torch.cat([words[:, :1], LEVELS.to(words.device)[words[:, 1:].clamp_max(4)]], 1)
     return said, ~said | (claimed == meaning)
 
 
@@ -179,7 +179,7 @@ def obeyed(sentences: Tensor, images: Tensor, seen: Tensor) -> tuple[Tensor, Ten
 
 def unseen(meaning: Tensor) -> Tensor:
     """Whether a picture is one of those left out of training, as UNSEEN says; (N,) truth values."""
-    pairs = torch.tensor([UNSEEN[digit] for digit in range(10)])[meaning[:, 0]]  # (N, 2, 2)
+    pairs = torch.tensor([UNSEEN[digit] for digit in range(10)], device=meaning.device)[meaning[:, 0]]  # (N, 2, 2)
     return (meaning.gather(1, pairs[:, :, 0]) == pairs[:, :, 1]).all(1)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from difflesson.digits.blueprint import Blueprint
 from difflesson.schedule import Schedule
 
+NO_NETWORKS = ("features", "reference")  # ship as well: what digits are compared with
 STALE = 10.0  # seconds after which a lock that is held for milliseconds belongs to a process that was killed
 
 
@@ -209,7 +210,8 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
     if broken := not_finite(weights):
         raise ValueError(f"path {path} is damaged, or its training diverged: {broken} has NaN or infinity in it")
     try:
-        network = Blueprint.read(metadata).build()
+        with torch.random.fork_rng(devices=[]):  # it is filled with random numbers before it gets its weights
+            network = Blueprint.read(metadata).build()
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"path {path} is not a network that this version can use: {error}") from error
     try:
@@ -230,9 +232,10 @@ def located(path: Path | str) -> Path:
 
 
 def shipped(name: str) -> Path:
-    """Path of a checkpoint that ships with the package.  Raises: ValueError naming the ones there are."""
+    """Path of a checkpoint that ships with the package.  Raises: ValueError naming the networks there are."""
     folder = Path(str(resources.files("difflesson.digits"))) / "weights"
     path = folder / f"{name}.safetensors"
     if not path.exists():
-        raise ValueError(f"name must be one of {sorted(p.stem for p in folder.glob('*.safetensors'))}, got {name!r}")
+        names = sorted({p.stem for p in folder.glob("*.safetensors")} - {*NO_NETWORKS})
+        raise ValueError(f"name must be one of {names}, got {name!r}")
     return path

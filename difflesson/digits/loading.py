@@ -29,9 +29,12 @@ def load_networks(
 
 
 def load_denoiser(name: str, device: torch.device | str = "cpu", argument: str = "network") -> nn.Module:
-    """The denoiser of this name.  Raises: ValueError if it is none, and blames the argument that is called so."""
-    if not isinstance(denoiser := checkpoints.load(name, device).network, DigitUNet):
-        raise ValueError(f"{argument} must be a denoiser, {name} holds a {type(denoiser).__name__}")
+    """The denoiser of this name, of labels 0..9: one of sentences would take them for the first ten.
+
+    Raises: ValueError if it is none, and blames the argument that is called so.
+    """
+    if type(denoiser := checkpoints.load(name, device).network) is not DigitUNet:
+        raise ValueError(f"{argument} must be a denoiser of labels 0..9, {name} holds a {type(denoiser).__name__}")
     return denoiser
 
 

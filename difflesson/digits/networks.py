@@ -3,7 +3,7 @@
 Both take the noise level as `log_snr`, so that they can be used with any variance-preserving schedule, and both are
 fully convolutional, so that 28x28 MNIST and the 8x8 digits of scikit-learn go through the same code. Under which
 schedule and in which size a network has learned, its `Blueprint` says: one that was built from it, so every loaded one,
-carries them as `network.schedule` and `network.size`.
+carries them as `network.schedule` and `network.size`. Both compute in the dtype of their weights, whatever that of x.
 """
 
 import math
@@ -23,8 +23,8 @@ class NoiseEmbedding(nn.Module):
 
     def forward(self, log_snr: Tensor) -> Tensor:
         """Embed `log_snr` (batch,) as (batch, width). Infinite values (no noise, or nothing but noise) are fine."""
-        angle = torch.atan(torch.exp(-log_snr / 2))[:, None] * self.frequency  # (batch, frequencies)
-        return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=1))
+        angle = torch.atan(torch.exp(-log_snr.to(self.frequency.dtype) / 2))[:, None] * self.frequency
+        return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=1))  # of (batch, 2 frequencies)
 
 
 class ResidualBlock(nn.Module):
@@ -103,6 +103,9 @@ class DigitUNet(nn.Module):
 
     def forward(self, x: Tensor, log_snr: Tensor, label: Tensor) -> Tensor:
         """x: (batch, 1, H, W), log_snr: (batch,), label: (batch,) in 0..classes  ->  v: (batch, 1, H, W)."""
+        if not len(x):  # which torch does not fold
+            return x
+        x = x.to(self.enter.weight.dtype)
         condition = functional.silu(self.noise(log_snr) + self.label(label))  # (batch, embedding)
         fine = self.down_fine(self.enter(functional.pixel_unshuffle(x, 2)), condition)  # (batch, fine, H/2, W/2)
         coarse = self.down_coarse(self.shrink(fine), condition)  # (batch, coarse, H/4, W/4)
@@ -133,6 +136,7 @@ class DigitClassifier(nn.Module):
 
     def features(self, x: Tensor, log_snr: Tensor | None = None) -> Tensor:
         """Penultimate features, (batch, widths[-1]); `log_snr=None` means clean images."""
+        x = x.to(self.enter.weight.dtype)
         if log_snr is None:
             log_snr = x.new_full(x.shape[:1], math.inf)
         condition = functional.silu(self.noise(log_snr))

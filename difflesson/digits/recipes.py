@@ -15,6 +15,8 @@ OPTIONS = (  # the fields that `difflesson train` has options for
     "data", "steps", "batch", "learning_rate", "seed", "label_dropout", "ema_decay", "schedule", "prediction",
     "weighting", "start", "teacher",
 )  # fmt: skip
+WHOLE = {"steps": 1, "batch": 1, "warmup": 0, "shift": 0, "seed": 0}  # fields that are integers: the least
+NUMBERS = ("learning_rate", "weight_decay", "ema_decay", "label_dropout")
 CHECKPOINT = re.compile("[a-z0-9_]*")  # what a checkpoint may be called: on every system the name of a file
 
 
@@ -25,11 +27,12 @@ class Recipe:
     task: "denoiser" (at all noise levels, with label dropout), "judge" (classifier of clean digits) or "guide"
     (classifier at all noise levels); with sentences for labels (`captions`), "words" (a denoiser), "towers" (two
     encoders, of clean digits) or "noisy_towers" (at all noise levels).  name: of its checkpoint, by default the task.
-    data: a name in `data.DATASETS`.  batch: over all processes together.
-    label_dropout: probability of the null label in [0, 1], denoiser only.  ema_decay in [0, 1).
+    data: a name in `data.DATASETS`; meanings are measured in pixels of MNIST, so that of the 8x8 digits nearly all
+    are thin and narrow, enough to try a task of sentences out.  batch: over all processes together.
+    label_dropout: probability of the null label in [0, 1], denoisers only.  ema_decay in [0, 1).
     shift: augmentation of the judge, whole pixels.  arguments: of the network's constructor.
     schedule: a name in `blueprint.SCHEDULES`, for all but the judge, which sees no noise;  schedule_arguments: those
-    that differ from the ones listed there.  prediction: what the denoiser outputs, "v", "eps" or "x0", and
+    that differ from the ones listed there.  prediction: what a denoiser outputs, "v", "eps" or "x0", and
     is trained in;  weighting: "plain" or "min_snr", see `losses.denoising_loss`.
     start: the checkpoint whose weights the run begins with, "" for fresh ones.  teacher: whose answers a denoiser
     learns (see there as well): "" nobody's, the target is what was drawn;  "itself", where the label is
@@ -61,17 +64,19 @@ class Recipe:
     def __post_init__(self):
         if not self.name:
             object.__setattr__(self, "name", self.task)
+        for name, least in WHOLE.items():
+            if not isinstance(value := getattr(self, name), int) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        for name in NUMBERS:
+            if not isinstance(value := getattr(self, name), int | float):
+                raise ValueError(f"{name} must be a number, got {value!r}")
         allowed = {
             "task": (self.task in TASKS, f"one of {sorted(TASKS)}"),
             "data": (self.data in data.DATASETS, f"one of {sorted(data.DATASETS)}"),
-            "steps": (self.steps >= 1, "at least 1"),
-            "batch": (self.batch >= 1, "at least 1"),
             "learning_rate": (0 < self.learning_rate <= LARGEST, f"positive and at most {LARGEST:g}"),
-            "warmup": (self.warmup >= 0, "at least 0"),
             "weight_decay": (0 <= self.weight_decay <= LARGEST, f"in [0, {LARGEST:g}]"),
             "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
             "label_dropout": (0 <= self.label_dropout <= 1, "in [0, 1]"),
-            "shift": (self.shift >= 0, "at least 0"),
             "name": (CHECKPOINT.fullmatch(str(self.name)), "small letters, digits and underscores"),
             "weighting": (self.weighting in WEIGHTINGS, f"one of {list(WEIGHTINGS)}"),
             "start": (CHECKPOINT.fullmatch(str(self.start)), "the name of a checkpoint, or empty"),
@@ -82,6 +87,9 @@ class Recipe:
                 raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r}")
         if self.teacher and self.task != "denoiser":
             raise ValueError(f"teacher must be empty for a {self.task}, only a denoiser has one, got {self.teacher!r}")
+        for name in () if self.task in ("denoiser", "words") else ("label_dropout", "prediction", "weighting"):
+            if (value := getattr(self, name)) != (usual := getattr(Recipe, name)):
+                raise ValueError(f"{name} must be {usual!r} for {self.task}, only denoisers have one, got {value!r}")
         _ = self.blueprint  # raises as well
 
     @cached_property

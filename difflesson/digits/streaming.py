@@ -28,8 +28,14 @@ LONGEST = 100_000  # bytes of a header, which holds a dozen short entries
 
 
 def processes() -> tuple[int, int]:
-    """This process's rank and how many there are, by what torchrun and accelerate say to each; alone (0, 1)."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """This process's rank and how many there are, by what torchrun and accelerate say to each; alone (0, 1).
+
+    Raises: ValueError unless the variables RANK and WORLD_SIZE are integers, the first in 0..WORLD_SIZE - 1.
+    """
+    said = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not all(one.isdecimal() for one in said) or not int(said[0]) < int(said[1]):
+        raise ValueError(f"RANK must be an integer in 0..WORLD_SIZE - 1, got RANK={said[0]} WORLD_SIZE={said[1]}")
+    return int(said[0]), int(said[1])
 
 
 def share(path: Path, count: int, rank: int, world: int) -> tuple[Path, range]:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from difflesson.checks import check_shape
+from difflesson.digits import diversity
 from difflesson.digits.diversity import RealFeatures, check_features, class_spread, inception_score, jackknife, within
 from difflesson.digits.metrics import Statistics, frechet_distance, statistics
 
@@ -24,6 +25,7 @@ def measures(
     """
     check_shape("labels", labels, features.shape[:1])
     check_features(features, real.features)
+    diversity.check_neighbours(k, features[: 9 * len(features) // 10], real.features)  # the jackknife's fewest
     right, inside = (log_probs.argmax(1) == labels).double(), within(features, real.features, k).double()
     exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}
     near, far = (torch.cdist(features, other, **exact) for other in (features, real.features))

@@ -55,7 +55,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 def build(recipe: Recipe) -> nn.Module:
     """A freshly initialised network for this recipe; its weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        torch.default_generator.manual_seed(recipe.seed)  # torch.manual_seed would seed the GPUs' as well
         return recipe.blueprint.build()
 
 

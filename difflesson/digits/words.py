@@ -80,6 +80,10 @@ def contrastive_loss(towers: Towers, x: Tensor, log_snr: Tensor | None, sentence
     return (functional.cross_entropy(fits, right) + functional.cross_entropy(fits.T, right)) / 2
 
 
+def _for_each(sentence: int | Tensor, x: Tensor) -> Tensor:
+    return torch.as_tensor(sentence, device=x.device).expand(len(x))
+
+
 @dataclass(frozen=True, eq=False)
 class sentence_cosine(Part):
     """The cosine of noisy pictures with a sentence, (batch,), for `guidance.gradient`.
@@ -90,12 +94,12 @@ class sentence_cosine(Part):
 
     towers: nn.Module = field(repr=False)
     schedule: Schedule
-    sentence: Tensor
+    sentence: int | Tensor
     told: bool = True
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         log_snr = self.schedule.log_snr(t).to(x.device, torch.float32).expand(len(x)) if self.told else None
-        return self.towers(x, log_snr, self.sentence.to(x.device).expand(len(x))).to(x.dtype)
+        return self.towers(x, log_snr, _for_each(self.sentence, x)).to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,10 +111,10 @@ class guess_cosine(Part):
 
     denoiser: Part
     towers: nn.Module = field(repr=False)
-    sentence: Tensor
+    sentence: int | Tensor
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.towers(self.denoiser(x, t).x0, None, self.sentence.to(x.device).expand(len(x))).to(x.dtype)
+        return self.towers(self.denoiser(x, t).x0, None, _for_each(self.sentence, x)).to(x.dtype)
 
 
 def places(encoder: DigitClassifier, x: Tensor) -> Tensor:

@@ -303,3 +303,32 @@ def test_a_chapters_title_is_its_first_heading_without_the_number():
     install = {"cell_type": "code", "source": "# %pip install", "metadata": {}}
     cells = [install, markdown("# 07 · The mean shift: why?\n\nText")]
     assert staging.title({"cells": cells}) == "The mean shift: why?"
+
+
+def test_a_call_for_help_builds_nothing(monkeypatch, tmp_path, capsys):
+    from book import build
+
+    def refuse(*arguments):
+        raise AssertionError("it builds")
+
+    for name in ("vendor_mathjax", "build"):
+        monkeypatch.setattr(build, name, refuse)
+    monkeypatch.chdir(tmp_path)
+    for word, status in (("--help", 0), ("--fast", 2)):
+        monkeypatch.setattr("sys.argv", ["book.build", word])
+        with pytest.raises(SystemExit) as stop:
+            build.main()
+        assert stop.value.code == status and "usage: python -m book.build" in "".join(capsys.readouterr())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_is_book_build_or_the_one_that_is_named(monkeypatch, tmp_path):
+    from book import build
+
+    asked = []
+    monkeypatch.setattr(build, "vendor_mathjax", lambda: None)
+    monkeypatch.setattr(build, "build", lambda folder: asked.append(folder) or 1)
+    for words in ([], [str(tmp_path / "here")]):
+        monkeypatch.setattr("sys.argv", ["book.build", *words])
+        assert build.main() == 1
+    assert asked == [ROOT / "book" / "_build", tmp_path / "here"]

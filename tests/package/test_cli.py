@@ -349,8 +349,10 @@ def wrong(*arguments, says: str):
         wrong("sample", "--network", "nobody", says=r"name must be one of \[.*'denoiser'.*\], got 'nobody'"),
         wrong("sample", "--network", "mine/denoiser", says="name must be one of .*, got '.*denoiser'"),
         wrong("sample", "--network", "torn.safetensors", says="path torn.safetensors is not a readable .*"),
-        wrong("sample", "--network", "judge", says="network must be a denoiser, judge holds a Digit.*"),
-        wrong("sample", "--unlabelled", "guide", says="unlabelled must be a denoiser, guide holds a Digit.*"),
+        wrong("sample", "--network", "words", says="network must be a denoiser of .*, words holds a Words.*"),
+        wrong("sample", "--network", "nothing", says="name must be one of (?!.*'features').*"),
+        wrong("sample", "--network", "judge", says="network must be a denoiser of .*, judge holds a Digit.*"),
+        wrong("sample", "--unlabelled", "guide", says="unlabelled must be a denoiser of .*, guide holds a Digit.*"),
         wrong("sample", "--unlabelled", "small.safetensors", says="unlabelled must have the size of network, 28, .* 8"),
         wrong("sample", "--out", "sheet.jpg", says="out must end in .png or .safetensors, got sheet.jpg"),
         wrong(
@@ -366,14 +368,18 @@ def wrong(*arguments, says: str):
             says="network must draw 28x28 digits, .*; small-without-card.safetensors draws 8x8",
         ),
         wrong("evaluate", "--network", "no.safetensors", says="path no.safetensors does not exist; .*"),
-        wrong("evaluate", "--network", "judge", says="network must be a denoiser, judge holds a Digit.*"),
+        wrong("evaluate", "--network", "judge", says="network must be a denoiser of .*, judge holds a Digit.*"),
         wrong("evaluate", "--guidance", "faith", says="guidance must be .*, got 'faith'"),
+        wrong("evaluate", "--network", "words", says="network must be a denoiser of .*, words holds a Words.*"),
+        wrong("evaluate", "--sampler", "magic", says=r"sampler must be one of \[.*'ddim'.*\], got 'magic'"),
+        wrong("evaluate", "--gamma", 1, "--gamma", "nan", says="gamma must be one finite number .*, got nan"),
         wrong("evaluate", "--precision", "fp8", says="precision must be .*, got 'fp8'"),
         wrong("train", "artist", says=r"name must be one of \[.*'denoiser'.*'pocket'.*\], got 'artist'"),
         wrong("train", "denoiser", "--objective", "u", says=r"prediction of a DigitUNet must be one of .*, got 'u'"),
         wrong("train", "denoiser", "--teacher", "nobody", says=r"teacher must be a .* got 'nobody': .*"),
         wrong("train", "judge", "--data", "imagenet", says="data must be .*embedded.*mnist.*, got 'imagenet'"),
         wrong("train", "judge", "--learning-rate", 0, says="learning_rate must be positive .*, got 0.0"),
+        wrong("train", "judge", "--objective", "eps", says="prediction must be 'v' for judge, .*, got 'eps'"),
         wrong("train", "judge", "--precision", "fp16", says="precision must be .*, got 'fp16'"),
         wrong(
             *("train", "judge", "--device", "abacus", "--precision", "no"),
@@ -388,9 +394,27 @@ def test_a_wrong_argument_ends_in_one_clear_line(difflesson, tmp_path, arguments
     made = sorted(tmp_path.iterdir())
     device = () if "--device" in arguments else ("--device", "cpu")
     done = difflesson(*arguments, *device)
-    assert done.code == 2
+    assert done.code == 2 and done.out == ""
     assert re.fullmatch(f"error: {says}", done.err.removesuffix("\n"))
     assert sorted(tmp_path.iterdir()) == made  # and nothing was written
+
+
+@pytest.mark.parametrize("rank, world", [("0", "0"), ("3", "2"), ("abc", "2"), ("-1", "2"), ("0", "two")])
+def test_a_place_that_no_process_can_have_ends_in_one_clear_line(difflesson, monkeypatch, tmp_path, rank, world):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    done = difflesson("sample", "--out", "z.safetensors", "--device", "cpu")
+    assert done.code == 2 and list(tmp_path.iterdir()) == []
+    assert done.err == f"error: RANK must be an integer in 0..WORLD_SIZE - 1, got RANK={rank} WORLD_SIZE={world}\n"
+
+
+def test_a_gpu_that_is_too_small_ends_in_one_clear_line(difflesson, monkeypatch):
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(sampling, "generate", full)
+    done = difflesson("sample", "--network", "pocket", "--device", "cpu")
+    assert done.code == 2 and done.err.startswith("error: CUDA out of memory.") and "Traceback" not in done.err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")

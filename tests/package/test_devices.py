@@ -308,7 +308,7 @@ ASKED_BY_OTHERS = {  # checks and pieces that every case above goes through
     "clean_classifier": ("asked",),
     "schedule": ("as_time", "as_log_snr", "noisy", "expand_as", "levels_at", "Schedule"),
     "digits.networks": ("NoiseEmbedding", "ResidualBlock", "Attention"),
-    "digits.sampling": ("schedule_of",),
+    "digits.sampling": ("schedule_of", "check_sampler"),
 }
 TESTED_BELOW = {
     "schedule": ("LinearSchedule", "CosineSchedule", "TableSchedule", "vp_linear", "cosine", "from_betas"),

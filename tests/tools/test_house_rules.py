@@ -84,3 +84,17 @@ def test_what_is_left_to_do_is_found_in_every_file_of_a_chapter(root: Path):
         (root / name).write_text("# first\n# TODO this\n\n# TODO and that\n", encoding="utf-8")
     found = todos(root / "notebooks" / "00_line.py")
     assert len(found) == 6 and found[-1] == "tests/mutants/00.toml:4: still TODO and that"
+
+
+def test_a_norm_that_the_web_pages_table_would_lose_is_reported(root: Path):
+    source = root / "notebooks" / "00_line.py"
+    rows = (
+        r"# | a | $\|x\|^2$ and more |",  # one bar on the page
+        r"# | a | $\lVert x \rVert^2$ and $p(x \mid y)$ |",
+        r"# | a \| b | $x$ \| $y$ |",  # in words it is what Markdown wants
+        r"# The norm $\|x\|$ in a sentence.",
+    )
+    source.write_text(SOURCE.partition("\n# %%\n")[0] + "\n".join(rows) + "\n", encoding="utf-8")
+    number = source.read_text(encoding="utf-8").splitlines().index(rows[1])  # counted from 0; from 1, that of rows[0]
+    (found,) = [problem for problem in problems(root) if "of a table" in problem]
+    assert found.startswith(rf"notebooks/00_line.py:{number} has \| in a formula of a table") and "lVert" in found

@@ -191,3 +191,13 @@ def test_an_unseen_pair_is_left_out_and_its_turned_twin_is_not():
 def test_pictures_of_another_shape_or_type_are_refused(bad):
     with pytest.raises(ValueError, match="images must be floats"):
         captions.measure(bad)
+
+
+def test_what_is_true_of_pictures_on_a_device_is_computed_there():
+    far = "meta"
+    with torch.device("cpu"):
+        meaning = captions.meanings(torch.zeros(3, 1, 8, 8, device=far), torch.zeros(3, dtype=torch.long, device=far))
+        said, holds = captions.true_words(torch.zeros(3, dtype=torch.long, device=far), meaning)
+        left_out = captions.unseen(meaning)
+    assert [tuple(one.shape) for one in (meaning, said, holds, left_out)] == [(3, 4), (3, 4), (3, 4), (3,)]
+    assert {one.device.type for one in (meaning, said, holds, left_out)} == {far}

@@ -322,7 +322,7 @@ def test_a_missing_file_is_refused_by_its_name(tmp_path):
 @pytest.mark.parametrize("name", ["nobody", "runs/denoiser"])
 def test_an_unknown_shipped_name_lists_those_there_are(name):
     """Also a path whose suffix was forgotten: never the shipped network of the same name in its place."""
-    listed = re.escape(str(SHIPPED))
+    listed = re.escape(str([*NETWORKS]))
     with pytest.raises(ValueError, match=rf"^name must be one of {listed}, got '.*(nobody|denoiser)'$"):
         checkpoints.load(name)
 
@@ -427,3 +427,20 @@ def test_the_shipped_reference_is_of_the_ten_thousand_test_images():
     assert float(torch.linalg.eigvalsh(statistics.cov)[0]) > -1e-9
     written = json.loads(checkpoints.shipped("reference").with_suffix(".json").read_text(encoding="utf-8"))
     assert written == card  # the readable card is the one inside
+
+
+def test_loading_leaves_the_global_generator_as_it_was():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    checkpoints.load("pocket")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_only_networks_are_offered_where_a_name_is_unknown():
+    with pytest.raises(ValueError, match="name must be one of .*denoiser") as refused:
+        checkpoints.shipped("nobody")
+    offered = re.findall(r"'(\w+)'", str(refused.value).split("]")[0])
+    for name in offered:
+        assert "network" in checkpoints.load_tensors(checkpoints.shipped(name))[1]
+    others = {path.stem for path in checkpoints.shipped("denoiser").parent.glob("*.safetensors")} - {*offered}
+    assert others and not any("network" in checkpoints.load_tensors(checkpoints.shipped(name))[1] for name in others)

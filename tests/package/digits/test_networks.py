@@ -172,3 +172,29 @@ def test_the_networks_are_as_small_as_the_text_says():
     unet, classifier = (sum(p.numel() for p in n().parameters()) for n in (DigitUNet, DigitClassifier))
     assert 1e6 < unet < 2e6 and 1e5 < classifier < 1e6
     assert 2 * (unet + 2 * classifier) < 8e6
+
+
+# ---- inputs of other kinds
+
+
+def test_no_image_at_all_gets_no_answer():
+    """A batch of which no label is hidden asks its teacher about none."""
+    x, log_snr, label = inputs(4, 8, 8, 3)
+    answer = small_unet()(x[:0], log_snr[:0], label[:0])
+    assert answer.shape == (0, 1, 8, 8) and answer.dtype == x.dtype
+
+
+def test_networks_of_single_precision_take_images_of_another():
+    """In the precision of their weights: the answer is that to the rounded image, and near that of float64."""
+    x, log_snr, label = inputs(3, 8, 8, 3)
+    exact = small_unet()(x, log_snr, label), small_classifier()(x, log_snr)
+    unet, classifier = small_unet().float(), small_classifier().float()
+    for found, rounded, wanted in zip(
+        (unet(x, log_snr, label), classifier(x, log_snr)),
+        (unet(x.float(), log_snr.float(), label), classifier(x.float(), log_snr.float())),
+        exact,
+        strict=True,
+    ):
+        assert found.dtype == torch.float32 and torch.equal(found, rounded)
+        assert worst(found, wanted) < 1e-4 * float(wanted.detach().abs().max())
+    assert torch.equal(classifier(x), classifier(x.float()))

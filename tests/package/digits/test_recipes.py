@@ -69,3 +69,56 @@ def test_the_loss_of_training_is_that_of_the_recipes_prediction_and_weighting(mo
 
 def test_every_task_has_a_network_and_a_loss():
     assert lessons.LOSSES.keys() == TASKS.keys()
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"steps": "3"}, "steps must be an integer of at least 1, got '3'"),
+        ({"steps": 3.5}, "steps must be an integer of at least 1, got 3.5"),
+        ({"batch": 0}, "batch must be an integer of at least 1, got 0"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+        ({"learning_rate": "2e-3"}, "learning_rate must be a number, got '2e-3'"),
+    ],
+    ids=str,
+)
+def test_a_number_of_another_kind_is_refused_by_name(change, says):
+    with pytest.raises(ValueError, match=f"^{says}$"):
+        recipe("pocket", **change)
+
+
+@pytest.mark.parametrize("change", [{"prediction": "eps"}, {"weighting": "min_snr"}, {"label_dropout": 0.5}], ids=str)
+def test_what_a_task_does_not_look_at_is_not_accepted(change):
+    ((field, value),) = change.items()
+    for name in ("judge", "guide", "clean", "towers", "noisy_towers"):
+        with pytest.raises(ValueError, match=f"^{field} must be .* only denoisers have one, got {value!r}"):
+            recipe(name, **change)
+    for name in ("denoiser", "pocket", "words"):
+        assert getattr(recipe(name, **change), field) == value
+
+
+def test_a_network_of_these_recipes_is_float32_whatever_the_default():
+    wanted = training.build(recipe("pocket", **SMALL))
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = training.build(recipe("pocket", **SMALL))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {weight.dtype for weight in found.state_dict().values()} == {torch.float32}
+    assert found.state_dict().keys() == wanted.state_dict().keys()
+
+
+def test_a_new_network_leaves_every_global_generator_as_it_was(monkeypatch):
+    """Those of GPUs too, which torch.manual_seed seeds; and it is the network that this seeding gave."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(5)
+    assert seeded or not hasattr(torch.cuda, "manual_seed_all")
+    seeded.clear()
+    before = torch.get_rng_state()
+    made = recipe("pocket", **SMALL, seed=3)
+    network = training.build(made)
+    assert seeded == [] and torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(3)
+    plainly = made.blueprint.build()
+    assert all(torch.equal(one, two) for one, two in zip(network.parameters(), plainly.parameters(), strict=True))

@@ -296,3 +296,52 @@ def test_digits_lie_in_the_range_of_the_data_and_differ():
     assert 0.5 < float((images < -0.9).double().mean()) < 0.95  # mostly paper
     distances = torch.cdist(images.flatten(1), images.flatten(1)) + 1e3 * torch.eye(20)
     assert float(distances.min()) > 1.0
+
+
+# ---- a scale for each digit
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_each_digit_has_its_own_scale_whatever_the_batch(indexed):
+    """With scales (N,) a digit is the one of a run at its scale alone."""
+    network, labels, scales = Oracle(), torch.arange(4).repeat(2), torch.linspace(0, 3.5, 8)
+    index = torch.arange(8) if indexed else None
+    for batch in (3, 4, 8):
+        found = sampling.generate(network, labels, scales, steps=4, batch=batch, index=index)
+        for k, scale in enumerate(scales.tolist()):
+            alone = sampling.generate(network, labels, scale, steps=4, batch=batch, index=index)
+            assert worst(found[k], alone[k]) < 1e-5
+    for wrong in (scales[:4], scales[:1], scales[:, None]):
+        with pytest.raises(ValueError, match=r"^gamma must be one number or have shape \(8,\), got \("):
+            sampling.generate(network, labels, wrong, steps=4, batch=4)
+
+
+@pytest.mark.parametrize("labels", [[1, 2], 3, torch.tensor(3)], ids=str)
+def test_labels_that_are_no_row_of_numbers_are_refused_by_name(labels):
+    with pytest.raises(ValueError, match=r"^labels must be a tensor of shape \(N,\) with N >= 1, got"):
+        sampling.generate(Oracle(), labels, 2.0)
+
+
+def test_half_a_step_is_refused():
+    with pytest.raises(ValueError, match=r"^steps must be an integer of at least 2, got 2\.5$"):
+        sampling.digit_times(2.5, cosine())
+
+
+@pytest.mark.parametrize("index", [None, torch.arange(3)], ids=["shared", "each"])
+def test_the_default_dtype_of_torch_changes_no_digit(index):
+    """Nor does it change a network that is loaded, or what the judge says."""
+
+    def drawn():
+        network, judge = checkpoints.load("pocket").network, checkpoints.load("judge").network
+        assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+        images = sampling.generate(network, torch.arange(3), 2.0, steps=3, index=index)
+        return images, metrics.judged(judge, images)[0], metrics.judged(judge, images.double())[0]
+
+    wanted = drawn()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = drawn()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(worst(one, two) < 1e-4 for one, two in zip(found, wanted, strict=True))
+    assert found[0].dtype == torch.float32

@@ -52,3 +52,13 @@ def test_the_rows_that_ship_are_numbers_in_their_ranges():
         assert all(0 <= one[name] <= 1 for name in ("accuracy", "precision", "recall")) and 1 <= one["digit_is"] <= 10
         assert 0 <= one["mean_part"] <= one["digit_fid"] and one["spread"] >= 0 and one["count"] >= 100
         assert all(one[f"{name}_error"] >= 0 for name in tradeoff.NAMES)
+
+
+def test_neighbours_that_are_not_there_are_refused(columns):
+    """The jackknife keeps 108 of the 120 samples, so each has 107 others at most."""
+    features, log_probs, labels = columns
+    real, reference = RealFeatures(features, labels), metrics.statistics(features)
+    for k in (0, 108, 120):
+        with pytest.raises(ValueError, match=rf"^k must lie in 1\.\.107, .* got {k}$"):
+            tradeoff.measures(features, log_probs, labels, real, reference, k)
+    assert bool(tradeoff.measures(features, log_probs, labels, real, reference, 107)[0].isfinite().all())

@@ -176,3 +176,15 @@ def test_two_towers_cannot_begin_with_a_denoiser(tmp_path):
     training.train(small("pocket", steps=2, teacher=""), tmp_path, device="cpu", precision="no", progress=False)
     with pytest.raises(ValueError, match="start must fit the Towers"):
         ancestors.find(small("noisy_towers", start="pocket"), tmp_path)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_one_sentence_may_be_a_number(told):
+    """`captions.number` gives one."""
+    towers, number, t = filled(words.Towers(**TOWERS)), captions.number("a bold two"), torch.tensor(0.6)
+    each = torch.tensor([number] * 2)
+    for build in (
+        lambda sentence: words.sentence_cosine(towers, cosine(), sentence, told),
+        lambda sentence: words.guess_cosine(lambda x, t: Prediction(x / 2, x), towers, sentence),
+    ):
+        assert torch.equal(build(number)(pictures(2), t), build(each)(pictures(2), t))
