@@ -420,11 +420,11 @@ assert missed == [86, 0] and [round(curve[gamma]["digit_fid"], 3) for gamma in (
 #
 # | if you | do | because |
 # |---|---|---|
-# | read a `guidance_scale`, `w`, `cfg_scale` | find the largest value that gives plain conditional sampling: $\gamma = 1$ | names differ by one unit (and some pipelines switch off at 1 and below) |
+# | read a `guidance_scale`, `w`, `cfg_scale` | find the largest value that gives plain conditional sampling: $\gamma = 1$ | names differ by one unit (and some pipelines switch off at 1 and below: [chapter 20](20_from_here_to_a_real_pipeline.ipynb) tests yours) |
 # | need samples of what the model learned | $\gamma = 1$ | there the story holds; and one question to the network a step, not two |
 # | need pictures that show what was asked | raise $\gamma$ from 1 until errors stop, no further | here, from 2 to 5, no more digits became right, and digit-FID rose from 0.204 to 0.336 |
-# | want to keep something out | a *negative prompt* and $\gamma > 1$ | it takes the place of "not told" in $\hat\varepsilon_u$; a negative $\gamma$ walks the same two guesses the other way, away from the request, and asks for nothing else |
-# | report a result | give sampler, steps, the scale and its convention, network, number of pictures, standard errors | at $\gamma = 3$ two samplers sampled different things |
+# | want to keep something out | a *negative prompt* and $\gamma > 1$ | it takes the place of "not told" in $\hat\varepsilon_u$ ([chapter 19](19_guidance_as_practised.ipynb#another-pair)); a negative $\gamma$ walks the same two guesses the other way, away from the request, and asks for nothing else |
+# | report a result | give sampler, steps, the scale and its convention, network, number of pictures, standard errors | at $\gamma = 3$ two samplers, one with noise and one without, sampled different things |
 #
 # ## Exercises
 #
@@ -433,7 +433,7 @@ assert missed == [86, 0] and [round(curve[gamma]["digit_fid"], 3) for gamma in (
 # %% [markdown]
 # ### Exercise 0.1 (easy): what does the pipeline do?
 #
-# The Stable Diffusion pipelines of the `diffusers` library take a `guidance_scale` which is our $\gamma$. At 1 and below they switch
+# The Stable Diffusion pipelines of the `diffusers` library take a `guidance_scale` which is our $\gamma$ (unless the network has it as an input, as distilled ones do). At 1 and below they switch
 # guidance off and use the guess with the label alone. Write the function that gives the $w$ of $\eqref{eq-cfg-weight}$
 # with which such a pipeline really runs. What is it at 7.5? At 0.5?
 #

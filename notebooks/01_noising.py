@@ -118,7 +118,7 @@ assert all(0.58 < direct < 0.66 for direct in ours.values())
 # **What noise changes.** Add noise, and there are data wherever a walk passes. We made each noisy point, so we know which clean one it came from.
 # At any place, average the clean points of those that ended there. In this average each arc counts by its mass and by how well it explains the place. With much
 # noise all places look alike and the average knows the masses; with little noise it knows the shape of the curve. So begin at much noise, go *a part* of the way towards the average (with the shrinking undone), lower the
-# noise a little, and repeat (right panel). How large a part, the sampler says: here DDIM of chapter 00, in 100 steps; [chapter 10](10_general_case.ipynb#only-the-arrow-knows-the-data) has others. In one step all walks would end on one spot.
+# noise a little, and repeat (right panel). How large a part, the sampler says: here DDIM of chapter 00, in 100 steps; [chapter 05](05_every_reverse_process_at_once.ipynb) has others. In one step all walks would end on one spot.
 #
 # So one thing is to be learned: at each noise level, *the average of what may lie under a noisy point*. That is
 # plain least squares. But an average of pictures need be no picture. It looks like a flaw of the
@@ -240,8 +240,8 @@ for time in (0.2, 0.4, 0.6, 0.8):
     assert abs(ratio - 2) < 3 * scatter and error["snapped"] > error["average"]
 
 # %% [markdown]
-# The ratio is 2 at each of these noise levels, within three standard errors. Snapping the average to the nearest of many real
-# points costs as well, though less; of few, it can cost more. So a *guess* is not better for looking real. Pictures come sharp out of a sampler because it asks again and again while the cloud shrinks.
+# The ratio is 2 at each of these noise levels, within three standard errors. Snapping the average to the nearest real
+# point costs as well: less than a draw if there are many points, perhaps more if there are few. So a *guess* is not better for looking real. Pictures come sharp out of a sampler because it asks again and again while the cloud shrinks.
 #
 # ## A mixture stays a mixture
 #
@@ -392,7 +392,7 @@ print(f"at t = {float(t):.2f} under both, guesses differ by {float(apart):.2f} o
 # | need *one* plausible picture | sample, do not denoise in one step | where many pictures fit, their average is in general none; a draw is one, and twice the error is its price |
 # | compute $\hat x_0$ or $\hat\varepsilon$ near the ends of time | let the network answer $\hat v$ | $\hat\varepsilon$ loses digits of $\hat x_0$ at much noise, $\hat x_0$ those of $\hat\varepsilon$ at little; a $\hat v$ made from them has lost them too |
 # | compare noise levels of two models of the same data, in the same units | compare $\lambda$, after dividing $x_t$ by $\alpha_t$ | the same $t$ means different noise under another schedule |
-# | have a classifier of clean data | do not trust it on noisy points | on our arcs, at $t = 0.45$, it was nearly certain, and no better than naming the larger class |
+# | have a classifier of clean data | do not trust it on noisy points | on our arcs, at $t = 0.45$, it was nearly certain, and no better than naming the larger class ([Deeper](#deeper-with-a-label)) |
 #
 # ## Exercises
 #

@@ -226,7 +226,7 @@ shown
 # %% [markdown]
 # *Left: the log-ratio of each cause is level for the posterior as guess (dashed); for a good guess it is far off only where few draws go. Middle: as the guess gets better, the gap falls as the square of the noise. Right: a guess that covers one of two humps.*
 #
-# All draws agree, and the gap is minus the logarithm of the share that $q$ covers. On the other hump $u$ is not small but below $-2{,}000$, and no draw goes there. **Quiet draws mean a tight bound only if the guess starves no cause**, and its draws do not tell you.
+# All draws agree, and the gap is minus the logarithm of the share that $q$ covers. On the other hump $u$ is not small but below $-2{,}000$, and no draw goes there. **Quiet draws mean a tight bound only if the guess starves no cause**, and whether it does, its draws cannot tell.
 #
 # ## A small VAE, and what it loses, exactly
 #
@@ -362,7 +362,7 @@ assert table_of_ends == [[0.15, 0.07, 0.12], [0.14, 0.07, 0.12], [0.03, 0.16, 0.
 #
 # ## When a latent switches off, and is right to
 #
-# In many VAEs the encoder answers the prior for some latents, whatever $x$: *posterior collapse*. Is the bound to blame? Look at the exact likelihood of the linear model, for given noise $s$. Let $b$ be the data's mean, and let each column of $W$, of length $w_j$, lie along an axis of the data's covariance. Along it the data have the variance $\lambda_j$ and the model $v = w_j^2 + s^2$.
+# In many VAEs the encoder answers the prior for some latents, whatever $x$: *posterior collapse*. Is the bound to blame? Look at the exact likelihood of the linear model, for given noise $s$. Let $b$ be the data's mean, and let each column of $W$, of length $w_j$, lie along an axis of the data's covariance. Along it the data have the variance $\lambda_j$ (no log-SNR) and the model $v = w_j^2 + s^2$.
 # The axis adds the average log-likelihood $-\frac12 (\log v + \lambda_j / v)$, up to a constant: highest at $v = \lambda_j$, and falling beyond. But $v \ge s^2$, so
 #
 # $$ w_j^2 = \max(\lambda_j - s^2, 0), \qquad \mathbb E[\mathrm{KL}_j] = \frac12 \log \frac{\max(\lambda_j, s^2)}{s^2}, \label{eq-collapse} $$
@@ -396,6 +396,8 @@ assert highest[0] > 0 and highest[1] == 0
 # | each latent is as large as the picture | a short description | one network for all levels |
 # | the encoder is fixed: shrink, add Gaussian noise | a description made for the data | no encoder to train, none that collapses; any level in one draw |
 # | the last latent is nearly pure noise | a last latent that tells of the picture | the prior is right, so sampling can begin there |
+#
+# (Image generators often use both: a VAE makes the picture small, and diffusion, with its guidance, acts on its latents; [Rombach et al. (2022)](https://arxiv.org/abs/2112.10752).)
 #
 # So the roles are exchanged: the guess is fixed, and the *model* must learn the steps down that make this guess its posterior. For blobs these steps have [a closed form](06_bayes_decomposition.ipynb#deeper-the-step-in-closed-form). Noise each point in 10 steps, once, and add up the log-ratio of that walk. Then replace each step down by the Gaussian of the same mean and covariance:
 

@@ -6,7 +6,7 @@
 # errors? And what else goes into it: the sampler, its steps, the schedule?
 #
 # The short answer: **draw the best guess's error over the log signal-to-noise ratio. Half the area between this curve and that of a standard
-# normal is $-\log p(x)$, up to a known constant. In the limit of many steps, nothing else goes in. With few steps their variance does: it should expect the guess's error.**
+# normal is $-\log p(x)$, up to a known constant. In the limit of many steps, nothing else goes in. With few steps the variance of a step matters: it should be wider by the guess's error.**
 #
 # **After this chapter you can**
 # * read one reverse step as a fresh measurement of the clean point, and say what it costs;
@@ -128,7 +128,7 @@ print(
 #
 # $$ \mathbb E[x_s \mid x_t, x_0] = \alpha_s \frac{\mathrm{SNR}_t\; x_t / \alpha_t + (\mathrm{SNR}_s - \mathrm{SNR}_t)\; x_0}{\mathrm{SNR}_s}, \qquad \mathrm{Var}(x_s \mid x_t, x_0) = \alpha_s^2 \frac{\mathrm{SNR}_s - \mathrm{SNR}_t}{\mathrm{SNR}_s^2}. \label{eq-fresh-look} $$
 #
-# In words: the new position averages the old measurement $x_t / \alpha_t$ with *one fresh measurement* of $x_0$, whose precision is what was missing, $\mathrm{SNR}_s - \mathrm{SNR}_t$. This is DDPM's posterior, in other letters ([chapter 10](10_general_case.ipynb#only-the-arrow-knows-the-data)).
+# In words: the new position averages the old measurement $x_t / \alpha_t$ with *one fresh measurement* of $x_0$, whose precision is what was missing, $\mathrm{SNR}_s - \mathrm{SNR}_t$. This is DDPM's posterior, in other letters ([chapter 05](05_every_reverse_process_at_once.ipynb#few-steps-hold-the-guess)).
 
 
 # %%
@@ -308,7 +308,7 @@ assert round(truth - float(wrong["error at the end of each step"]), 1) == 1.5
 #
 # $$ \mathrm{KL}_c = \frac d2 (c - 1 - \log c) + \frac c2\, (\mathrm{SNR}_s - \mathrm{SNR}_t)\, \|x_0 - \hat x_0\|^2 , \qquad c^\ast = \frac{1}{1 + (\mathrm{SNR}_s - \mathrm{SNR}_t)\, \mathbb E \|x_0 - \hat x_0\|^2 / d} . \label{eq-wider-look} $$
 #
-# DDPM's *small* variance is $c = 1$, its *large* one, $\sigma_{t|s}^2$, is $c = \sigma_s^2 / \sigma_t^2$. The best single number is $c^\ast$, from the loss at $t$: a measurement scatters by itself *and* by the guess's error. (Set the average's derivative $\frac d2 (1 - 1/c) + \frac12 (\mathrm{SNR}_s - \mathrm{SNR}_t)\, \mathbb E \|x_0 - \hat x_0\|^2$ to nought.) A hundred steps of `cosine` from $\lambda = -10$ up to 14, on the arcs and on four Gaussians so narrow that they are nearly points:
+# DDPM's *small* variance is $c = 1$, its *large* one, $\sigma_{t|s}^2 = 1 - \alpha_t^2 / \alpha_s^2$, is $c = \sigma_s^2 / \sigma_t^2$. The best single number is $c^\ast$, from the loss at $t$: a measurement scatters by itself *and* by the guess's error. (Set the average's derivative $\frac d2 (1 - 1/c) + \frac12 (\mathrm{SNR}_s - \mathrm{SNR}_t)\, \mathbb E \|x_0 - \hat x_0\|^2$ to nought.) A hundred steps of `cosine` from $\lambda = -10$ up to 14, on the arcs and on four Gaussians so narrow that they are nearly points:
 
 
 # %%
