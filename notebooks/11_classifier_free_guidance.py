@@ -321,7 +321,7 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Exact guesses, three samplers (dots), and 50, 90 and 99 % of the density that guidance is said to sample, chapter 00's *story* $p(x)\, p(y \mid x)^\gamma$ (dashed). Bars: mean of $x_1$, of the samples (coloured) and, below it, of the target (black).*
+# *Exact guesses, three samplers (dots), and 50, 90 and 99 % of the density that guidance is said to sample, chapter 00's story $p(x)\, p(y \mid x)^\gamma$ (dashed). Bars: mean of $x_1$, of the samples (coloured) and, below it, of the target (black).*
 #
 # At $\gamma = 1$ everybody agrees, to a few standard errors. At $\gamma = 3$ the target hardly moves, since class 1 was fairly sure already, and **none of the three finds it**. All go too far to the right and give the small blob too much, and they differ from one another by many standard errors. Each blob shrinks: the large one from 0.90 to 0.74 in the target and to 0.47 under DDIM. Neither a network is to blame (there is none) nor coarse steps: half as many give nearly the same means. By the last line, nearly all of DDIM's shift comes from the early half.
 #
