@@ -16,6 +16,13 @@ def holds(condition: Tensor) -> bool:
     return condition.device.type != "cpu" or bool(condition.all())
 
 
+def shown(values: Tensor) -> str:
+    """Numbers as an error message says them: all of a few, of many the ends and how many there are."""
+    if values.numel() <= 8:
+        return str(values.tolist())
+    return f"{values.numel()} values from {float(values.min()):.6g} to {float(values.max()):.6g}"
+
+
 def as_tensor(name: str, value, allowed: str, dtype: torch.dtype | None = None) -> Tensor:
     """`torch.as_tensor` for a caller's numbers.  Raises: ValueError that names the argument if value is none."""
     try:

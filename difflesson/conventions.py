@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from difflesson.checks import holds
+from difflesson.checks import as_tensor, holds
 from difflesson.denoiser import Prediction
 
 # name: (offset, their symbol, checked in, source), and gamma = their scale + offset: only their zeros differ
@@ -116,7 +116,8 @@ def _pick(table: dict, argument: str, name: str):
 
 
 def _tensor(argument: str, value) -> Tensor:
-    value = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    if not isinstance(value, Tensor):
+        value = as_tensor(argument, value, "a number or a tensor", torch.float64)
     if not holds(value.isfinite()):
         raise ValueError(f"{argument} must be finite, got {value}")
     return value if value.is_floating_point() else value.double()
@@ -126,7 +127,8 @@ def _alpha_sigma(pair, given: str = "(alpha, sigma)") -> tuple[Tensor, Tensor]:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise ValueError(f"{given} must be a pair")
     alpha, sigma = (v if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64) for v in pair)
-    close = (alpha**2 + sigma**2 - 1).abs() <= 1e-6  # schedules come in float32
+    coarse = max(1e-6, *(4 * torch.finfo(v.dtype).eps for v in (alpha, sigma) if v.is_floating_point()))
+    close = (alpha**2 + sigma**2 - 1).abs() <= coarse  # schedules come in float32
     if not holds(close & (alpha >= 0) & (sigma >= 0)):  # nan is not close to anything
         raise ValueError(f"{given}: need alpha, sigma >= 0, alpha^2 + sigma^2 = 1, got {alpha}, {sigma}")
     return alpha, sigma
@@ -150,6 +152,8 @@ def guidance_scale(value, source: str, target: str = "gamma"):
     value: float or Tensor.  source, target: keys of GUIDANCE.
     Raises ValueError: unknown or ambiguous name, value not finite, or one that the library does not act on.
     """
+    if isinstance(value, str):
+        raise ValueError(f"value must be a number or a tensor, got {value!r}")
     result = value + _pick(GUIDANCE, "source", source)[0] - _pick(GUIDANCE, "target", target)[0]
     for argument, name, scale in (("value", source, value), ("result", target, result)):
         if not holds(_tensor(argument, scale) >= LOWEST.get(name, -torch.inf)):
@@ -212,7 +216,8 @@ def reverse_std(alpha_s, sigma_s, alpha_t, sigma_t, eta: float = 1.0) -> Tensor:
     """
     if not eta >= 0:
         raise ValueError(f"eta must be >= 0, got {eta}")
-    std = eta * between(alpha_s, sigma_s, alpha_t, sigma_t)[1] * sigma_s / torch.as_tensor(sigma_t)
+    noise = between(alpha_s, sigma_s, alpha_t, sigma_t)[1]
+    std = eta * noise * _tensor("sigma_s", sigma_s) / _tensor("sigma_t", sigma_t)
     return _tensor(f"the reverse std at sigma_t = {sigma_t}", std)
 
 
@@ -257,5 +262,7 @@ def card() -> list[dict[str, str]]:
 
 def markdown(rows: list[dict[str, str]]) -> str:
     """Rows of `card` as a Markdown table."""
+    if not rows:
+        raise ValueError("rows must be one or more, of `card`")
     lines = [rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from difflesson.checks import check_shape
+from difflesson.checks import check_shape, shown
 from difflesson.kernels import Kernel, exact
 from difflesson.mixture import GaussianMixture
 from difflesson.schedule import Schedule
@@ -97,7 +97,7 @@ def path_kl(
     """
     times = torch.as_tensor(times, dtype=torch.float64)
     if times.dim() != 1 or len(times) < 2 or not bool((times.diff() < 0).all()) or not bool(times[-1] > 0):
-        raise ValueError(f"times must be a decreasing sequence of at least two, the last above 0, got {times.tolist()}")
+        raise ValueError(f"times must be a decreasing sequence of at least two, the last above 0, got {shown(times)}")
     truth, total = exact(mixture, schedule, label), torch.zeros((), dtype=mixture.means.dtype)
     for t, s in zip(times[:-1], times[1:], strict=True):
         x, weights = mixture_nodes(mixture.given(label).noised(schedule.alpha(t), schedule.sigma(t)), order)

@@ -39,8 +39,8 @@ def gaussian_kl(q: FullGaussian, p: FullGaussian) -> Tensor:
 
 def standard(like: FullGaussian) -> FullGaussian:
     """`N(0, I)`, the prior, as a batch of one, in the dimension and precision of another Gaussian."""
-    dim = like.mean.shape[-1]
-    return FullGaussian(like.mean.new_zeros(1, dim), torch.eye(dim, dtype=like.mean.dtype)[None])
+    dim, kind = like.mean.shape[-1], {"dtype": like.mean.dtype, "device": like.mean.device}
+    return FullGaussian(torch.zeros(1, dim, **kind), torch.eye(dim, **kind)[None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class LinearGaussian:
     @property
     def cov(self) -> Tensor:
         """Covariance of x, `W W^T + s^2 I`, (d, d)."""
-        return self.W @ self.W.T + self.s**2 * torch.eye(len(self.b), dtype=self.W.dtype)
+        return self.W @ self.W.T + self.s**2 * torch.eye(len(self.b), dtype=self.W.dtype, device=self.W.device)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """`log p(x)` of points (N, d), (N,): x is Gaussian with mean b and covariance `W W^T + s^2 I`."""
@@ -76,7 +76,8 @@ class LinearGaussian:
 
         Source: Bishop 2006, Pattern Recognition and Machine Learning, eq. 2.116.
         """
-        cov = torch.linalg.inv(torch.eye(self.W.shape[1], dtype=self.W.dtype) + self.W.T @ self.W / self.s**2)
+        identity = torch.eye(self.W.shape[1], dtype=self.W.dtype, device=self.W.device)
+        cov = torch.linalg.inv(identity + self.W.T @ self.W / self.s**2)
         return FullGaussian((x - self.b) @ self.W @ cov / self.s**2, cov.expand(len(x), -1, -1))
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:

@@ -36,11 +36,13 @@ def scale_at(gamma: Scale, t: Tensor, x: Tensor) -> float | Tensor:
     return expand_as(value, x, "gamma") if isinstance(value, Tensor) else value
 
 
-def check_scale(gamma: float | Tensor) -> float | Tensor:
+def check_scale(gamma: Scale) -> Scale:
     """One number as a float, or a tensor (batch,), or one that is differentiated; then it stays a tensor, 0-dim.
 
-    Raises: ValueError if it is none of these, or not finite.
+    A function of time is asked in its time.  Raises: ValueError if it is none of these, or not finite.
     """
+    if callable(gamma):
+        return gamma
     number = None if isinstance(gamma, Tensor) else torch.float64
     value = as_tensor("gamma", gamma, "one finite number (or one a point, of shape (batch,))", number)
     known = value.device.type == "cpu"  # elsewhere a look at the values would make the host wait
@@ -60,8 +62,10 @@ def checked_gradient(grad: Gradient, x: Tensor, t: Tensor) -> Tensor:
 
 def ask_both(pair: Pair, x: Tensor, t: Tensor) -> tuple[Prediction, Prediction]:
     """Ask a pair, or what stands for one.  Raises: ValueError unless both answers are Predictions shaped like x."""
-    cond, uncond = pair(x, t)
-    return checked(cond, x, "pair"), checked(uncond, x, "pair")
+    answer = pair(x, t)
+    if isinstance(answer, Prediction):  # which would unpack into two tensors
+        raise ValueError("pair must answer two Predictions, conditional first, got one: is it a denoiser?")
+    return tuple(checked(one, x, "pair") for one in answer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +85,7 @@ class tilt(Part):
     schedule: Schedule
 
     def __post_init__(self):
-        if not callable(self.gamma):
-            check_scale(self.gamma)
+        check_scale(self.gamma)
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         prediction, scale = predict(self.denoiser, x, t), scale_at(self.gamma, t, x)
@@ -126,13 +129,13 @@ class classifier_free(Part):
     gamma: Scale
 
     def __post_init__(self):
-        if not callable(self.gamma):
-            check_scale(self.gamma)
+        check_scale(self.gamma)
 
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         scale = scale_at(self.gamma, t, x)
         if isinstance(scale, float) and scale in (0.0, 1.0):
-            return predict(self.pair.cond if scale else self.pair.uncond, x, t)
+            if branch := getattr(self.pair, "cond" if scale else "uncond", None):  # a function for a pair has none
+                return predict(branch, x, t)
         cond, uncond = ask_both(self.pair, x, t)
         with one_thread():
             return Prediction(*(u + scale * (c - u) for c, u in zip(cond, uncond, strict=True)))
@@ -144,14 +147,15 @@ class gradient(Part):
 
     The values are summed before differentiating, which is right as long as no point's value depends on another point:
     true for `eval()` networks, false for batch norm in training mode. Where x is being differentiated, the answer is
-    differentiable.  Raises: ValueError if log_prob is misshapen.
+    differentiable. `torch.inference_mode()` is left for the while.  Raises: ValueError if log_prob is misshapen.
     """
 
     log_prob: Callable[[Tensor, Tensor], Tensor]
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         further = torch.is_grad_enabled() and x.requires_grad
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            x, t = (v.clone() if isinstance(v, Tensor) and v.is_inference() else v for v in (x, t))
             leaf = x if further else x.detach().requires_grad_()
             values = self.log_prob(leaf, t)
             check_shape("log_prob's answer", values, x.shape[:1])
@@ -170,7 +174,7 @@ def linearise(log_prob: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: float 
     """
     with torch.enable_grad():
         time = as_time(t).detach().to(x.device).requires_grad_()
-        value = log_prob(x.detach(), time)
+        value = log_prob(x.detach(), time) + 0 * time  # which may not look at the time
         # One time, many values: differentiate a weighted sum in time, then the result in the weights.
         weights = torch.ones_like(value).requires_grad_()
         (total,) = torch.autograd.grad((weights * value).sum(), time, create_graph=True)
@@ -259,13 +263,11 @@ class sharpened(Part):
     gamma: Scale
 
     def __post_init__(self):
-        if not callable(self.gamma):
-            check_scale(self.gamma)
+        check_scale(self.gamma)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         logits = self.logits(x, t)  # (batch, classes)
-        if logits.dim() != 2 or len(logits) != len(x):
-            raise ValueError(f"logits must have shape (batch, classes) = ({len(x)}, ...), got {tuple(logits.shape)}")
+        check_shape("logits, (batch, classes),", logits, (len(x), *logits.shape[-1:]))
         label = expand_label(check_labels(self.label, logits.shape[1]), x)
         return (scale_at(self.gamma, t, logits) * logits).log_softmax(dim=1).gather(1, label[:, None])[:, 0]
 
@@ -293,7 +295,6 @@ def classifier_guided(
 ) -> Denoiser:
     """Classifier guidance by eps substitution: `tilt` with the gradient of a noise-aware classifier.
 
-    `eps - gamma sigma grad log p_t(y | x)`  [eq-eps-substitution].  Arguments and errors as in `tilt` and
-    `classifier_log_prob`.
+    [eq-eps-substitution]  Arguments and errors as in `tilt` and `classifier_log_prob`.
     """
     return tilt(denoiser, gradient(classifier_log_prob(network, schedule, label)), gamma, schedule)

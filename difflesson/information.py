@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from difflesson.checks import shown
 from difflesson.denoiser import Pair
 from difflesson.divergence import mixture_nodes
 from difflesson.mixture import GaussianMixture
@@ -64,7 +65,7 @@ def averaged_variance(decay: Tensor, memory: Tensor) -> Tensor:
     """
     decay, memory = torch.as_tensor(decay, dtype=torch.float64), torch.as_tensor(memory, dtype=torch.float64)
     if not bool(((decay >= 0) & (decay < 1)).all()):
-        raise ValueError(f"decay must be in [0, 1), got {decay.tolist()}")
+        raise ValueError(f"decay must be in [0, 1), got {shown(decay)}")
     if not bool((memory.abs() < 1).all()):
-        raise ValueError(f"memory must be in (-1, 1), got {memory.tolist()}")
+        raise ValueError(f"memory must be in (-1, 1), got {shown(memory)}")
     return (1 - decay) * (1 + decay * memory) / ((1 + decay) * (1 - decay * memory))

@@ -199,7 +199,7 @@ class shift(Part):
     Unlike `tilt` it works on a step, and dies where the step has no variance.
     Args: grad: `grad(x, t)`;  gamma: a scale as in `difflesson.guidance`;  at: where the gradient is taken, "x" (at
     x_t) or "mu" (at the mean, the original paper);  time: with which noise level, "t" or "s" (default "t" at x, "s" at
-    mu, where the points belong).  Raises: ValueError otherwise.
+    mu, where the points belong).  Raises: ValueError otherwise, or if the kernel's step is no Gaussian.
     Source: Dhariwal & Nichol 2021 (arXiv 2105.05233), algorithm 1.
     """
 
@@ -214,11 +214,12 @@ class shift(Part):
             raise ValueError(f'at must be "x" or "mu", got {self.at!r}')
         if self.time not in (None, "t", "s"):
             raise ValueError(f'time must be "t" or "s", got {self.time!r}')
-        if not callable(self.gamma):
-            check_scale(self.gamma)
+        check_scale(self.gamma)
 
     def __call__(self, x: Tensor, t: Tensor, s: Tensor) -> Step:
         step, scale = self.kernel(x, t, s), scale_at(self.gamma, t, x)
+        if not hasattr(step, "tilted"):
+            raise ValueError(f"kernel must answer a Gaussian to shift, got {type(step).__name__}")
         point, time = (x, self.time or "t") if self.at == "x" else (step.mean, self.time or "s")
         return step.tilted(scale * checked_gradient(self.grad, point, t if time == "t" else s))
 

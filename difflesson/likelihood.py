@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from difflesson.checks import check_shape
+from difflesson.checks import check_shape, shown
 from difflesson.denoiser import Denoiser, predict
 from difflesson.divergence import hermite, mixture_nodes
 from difflesson.mixture import GaussianMixture
@@ -125,7 +125,7 @@ def _falling(x: Tensor, times: Tensor) -> Tensor:
     """`checked_run`, for times that decrease.  Raises: ValueError as there, or if they increase."""
     times = checked_run(x, times)
     if not times[1] < times[0]:
-        raise ValueError(f"times must decrease, from noise to data, got {times.tolist()}")
+        raise ValueError(f"times must decrease, from noise to data, got {shown(times)}")
     return times
 
 

@@ -10,14 +10,14 @@ from torch.nn import functional
 
 from difflesson.checks import check_shape
 from difflesson.denoiser import PREDICTIONS, check_labels
-from difflesson.noise import check_generator
+from difflesson.noise import check_generator, standard_normal
 from difflesson.schedule import Schedule, expand_as
 
 WEIGHTINGS = ("plain", "min_snr")
 
 
 def times_and_noise(x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Times (batch,) stratified over [0, 1), and standard normal noise shaped like x0, both of its dtype.
+    """Times (batch,) stratified over [0, 1), and standard normal noise like x0.
 
     One uniform number serves the whole batch, which lowers the variance of the loss (Kingma et al. 2021, arXiv
     2107.00630, appendix I.1).  Raises: ValueError if x0 is not of floats, or without a generator.
@@ -25,9 +25,10 @@ def times_and_noise(x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Ten
     if not x0.is_floating_point() or x0.numel() < 1:
         raise ValueError(f"x0 must be floats, one or more, got {x0.dtype} {tuple(x0.shape)}")
     check_generator(generator)
-    batch, like = len(x0), {"device": x0.device, "dtype": x0.dtype}
+    batch, fine = len(x0), torch.promote_types(x0.dtype, torch.float32)  # half precision has 256 times in [1/2, 1)
+    like = {"device": x0.device, "dtype": fine}
     t = (torch.rand((), generator=generator, **like) + torch.arange(batch, **like) / batch) % 1
-    return t, torch.randn(x0.shape, generator=generator, **like)
+    return t, standard_normal(x0.shape, x0, generator)
 
 
 def drop_labels(label: Tensor, probability: float, null: int, generator: torch.Generator) -> Tensor:

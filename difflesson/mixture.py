@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difflesson.checks import as_tensor, check_shape, holds
+from difflesson.checks import as_tensor, check_shape, holds, shown
 from difflesson.chunks import chunked
 from difflesson.denoiser import Pair, Prediction, check_labels, expand_label
 from difflesson.noise import standard_normal
@@ -46,14 +46,14 @@ class GaussianMixture:
         given = (("weights", weights), ("covs", covs))
         weights, covs = (as_tensor(name, a, "numbers", means.dtype).to(means.device) for name, a in given)
         if weights.shape != (count,) or not bool((weights >= 0).all()) or abs(float(weights.sum()) - 1) > 1e-5:
-            raise ValueError(f"weights must have shape ({count},), be at least 0 and sum to 1, got {weights.tolist()}")
+            raise ValueError(f"weights must have shape ({count},), be at least 0 and sum to 1, got {shown(weights)}")
         if covs.shape != (count, dim, dim) or not _finite(covs):
             raise ValueError(f"covs must be finite, of shape ({count}, {dim}, {dim}), got {tuple(covs.shape)}")
         if not bool(((covs - covs.mT).abs() <= 1e-5 * covs.abs().amax((1, 2), keepdim=True)).all()):
-            raise ValueError("covs must be symmetric")
+            raise ValueError(f"covs must be symmetric, {float((covs - covs.mT).abs().max()):.3g} apart at most")
         labels = as_tensor("labels", range(count) if labels is None else labels, f"{count} integers from 0 on").cpu()
         if labels.shape != (count,) or labels.is_floating_point() or int(labels.min()) < 0:
-            raise ValueError(f"labels must be {count} integers from 0 on, got {labels.tolist()}")
+            raise ValueError(f"labels must be {count} integers from 0 on, got {shown(labels)}")
         variances, axes = torch.linalg.eigh(covs)  # (K, d) ascending, (K, d, d) with an eigenvector a column
         if not bool((variances > 0).all()):
             raise ValueError(f"covs must be positive definite, the smallest eigenvalue is {float(variances.min())}")
@@ -203,7 +203,11 @@ class GaussianMixture:
         return MixtureDenoiser(self, schedule, label)
 
     def pair(self, schedule: Schedule, label: int | Tensor) -> Pair:
-        """The ideal conditional and unconditional denoisers.  Args: label: an integer, or (batch,) with one a point."""
+        """The ideal conditional and unconditional denoisers.
+
+        Args: label: an integer, or (batch,) with one a point.  Raises: ValueError if it is no class, None included.
+        """
+        check_labels(label, self.classes)
         return Pair(self.denoiser(schedule, label), self.denoiser(schedule))
 
     def reverse(self, x: Tensor, schedule: Schedule, t: float | Tensor, s: float | Tensor) -> ReverseStep:

@@ -16,6 +16,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from difflesson.checks import holds
 from difflesson.kernels import Kernel
 from difflesson.noise import check_generator
 from difflesson.parts import Part
-from difflesson.samplers import checked_run, checked_state
+from difflesson.samplers import check_one_schedule, checked_run, checked_state
 from difflesson.steps import Step
 
 Rule = Callable[[Step, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -142,6 +143,7 @@ def sample(
     or if no particle has a weight left;  if `below` is outside [0, 1].
     """
     times = checked_run(x, times)
+    check_one_schedule(kernel, rule)
     check_generator(generator)
     if not 0 <= below <= 1:
         raise ValueError(f"below must be a share in [0, 1], got {below}")
@@ -201,8 +203,8 @@ def _checked_count(log_weights: Tensor, generator: torch.Generator | None, count
         raise ValueError(f"log_weights must have shape (N,), got {tuple(log_weights.shape)}")
     check_generator(generator)
     count = len(log_weights) if count is None else count
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
+    if not isinstance(count, Integral) or count < 1:
+        raise ValueError(f"count must be an integer, at least 1, got {count}")
     return count
 
 

@@ -13,6 +13,8 @@ from typing import Self
 
 from torch import Tensor
 
+from difflesson.schedule import Schedule
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -39,6 +41,11 @@ class Part:
             for part in self._inner().values():
                 part.reorder(which, known)
             self._reorder_memory(which)
+
+    def schedules(self) -> list:
+        """All schedules in this part and in the parts of it."""
+        own = [value for f in fields(self) if isinstance(value := getattr(self, f.name), Schedule)]
+        return own + [one for part in self._inner().values() for one in part.schedules()]
 
     def _inner(self) -> dict[str, "Part"]:
         return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Part)}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from difflesson.checks import shown
 from difflesson.mixture import GaussianMixture
 
 
@@ -22,7 +23,7 @@ def combined_log_density(mixture: GaussianMixture, label: int, gamma: float, x: 
 
     Args: x: (N, d);  q: the variance of the noise, one number, at least 0.  Raises: as `mixture.noised` and `log_prob`.
     """
-    noisy = mixture.noised(1.0, q**0.5)
+    noisy = mixture.noised(1.0, torch.as_tensor(q, dtype=torch.float64).sqrt())
     return (1 - gamma) * noisy.log_prob(x) + gamma * noisy.given(label).log_prob(x)
 
 
@@ -33,7 +34,7 @@ def source(mixture: GaussianMixture, label: int, gamma: float, x: Tensor, q: flo
 
     for `exp(combined_log_density)`; for the normalised density subtract its mean.  Args: as above.
     """
-    slope = mixture.noised(1.0, q**0.5).class_gradient(x, label)
+    slope = mixture.noised(1.0, torch.as_tensor(q, dtype=torch.float64).sqrt()).class_gradient(x, label)
     return gamma * (gamma - 1) / 2 * slope.square().sum(1)
 
 
@@ -46,10 +47,10 @@ def follow(mixture: GaussianMixture, label: int, gamma: float, x: Tensor, levels
     Raises: ValueError if the levels do not increase from 0.
     """
     if levels.dim() != 1 or len(levels) < 2 or float(levels[0]) != 0 or not bool((levels.diff() > 0).all()):
-        raise ValueError(f"levels must be at least two numbers that increase from 0, got {levels.tolist()}")
+        raise ValueError(f"levels must be at least two numbers that increase from 0, got {shown(levels)}")
 
     def push(x, q):
-        noisy = mixture.noised(1.0, q**0.5)
+        noisy = mixture.noised(1.0, torch.as_tensor(q, dtype=torch.float64).sqrt())
         score, slope = noisy.score(x), noisy.class_gradient(x, label)
         return -(score + gamma * slope) / 2, slope.square().sum(1)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from difflesson import conventions
 from difflesson.checks import check_shape
+from difflesson.denoiser import check_labels
 from difflesson.mixture import GaussianMixture
 from difflesson.parts import Part
 
@@ -61,6 +62,8 @@ class _Level(NamedTuple):
 def _guesses(mixture: GaussianMixture, level: tuple, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     """x0 and eps, of a batch with the label `mixture.classes` for "no label", or none at all."""
     there = _Level(level)
+    if labels is not None:
+        labels = check_labels(labels, mixture.classes + 1)
     x0, eps = mixture.denoiser(there)(x, 0.0)
     if labels is not None and bool((told := labels < mixture.classes).any()):
         check_shape("class_labels", labels, x.shape[:1])
@@ -77,7 +80,7 @@ class exact_network(Part):
     alpha is interpolated, as they do.  [eq-noise-level]
     Args: mixture: the data;  alphas_cumprod: (T,), falling, from a scheduler;  prediction: as a scheduler calls it.
     Of a call: sample: (N, d);  timestep: a number;  class_labels: (N,) with `mixture.classes` for none, or None.
-    Raises: ValueError if `prediction` is unknown, or a timestep is outside 0 ... T - 1.
+    Raises: ValueError if `prediction` is unknown, a timestep is outside 0 ... T - 1, or a label above `classes`.
     """
 
     mixture: GaussianMixture
@@ -112,7 +115,7 @@ class exact_flow(Part):
 
     t = timestep / steps = sigma / (alpha + sigma), and this x is ours over alpha + sigma: "flow" of `conventions`.
     Args: mixture: the data;  steps: T, `num_train_timesteps` of a scheduler.  Of a call: as of `exact_network`.
-    Raises: ValueError if a timestep is outside 0 ... T.
+    Raises: ValueError if a timestep is outside 0 ... T, or a label above `classes`.
     """
 
     mixture: GaussianMixture
@@ -137,7 +140,7 @@ def guided_network(network: Callable, label: int, gamma: float, none: int) -> Ca
     """
 
     def ask(sample: Tensor, timestep: float | Tensor) -> Tensor:
-        labels = torch.tensor([none, label]).repeat_interleave(len(sample))
+        labels = torch.tensor([none, label], device=sample.device).repeat_interleave(len(sample))
         uncond, cond = network(torch.cat([sample] * 2), timestep, labels).chunk(2)
         return uncond + gamma * (cond - uncond)
 

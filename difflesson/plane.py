@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from difflesson.checks import check_shape
 from difflesson.losses import v_loss
 from difflesson.mixture import GaussianMixture
 from difflesson.schedule import Schedule
@@ -108,12 +109,18 @@ def train(
 def jacobian(field, x: Tensor) -> Tensor:
     """Derivatives of a vector field: `J[n, i, j] = d field_i / d x_j` at point n, (N, d, d).
 
-    Args: field: (N, d) -> (N, d), each value depending on its own point alone;  x: (N, d).
+    Args: field: (N, d) -> (N, d), each value depending on its own point alone;  x: (N, d).  A field that is the same
+    at all points has zeros.  Raises: ValueError on other shapes.
     """
+    if x.dim() != 2:
+        raise ValueError(f"x must have shape (N, d), got {tuple(x.shape)}")
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
-        parts = field(leaf).unbind(dim=1)
-        rows = [torch.autograd.grad(part.sum(), leaf, retain_graph=True)[0] for part in parts]
+        values = field(leaf)
+        check_shape("field's answer", values, x.shape)
+        if not values.requires_grad:
+            return x.new_zeros(*x.shape, x.shape[1])
+        rows = [torch.autograd.grad(part.sum(), leaf, retain_graph=True)[0] for part in values.unbind(dim=1)]
     return torch.stack(rows, dim=1)
 
 

@@ -13,28 +13,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difflesson.checks import check_share
+from difflesson.checks import check_share, shown
 from difflesson.chunks import one_thread
 from difflesson.denoiser import PREDICTIONS, Denoiser, Prediction, predict
 from difflesson.guidance import Scale, check_scale, scale_at
 from difflesson.parts import Part, Remembering
-from difflesson.schedule import Schedule, as_time, expand_as, levels_at
+from difflesson.schedule import Schedule, as_time, expand_as, levels_at, noisy
 
 
 def _said(prediction: Prediction, of: str, alpha: Tensor, sigma: Tensor) -> Tensor:
     """What a network that predicts `of` has said in this prediction."""
-    x0, eps = prediction
-    return {"x0": x0, "eps": eps}[of] if of != "v" else alpha * eps - sigma * x0
+    return alpha * prediction.eps - sigma * prediction.x0 if of == "v" else getattr(prediction, of)
+
+
+def _from_x0(x: Tensor, x0: Tensor, schedule: Schedule, t: Tensor) -> Prediction:
+    """Raises: ValueError where there is no noise, so that a clean guess does not tell it."""
+    return Prediction.from_x0(x, x0, levels_at(schedule, x, t)[0], noisy(levels_at(schedule, x, t)[1], t))
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """The inner product of each point of a with its point of b, (batch, 1, ...)."""
-    return (a * b).flatten(1).sum(1).reshape(-1, *[1] * (a.dim() - 1))
+    return expand_as((a * b).flatten(1).sum(1), a)
 
 
 def _deviation(values: Tensor) -> Tensor:
     """The standard deviation over the coordinates of each point, (batch, 1, ...)."""
-    return values.flatten(1).std(1).reshape(-1, *[1] * (values.dim() - 1))
+    return expand_as(values.flatten(1).std(1), values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +61,7 @@ class rescaled(Part):
     of: str = "eps"
 
     def __post_init__(self):
-        if not callable(self.gamma):
-            check_scale(self.gamma)
+        check_scale(self.gamma)
         check_share("phi", self.phi)
         if self.of not in PREDICTIONS:
             raise ValueError(f"of must be one of {sorted(PREDICTIONS)}, got {self.of!r}")
@@ -71,8 +74,9 @@ class rescaled(Part):
             told, untold = (_said(one, self.of, *levels) for one in (cond, uncond))
             value = untold + scale_at(self.gamma, t, x) * (told - untold)
             if self.phi:  # at 0 nothing is asked about spreads, which may be 0
-                value = value * (self.phi * _deviation(told) / _deviation(value) + 1 - self.phi)
-            return PREDICTIONS[self.of](x, value, *levels)
+                ratio = torch.where((spread := _deviation(value)) > 0, _deviation(told) / spread, 1.0)
+                value = value * (self.phi * ratio + 1 - self.phi)
+            return _from_x0(x, value, self.schedule, t) if self.of == "x0" else PREDICTIONS[self.of](x, value, *levels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +101,7 @@ class projected(Remembering):
     momentum: float = 0.0
 
     def __post_init__(self):
-        if not callable(self.gamma):
-            check_scale(self.gamma)
+        check_scale(self.gamma)
         if not math.isfinite(self.eta):
             raise ValueError(f"eta must be finite, got {self.eta}")
         if not self.reach > 0:
@@ -117,7 +120,7 @@ class projected(Remembering):
             square = _dot(cond.x0, cond.x0)
             along = torch.where(square > 0, _dot(push, cond.x0) / square, 0.0) * cond.x0
             x0 = cond.x0 + (scale_at(self.gamma, t, x) - 1) * (push - along + self.eta * along)
-            return Prediction.from_x0(x, x0, *levels_at(self.schedule, x, t))
+            return _from_x0(x, x0, self.schedule, t)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +142,7 @@ class zero_star(Part):
     until: float = 1.0
 
     def __post_init__(self):
-        if not callable(self.gamma):
-            check_scale(self.gamma)
+        check_scale(self.gamma)
         check_share("until", self.until)
 
     def __call__(self, cond: Prediction, uncond: Prediction, x: Tensor, t: Tensor) -> Prediction:
@@ -178,10 +180,10 @@ class thresholded(Part):
     def __call__(self, x: Tensor, t: Tensor) -> Prediction:
         guess = predict(self.denoiser, x, t)
         with one_thread():
-            reach = guess.x0.abs().flatten(1).quantile(self.quantile, dim=1).clamp_min(self.limit)
-            reach = reach.reshape(-1, *[1] * (x.dim() - 1))
+            sizes = guess.x0.abs().flatten(1).to(torch.promote_types(x.dtype, torch.float32))  # half has no quantiles
+            reach = expand_as(sizes.quantile(self.quantile, dim=1).clamp_min(self.limit), x)
             x0 = self.limit * guess.x0.clamp(-reach, reach) / reach
-            return Prediction.from_x0(x, x0, *levels_at(self.schedule, x, t))
+            return _from_x0(x, x0, self.schedule, t)
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,16 +257,16 @@ class plus_plus_scale(Part):
             raise ValueError(f"lam must be finite, got {self.lam}")
         times = as_time(self.times, "times")
         if times.dim() != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
-            raise ValueError(f"times must be decreasing, (steps + 1,) with two or more, got {times.tolist()}")
+            raise ValueError(f"times must be decreasing, (steps + 1,) with two or more, got {shown(times)}")
 
     def __call__(self, t: Tensor) -> Tensor:
         t = as_time(t)
         at = (self.times[:-1] - t).abs() < 1e-12 if t.dim() == 0 else t
         if t.dim() or int(at.sum()) != 1:
-            raise ValueError(f"t must be one time of the run with a step after it, got {t.tolist()}")
+            raise ValueError(f"t must be one time of the run with a step after it, got {shown(t)}")
         t, s = self.times[:-1][at][0], self.times[1:][at][0]
-        schedule = self.schedule
-        share = schedule.alpha(t) * schedule.sigma(s) / (schedule.alpha(s) * schedule.sigma(t))
+        alpha, sigma = self.schedule.alpha, self.schedule.sigma
+        share = alpha(t) * sigma(s) / (alpha(s) * sigma(t))
         return self.lam / (1 - share)
 
 

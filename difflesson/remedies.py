@@ -70,9 +70,10 @@ class ramped(feynman_kac):
     log_prob: Callable[[Tensor, Tensor], Tensor]
 
     def __call__(self, step: Step, x: Tensor, new: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        raised = self.gamma(s) - self.gamma(t)
+        scale = self.gamma if callable(self.gamma) else lambda _: self.gamma
+        raised = torch.as_tensor(scale(s) - scale(t))
         moved = super().__call__(step, x, new, t, s)
-        return moved + raised * self.log_prob(new, s) if raised else moved
+        return moved + raised * self.log_prob(new, s) if bool((raised != 0).any()) else moved
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,10 +6,12 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from difflesson.checks import holds
+from difflesson.checks import holds, shown
 from difflesson.kernels import Kernel
 from difflesson.parts import Part
 from difflesson.schedule import Schedule, as_time
+
+PROBES = torch.linspace(0.05, 0.95, 7, dtype=torch.float64)  # times at which schedules are compared
 
 
 def time_grid(steps: int, schedule: Schedule | None = None, start: float = 1.0, end: float = 0.0) -> Tensor:
@@ -51,12 +53,21 @@ def sample(
     only kernels without noise do without;  after: `after(x, t, s) -> x`, called with the new x after each step from t
     to s: a corrector, a projection, a record of what happens. What it returns goes on.
     Gradients are off inside a step (guidance switches them on for itself). Every run begins with an empty memory.
-    Raises: ValueError if times are out of order or range, x has NaN or infinity (on the CPU), a generator is missing,
-    or the kernel or `after` returns another shape or dtype.
+    Raises: ValueError if times are out of order or range, parts of the kernel have different schedules, x has NaN or
+    infinity (on the CPU), a generator is missing, or the kernel or `after` returns another shape or dtype.
     """
     times = checked_run(x, times)
+    check_one_schedule(kernel)
     states = _walk(kernel.start() if isinstance(kernel, Part) else kernel, x.clone(), times, generator, after)
     return (state.clone() for state in states)
+
+
+def check_one_schedule(*parts) -> None:
+    """Raises: ValueError if parts of a run, guidance and kernel say, take one time for different noise levels."""
+    first, *others = [one for part in parts if isinstance(part, Part) for one in part.schedules()] or [None]
+    for other in others:
+        if other is not first and not torch.allclose(other.log_snr(PROBES), first.log_snr(PROBES), rtol=1e-4):
+            raise ValueError(f"schedule must be the same in all parts of a kernel, got {first} and {other}")
 
 
 def checked_run(x: Tensor, times: Tensor) -> Tensor:
@@ -64,9 +75,9 @@ def checked_run(x: Tensor, times: Tensor) -> Tensor:
     times = as_time(times, "times").double().cpu()
     steps = times.diff() if times.dim() == 1 else times.new_zeros(1)
     if len(steps) < 1 or not (bool((steps < 0).all()) or bool((steps > 0).all())):
-        raise ValueError(f"times must be at least two, all decreasing or all increasing, got {times.tolist()}")
+        raise ValueError(f"times must be at least two, all decreasing or all increasing, got {shown(times)}")
     if not bool(((times >= 0) & (times <= 1)).all()):
-        raise ValueError(f"times must lie in [0, 1], got {times.tolist()}")
+        raise ValueError(f"times must lie in [0, 1], got {shown(times)}")
     if not x.is_floating_point() or x.dim() < 2 or not holds(torch.isfinite(x)):
         raise ValueError(f"x must be finite floats of shape (batch, *data), got {x.dtype} {tuple(x.shape)}")
     return times

@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from difflesson.checks import check_shape
+from difflesson.checks import check_shape, shown
 
 
 def as_time(t: float | Tensor, name: str = "t") -> Tensor:
@@ -29,14 +29,17 @@ def as_time(t: float | Tensor, name: str = "t") -> Tensor:
     Raises: ValueError if a time is outside [0, 1] or NaN, or a tensor is complex or of truth values. The values of
     tensors on an accelerator are not checked: looking at them would make the host wait.
     """
-    t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
+    if not isinstance(t, Tensor):
+        if isinstance(t, bool | complex):
+            raise ValueError(f"{name} must be a real number or a tensor of such, got {t}")
+        t = torch.as_tensor(t, dtype=torch.float64)
     if not t.is_floating_point():
         if t.is_complex() or t.dtype == torch.bool:
             raise ValueError(f"{name} must be a real number or a tensor of such, got {t.dtype}")
         t = t.double()
     # One time, as a sampler has, is looked at as a number: that takes a hundredth of what comparing tensors does.
     if t.device.type == "cpu" and not (bool(((t >= 0) & (t <= 1)).all()) if t.dim() else 0 <= t.item() <= 1):
-        raise ValueError(f"{name} must lie in [0, 1] (0 is data, 1 is noise), got {t.tolist()}")
+        raise ValueError(f"{name} must lie in [0, 1] (0 is data, 1 is noise), got {shown(t)}")
     return t
 
 
@@ -47,7 +50,7 @@ def as_log_snr(log_snr: float | Tensor) -> Tensor:
     """
     log_snr = torch.as_tensor(log_snr, dtype=torch.float64)
     if log_snr.device.type == "cpu" and bool(log_snr.isnan().any()):
-        raise ValueError(f"log_snr must be a number or infinite, got {log_snr.tolist()}")
+        raise ValueError(f"log_snr must be a number or infinite, got {shown(log_snr)}")
     return log_snr
 
 
@@ -57,7 +60,7 @@ def noisy(sigma: Tensor, t: float | Tensor) -> Tensor:
     Raises: ValueError if it is 0 somewhere (on the CPU, see `as_time`): pure data has no noise to divide by.
     """
     if sigma.device.type == "cpu" and not (bool((sigma > 0).all()) if sigma.dim() else sigma.item() > 0):
-        t = torch.as_tensor(t).tolist()
+        t = shown(torch.as_tensor(t))
         raise ValueError(f"t must have sigma_t > 0, pure data has no noise to divide by; got t={t}")
     return sigma
 
@@ -120,7 +123,7 @@ class Schedule(ABC):
         """
         t, s = as_time(t), as_time(s, "s")
         if t.device.type == "cpu" and s.device.type == "cpu" and not bool((s <= t).all()):
-            raise ValueError(f"s must not exceed t (a step runs from t back to s), got s={s.tolist()}, t={t.tolist()}")
+            raise ValueError(f"s must not exceed t (a step runs from t back to s), got s={shown(s)}, t={shown(t)}")
         b = self.integrated_beta(t) - self.integrated_beta(s)
         return torch.exp(-b / 2), torch.sqrt(-torch.expm1(-b))
 
@@ -213,7 +216,8 @@ class TableSchedule(Schedule):
     def __init__(self, betas: Tensor):
         betas = torch.as_tensor(betas, dtype=torch.float64)
         if betas.dim() != 1 or len(betas) == 0 or not bool(((betas > 0) & (betas < 1)).all()):
-            raise ValueError("betas must be a non-empty 1-D table of numbers in (0, 1)")
+            got = f"{tuple(betas.shape)}: {shown(betas)}"
+            raise ValueError(f"betas must be a non-empty 1-D table of numbers in (0, 1), got {got}")
         rates = -torch.log1p(-betas)  # (steps,): what each discrete step adds to B
         self.table = torch.cat([rates.new_zeros(1), rates.cumsum(0)])  # (steps + 1,)
 

@@ -77,7 +77,9 @@ def _with_leaf(score: Field, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gradient(values: Tensor, leaf: Tensor) -> Tensor:
-    return torch.autograd.grad(values.sum(), leaf, create_graph=True)[0]
+    if not values.requires_grad:  # a score that is the same everywhere
+        return torch.zeros_like(leaf)
+    return torch.autograd.grad(values.sum(), leaf, create_graph=True, allow_unused=True, materialize_grads=True)[0]
 
 
 def _mean(values: Tensor, weights: Tensor | None) -> Tensor:

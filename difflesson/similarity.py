@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difflesson.checks import check_shape, holds
+from difflesson.checks import check_shape, holds, shown
 from difflesson.divergence import step_nodes
 from difflesson.mixture import GaussianMixture
 from difflesson.parts import Part
@@ -75,7 +75,7 @@ def curve_distance(x: Tensor, corners: Tensor) -> Tensor:
     if x.shape[-1:] != corners.shape[-1:]:
         raise ValueError(f"x and corners must have one dimension, got {tuple(x.shape)} and {tuple(corners.shape)}")
     if len(corners) < 2 or not holds(corners.diff(dim=0).abs().sum(1) != 0):
-        raise ValueError(f"corners must be at least two, no two neighbours equal, got {corners.tolist()}")
+        raise ValueError(f"corners must be at least two, no two neighbours equal, got {shown(corners)}")
     start, piece = corners[:-1], corners.diff(dim=0)  # (n - 1, d)
     away = x[..., None, :] - start  # (..., n - 1, d)
     share = ((away * piece).sum(-1) / piece.square().sum(-1)).clamp(

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from difflesson.checks import check_shape, holds
+from difflesson.checks import check_shape, holds, shown
 from difflesson.chunks import one_thread
 from difflesson.noise import standard_normal
 
@@ -23,7 +23,7 @@ def check_density(var: Tensor, x: Tensor, mean: Tensor) -> None:
     A batch of 1 serves for all points.  Raises: ValueError otherwise.
     """
     if var.device.type == "cpu" and not bool((var > 0).all()):
-        raise ValueError(f"var must be above 0, a step without noise has no density; got {var.tolist()}")
+        raise ValueError(f"var must be above 0, a step without noise has no density; got {shown(var)}")
     if x.is_complex():
         raise ValueError(f"x must be real, got {x.dtype}")
     if x.shape[-mean.dim() :] not in (mean.shape, (1, *mean.shape[1:])):
@@ -65,7 +65,7 @@ class Gaussian:
         """
         check_density(self.var, x, self.mean)
         squares = (x - self.mean).square().flatten(x.dim() - self.mean.dim() + 1).sum(-1) / self.var
-        return -(squares + self.mean[0].numel() * (2 * math.pi * self.var).log()) / 2
+        return -(squares + math.prod(self.mean.shape[1:]) * (2 * math.pi * self.var).log()) / 2
 
     def sample(self, generator: torch.Generator | None) -> Tensor:
         """Draw x_s.  Raises: ValueError if a generator is needed (`var > 0`) and there is none."""

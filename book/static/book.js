@@ -23,12 +23,33 @@ function openWhatTheAddressNames() {
   target.scrollIntoView();
 }
 
-// An equation wider than the page is set smaller, down to two thirds; one that is wider still scrolls in its box.
-function fitEquations(inside = document) {
-  const boxes = [...inside.querySelectorAll("div.math")];
+// An equation or a printed line wider than the page is set smaller, down to two thirds and for lines to 9 pixels; what is
+// wider still scrolls in its box.
+function fitWide(inside = document) {
+  const boxes = [...inside.querySelectorAll("div.math, .cell_output pre")];
   for (const box of boxes) box.style.fontSize = "";
-  const ratios = boxes.map(box => box.clientWidth / box.scrollWidth); // all are measured before any is set
-  boxes.forEach((box, i) => { if (ratios[i] < 1) box.style.fontSize = `${Math.max(0.98 * ratios[i], 2 / 3)}em`; });
+  const sizes = boxes.map(box => parseFloat(getComputedStyle(box).fontSize)); // all are measured before any is set
+  const ratios = boxes.map(box => box.clientWidth / box.scrollWidth);
+  boxes.forEach((box, i) => {
+    const least = Math.max(2 / 3, box.matches("pre") ? 9 / sizes[i] : 0);
+    if (ratios[i] < 1) box.style.fontSize = `${sizes[i] * Math.min(1, Math.max(0.98 * ratios[i], least))}px`;
+  });
+}
+
+// A line does not begin with the full stop of the formula before it, nor end with the bracket that opens before one.
+function keepPunctuation() {
+  for (const formula of document.querySelectorAll("span.math")) {
+    const {previousSibling: before, nextSibling: after} = formula;
+    const opening = before?.nodeType === Node.TEXT_NODE ? before.data.match(/[(\[“]+$/)?.[0] ?? "" : "";
+    const closing = after?.nodeType === Node.TEXT_NODE ? after.data.match(/^[.,;:!?)\]”’]+/)?.[0] ?? "" : "";
+    if (!opening && !closing) continue;
+    const together = document.createElement("span");
+    together.className = "together";
+    formula.replaceWith(together);
+    together.append(opening, formula, closing);
+    if (opening) before.data = before.data.slice(0, -opening.length);
+    if (closing) after.data = after.data.slice(closing.length);
+  }
 }
 
 // What the theme and MathJax say to a screen reader: a name other than the text on a button, a list that has other things
@@ -47,14 +68,15 @@ function mendNames() {
 document.addEventListener("DOMContentLoaded", async () => {
   await window.MathJax?.startup?.promise; // it measures what it sets, and its equations are targets of links
   mendNames();
+  keepPunctuation();
   foldDeeper();
-  fitEquations();
+  fitWide();
   openWhatTheAddressNames();
   // Sphinx marks what a search was for only on pages without a search field; the theme's pages all have one.
   if (!document.getElementById("search-results")) SphinxHighlight.highlightSearchWords();
   window.addEventListener("hashchange", openWhatTheAddressNames);
-  window.addEventListener("resize", () => fitEquations());
-  document.addEventListener("toggle", event => fitEquations(event.target), true); // what is folded has no width
+  window.addEventListener("resize", () => fitWide());
+  document.addEventListener("toggle", event => fitWide(event.target), true); // what is folded has no width
   document.addEventListener("click", event => { // a second click on a link leaves the address as it is
     if (event.target.closest("a[href^='#']")) setTimeout(openWhatTheAddressNames);
   });

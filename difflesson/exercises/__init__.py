@@ -59,17 +59,17 @@ class Verdict:
     mistake: str = ""
 
 
-def check(number: str, answer: Callable) -> None:
+def check(number: str | Exercise, answer: Callable) -> None:
     """Print the verdict on `answer`. A wrong or unfinished answer never raises.
 
-    Raises: ValueError if there is no exercise of this number.
+    Args: number: "7.1", or an exercise of your own.  Raises: ValueError if there is no exercise of this number.
     """
     print(verdict(number, answer).message)
 
 
-def verdict(number: str, answer: Callable) -> Verdict:
+def verdict(number: str | Exercise, answer: Callable) -> Verdict:
     """What `check` prints, for programs to read.  Raises: ValueError if there is no exercise of this number."""
-    return judge(find(number), answer)
+    return judge(number if isinstance(number, Exercise) else find(number), answer)
 
 
 def judge(exercise: Exercise, answer: Callable) -> Verdict:
@@ -142,6 +142,8 @@ def faults(exercise: Exercise, got: list, want: list) -> list[str]:
 def difference(got, want, tolerance: float) -> str:
     """How `got` differs from `want`, without telling `want`. Empty if it does not."""
     if isinstance(want, tuple):
+        if not isinstance(got, tuple | list) and getattr(got, "shape", ())[:1] == (len(want),):
+            got = list(got)  # several numbers in one tensor or array
         if not isinstance(got, tuple | list) or len(got) != len(want):
             return f"expected a tuple of {len(want)}, got {described(got)}"
         parts = ((index, difference(a, b, tolerance)) for index, (a, b) in enumerate(zip(got, want, strict=True), 1))

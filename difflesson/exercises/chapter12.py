@@ -15,7 +15,8 @@ def drawn(seed: int):
     return lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-LEVELS = {"little noise": (0.95, 0.3122), "half and half": (0.7, 0.7141), "much noise": (0.25, 0.9682)}
+LITTLE, HALF, MUCH = ((alpha, math.sqrt(1 - alpha**2)) for alpha in (0.95, 0.7, 0.25))
+LEVELS = {"little noise": LITTLE, "half and half": HALF, "much noise": MUCH}
 
 # --- 12.1 ---------------------------------------------------------------------------------------------------
 
@@ -47,17 +48,9 @@ def measurements() -> dict[str, tuple]:
     """Cases of 12.2: a, y, s2, mean, cov, alpha, sigma."""
     normal = drawn(22)
     return {
-        "in the plane, half and half": (normal(2), 0.4, 0.9, normal(2), 0.1 * covariance(normal(2, 2)), 0.7, 0.7141),
-        "three dimensions, little noise": (
-            normal(3),
-            -1.1,
-            1.5,
-            normal(3),
-            0.3 * covariance(normal(3, 3)),
-            0.95,
-            0.3122,
-        ),
-        "one dimension, much noise": (normal(1), 2.0, 0.8, normal(1), covariance(normal(1, 1)), 0.25, 0.9682),
+        "in the plane, half and half": (normal(2), 0.4, 0.9, normal(2), 0.1 * covariance(normal(2, 2)), *HALF),
+        "three dimensions, little noise": (normal(3), -1.1, 1.5, normal(3), 0.3 * covariance(normal(3, 3)), *LITTLE),
+        "one dimension, much noise": (normal(1), 2.0, 0.8, normal(1), covariance(normal(1, 1)), *MUCH),
         "a narrow cloud": (normal(2), 0.9, 0.7, normal(2), 0.01 * covariance(normal(2, 2)), 0.98, 0.199),
     }
 
@@ -118,9 +111,9 @@ def classifiers() -> dict[str, tuple]:
     """Cases of 12.4: k, b, mean, cov, alpha, sigma."""
     normal = drawn(24)
     return {
-        "in the plane, half and half": (2 * normal(2), 0.4, normal(2), covariance(normal(2, 2)), 0.7, 0.7141),
-        "four dimensions, little noise": (normal(4), -0.8, normal(4), 0.3 * covariance(normal(4, 4)), 0.95, 0.3122),
-        "one dimension, much noise": (3 * normal(1), 1.0, normal(1), covariance(normal(1, 1)), 0.25, 0.9682),
+        "in the plane, half and half": (2 * normal(2), 0.4, normal(2), covariance(normal(2, 2)), *HALF),
+        "four dimensions, little noise": (normal(4), -0.8, normal(4), 0.3 * covariance(normal(4, 4)), *LITTLE),
+        "one dimension, much noise": (3 * normal(1), 1.0, normal(1), covariance(normal(1, 1)), *MUCH),
         "far on the wrong side": (normal(2), -9.0, normal(2), covariance(normal(2, 2)), 0.6, 0.8),
     }
 

@@ -51,9 +51,19 @@ LOOK = """async () => {
 # Runs in the page: Deeper, folded, would not show what is wrong in it.
 UNFOLD = "document.querySelectorAll('details.deeper').forEach(details => details.open = true)"
 
-# Runs in the page: equations that one would have to scroll.
-WIDE = """() => [...document.querySelectorAll("div.math")].filter(box => box.scrollWidth > box.clientWidth + 1)
+# Runs in the page: equations and printed lines that one would have to scroll.
+WIDE = """() => [...document.querySelectorAll("div.math, .cell_output pre")]
+    .filter(box => box.scrollWidth > box.clientWidth + 1)
     .map(box => `${box.scrollWidth - box.clientWidth}: ${box.textContent}`)"""
+
+# Runs in the page: formulas that a line break parts from their punctuation.
+PARTED = """() => [...document.querySelectorAll("span.math")].filter(formula => {
+    const range = document.createRange(), text = formula.nextSibling;
+    if (text?.nodeType !== Node.TEXT_NODE || !/^[.,;:!?)]/.test(text.data)) return false;
+    range.setStart(text, 0);
+    range.setEnd(text, 1);
+    return range.getBoundingClientRect().left < formula.getBoundingClientRect().left;
+}).map(formula => formula.parentElement.textContent.slice(0, 80))"""
 
 # Runs in the page: what is wider than it, and equations whose beginning cannot be scrolled to.
 SQUEEZE = """() => ({
@@ -114,6 +124,7 @@ class Visit(NamedTuple):
 
     laptop: dict[str, dict]
     wide: dict[str, list[str]]
+    parted: dict[str, list[str]]
     dark: dict[str, list[str]]
     phone: dict[str, dict]
     complaints: list[str]
@@ -139,7 +150,7 @@ def book(tmp_path_factory) -> Book:
 def visit(book: Book, page, audit) -> Visit:
     if book.status != 0:
         pytest.skip("the book did not build")
-    seen = Visit({}, {}, {}, {}, [], [], [], {})
+    seen = Visit({}, {}, {}, {}, {}, [], [], [], {})
     page.on("console", lambda said: seen.complaints.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: seen.complaints.append(str(error)))
     page.on("requestfailed", lambda request: seen.complaints.append(f"not found: {request.url}"))
@@ -153,6 +164,7 @@ def visit(book: Book, page, audit) -> Visit:
         page.wait_for_timeout(300)  # colours fade over
         seen.dark[name] = page.evaluate(PALE)
         seen.wide[name] = page.evaluate(WIDE)
+        seen.parted[name] = page.evaluate(PARTED)
         page.evaluate("document.documentElement.dataset.theme = 'light'")
         page.set_viewport_size(PHONE)
         seen.phone[name] = page.evaluate(SQUEEZE)
@@ -260,7 +272,11 @@ def test_solutions_are_folded_and_their_code_is_highlighted(visit: Visit):
         assert seen["plainCode"] == [], name
 
 
-def test_on_a_laptop_every_equation_is_seen_whole(visit: Visit):
+def test_no_line_begins_with_the_full_stop_of_a_formula(visit: Visit):
+    assert {name: parted for name, parted in visit.parted.items() if parted} == {}
+
+
+def test_on_a_laptop_every_equation_and_every_printed_line_is_seen_whole(visit: Visit):
     assert {name: cut for name, cut in visit.wide.items() if cut} == {}
 
 

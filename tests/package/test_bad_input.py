@@ -93,6 +93,9 @@ TABLE = [
         (f"time {t}", "t", lambda t=t: as_time(t))
         for t in (-1e-9, 1 + 1e-9, NAN, INF, torch.tensor([0.5, 2.0]))
     ),
+    ("truth value for a time", "t", lambda: as_time(True)),
+    ("complex time", "t", lambda: as_time(1j)),
+    ("label None in a pair", "label", lambda: MIXTURE.pair(SCHEDULE, None)),
     ("time under another name", "s", lambda: as_time(2.0, "s")),
     *(
         (f"{name} of {method} at t={t}", "t", lambda method=method, s=s, t=t: getattr(s, method)(t))
@@ -363,3 +366,12 @@ def test_nan_passes_through_a_denoiser_to_where_it_can_be_seen():
     """Inside a sampling loop nothing looks at values (the host would wait), but nothing hides them either."""
     assert bool(DENOISER(with_entry(X, NAN), T).x0[-1].isnan().any())
     assert bool(torch.isfinite(DENOISER(with_entry(X, NAN), T).x0[:-1]).all())
+
+
+def test_a_message_about_many_numbers_is_short():
+    for call in (lambda: cosine().alpha(with_entry(torch.zeros(200_000), 2.0)),
+                 lambda: draw(DDIM, X, torch.zeros(5_000)),
+                 lambda: GaussianMixture([1.0] * 5_000, torch.zeros(5_000, 1), torch.ones(5_000, 1, 1))):  # fmt: skip
+        with pytest.raises(ValueError) as caught:
+            call()
+        assert len(str(caught.value)) < 200

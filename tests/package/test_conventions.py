@@ -442,3 +442,21 @@ def test_markdown_has_as_many_columns_in_every_line():
     assert len(lines) == len(rows) + 2
     assert {line.replace("\\|", "").count("|") for line in lines} == {6}
     assert any("sigma_{t\\|s}" in line for line in lines)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("target", ["ho", "log-snr", "flow", "difflesson"])
+def test_levels_in_half_precision_are_taken_and_as_near_as_it_allows(dtype, target):
+    value = torch.tensor(0.37, dtype=dtype)
+    coarse, fine = (noise_level(v, "edm", target) for v in (value, value.double()))
+    for a, b in zip(coarse, fine, strict=True) if target == "difflesson" else [(coarse, fine)]:
+        assert float(a) == pytest.approx(float(b), rel=8 * torch.finfo(dtype).eps)
+
+
+def test_words_and_empty_cards_are_refused_by_name():
+    for call in (lambda: guidance_scale("2", "diffusers"), lambda: noise_level("loud", "edm")):
+        with pytest.raises(ValueError, match="value must be a number"):
+            call()
+    with pytest.raises(ValueError, match="rows"):
+        conventions.markdown([])
+    assert conventions.reverse_std([0.9], [0.19**0.5], [0.6], [0.8]).shape == (1,)

@@ -22,6 +22,7 @@ from difflesson.guidance import (
     tilt,
 )
 from difflesson.mixture import GaussianMixture
+from difflesson.plane import four_blobs
 from difflesson.schedule import cosine, vp_linear
 from tests.oracles.mixtures import random_mixture
 
@@ -769,3 +770,31 @@ def test_a_guided_answer_can_be_differentiated_in_the_point_through_the_gradient
     tilts = [tilt(ideal, g, 2.0, schedule) for g in (gradient(log_prob), grad)]
     slopes = [torch.autograd.functional.jacobian(lambda x, guided=guided: guided(x, 0.5).x0, x) for guided in tilts]
     assert worst(*slopes) < 1e-10
+
+
+def test_a_gradient_inside_inference_mode_is_the_one_outside():
+    mixture, schedule, x = four_blobs(), cosine(), torch.randn(5, 2).double()
+    log_prob = gradient(lambda x, t: mixture.noised(schedule.alpha(t), schedule.sigma(t)).log_prob(x))
+    outside = log_prob(x, torch.tensor(0.3).double())
+    with torch.inference_mode():
+        inside = log_prob(x.clone(), torch.tensor(0.3).double())
+    assert torch.equal(inside, outside)
+    assert torch.allclose(outside, mixture.noised(schedule.alpha(0.3), schedule.sigma(0.3)).score(x))
+
+
+def test_a_log_probability_that_does_not_look_at_time_has_no_rate():
+    x, goal = torch.zeros(4, 2).double(), torch.ones(2).double()
+    line = linearise(lambda x, t: -(x - goal).square().sum(1), x, 0.5)
+    assert torch.allclose(line(x + 0.1, 0.2), torch.full((4,), -2 + 2 * 2 * 0.1).double())
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 3.0])
+def test_a_function_that_answers_both_guesses_stands_for_a_pair_at_every_scale(gamma):
+    pair, x, t = four_blobs().pair(cosine(), 0), torch.randn(4, 2).double(), 0.4
+    told = classifier_free(lambda x, t: (pair.cond(x, t), pair.uncond(x, t)), gamma)(x, t)
+    assert torch.allclose(told.eps, classifier_free(pair, gamma)(x, t).eps, rtol=1e-12)
+
+
+def test_a_denoiser_in_the_place_of_a_pair_is_named():
+    with pytest.raises(ValueError, match="pair must answer two Predictions.*is it a denoiser"):
+        classifier_free(four_blobs().denoiser(cosine(), 0), 2.0)(torch.zeros(4, 2).double(), 0.4)

@@ -11,6 +11,7 @@ from difflesson.denoiser import Pair, Prediction
 from difflesson.guidance import classifier_free, tilt
 from difflesson.kernels import FullGaussian, Gaussian
 from difflesson.mixture import GaussianMixture
+from difflesson.plane import four_blobs
 from difflesson.schedule import cosine, from_betas, vp_linear
 from tests.oracles import affine as oracle
 from tests.oracles.mixtures import FOUR
@@ -590,3 +591,13 @@ def test_the_density_of_a_step_at_points_of_another_shape_is_refused(shape):
 def test_an_euler_step_from_pure_data_is_refused():
     with pytest.raises(ValueError, match="^t must have sigma_t > 0"):
         kernels.reverse_sde(MIXTURE.denoiser(vp_linear()), vp_linear(), 0.0)(POINTS, 0.0, 0.1)
+
+
+def test_a_step_that_is_no_gaussian_is_not_shifted():
+    kernel = kernels.shift(kernels.exact(four_blobs(), vp_linear()), lambda x, t: x, 2.0)
+    with pytest.raises(ValueError, match="kernel must answer a Gaussian"):
+        kernel(torch.zeros(3, 2).double(), torch.tensor(0.5), torch.tensor(0.4))
+
+
+def test_no_points_have_no_densities():
+    assert Gaussian(torch.zeros(0, 2), torch.tensor(1.0)).log_prob(torch.zeros(0, 2)).shape == (0,)

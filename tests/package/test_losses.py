@@ -374,3 +374,9 @@ def test_losses_refuse_to_draw_from_the_global_generator():
 def test_a_weight_of_an_unknown_prediction_is_refused():
     with pytest.raises(ValueError, match="prediction must be one of"):
         min_snr_weight(torch.zeros(2), "noise")
+
+
+def test_times_stay_stratified_in_half_precision():
+    t, noise = times_and_noise(torch.zeros(4096, 2, dtype=torch.bfloat16), torch.Generator().manual_seed(0))
+    assert noise.dtype == torch.bfloat16 and len(t.unique()) == 4096
+    assert torch.equal((t * 4096).floor().sort().values, torch.arange(4096.0))

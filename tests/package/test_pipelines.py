@@ -207,3 +207,10 @@ def test_what_is_refused_at_alpha_zero_is_asked_for_the_clean_point():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(pipelines.line_of_blobs())
+
+
+def test_a_label_beyond_none_is_refused_and_not_taken_for_none():
+    network = pipelines.exact_network(pipelines.line_of_blobs(), torch.linspace(0.99, 0.01, 100))
+    guided = pipelines.guided_network(network, label=7, gamma=5.0, none=2)
+    with pytest.raises(ValueError, match=r"label must lie in 0\.\.2, got \[2, 7\]"):
+        guided(torch.zeros(3, 1).double(), 50)

@@ -254,3 +254,13 @@ def test_one_label_in_five_is_hidden_unless_told_otherwise():
     )
     weights = [torch.cat([p.flatten() for p in network.parameters()]) for network in (default, fifth, tenth)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_a_field_that_is_the_same_everywhere_has_no_slopes():
+    x = torch.randn(4, 2).double()
+    assert torch.equal(jacobian(lambda x: torch.ones(4, 2).double(), x), torch.zeros(4, 2, 2).double())
+    assert torch.equal(curl(lambda x: torch.ones(4, 2).double(), x), torch.zeros(4).double())
+    with pytest.raises(ValueError, match="x must have shape"):
+        jacobian(lambda x: x, torch.zeros(3))
+    with pytest.raises(ValueError, match="field's answer"):
+        jacobian(lambda x: x[:, :1], x)

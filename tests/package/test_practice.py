@@ -11,6 +11,7 @@ from difflesson import kernels, practice
 from difflesson.denoiser import Pair, Prediction
 from difflesson.guidance import classifier_free, implicit_gradient, mix, tilt
 from difflesson.mixture import GaussianMixture
+from difflesson.plane import four_blobs
 from difflesson.samplers import draw, sample, time_grid
 from difflesson.schedule import cosine, expand_as, from_betas, vp_linear
 from tests.oracles.mixtures import random_mixture
@@ -732,3 +733,24 @@ def test_plain_guidance_by_rescaling_starts_from_data_without_noise():
         for guided in (classifier_free(pair, 2.0), mix(pair, practice.rescaled(2.0, 0.0, schedule)))
     )
     torch.testing.assert_close(none, plain, rtol=0, atol=1e-12)
+
+
+def test_a_rule_that_changes_the_clean_guess_says_where_it_cannot():
+    mixture, schedule, x = four_blobs(), vp_linear(), torch.ones(3, 2).double()
+    for denoiser in (practice.thresholded(mixture.denoiser(schedule), schedule, limit=5.0),
+                     mix(mixture.pair(schedule, 0), practice.rescaled(2.0, 0.7, schedule, of="x0")),
+                     mix(mixture.pair(schedule, 0), practice.projected(2.0, schedule))):  # fmt: skip
+        with pytest.raises(ValueError, match="t must have sigma_t > 0"):
+            denoiser(x, torch.tensor(0.0))
+
+
+def test_a_guess_without_spread_is_not_rescaled():
+    same = Prediction(torch.ones(2, 3).double(), torch.zeros(2, 3).double())
+    rule = practice.rescaled(3.0, 0.7, cosine(), of="x0")
+    assert torch.equal(rule(same, same, torch.ones(2, 3).double(), torch.tensor(0.5)).x0, same.x0)
+
+
+def test_a_guess_is_thresholded_in_half_precision():
+    guess = Prediction(torch.linspace(-4, 4, 6).view(2, 3).bfloat16(), torch.zeros(2, 3).bfloat16())
+    cut = practice.thresholded(lambda x, t: guess, cosine())(torch.zeros(2, 3).bfloat16(), torch.tensor(0.5))
+    assert cut.x0.dtype == torch.bfloat16 and float(cut.x0.abs().max()) <= 1

@@ -7,6 +7,7 @@ import torch
 
 from difflesson import guidance, kernels, particles, remedies
 from difflesson.denoiser import Pair, Prediction
+from difflesson.plane import four_blobs
 from difflesson.samplers import time_grid
 from difflesson.schedule import cosine, vp_linear
 from difflesson.steps import Gaussian
@@ -201,3 +202,17 @@ def test_asked_once_asks_again_about_points_that_were_changed_in_place(reordered
         once.reorder(which)
         x = x[which]
     torch.testing.assert_close(once(x, T)[0].x0, exact(x, T)[0].x0)
+
+
+def test_a_ramp_takes_a_number_and_a_scale_for_each_point():
+    schedule, x = vp_linear(), torch.zeros(4, 2).double()
+    pair, t, s = four_blobs().pair(schedule, 1), torch.tensor(0.5).double(), torch.tensor(0.4).double()
+
+    def weighed(gamma):
+        rule = remedies.ramped(pair, gamma, schedule, lambda x, t: x.new_full((len(x),), -2.0))
+        return rule(Gaussian(x, torch.tensor(0.1)), x, x, t, s)
+
+    each = torch.tensor([1.0, 2.0, 3.0, 4.0]).double()
+    alone = [weighed(lambda t, g=g: g * (1 - t))[0] for g in each]
+    assert torch.allclose(weighed(lambda t: each * (1 - t)), torch.stack(alone))
+    assert torch.allclose(weighed(2.0), remedies.feynman_kac(pair, 2.0, schedule)(None, x, x, t, s))

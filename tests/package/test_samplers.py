@@ -15,7 +15,7 @@ from difflesson.mixture import GaussianMixture
 from difflesson.parts import Remembering
 from difflesson.plane import four_blobs
 from difflesson.samplers import draw, sample, time_grid
-from difflesson.schedule import LinearSchedule, cosine, vp_linear
+from difflesson.schedule import LinearSchedule, cosine, from_betas, vp_linear
 from tests.oracles import affine as oracle
 from tests.oracles.mixtures import FOUR, random_mixture
 
@@ -476,3 +476,18 @@ def test_what_is_done_after_a_step_must_keep_the_shape():
 def test_a_sampler_with_noise_does_not_run_forwards(name):
     with pytest.raises(ValueError, match="^s must not exceed t"):
         draw(KERNELS[name](DENOISER), noise(3, 2), torch.tensor([0.1, 0.5]), seeded())
+
+
+@pytest.mark.parametrize("scheme", [cosine(), vp_linear(0.1, 19.0), from_betas(torch.full((50,), 0.1))])
+def test_a_guidance_that_keeps_another_time_than_its_kernel_is_refused(scheme):
+    x, times, told = torch.zeros(3, 2).double(), time_grid(4, end=0.1), four_blobs().denoiser(vp_linear(), 1)
+    pushed = tilt(told, gradient(lambda x, t: -x.square().sum(1)), 1.0, scheme)
+    for kernel in (kernels.ddim(told, scheme), kernels.ddim(pushed, vp_linear())):
+        with pytest.raises(ValueError, match="schedule must be the same in all parts"):
+            draw(kernel, x, times)
+
+
+def test_one_schedule_written_twice_is_one_schedule():
+    x, times = torch.zeros(3, 2).double(), time_grid(4)
+    for one, again in ((cosine(), cosine()), (from_betas(torch.full((50,), 0.1)), from_betas([0.1] * 50))):
+        assert draw(kernels.ddim(four_blobs().denoiser(one), again), x, times).isfinite().all()
