@@ -67,7 +67,7 @@ for near in (0.49, 0.4, 0.3, 0.2, 0.1, 0.02):
     cloud = mixture.reverse(here.expand(20_000, 2), schedule, t, near).sample(generator)
     says = noised(near).class_log_prob(cloud, label).exp()
     shares[near] = float(says.mean()), float(says.std()) / math.sqrt(20_000)
-    print("step from {} to {}: kept {:.4f} +- {:.4f}".format(t, near, *shares[near]))
+print(f"kept in steps from {t} to " + ", ".join("{}: {:.3f} +- {:.3f}".format(near, *shares[near]) for near in (0.49, 0.2, 0.02)))
 print(f"the classifier at the point itself: {noised(t).class_log_prob(here, label).exp()[0]:.4f}")
 
 # %% tags=["hide-input"]
@@ -182,7 +182,7 @@ assert float((pair_classifier(joint)[label] - plain).abs().max()) > 0.1
 #
 # ## What exactness costs
 #
-# Throw and keep: a proposal is kept with probability $p(y \mid x_s)$. Averaged over the proposals, this is the integral of $p(x_s \mid x_t)\, p(y \mid x_s)$. Divided by $p(y \mid x_t)$, that product is the step given the label, which integrates to one. So
+# Throw and keep: a proposal is kept with probability $p(y \mid x_s)$. Averaged over the proposals, this is the integral of $p(x_s \mid x_t)\, p(y \mid x_s)$. Divided by $p(y \mid x_t)$, that product is the step given the label, which integrates to one, so
 #
 # $$ \mathbb E_{x_s \sim p(\cdot \mid x_t)}\big[p(y \mid x_s)\big] = p(y \mid x_t). \label{eq-rejection-rate} $$
 #
@@ -289,7 +289,7 @@ assert all(abs(mean - 2.5) < 4 * error for mean, error in asked.values()) and fl
 #
 # $$ p(x_s \mid x_t, y) = p(x_s \mid x_t)\; e^{\,\log p(y \mid x_s) - \log p(y \mid x_t)}. \label{eq-bayes-exponential} $$
 #
-# In words: *the model's step, tilted by what the classifier learns in that step.* Where $x_s$ looks more like class 1 than $x_t$ did, the step gets more likely. The number $p(y \mid x_t)$ does not depend on where you go; it normalises.
+# In words: *the model's step, tilted by what the classifier learns in that step.* The number $p(y \mid x_t)$ does not depend on where you go; it normalises.
 
 # %%
 # [eq-bayes-exponential]
@@ -473,8 +473,7 @@ assert bad[0] < 1.6 and bad[1] > 0.935 and bad[3] > 0.7 and 1.15 - bad[2] > 6 * 
 # | if you have | do | because |
 # |---|---|---|
 # | a noise-aware classifier with a gradient | guide with the gradient ([chapter 07](07_mean_shift.ipynb); on digits: [chapter 14](14_classifier_guidance_on_digits.ipynb)) | one call and one gradient a step, and steps may be longer |
-# | a noise-aware classifier without a gradient, and short steps | throw two in each step, keep one by $w^{2 \gamma}$ | guidance at scale $\gamma$: $a\,(1 - 1/N)$ with $N = 2$ |
-# | the same, but longer steps | throw $N$, keep one by $w^{\gamma N / (N - 1)}$ | $N$ sets how long a step may be |
+# | a noise-aware classifier without a gradient | throw $N$ in each step, keep one by $w^{\gamma N / (N - 1)}$; in short steps two, by $w^{2 \gamma}$ | guidance at scale $\gamma = a\,(1 - 1/N)$; $N$ sets how long a step may be |
 # | only a classifier of finished samples, and $p(y)$ not small | filter finished samples | one step from noise to data: $1/p(y)$ samples on average |
 # | a step that you know exactly, and $p(y)$ not small | throw and keep in every step, and cap the loop | $1/p(y)$ questions a step on average; near the data, much of it for rare points |
 #
@@ -706,7 +705,7 @@ shown
 # %% [markdown]
 # *Left, questions per exact step for class 1. The mean (line: quadrature, dots: averages of 20,000 draws) is the same at all noise levels; the median falls to 1. Right, near the data a hundredth of the points pays about half of it.*
 #
-# What falls is the *typical* price. Let $I_t = \mathrm{KL}\big(p_t(x \mid y) \,\|\, p_t(x)\big)$ be what the label says about $x_t$, in nats: over $p_t(x \mid y)$, the mean natural logarithm of the ratio of the two. By Bayes' rule that ratio is $p_t(y \mid x) / p(y)$. So
+# What falls is the *typical* price. Let $I_t = \mathrm{KL}\big(p_t(x \mid y) \,\|\, p_t(x)\big)$ be what the label says about $x_t$, in nats: over $p_t(x \mid y)$, the mean natural logarithm of the ratio of the two. By Bayes' rule that ratio is $p_t(y \mid x) / p(y)$, so
 #
 # $$ \mathbb E_{x_t \sim p_t(\cdot \mid y)}\Big[\log \frac{1}{p_t(y \mid x_t)}\Big] = \log \frac{1}{p(y)} - I_t. \label{eq-typical-cost} $$
 #
@@ -752,7 +751,7 @@ for near in (0.49, 0.499, 0.4999):
     length = float(schedule.transition(t, near)[1] ** 2)
     slope = mean_exponent(noised(t), label, length)
     gained = 2 * (information(noised(near), label) - information(noised(t), label))
-    print(f"beta = {length:.5f}: beta E|g|^2 = {slope:.6f}, 2 (I_s - I_t) = {gained:.6f}, ratio {slope / gained:.4f}")
+    print(f"beta = {length:.5f}: left side over 2 (I_s - I_t): {slope / gained:.4f}")
 assert abs(slope / gained - 1) < 0.001
 
 # %% [markdown]
@@ -1017,7 +1016,7 @@ assert all(model < 1.01 * filtered and filtered < 1.1 * model for model, filtere
 assert all(slope < 1.001 * filtered and filtered < neither / 3 for _, filtered, slope, neither in inherited.values())
 
 # %% [markdown]
-# One gradient with the right coefficient leaves *no more* for class 1 than the exact filter, in all six steps (in the tests, for other classes and mixtures, up to 1.6 times as much): what is left is the wrong width of the step, and the gradient repairs the mean for any step. Weights pay where the model's step has the right width. With the Gaussian of the true mean *and* covariance:
+# One gradient with the right coefficient leaves *no more* for class 1 than the exact filter, in all six steps (in the tests, for other classes and mixtures, up to 1.6 times as much): what is left is the wrong width of the step. Weights pay where the model's step has the right width. With the Gaussian of the true mean *and* covariance:
 
 # %% tags=["hide-input"]
 matched = kernels.moment_matched(mixture, schedule)
