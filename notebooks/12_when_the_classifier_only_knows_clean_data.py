@@ -144,7 +144,7 @@ shown
 # $$ p_t(y \mid x) = \mathbb E\big[\, p_o(y \mid x_0) \,\big|\, x_t = x \,\big]. \label{eq-noisy-answer} $$
 #
 # Guidance with this classifier at $\gamma = 1$ is conditional sampling. On a mixture the left side is the class
-# probability of the noised mixture, and the right a sum over points of the cloud with weights (Gauss-Hermite quadrature):
+# probability of the noised mixture, and the right a weighted sum over points of the cloud (Gauss-Hermite quadrature):
 
 
 # %%
@@ -418,8 +418,8 @@ assert 7 < by_verdict[4][1] / by_verdict[4][2] < 8
 
 # %% [markdown]
 # Where the guess is undecided or on the wrong side, its gradient is three to four times too long. Where it is sure of
-# class 1, it has less than a seventh of the right length: guidance has stopped, though one point in seven there is of class 0. So
-# points gather behind the border.
+# class 1, it has less than a seventh of the right length: guidance has stopped, though one point in seven there is of
+# class 0. So points gather behind the border.
 #
 # ## Ask about the cloud
 #
@@ -486,10 +486,11 @@ assert all(table["averaged", how][3] < 1.4 * table["exact", how][3] for how in s
 # Backpropagation through a large denoiser costs memory. So people compute $\hat x_0 = (x - \sigma_t \hat\varepsilon) /
 # \alpha_t$ with $\hat\varepsilon$ detached from the graph. Then $\partial \hat x_0 / \partial x$ becomes $I /
 # \alpha_t$. By $\eqref{eq-clean-jacobian}$ this claims the covariance $(\sigma_t^2 / \alpha_t^2) I$: the noise in the
-# units of $x_0$, as if there were no data. Others take the gradient at the guess as it is ($I$). The first three rows
-# put each in place of the denoiser's derivative, before the slope of the averaged classifier (the cloud's shape held
-# fixed), so that little but the matrix is wrong. The last row takes the slope at the guess, and for the covariance one number for each
-# level times $I$: the denoiser's mean square error there over $d$, which needs no Jacobian.
+# units of $x_0$, as if there were no data. Others take the gradient at the guess as it is ($I$).
+#
+# In the first three rows only the matrix differs. It stands before the slope of the averaged classifier, the cloud's
+# shape held fixed. The last row takes the slope at the guess, and for the covariance one number a level times $I$: the
+# denoiser's mean square error there over $d$, which needs no Jacobian.
 
 # %% tags=["hide-input"]
 def averaged_slope(x0, cov):
@@ -563,7 +564,7 @@ assert round(max(far_blob.values()), 2) == 0.23
 # | if you have | do | because |
 # |---|---|---|
 # | labelled data | train the classifier on noisy points, or a model with labels ([chapter 11](11_classifier_free_guidance.ipynb)) | with the exact noisy answer, $\gamma = 1$ sampled the class with either sampler |
-# | a clean classifier, and a denoiser you may differentiate ([chapter 10](10_general_case.ipynb#only-the-arrow-knows-the-data) has the loop) | average its *probabilities* over $\mathcal N(\hat x_0, \mathrm{Cov})$, $\gamma = 1$, with enough $z$ | five sixths or more of the gradient's error went, and $W_2$ came near the exact classifier's; six points an axis were too few near noise; [chapter 14](14_classifier_guidance_on_digits.ipynb#in-practice) asks on digits, without the average |
+# | a clean classifier, and a denoiser you may differentiate ([chapter 10](10_general_case.ipynb#only-the-arrow-knows-the-data) has the loop) | average its *probabilities* over $\mathcal N(\hat x_0, \mathrm{Cov})$, $\gamma = 1$, with enough $z$ | five sixths or more of the gradient's error went, and $W_2$ came near the exact classifier's; six points an axis were too few near noise |
 # | the last steps, $t$ near 0 | the guess will do, once the cloud is narrower than the border | at $t = 0.1$ its gradient is right to within a tenth of its size (in the tests, at sharper borders, off by nearly all of it) |
 # | nothing but the guess | noise in the sampler; judge by the mix *inside* the class, not by how sure it is | the far blob got a seventh of its share from DDIM, and half of it from DDPM; neither smaller factors nor the late start brought it to two thirds |
 # | no memory for backpropagation | one number a level for the covariance; never $I / \alpha_t$, nor $I$ | detached, the samples exploded; for class 1 one number a level did nearly as well as the guess with backpropagation |
@@ -721,8 +722,8 @@ assert max(agreement[:3]) < 0.05 and agreement[3] < 0.25
 
 # %% [markdown]
 # In the median the formula is right to 4 % up to $t = 0.6$, with nothing fitted (on three other blobs, in the tests,
-# less well). So over-guiding needs no defect of the classifier or the denoiser: the sharpness of the one times the width of
-# the other's cloud is enough. And here, as the noise grows, the guess's gradient also turns away from the right
+# less well). So over-guiding needs no defect of the classifier or the denoiser: the sharpness of the one times the
+# width of the other's cloud is enough. And here, as the noise grows, the guess's gradient also turns away from the right
 # *direction*. No factor mends that.
 
 # %% [markdown]
@@ -933,10 +934,10 @@ right = guidance.gradient(partial(noisy_answer, bell, schedule, likelihood, orde
 torch.testing.assert_close(over, right, atol=2e-8, rtol=0)
 
 # %% [markdown]
-# [Boys et al. (2023)](https://arxiv.org/abs/2310.06721) use this covariance (they name it after Tweedie) in this way;
-# with $r^2 I$ for $C$ inside the inverse it is [ΠGDM (Song et al.
-# (2023))](https://openreview.net/forum?id=9_gsMA8MRKQ). Samples of the four blobs by DDIM, given this measurement; the
-# target is summed over a grid, and the last column is the standard deviation along the measured direction:
+# [Boys et al. (2023)](https://arxiv.org/abs/2310.06721) use this covariance in this way; with $r^2 I$ for $C$ inside the
+# inverse it is [ΠGDM (Song et al. (2023))](https://openreview.net/forum?id=9_gsMA8MRKQ). Samples of the four blobs by
+# DDIM, given this measurement; the target is summed over a grid, and the last column is the standard deviation along
+# the measured direction:
 
 
 # %% tags=["hide-input"]
@@ -983,9 +984,8 @@ assert apart["cloud"] - apart["exact"] < 0.5 * (apart["guess"] - apart["exact"])
 # *For you if you use DPS or a descendant: its step is divided by a norm. What does this change?*
 #
 # DPS scales its gradient neither by $\sigma_t^2$ nor by the length of the step. After each step it moves against the
-# gradient of the squared residual, divided by the residual $\|y - A \hat x_0\|$ and times a constant $\zeta$. That is
-# twice the gradient of the residual, which does not shrink as the residual does. Others divide the gradient by its own
-# length:
+# gradient of the squared residual, over the residual's length $\|y - A \hat x_0\|$ and times a constant. That is twice
+# the gradient of the length, which does not shrink as the residual does. Others divide the gradient by its own length:
 #
 # $$ x_s' = x_s + \zeta\, \frac{g}{\|g\|}, \qquad g = \nabla \log \hat p_t(y \mid x_t). \label{eq-normalised-step} $$
 #
@@ -1011,12 +1011,12 @@ for earlier in (0.59, 0.3):
 
 # %% tags=["hide-input"]
 far_off, pushes = {}, ((50, 0.05), (100, 0.05), (200, 0.0125))
-print("W2 after       " + "".join(f"{steps:4d} steps of {zeta:<8g}" for steps, zeta in pushes))
+print("W2 after  " + "".join(f"{f'{steps} steps of {zeta:g}':>22s}" for steps, zeta in pushes))
 for name, log_prob in (("guess", guess), ("exact", exact_answer)):
     for steps, zeta in pushes:
         x = draw(pushed(ddpm, guidance.gradient(log_prob), zeta), start[:500], time_grid(steps), seeded(7))
         far_off[name, steps] = metrics.wasserstein(x, target[:500])
-    print(f"{name:15s}" + "".join(f"{far_off[name, steps]:12.2f}{'':11s}" for steps, _ in pushes))
+    print(f"{name:10s}" + "".join(f"{far_off[name, steps]:22.2f}" for steps, _ in pushes))
 assert 2.1 > far_off["guess", 100] / far_off["guess", 50] > 1.8 and far_off["exact", 100] > 2.3 * far_off["exact", 50]
 assert all(abs(far_off[name, 200] - far_off[name, 50]) < 0.15 for name in ("guess", "exact"))
 
@@ -1029,8 +1029,8 @@ assert all(abs(far_off[name, 200] - far_off[name, 50]) < 0.15 for name in ("gues
 # *For you if you thought of temperature scaling: calibrate the guess on labelled data, and guide with the calibrated
 # one.*
 #
-# The [reliability diagram](#deeper-a-test-without-the-truth) says how sure the guess may be. So fit $\varsigma(a_t \ell
-# + b_t)$ at each noise level, with $\ell$ the guess's logit, to noisy labelled data by logistic regression, and guide
+# The [reliability diagram](#deeper-a-test-without-the-truth) says how sure the guess may be. So take the guess's logit
+# $\ell$, fit $\varsigma(a_t \ell + b_t)$ at each noise level to noisy labelled data, by logistic regression, and guide
 # with that.
 
 
@@ -1176,7 +1176,7 @@ assert close[2][2] > 3 and close[2][4] < 1.2 * close[2][3] and all(close[1][k] >
 # The guess's gradient is wrong by more than five times the averaged one's error, which itself exceeds the right
 # gradient; even twice as many points an axis leave the error as large as the right gradient, or larger. (At $t = 0.1$,
 # in the tests, averaging for class 2 is worse than the guess over the noisy points of all classes, and far better over
-# its own.) Its DDIM samples, in the tests, come nearer for both classes all the same.
+# its own.) All the same, in the tests its DDIM samples come nearer for both classes.
 #
 # Through the guess the sampler decides. For class 2, DDIM's points end far outside of the data; DDPM's are about as
 # near to it as with the exact classifier. For class 1 neither is.
