@@ -18,7 +18,7 @@
 #
 # **You need** chapter 00, Bayes' rule, gradients.
 #
-# *30 minutes to read, 31 more for Deeper, 40 seconds to run, on a laptop, without a GPU or a network connection.*
+# *30 minutes to read, 26 more for Deeper, 40 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
@@ -174,8 +174,8 @@ guess = clean_guess(denoiser, clean_classifier)
 torch.testing.assert_close(guess(few, t), clean_classifier(denoiser(few, t).x0))
 
 # %% [markdown]
-# Swapping a function and an average costs a *Jensen gap*. At noisy data, its mean absolute size; the size of both
-# gradients of the logarithm, and that of their difference over the exact one's (root mean squares):
+# Swapping a function and an average costs a *Jensen gap*. Over noisy data: the gap's mean absolute size; the root mean
+# squares of both gradients of the logarithm; and that of their difference, over the exact one's.
 
 
 # %% tags=["hide-input"]
@@ -347,7 +347,8 @@ shown
 # e^{-\|x - \alpha_t x_0\|^2 / 2 \sigma_t^2}$. The gradient of its logarithm in $x$ is $\alpha_t x_0 / \sigma_t^2$ plus
 # terms without $x_0$. Densities stay normalised, so this gradient averages to zero over the cloud:
 # it is $\alpha_t (x_0 - \hat x_0) / \sigma_t^2$. And $\nabla\, \mathbb E[f] = \mathbb E[f\, \nabla \log p(x_0
-# \mid x)]$; so, as for the similarity of [chapter 09](09_similarity_control.ipynb#what-an-encoder-learns-from-noise), for every function $f$ of $x_0$
+# \mid x)]$; so, as for the similarity of [chapter 09](09_similarity_control.ipynb#what-an-encoder-learns-from-noise),
+# for every function $f$ of $x_0$
 #
 # $$ \nabla\, \mathbb E[f(x_0) \mid x_t = x] = \frac{\alpha_t}{\sigma_t^2}\, \mathrm{Cov}\big(x_0, f(x_0) \mid x_t = x\big). \label{eq-nudge} $$
 #
