@@ -693,7 +693,7 @@ assert worst < 0.02
 # %% [markdown]
 # The probability is right to 0.02 at worst. Near the border the right logit is that of the guess divided by $\sqrt{1 +
 # \pi v / 8}$, and (if the cloud keeps its shape) this is how many times the gradient is too long. Far on the wrong
-# side, $\ell(\hat x_0)$ well below $-v$, it is not: there the guess is right (exercise 12.4).
+# side, $\ell(\hat x_0)$ well below $-v$, it is not: there the guess's is right (exercise 12.4).
 #
 # Our classifier is not logistic and our clouds are not Gaussian. Predict all the same, from $k$ and $v$ at the guess
 # alone, how many times too long the gradient of the logit is where the guess is undecided (0.2 to 0.8); and measure.
@@ -990,8 +990,8 @@ assert apart["cloud"] - apart["exact"] < 0.5 * (apart["guess"] - apart["exact"])
 #
 # $$ x_s' = x_s + \zeta\, \frac{g}{\|g\|}, \qquad g = \nabla \log \hat p_t(y \mid x_t). \label{eq-normalised-step} $$
 #
-# Neither factor depends on how long the step is, so neither is a `tilt` of the score: it is a push a step, and twice
-# the steps are twice the push.
+# Neither push depends on how long the step is, so neither is a `tilt` of the score, and twice the steps are twice the
+# push.
 
 
 # %%
@@ -1114,8 +1114,8 @@ for u, x, weights, noised in levels_of(mixture, schedule, (0.05, 0.1, 0.2, 0.3, 
 assert small_gaps[0] < 0.1 and small_gaps[1] < 0.25 and 0.65 < small_gaps[2] < 0.8 and small_gaps[3] > 1 and small_gaps[4] > 2
 
 # %% [markdown]
-# At $t = 0.05$ it removes nine tenths of the gap. From $t = 0.3$ on it makes it worse, and
-# gives probabilities outside of 0 and 1: across a cloud wider than the border, a classifier is no parabola. So the page
+# At $t = 0.05$ the second term removes nine tenths of the gap. From $t = 0.3$ on it widens the gap, and gives
+# probabilities outside of 0 and 1: across a cloud wider than the border, a classifier is no parabola. So the page
 # averages over the cloud instead.
 #
 # ## Deeper: three classes on thin strips
@@ -1177,7 +1177,7 @@ assert close[2][2] > 3 and close[2][4] < 1.2 * close[2][3] and all(close[1][k] >
 # The guess's gradient is wrong by more than five times the averaged one's error, which itself exceeds the right
 # gradient; even twice as many points an axis leave the error as large as the right gradient, or larger. (At $t = 0.1$,
 # in the tests, averaging for class 2 is worse than the guess over the noisy points of all classes, and far better over
-# its own.) All the same, in the tests its DDIM samples come nearer for both classes.
+# its own.) All the same, in the tests DDIM's samples come nearer with the average than with the guess, for both classes.
 #
 # Through the guess the sampler decides. For class 2, DDIM's points end far outside of the data; DDPM's are about as
 # near to it as with the exact classifier. For class 1 neither is.
