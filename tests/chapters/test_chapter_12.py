@@ -267,16 +267,6 @@ def test_a_step_to_the_right_of_the_border_the_guess_is_flat_or_falls_while_the_
     assert 0.7 < float(divided) < 0.8
 
 
-@pytest.mark.parametrize(("t", "share"), [(0.3, 0.969), (0.5, 0.932), (0.9, 0.67)])
-def test_the_guess_is_the_surer_of_the_two_at_most_points(t, share):
-    """100,000 points, so a share is known to 0.0015."""
-    mixture = plane.four_blobs()
-    x = noised(mixture, t).sample(100_000, torch.Generator().manual_seed(21))[0]
-    right = noised(mixture, t).class_log_prob(x, LABEL).exp()
-    ours = clean_guess(mixture.denoiser(SCHEDULE), classifier(mixture))(x, at(t)).exp()
-    assert abs(float(((ours - 0.5).abs() > (right - 0.5).abs()).double().mean()) - share) < 0.006
-
-
 @pytest.mark.parametrize("t", [0.2, 0.4, 0.6])
 def test_on_three_other_blobs_the_blur_foretells_the_factor_to_12_percent(t):
     mixture, denoiser = THREE.mixture(), THREE.mixture().denoiser(SCHEDULE)
@@ -749,13 +739,6 @@ def test_at_a_logit_of_minus_12_the_guess_is_the_nearer_one_as_the_last_exercise
     assert round((upper - lower) / 2e-4, 2) == 0.93 and round(1 / (1 + math.exp(-12)), 2) == 1.0
     blur = math.sqrt(1 + math.pi)
     assert round(1 / (1 + math.exp(-12 / blur)) / blur, 2) == 0.49
-
-
-def test_of_the_multiples_of_the_identity_the_average_variance_is_nearest_to_the_covariance():
-    cov, identity = torch.tensor([[0.9, 0.3], [0.3, 0.2]], dtype=F64), torch.eye(2, dtype=F64)
-    best = float(cov.trace()) / 2
-    nearest = float((cov - best * identity).square().sum())
-    assert all(float((cov - c * identity).square().sum()) > nearest for c in (best - 0.05, best + 0.05, 0.2, 0.9))
 
 
 def test_the_residual_s_norm_has_a_gradient_without_curl_that_does_not_shrink_with_the_residual():
