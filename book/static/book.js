@@ -15,25 +15,32 @@ function foldDeeper() {
   }
 }
 
+// An equation's address is its label: `#eq-cfg`. MathJax has it as the name of a target of its own.
 function openWhatTheAddressNames() {
-  const target = document.getElementById(decodeURIComponent(window.location.hash.slice(1)));
+  const name = decodeURIComponent(window.location.hash.slice(1));
+  const target = document.getElementById(name) ?? document.getElementById(`mjx-eqn:${name}`);
   if (!target) return;
   for (let e = target; e; e = e.parentElement) if (e.matches("details")) e.open = true;
   target.querySelector(":scope > details.deeper")?.setAttribute("open", "");
   target.scrollIntoView();
 }
 
-// An equation or a printed line wider than the page is set smaller, down to two thirds and for lines to 9 pixels; what is
-// wider still scrolls in its box.
+// An equation or a line of code or print wider than the page is set smaller, down to two thirds and for lines to 9 pixels;
+// what is wider still scrolls in its box.
 function fitWide(inside = document) {
-  const boxes = [...inside.querySelectorAll("div.math, .cell_output pre")];
+  const boxes = [...inside.querySelectorAll("div.math, .cell_input pre, .cell_output pre")];
   for (const box of boxes) box.style.fontSize = "";
   const sizes = boxes.map(box => parseFloat(getComputedStyle(box).fontSize)); // all are measured before any is set
-  const ratios = boxes.map(box => box.clientWidth / box.scrollWidth);
+  const ratios = boxes.map(box => box.clientWidth / needed(box));
   boxes.forEach((box, i) => {
     const least = Math.max(2 / 3, box.matches("pre") ? 9 / sizes[i] : 0);
     if (ratios[i] < 1) box.style.fontSize = `${sizes[i] * Math.min(1, Math.max(0.98 * ratios[i], least))}px`;
   });
+}
+
+// An equation without a number scrolls in a box of the theme's, inside ours.
+function needed(box) {
+  return Math.max(box.scrollWidth, box.querySelector("mjx-container")?.scrollWidth ?? 0);
 }
 
 // A line does not begin with the full stop of the formula before it, nor end with the bracket that opens before one.
