@@ -467,7 +467,7 @@ corrected = draw(kernels.ddim(guided, schedule), few, shorter, source, after=lan
 print(f"near share: noise x 2 {near_share(mixture, more_noise):.2f}, DDIM with a corrector {near_share(mixture, corrected):.2f}")
 
 # %% [markdown]
-# One more remedy: guide only part of the way. Here $\gamma = 4$ above, or below, a time, and 1 elsewhere, without noise.
+# And to guide only part of the way? Here $\gamma = 4$ above, or below, a time, and 1 elsewhere, without noise.
 
 # %% tags=["hide-input"]
 for name, scale in (("t > 0.5", lambda t: 4.0 if t > 0.5 else 1.0), ("t < 0.5", lambda t: 4.0 if t < 0.5 else 1.0)):
@@ -477,7 +477,7 @@ for name, scale in (("t > 0.5", lambda t: 4.0 if t > 0.5 else 1.0), ("t < 0.5", 
     print(f"gamma = 4 only at {name}: near share {share:.2f}, mean off by {away:.2f} class deviations")
 
 # %% [markdown]
-# Here the early half does nearly all the damage ([chapter 11](11_classifier_free_guidance.ipynb#what-does-gamma-1-sample) saw it in the mean). The late half alone leaves shares and mean as they are at $\gamma = 1$. (On chapter 11's four blobs, in the tests, it moves the mean.)
+# Here the early half does nearly all the damage ([chapter 11](11_classifier_free_guidance.ipynb#what-does-gamma-1-sample) saw it in the mean). The late half alone leaves shares and mean as they are at $\gamma = 1$ throughout, *which is as near to the order*. (On chapter 11's four blobs, in the tests, the late half moves the mean and is surer than the order, and no nearer to it than $\gamma = 1$.)
 #
 # ## In practice
 #
@@ -488,7 +488,7 @@ for name, scale in (("t > 0.5", lambda t: 4.0 if t > 0.5 else 1.0), ("t < 0.5", 
 # | want the order, and its modes lie close | more reverse noise, or corrector steps at $\gamma$ | far blob at 3.6: near share 0.39 at the usual noise, 0.56 at four times its deviation |
 # | want the order, and its modes lie far apart | do not count on noise; keep $\gamma$ near 1, or weigh samples ([chapter 18](18_remedies_that_are_right.ipynb)) | far blob at 12: near share 0.12 at the usual noise, 0.25 at four times its deviation |
 # | have classes that are sure anyway | take $\gamma = 1$; if you guide for looks, say so | the order at 8 is that at 1 to $9 \cdot 10^{-6}$ nats; the samples are not |
-# | must guide, and want to keep the shares | try guiding only below the noise level at which the modes have parted, and see whether it still does what you guide for | here, on this schedule, at $t < 0.5$ alone the near blob kept 0.62, at $t > 0.5$ alone 0.31 |
+# | must guide, and want to keep the shares | try guiding only below the noise level at which the modes have parted, and see whether it does what you guide for; $\gamma = 1$ is as near to the order | here, at $t < 0.5$ alone the near blob kept 0.62, as at $\gamma = 1$; at $t > 0.5$ alone 0.31 |
 #
 # ## Exercises
 #
@@ -682,8 +682,7 @@ for name, (data, of_class) in zoo.items():
     assert (max(spread) < 1e-10) == (name in list(zoo)[:2]) and (min(spread) > 0.1) == (name not in list(zoo)[:2])
 
 # %% [markdown]
-# The first two are exact, to rounding: there guidance moves the class on, by $\gamma - 1$ times the way from data to class. All others are not, by far. And a class *among* the data is never like the first two:
-# $\log p(y \mid x)$ is at most 0, and a linear function bounded above is constant. So for a class among the data the guided densities diffuse for no $\gamma$ but 0 and 1, unless the label says nothing.
+# The first two are exact, to rounding: there guidance moves the class on, by $\gamma - 1$ times the way from data to class. All others are not, by far. And a class *among* the data is never like the first two ([why](#when-is-it-right)).
 #
 # It is *not* that the guided guess would be no gradient. It is one, $\nabla w_q$, at every level. (Exact guesses have no curl, and
 # [chapter 11](11_classifier_free_guidance.ipynb#deeper-is-it-the-gradient-of-a-classifier) measured a network's.) Each frame may be a perfectly good density, and the next one not what the walk makes of it.

@@ -680,6 +680,29 @@ def test_on_chapter_11_s_four_blobs_the_late_half_moves_the_mean():
     assert float(moved[:, 0].mean()) > max(0.15, 5 * float(moved[:, 0].std() / 800**0.5))
 
 
+@pytest.mark.parametrize("name", ["the page's", "four blobs"])
+def test_gamma_1_throughout_is_as_near_to_the_order_as_the_late_half_alone(name):
+    """Four draws of 400: the differences of the distances, from the same noises to the same points of the order. On the
+    page's classes the two clouds are one; on the four blobs the plain one is less sure than the order, the late one
+    surer."""
+    mixture, far, sure = MIXTURES[name], [], []
+    order = GridDensity(lambda x: combined(mixture, 4.0, x, 1e-12), -8, 10, 240)
+    pair, asked = mixture.pair(SCHEDULE, 1), order.expectation(lambda x: mixture.class_log_prob(x, 1).exp())
+    for seed in range(4):
+        start, target = torch.randn(400, 2, generator=random(30 + seed), dtype=F64), order.sample(400, random(seed))
+        for scale in (1.0, lambda t: 4.0 if t < 0.5 else 1.0, lambda t: 4.0 if t > 0.5 else 1.0):
+            kernel = kernels.heun(guidance.classifier_free(pair, scale), SCHEDULE)
+            end = draw(kernel, start, time_grid(40, start=0.99))
+            far.append(metrics.wasserstein(end, target))
+            sure.append(mixture.class_log_prob(end, 1).exp().mean() - asked)
+    plain, late, early = torch.tensor(far).view(4, 3).T
+    assert float((late - plain).mean()) > -0.05 and float((plain - late).mean()) > -0.05
+    assert float((early - torch.maximum(plain, late)).min()) > 0.7
+    if name == "four blobs":
+        plain_sure, late_sure, _ = torch.stack(sure).view(4, 3).T
+        assert float(plain_sure.max()) < -0.03 and float(late_sure.min()) > 0.01
+
+
 # ---- Deeper
 
 
