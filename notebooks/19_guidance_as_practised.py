@@ -107,7 +107,7 @@ far = metrics.energy_distance((x @ sheet)[:200], main.real[0])
 torch.testing.assert_close(float(main.judge(x)[0][0]), far)
 
 # %% [markdown]
-# **What judges.** With exact guesses $\gamma = 1$ samples the truth; so our model adds $b = 0.1$ to every variance (in truth 0.03 in the plane, 0.3 *across* it, in the six other directions). The *distance* is the energy distance to true points of class 1, in the plane: zero for equal densities, give or take chance. Twelve runs of 200 points, by DDIM, from the same noises.
+# **What judges.** With exact guesses $\gamma = 1$ samples the truth; so our model's guesses are exact for wider blobs, with $b = 0.1$ added to every variance (in truth 0.03 in the plane, 0.3 *across* it, in the six other directions). The *distance* is the energy distance to true points of class 1, in the plane: zero for equal densities, give or take chance. Twelve runs of 200 points, by DDIM, from the same noises.
 
 # %% tags=["remove-cell"]
 assert round(float(main.truth.given(label).covs[0] @ turn[:, 2] @ turn[:, 2]), 2) == 0.3 and nine["width"] == 0.03
@@ -116,7 +116,7 @@ assert len(main.noise) // len(main.real) == 200 and len(main.real) == 12 and len
 assert float((main.model.covs - main.truth.covs - 0.1 * torch.eye(8).double()).abs().max()) < 1e-9
 
 # %% [markdown]
-# Here are the tricks, a line each; what they do stands below the picture. Only $\gamma$ is turned (CFG++ has $\lambda = \gamma / 16$ in its place).
+# Here are the tricks, a line each. Only $\gamma$ is turned (CFG++ has $\lambda = \gamma / 16$ in its place).
 
 # %% tags=["hide-input"]
 def ways(trial, limit):
@@ -295,7 +295,7 @@ assert all(1 in signs[name] for name in names[1:-1] if name != "rescaled")
 # %% [markdown]
 # **At one scale** seven of eight lead. **At its own best, none of the seven on the same pair is better than the dial on all three problems**, by two errors. Rescaling is better on none; CFG-Zero* ties or leads; the other five lead on one problem or two, by up to 30 %, and not on the rest. (Read a few percent as nothing: the errors leave out the choice between neighbouring scales.) Autoguidance takes away 79 % on the second, 58 % on the third, and on the nine blobs all (what is above the whole is noise). All three problems share one fault; for another the order may differ. And all is judged in the plane; [autoguidance's section](#another-pair) has all eight directions.
 #
-# **And on digits?** 1,000 digits a row by the pocket network of [chapter 13](13_training.ipynb), DDIM, 12 steps, the same starts; leads in digit-FID (chapter 15). The weaker model hid half of the labels in training, and is worse when told one ([chapter 15](15_classifier_free_guidance_on_digits.ipynb#deeper-how-often-should-the-label-be-hidden)).
+# **And on digits?** 1,000 digits a row by the pocket network of [chapter 13](13_training.ipynb), DDIM, 12 steps, the same starts; leads in digit-FID. The weaker model hid half of the labels in training, and is worse when told one ([chapter 15](15_classifier_free_guidance_on_digits.ipynb#deeper-how-often-should-the-label-be-hidden)).
 
 # %% tags=["hide-input"]
 practised = records.log("practice")
@@ -791,7 +791,7 @@ exercises.check("19.4", as_plain)
 # %% [markdown]
 # ## Remember
 #
-# 1. A trick that is better at the same scale may only push less. Compare at each one's own best scale, or at the same share of right samples: on our three problems no trick on the same pair of guesses was better than the dial every time, by two errors.
+# 1. A trick that is better at the same scale may only push less. Compare at each one's own best scale, or at the same share of right samples: on our three problems with blurred models no trick on the same pair of guesses was better than the dial every time, by two errors.
 # 2. CFG++ is plain guidance in DDIM's step, exactly, with a scale that depends on the step; with twice the steps, evenly in time, the same $\lambda$ pushes about twice as hard.
 # 3. What APG, CFG-Zero\* and thresholding do depends on where zero is, or on a range that they are told; what plain guidance does with exact guesses does not.
 # 4. Autoguidance can do what no $\gamma$ can: for one normal distribution and a weaker model with the same blur, only larger, a scale in closed form heals every noise level.
@@ -971,7 +971,7 @@ print("gamma:  " + "".join(f"{g:<8g}" for g in sorted(digits)).rstrip())
 print("plain:  " + "   ".join(f"{digits[g]:.3f}" for g in sorted(digits)))
 ahead = {g: digits[g] - min(growth_rows.values()) for g in (1.15, 1.25)}
 for g, lead_of in ahead.items():
-    print(f"growing at its best is ahead of plain at {g} by {lead_of:.3f}")
+    print(f"growing at its best is ahead of plain at gamma {g} by {lead_of:.3f}")
 difference, error = at_1["thresholded"]
 print(f"thresholded at gamma = 1: {-difference:.3f} ± {error:.3f}")
 
