@@ -614,7 +614,7 @@ outside = {}
 with torch.no_grad():
     for name, way in tried.items():
         drawn = draw(kernels.ddim(way, its_own), starts, sampling.digit_times(12, its_own))
-        outside[name] = float((drawn.abs() > 1.05).double().mean())
+        outside[name] = float((drawn.abs() - 1 > 0.05).double().mean())
 print("; ".join(f"{name}: {share:.1%}" for name, share in outside.items()))
 
 # %% tags=["remove-cell"]
