@@ -59,6 +59,16 @@ function keepPunctuation() {
   }
 }
 
+// A figure leads to its own file, which can be enlarged and saved.
+function linkFigures() {
+  for (const image of document.querySelectorAll(".bd-article figure > img")) {
+    const link = document.createElement("a");
+    link.href = image.src;
+    image.replaceWith(link);
+    link.append(image);
+  }
+}
+
 // What the theme and MathJax say to a screen reader: a name other than the text on a button, a list that has other things
 // than items, and a link, to an equation, inside what is hidden from it. The link gets a name and is shown.
 function mendNames() {
@@ -76,6 +86,7 @@ document.addEventListener("DOMContentLoaded", async () => {
   await window.MathJax?.startup?.promise; // it measures what it sets, and its equations are targets of links
   mendNames();
   keepPunctuation();
+  linkFigures();
   foldDeeper();
   fitWide();
   openWhatTheAddressNames();

@@ -40,6 +40,8 @@ def html(tmp_path_factory) -> Path:
         (root / folder).mkdir()
     cells = [nbformat.v4.new_markdown_cell(text) for text in CHAPTER]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "notebooks" / "07_line.ipynb")
+    (root / "notebooks" / "07_line.py").write_text("# %%\n", encoding="utf-8")
+    (root / "book" / "teaching.md").write_text("# Teaching\n", encoding="utf-8")
     (root / "book" / "references.bib").write_text("", encoding="utf-8")
     (root / "book" / "references.md").write_text("# References\n", encoding="utf-8")
     (root / "book" / "index.md").write_text("# Book\n\n## Chapters\n\n%chapters%\n\n%contents%\n", encoding="utf-8")
