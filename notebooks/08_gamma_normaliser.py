@@ -330,7 +330,7 @@ for k, denoiser in enumerate(denoisers.values()):
 #
 # Now guide, by adding the push to the score, with the exact denoiser (chapter 00's best guess) and the exact classifier: 200 steps, 2,000 points, by DDIM and by DDPM
 # ([chapter 05](05_every_reverse_process_at_once.ipynb)). Each cloud is compared with *its own* target, $S_0$ or $N_0$, by the numbers above and by the
-# Wasserstein-2 distance of 250 points, the least root mean square distance over all pairings: its mean over all parts of the cloud. Two draws of the target are apart as well: the floor.
+# Wasserstein distance $W_2$ of 250 points, the least root mean square distance over all pairings: its mean over all parts of the cloud. Two draws of the target are apart as well: the floor.
 
 # %%
 start = torch.randn(2000, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -350,10 +350,10 @@ for power in (3.0, 10.0):
             clouds[power, name, kernel.__name__] = samples(denoiser, kernel, start)
 
 # %% tags=["hide-input"]
-def distance(cloud, density):
-    """W2 of each 250 points from a draw of the density of their own: the mean, and its standard error."""
-    draws = density.sample(len(cloud), torch.Generator().manual_seed(1))
-    each = torch.tensor([metrics.wasserstein(*pair) for pair in zip(cloud.split(250), draws.split(250), strict=True)])
+def distance(cloud, density, size=250):
+    """W2 of parts of a cloud from draws of the density: the mean over the parts, and its standard error."""
+    draws = density.sample(len(cloud), torch.Generator().manual_seed(1)).split(size)
+    each = torch.tensor([metrics.wasserstein(*pair) for pair in zip(cloud.split(size), draws, strict=True)])
     return each.mean(), each.std() / len(each) ** 0.5
 
 
@@ -593,9 +593,9 @@ assert ruined["Z detached", "log p(x, y)"][1] < 0.4 * ruined["outside", "log p(x
 # | if you | do | because |
 # |---|---|---|
 # | read somebody's scale | look where the bracket is: scale outside `log_softmax`, or inside (a temperature of $1 / \gamma$) | at $\gamma = 10$ the two gave samples with other means, by DDPM as by DDIM |
-# | want what a sharper classifier stands for, of classes that overlap little | $\gamma = 1$; to be surer, scale inside, only late | both came near that target (in the tests $\gamma = 1$ the nearer, on another mixture late guidance); late guidance was surer than it |
+# | want what a sharper classifier stands for, of classes that overlap little | $\gamma = 1$; to be surer, scale inside, only late | both came near that target (which was nearer depended on the mixture, in the tests); late guidance was surer |
 # | want samples that the classifier is sure of | scale outside, by DDIM | at $\gamma = 3$ and 10 that cloud was the surest of the four, and the farthest from its target |
-# | want the class's modes in proportion | $\gamma = 1$, or scale inside, only late | of 0.40 for the small blob, $\gamma = 10$ made 0.58 or more only early, 0.38 to 0.41 only late and inside, up to 0.46 outside |
+# | want the class's modes in proportion | $\gamma = 1$, or scale inside, only late | of 0.40 for the small blob, $\gamma = 10$ made 0.58 or more only early, 0.38 to 0.41 only late and inside |
 # | report what was sampled | measure it; do not write $p\, p(y \mid x)^\gamma / C_0$ | for class 1, with the usual pushes, no sampler met its target |
 # | write a softmax by hand | never detach its sum | what raw logits lack, a number for each $x$, has a gradient |
 #
@@ -978,8 +978,7 @@ torch.testing.assert_close(four.class_weights(), torch.tensor([0.3, 0.25, 0.25, 
 # %% [markdown]
 # All twelve clouds are surer than their targets. The scaled ones are farther from theirs than the normalised ones, class by class and sampler by sampler. By DDPM with the normalised push class 1, in one blob,
 # comes nearly to its floor, and class 0 within the scatter of its. Class 3 does not: its second, outer blob gets more than its share by every
-# sampler. (Three classes differ in more than one respect; this says that it can go either way, not why. Where a class has two distant blobs the floor is high and rough: it is mostly chance how many points of a draw lie
-# in which.)
+# sampler. (So it can go either way; this does not say why. Where a class has two distant blobs the floor is high and rough: it is mostly chance how many points of a draw lie in which.)
 #
 # ## Deeper: is either a diffusion path?
 #
