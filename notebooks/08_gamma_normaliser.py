@@ -396,8 +396,7 @@ assert all(farther(distances[at, name, "ddim"], distances[at, name, "ddpm"]) for
 assert all(farther(far, floors[key[:2]]) for key, far in distances.items())
 
 # %% [markdown]
-# **They do not.** At $\gamma = 3$ the scaled clouds are 1.09 and 0.79 away, the normalised ones 0.91 and 0.50, where the floors are 0.32 and 0.30.
-# In each pair the normalised one ends nearer to its own target, and DDPM nearer than DDIM, by more than three standard errors. All are surer than their targets, too: under DDIM at
+# **They do not.** In each pair the normalised one ends nearer to its own target, and DDPM nearer than DDIM, by more than three standard errors. All are surer than their targets, too: under DDIM at
 # $\gamma = 3$ class 1 has 0.99 or more.
 #
 # And look at DDIM, normalised. From $\gamma = 3$ to 10 its target does not move, 1.175 and 1.177; its samples move from 1.909 to 2.810. What moves them, if not a sharper target?
