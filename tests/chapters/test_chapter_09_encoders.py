@@ -294,14 +294,6 @@ def test_at_gamma_4_the_best_mean_similarity_itself_stays_far_off_and_under_stee
 
 
 @pytest.mark.nightly
-def test_four_times_as_much_training_for_the_exponential_brings_it_nearer():
-    goal = target(10.0).sample(500, random(51))
-    short, long = (metrics.wasserstein(ends(trained_for_the_exponential(steps)(10.0), count=500), goal)
-                   for steps in (2500, 10_000))  # fmt: skip
-    assert long < 0.9 * short
-
-
-@pytest.mark.nightly
 def test_the_noise_trained_gradient_is_the_mean_pull_nearly():
     t, x = torch.tensor(0.4, dtype=F64), noisy(0.4)
     wanted = similarity.mean_gradient(MIXTURE, SCHEDULE, sim, 8)(x, t)
