@@ -592,7 +592,7 @@ assert ruined["Z detached", "log p(x, y)"][1] < 0.4 * ruined["outside", "log p(x
 # | if you | do | because |
 # |---|---|---|
 # | read somebody's scale | look where the bracket is: scale outside `log_softmax`, or inside (a temperature of $1 / \gamma$) | at $\gamma = 10$ the two gave samples with other means, by DDPM as by DDIM |
-# | want what a sharper classifier stands for, of classes that overlap little | $\gamma = 1$; to be surer, scale inside, only late | both came near that target (which was nearer depended on the mixture, in the tests); late guidance was surer |
+# | want what a sharper classifier stands for, of classes that overlap little | $\gamma = 1$; to be surer, scale inside, only late | both came near that target (which was nearer depended on mixture and distance, in the tests); late guidance was surer |
 # | want samples that the classifier is sure of | scale outside, by DDIM | at $\gamma = 3$ and 10 that cloud was the surest of the four, and the farthest from its target |
 # | want the class's modes in proportion | $\gamma = 1$, or scale inside, only late | of 0.40 for the small blob, $\gamma = 10$ made 0.58 or more only early, 0.38 to 0.41 only late and inside |
 # | report what was sampled | measure it; do not write $p\, p(y \mid x)^\gamma / C_0$ | for class 1, with the usual pushes, no sampler met its target |
