@@ -33,6 +33,7 @@ function fitWide(inside = document) {
   const sizes = boxes.map(box => parseFloat(getComputedStyle(box).fontSize)); // all are measured before any is set
   const ratios = boxes.map(box => box.clientWidth / needed(box));
   boxes.forEach((box, i) => {
+    if (box.matches(".cell_input pre") && ratios[i] < 0.8) return; // one very long line does not make a whole cell small
     const least = Math.max(2 / 3, box.matches("pre") ? 9 / sizes[i] : 0);
     if (ratios[i] < 1) box.style.fontSize = `${sizes[i] * Math.min(1, Math.max(0.98 * ratios[i], least))}px`;
   });

@@ -52,7 +52,7 @@ LOOK = """async () => {
 UNFOLD = "document.querySelectorAll('details.deeper').forEach(details => details.open = true)"
 
 # Runs in the page: equations and printed lines that one would have to scroll.
-WIDE = """() => [...document.querySelectorAll("div.math, div.math > mjx-container, .cell_input pre, .cell_output pre")]
+WIDE = """() => [...document.querySelectorAll("div.math, div.math > mjx-container, .cell_output pre")]
     .filter(box => box.scrollWidth > box.clientWidth + 1)
     .map(box => `${box.scrollWidth - box.clientWidth}: ${box.textContent}`)"""
 

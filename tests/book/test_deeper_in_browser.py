@@ -95,9 +95,15 @@ def test_each_deeper_is_linked_below_the_times_and_opens_there(visit):
     page.wait_for_function(f"{CLOSED}.join() === 'false,true'")
 
 
-@pytest.mark.parametrize("selector", ["#deeper-a-second-order", "#a-part-of-it", "[id='mjx-eqn:eq-deep']"])
-def test_an_address_inside_opens_it_and_shows_the_place(visit, selector):
-    hash = "#" + (selector[1:] if selector.startswith("#") else "mjx-eqn%3Aeq-deep")
+EQUATION = "[id='mjx-eqn:eq-deep']"
+INSIDE = {
+    "#deeper-a-second-order": "#deeper-a-second-order", "#a-part-of-it": "#a-part-of-it",
+    "#mjx-eqn%3Aeq-deep": EQUATION, "#eq-deep": EQUATION,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("hash", "selector"), INSIDE.items())
+def test_an_address_inside_opens_it_and_shows_the_place(visit, hash, selector):
     page = visit(hash)
     assert page.evaluate(CLOSED) == [True, False]
     assert in_view(page, selector)
