@@ -83,7 +83,7 @@ def folded(sources: dict[str, list], titles: dict[str, str]) -> str:
     lines = []
     for name, cells in sources.items():
         if parts := [(title, minutes) for title, minutes in sections(cells) if round(minutes)]:
-            lines.append(f"<details><summary>{name[:2]} · {titles[name].replace(chr(96), str())}</summary>\n")
+            lines.append(f"<details><summary>{name[:2]} · {titles[name].replace(chr(96), '')}</summary>\n")
             lines += ["| section | minutes |", "|---|---|", *(f"| {title} | {m:.0f} |" for title, m in parts), ""]
             lines.append("</details>\n")
     return "\n".join(lines)
