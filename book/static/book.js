@@ -37,6 +37,9 @@ function fitWide(inside = document) {
     const least = Math.max(2 / 3, box.matches("pre") ? 9 / sizes[i] : 0);
     if (ratios[i] < 1) box.style.fontSize = `${sizes[i] * Math.min(1, Math.max(0.98 * ratios[i], least))}px`;
   });
+  for (const box of boxes) { // what scrolls still can be reached by the keyboard; the theme looked before
+    if (box.matches("pre")) box.tabIndex = box.scrollWidth > box.clientWidth ? 0 : -1;
+  }
 }
 
 // An equation without a number scrolls in a box of the theme's, inside ours.
