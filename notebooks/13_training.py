@@ -152,7 +152,8 @@ floor, excess = split(network, mixture, schedule, half)
 sampled, error = loss_at(network, mixture, schedule, half)
 print(f"t = 0.5: floor {floor:.4f} + excess {excess:.4f} = {floor + excess:.4f}")
 print(f"from samples {sampled:.4f} +- {error:.4f}")
-assert abs(sampled - floor - excess) < 3 * error and excess / 2 < error and abs(excess / floor - 0.01) < 0.002
+assert abs(sampled - floor - excess) < 3 * error and excess / 2 < error
+assert abs(excess / floor - 0.01) < 0.002
 
 # %% [markdown]
 # The excess, the only part that training can change, is here about a hundredth of the floor. Half of it is less than the
@@ -222,9 +223,10 @@ def network_gap(network, schedule, x, weights, label, v_c, v_u, t):
 # %%
 right_gap, without, with_it = network_gap(network, schedule, x, weights, label, v_c, v_u, half)
 sampled_gap = loss_at(network, mixture, schedule, half, told=False)[0] - sampled
-print(f"right gap {right_gap:.3f} + {without:.3f} - {with_it:.3f} = {right_gap + without - with_it:.3f}")
+summed = right_gap + without - with_it
+print(f"right gap {right_gap:.3f} + {without:.3f} - {with_it:.3f} = {summed:.3f}")
 print(f"from 50,000 samples, the same ones for both: {sampled_gap:.3f}")
-assert abs(right_gap + without - with_it - sampled_gap) < 0.02
+assert abs(summed - sampled_gap) < 0.02
 
 # %% [markdown]
 # This is exact for every network: if the gap is too large, the half without the label errs more.
@@ -238,7 +240,7 @@ assert abs(right_gap + without - with_it - sampled_gap) < 0.02
 # guesses $\hat\varepsilon_c, \hat\varepsilon_u$ of the noise
 #
 # $$ I(y; x_\lambda) = \frac12 \int_{-\infty}^{\lambda} \Big[ \mathbb E \big\| \hat\varepsilon_c - \hat\varepsilon_u \big\|^2
-# \, d\lambda' \Big] . \label{eq-label-information} $$
+# \Big]\, d\lambda' . \label{eq-label-information} $$
 #
 # Each unit of $\lambda$ adds half the squared distance there. It is a case of the *I-MMSE* relation of [Guo, Shamai & Verdú
 # (2005)](https://arxiv.org/abs/cs/0412108), which [Kong et al. (2023)](https://arxiv.org/abs/2302.03792) brought to diffusion
@@ -371,7 +373,7 @@ for name in ("denoiser", "pocket", "pocket_p50", "pocket_p10", "pocket_p02"):
     log = runs.log(name)
     fid = log["digits"]["0"]["digit_fid"] if "digits" in log else log["gamma_0_digit_fid"]
     loss = f"{log['training_loss_last_1000']:.4f}" if "training_loss_last_1000" in log else "-"
-    print(f"{name:12} {loss:>13}  {log['areas']['distance'][0]:8.1f} {log['areas']['gap'][0]:8.1f}   {fid:8.2f}")
+    print(f"{name:12} {loss:>13}  {log['areas']['distance'][0]:8.1f} {log['areas']['gap'][0]:8.1f}{fid:23.2f}")
 least = (digits["areas"]["distance"][0] ** 0.5 - math.log(10) ** 0.5) ** 2
 print(f"denoiser: error of the difference at least {least:.1f} nats")
 
@@ -481,9 +483,14 @@ exercises.check("13.2", verdict)
 # Take $\bar x = x_t / \alpha_t = x_0 + \sqrt q\, \varepsilon$ with $q = e^{-\lambda}$. A little more noise changes a
 # density of $\bar x$ by $\partial_q p = \frac12 \Delta p$. For one label write $r = \nabla \log p(\bar x \mid y) - \nabla \log p(\bar x)$.
 # The information is the mean over $y$ of $\int p(\bar x \mid y) \log \frac{p(\bar x \mid y)}{p(\bar x)}\, d\bar x$. Differentiate it
-# in $q$, with $\frac12 \Delta$ for each $\partial_q$. What comes from the numerator of the logarithm is $\frac12 \int \Delta p(\bar x \mid y) = 0$. Integrate the rest by
-# parts: $\frac12 \int \Delta p(\bar x \mid y) \log \frac{p(\bar x \mid y)}{p(\bar x)} - \frac12 \int \frac{p(\bar x \mid y)}{p(\bar x)} \Delta p(\bar x) =
-# -\frac12 \int \nabla p(\bar x \mid y) \cdot r + \frac12 \int p(\bar x \mid y)\, r \cdot \nabla \log p(\bar x) = -\frac12 \int p(\bar x \mid y) \|r\|^2$. A guess of the
+# in $q$, with $\frac12 \Delta$ for each $\partial_q$. What comes from the numerator of the logarithm is $\frac12 \int \Delta p(\bar x \mid y) = 0$. Integrated by
+# parts, the rest comes to $-\frac12 \int p(\bar x \mid y) \|r\|^2$:
+#
+# $$ \frac12 \int \Delta p(\bar x \mid y) \log \frac{p(\bar x \mid y)}{p(\bar x)} - \frac12 \int \frac{p(\bar x \mid y)}{p(\bar x)} \Delta p(\bar x) $$
+#
+# $$ = -\frac12 \int \nabla p(\bar x \mid y) \cdot r + \frac12 \int p(\bar x \mid y)\, r \cdot \nabla \log p(\bar x) = -\frac12 \int p(\bar x \mid y) \|r\|^2 . $$
+#
+# A guess of the
 # noise is $-\sqrt q$ times a score of $\bar x$ ([chapter 11](11_classifier_free_guidance.ipynb#two-guesses-are-two-scores)), so $\|r\|^2 = \|\hat\varepsilon_c -
 # \hat\varepsilon_u\|^2 / q$, and $dq / q = -d\lambda$. In nothing but noise, at $\lambda = -\infty$, there is no information. $\square$
 #
@@ -621,7 +628,7 @@ for p in (0.0, *coins):
     distance_area, told_area, untold_area = torch.trapezoid(measured[p], log_snr)
     table[p] = [float(value) for value in (loss, told_area, untold_area, distance_area)]
     print(columns.format(p, *table[p]))
-print(f"truth{'':35}{float(running(rates, log_snr)[-1]):10.3f}")
+print(f"truth{'':38}{float(running(rates, log_snr)[-1]):10.3f}")
 by_loss, by_area = (sorted(table, key=key) for key in (lambda p: table[p][0], lambda p: abs(table[p][3] - 0.566)))
 assert by_loss == [0.0, 0.02, 0.1, 0.5] and by_area == by_loss[::-1]
 
@@ -641,11 +648,11 @@ assert min(table[p][3] for p in (0.0, 0.02, 0.1)) > entropy > table[0.5][3]
 # four are wrong. The three small networks on digits:
 
 # %% tags=["hide-input"]
-print("digits, p   test loss told  not told   digit-FID at gamma 0, at gamma 1, at gamma 3")
+print("digits, p   test loss told  not told   digit-FID at gamma 0   at gamma 1   at gamma 3")
 for share in ("02", "10", "50"):
     log = runs.log(f"pocket_p{share}")
     test, fids = log["test_loss"], [log["digits"][gamma]["digit_fid"] for gamma in "013"]
-    print(f"     0.{share} {test['told']:16.4f} {test['untold']:9.4f} {fids[0]:22.2f} {fids[1]:12.2f} {fids[2]:12.2f}")
+    print(f"     0.{share} {test['told']:16.4f} {test['untold']:9.4f} {fids[0]:22.2f}{fids[1]:13.2f}{fids[2]:13.2f}")
 
 # %% [markdown]
 # They say the same: from $p = 0.02$ to 0.5 the test loss without the label falls and the one with it rises, the digits
@@ -673,9 +680,10 @@ for share in ("02", "10", "50"):
 # [eq-null-teacher]
 def target_noise(mixture, schedule, x, weights, label, t):
     """Mean square of v - v_u and of v_c - v_u: the noise in the usual target, and in the teacher's."""
-    told, untold = (schedule.alpha(t) * g.eps - schedule.sigma(t) * g.x0 for g in mixture.pair(schedule, label)(x, t))
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    told, untold = (alpha * g.eps - sigma * g.x0 for g in mixture.pair(schedule, label)(x, t))
     clean, shares, _ = information.labelled_nodes(mixture, schedule, torch.zeros(()).double())
-    whole = schedule.alpha(t) ** 2 * mixture.dim + schedule.sigma(t) ** 2 * mean_square(shares, clean)
+    whole = alpha**2 * mixture.dim + sigma**2 * mean_square(shares, clean)
     return whole - mean_square(weights, untold), mean_square(weights, told - untold)
 
 
@@ -743,16 +751,16 @@ def copied(network):
 
 # %%
 rows = {"before": network}
+print("nats          distance  excess told  excess not told")
 for name, teaching in (("usual target", False), ("taught", True)):
-    loss_of = second_half(copied(network), teaching, mixture, schedule, torch.Generator().manual_seed(6))
+    generator = torch.Generator().manual_seed(6)
+    loss_of = second_half(copied(network), teaching, mixture, schedule, generator)
     rows[name] = fit(copied(network), loss_of, steps=200, rate=3e-3).double()
 after = {}
 for name, network_of in rows.items():
     found_rates = network_rates(network_of, mixture, schedule, nodes, levels).detach()
     after[name] = [float(area) for area in torch.trapezoid(found_rates, log_snr)]
-    print(
-        f"{name:13} distance {after[name][0]:.3f}, excess told {after[name][1]:.3f}, not told {after[name][2]:.3f} nats"
-    )
+    print(f"{name:12} {after[name][0]:9.3f} {after[name][1]:12.3f} {after[name][2]:16.3f}")
 assert 0.5 < after["usual target"][2] / after["before"][2] < 0.6
 
 # %% tags=["remove-cell"]
@@ -768,7 +776,8 @@ assert abs(after["taught"][2] / after["usual target"][2] - 0.9) < 0.05
 
 # %%
 trial = digits["trial"]
-print(f"{trial['steps']:,} more steps with the teacher, {trial['label_dropout']:.0%} of the labels hidden:")
+print(f"{trial['steps']:,} more steps with the teacher, "
+      f"{trial['label_dropout']:.0%} of the labels hidden:")
 for name in ("gamma_0_digit_fid", "gamma_1_digit_fid", "gamma_1_accuracy"):
     print(f"{name:18} from {trial[name][0]:.3f} to {trial[name][1]:.3f}")
 assert trial["digits"] == 1000 and trial["steps"] == 5000
@@ -786,10 +795,11 @@ assert [round(1000 * (1 - share)) for share in trial["gamma_1_accuracy"]] == [10
 # %%
 own = digits["own"]
 before, after = own["gamma_0_digit_fid"]
-print(f"{own['steps']:,} steps without labels; digit-FID at gamma 0, {own['digits']:,} digits, {own['sampling_steps']} steps:")
-print(f"from {before:.2f} to {after:.2f}")
+print(f"{own['steps']:,} steps without labels; digit-FID at gamma 0:")
+print(f"in {own['sampling_steps']} steps, {own['digits']:,} digits: from {before:.2f} to {after:.2f}")
 for finer in (own["finer"], own["finest"]):
-    print(f"in {finer['sampling_steps']} steps, {finer['digits']:,} digits: {finer['gamma_0_digit_fid']:.2f}")
+    steps, count = finer["sampling_steps"], finer["digits"]
+    print(f"in {steps} steps, {count:,} digits: to {finer['gamma_0_digit_fid']:.2f}")
 
 # %% [markdown]
 # Nothing is forgotten, and the digit-FID without a label falls again to about half; with finer steps it falls further.
@@ -798,12 +808,13 @@ for finer in (own["finer"], own["finest"]):
 # And above 1, where guidance lives? Twice 1,000 digits a row, DDPM, 16 steps:
 
 # %%
-halves = {}
+halves, columns = {}, ("precision", "recall", "digit_fid")
+print(f"{'':24}{'precision':>13}{'recall':>13}{'digit-FID':>13}")
 for other, called in (("", "its own half"), ("unlabelled", "mended half")):
     for row in runs.pick(runs.rows("guidance"), part="halves", unlabelled=other):
         halves[called, row["gamma"]] = row
-        told = "  ".join(f"{name} {row[name]:.3f}±{row[name + '_error']:.3f}" for name in ("precision", "recall", "digit_fid"))
-        print(f"{called}, gamma {row['gamma']:<4g}  {told}")
+        told = "  ".join(f"{row[name]:.3f}±{row[name + '_error']:.3f}" for name in columns)
+        print(f"{called:>12}, gamma {row['gamma']:<4g}  {told}")
 
 # %% tags=["remove-cell"]
 def differ(one, other, name):
@@ -825,9 +836,12 @@ assert all(abs(differ(turned_up, as_it_was, name)) < 1 for name in ("precision",
 
 # %%
 labelled = own["labelled"]
-print(f"{labelled['steps']:,} steps with every label; at gamma 1, {labelled['digits']:,} digits, {labelled['sampling_steps']} steps:")
+count, steps = labelled["digits"], labelled["sampling_steps"]
+print(f"{labelled['steps']:,} steps with every label; at gamma 1, {count:,} digits, {steps} steps:")
 wrong = [round(1000 * (1 - share)) for share in labelled["gamma_1_accuracy"]]
-print(f"wrong digits in a thousand from {wrong[0]} to {wrong[1]}; digit-FID from {labelled['gamma_1_digit_fid'][0]:.3f} to {labelled['gamma_1_digit_fid'][1]:.3f}")
+fids = labelled["gamma_1_digit_fid"]
+print(f"wrong digits in a thousand from {wrong[0]} to {wrong[1]}; "
+      f"digit-FID from {fids[0]:.3f} to {fids[1]:.3f}")
 
 # %% [markdown]
 # As much training as mended the starved half does nothing for the other one that 5,000 digits could show. Only one half was starved. (One run.)
@@ -887,7 +901,8 @@ in_eps, in_v = in_eps_and_v(mine.x0 - best.x0, alpha, sigma)
 torch.testing.assert_close(in_eps, (mine.eps - best.eps).square().sum(1))
 errors = alpha * (mine.eps - best.eps) - sigma * (mine.x0 - best.x0)
 torch.testing.assert_close(in_v, errors.square().sum(1))
-print("signal-to-noise ratio: 1, so an error of v counts", f"{float((in_v / in_eps).mean()):.0f} times one of eps")
+times = float((in_v / in_eps).mean())
+print(f"signal-to-noise ratio: 1, so an error of v counts {times:.0f} times one of eps")
 
 # %% [markdown]
 # So the three losses are one loss with three *weights* on the noise levels. Against $v$, which counts both ends,
@@ -907,10 +922,10 @@ def objective_loss(objective, mixture, schedule, generator):
     return loss_of
 
 
-objectives = {
-    name: fit(fresh(), objective_loss(name, mixture, schedule, torch.Generator().manual_seed(3)), steps=300).double()
-    for name in ("eps", "x0", "v")
-}
+objectives = {}
+for name in ("eps", "x0", "v"):
+    loss_of = objective_loss(name, mixture, schedule, torch.Generator().manual_seed(3))
+    objectives[name] = fit(fresh(), loss_of, steps=300).double()
 
 
 # %% tags=["hide-input"]
@@ -947,10 +962,12 @@ assert max(v / min(*other) for v, *other in zip(*(found[k] for k in ("v", "eps",
 # %%
 tried = {name: runs.log(f"run_{name}") for name in ("eps", "x0", "v")}
 at = [digits["log_snr"].index(level) for level in (-6.0, 0.0, 10.0)]
-print("answer   loss at log-SNR -6, 0, 10     right   digit-FID")
+print("           loss at log-SNR")
+print("answer        -6         0        10       right  digit-FID")
 for name, log in tried.items():
     seen = log["stages"]["2000"]["digits"]
-    print(f"{name:6}", *(f"{log['told'][k]:9.3f}" for k in at), f"{seen['accuracy']:11.1%} {seen['digit_fid']:9.2f}")
+    test = "".join(f"{log['told'][k]:10.3f}" for k in at)
+    print(f"{name:6}{test}{seen['accuracy']:12.1%}{seen['digit_fid']:11.2f}")
 in_x0 = tried["x0"]["told"][at[2]] / (1 + math.exp(10.0))
 print(f"the last loss of x0, as an error of x0: {in_x0:.4f} a pixel")
 

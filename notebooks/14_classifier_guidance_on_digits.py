@@ -46,7 +46,8 @@ torch.set_num_threads(1)
 # seen clean digits, like one that you would download. And `judge`, another classifier of clean digits, only looks on.
 
 # %%
-network, guide, clean, judge = (checkpoints.load(name).network for name in ("pocket", "guide", "clean", "judge"))
+names = ("pocket", "guide", "clean", "judge")
+network, guide, clean, judge = (checkpoints.load(name).network for name in names)
 schedule = network.schedule
 untold = network_denoiser(network, schedule)
 wanted = torch.arange(16) % 10
@@ -59,7 +60,8 @@ def seeded(number):
 def drawn(gradient, gamma):
     """A digit for each label in `wanted`, by 16 steps of DDPM; the noise is the same each time."""
     start, times = torch.randn(16, 1, 28, 28, generator=seeded(1)), sampling.digit_times(16, schedule)
-    return draw(kernels.ddpm(guidance.tilt(untold, gradient, gamma, schedule), schedule), start, times, seeded(2))
+    pushed = guidance.tilt(untold, gradient, gamma, schedule)
+    return draw(kernels.ddpm(pushed, schedule), start, times, seeded(2))
 
 
 # %% [markdown]
@@ -104,11 +106,10 @@ assert all(words["clean", gamma][1] < 0.55 for gamma in (1.0, 4.0, 16.0)) and 28
 
 # %% tags=["hide-input"]
 with plotting.style():
-    figure, axes = plotting.plt.subplots(2, 3, figsize=(8.8, 2.75))
+    figure, axes = plotting.plt.subplots(2, 3, figsize=(8, 2.8))
     titles = {"guide": "guide steers", "drowned": "guide, drowned in error", "clean": "clean steers"}
     for panel, ((who, gamma), sheet) in zip(axes.flat, sheets.items(), strict=True):
-        plotting.show_digits(panel, sheet, columns=8, title=f"{titles[who]}, $\\gamma = {gamma:g}$: it says {words[who, gamma][0]:.2f},\nthe judge {words[who, gamma][1]:.2f}")
-        panel.title.set_fontsize(9)
+        plotting.show_digits(panel, sheet, columns=8, title=f"{titles[who]}, $\\gamma = {gamma:g}$:\nit says {words[who, gamma][0]:.2f}, the judge {words[who, gamma][1]:.2f}")
     shown = plotting.show(figure, "14_who_is_convinced", alt="Six sheets of sixteen pictures from the same starts. Above, steered by the classifier of noisy digits: at gamma 1 most are the digits zero to nine in turn, at 4 all are, with bolder strokes, and so they are where its slope is drowned in random error, with one of them very grainy. Below, steered by the classifier of clean digits: whatever gamma, most are not what was asked for, and at 16 most are scribbles.")
 shown
 
@@ -153,7 +154,8 @@ def mean_square_slope(mixture, schedule, t):
     """The mean of |sigma_t g|^2 over noisy points and their labels."""
     noisy = mixture.noised(schedule.alpha(t), schedule.sigma(t))
     x, weights = mixture_nodes(noisy, 30)
-    each = [noisy.class_log_prob(x, y).exp() * noisy.class_gradient(x, y).square().sum(1) for y in range(2)]
+    each = [noisy.class_log_prob(x, y).exp() * noisy.class_gradient(x, y).square().sum(1)
+            for y in range(2)]  # fmt: skip
     return schedule.sigma(t) ** 2 * (weights @ sum(each))
 
 
@@ -161,7 +163,8 @@ def mean_square_slope(mixture, schedule, t):
 blobs = plane.four_blobs()
 for level in (-2.0, 0.0, 2.0):
     below, here, above = (schedule.time(torch.tensor(level + d).double()) for d in (-0.01, 0.0, 0.01))
-    rate = (least_cross_entropy(blobs, schedule, above) - least_cross_entropy(blobs, schedule, below)) / 0.02
+    above, below = (least_cross_entropy(blobs, schedule, t) for t in (above, below))
+    rate = (above - below) / 0.02
     half = mean_square_slope(blobs, schedule, here) / 2
     print(f"log-SNR {level:2.0f}: dL / d log-SNR = {rate:.5f}, minus half the mean square {-half:.5f}")
     assert abs(rate + half) < 1e-4
@@ -251,14 +254,16 @@ noisy_blobs = blobs.noised(schedule.alpha(t), schedule.sigma(t))
 points, owner = noisy_blobs.sample(6000, seeded(6))
 ones = points[owner == 1]
 g = noisy_blobs.class_gradient(ones, 1)
-trio = [h * g + size * torch.randn(g.shape, generator=seeded(k)).double() for k, (h, size) in enumerate([(1, 0.5), (3, 2.0), (0.5, 0.9)], 7)]
+random = [torch.randn(g.shape, generator=seeded(k)).double() for k in (7, 8, 9)]
+trio = [1 * g + 0.5 * random[0], 3 * g + 2.0 * random[1], 0.5 * g + 0.9 * random[2]]
 for k, a in enumerate(trio):
     b, c = trio[:k] + trio[k + 1 :]
-    print(f"witness {k}: from the three {one_of_three(a, b, c):.3f}, against the truth {agree(a, g):.3f}")
-    torch.testing.assert_close(what_no_scale_mends(a, g), 1 - agree(a, g) ** 2)
+    found, true = one_of_three(a, b, c), agree(a, g)
+    print(f"witness {k}: from the three {found:.3f}, against the truth {true:.3f}")
+    torch.testing.assert_close(what_no_scale_mends(a, g), 1 - true**2)
     by_package = truthfulness(agreement(a, b), agreement(a, c), agreement(b, c))
-    torch.testing.assert_close(float(one_of_three(a, b, c)), by_package)
-    assert abs(one_of_three(a, b, c) - agree(a, g)) < 0.03
+    torch.testing.assert_close(float(found), by_package)
+    assert abs(found - true) < 0.03
 
 # %% [markdown]
 # Errors that we drew ourselves are uncorrelated. Those of networks need not be: three badly trained classifiers of the blobs find their truthfulness to a tenth or so, worse ones may not at all ([Deeper](#deeper-three-networks-judge-each-other)). So ignore differences of a tenth.
@@ -318,25 +323,26 @@ assert min(told["large"][: at + 1]) > 0.85 and all(lengths[n][levels.index(2.0)]
 look = {"noisy": ("guided", "-"), "clean": ("guided", ":"), "through": ("other", "-"), "scaled": ("other", ":"), "large": ("conditional", "-"), "half": ("conditional", ":")}
 names = {"noisy": "noisy", "clean": "clean", "through": "through", "scaled": "scaled", "large": "difference, large", "half": "difference, half"}
 with plotting.style():
-    figure, axes = plotting.plt.subplots(1, 2, figsize=(9.2, 3.6))
+    figure, axes = plotting.plt.subplots(1, 2, figsize=(8, 3.7))
     middle = (grid[1:] + grid[:-1]) / 2
     axes[0].plot(middle, true_length, "--", color=plotting.COLOURS["truth"], linewidth=1.6, zorder=5)
     for name, (colour, dash) in look.items():
-        axes[0].plot(levels, lengths[name], dash, color=plotting.COLOURS[colour], marker="o", markersize=3)
+        axes[0].plot(levels, lengths[name], dash, color=plotting.COLOURS[colour], marker="o", markersize=3, zorder=4 if name == "noisy" else 2)
         axes[1].plot(early, told[name], dash, color=plotting.COLOURS[colour], marker="o", markersize=3)
     axes[0].set(yscale="log", ylim=(0.008, 12), xlabel="log-SNR (noise on the left)", title="length of $\\sigma_t\\, g$, root mean square")
     axes[1].set(ylim=(-0.03, 1.03), xlim=(-8.3, 0.4), xlabel="log-SNR (noise on the left)", title="truthfulness, told by two others")
-    for name, (x_text, y_text) in {"noisy": (-6.6, 0.16), "clean": (-7.9, 3.2), "through": (-3.9, 8.0), "scaled": (-6.2, 0.06), "large": (0.2, 1.25)}.items():
+    for name, (x_text, y_text) in {"noisy": (-6.6, 0.16), "clean": (-7.9, 3.2), "through": (-3.9, 8.0), "scaled": (-6.2, 0.06), "large": (1.4, 1.15)}.items():
         label = "differences" if name == "large" else name
-        axes[0].text(x_text, y_text, label, color=plotting.COLOURS[look[name][0]], fontsize=8)
-    axes[0].text(-2.6, 0.05, "from the fall of the\ncross-entropy", color=plotting.COLOURS["truth"], fontsize=8)
-    for name, (x_text, y_text) in {"noisy": (-6.6, 0.77), "clean": (-7.9, 0.04), "through": (-7.9, 0.47), "scaled": (-7.9, 0.24), "large": (-2.1, 0.88), "half": (-4.1, 0.62)}.items():
-        axes[1].text(x_text, y_text, names[name], color=plotting.COLOURS[look[name][0]], fontsize=8)
+        axes[0].text(x_text, y_text, label, color=plotting.COLOURS[look[name][0]])
+    axes[0].text(-5.6, 0.014, "dashed: from the fall\nof the cross-entropy", color=plotting.COLOURS["truth"])
+    for name, (x_text, y_text) in {"noisy": (-6.6, 0.77), "clean": (-7.9, 0.04), "through": (-7.9, 0.47), "scaled": (-7.9, 0.24), "large": (-2.4, 0.9), "half": (-4.8, 0.62)}.items():
+        axes[1].text(x_text, y_text, names[name], color=plotting.COLOURS[look[name][0]])
+    assert [name for name, (_, dash) in look.items() if dash == ":"] == ["clean", "scaled", "half"]
     shown = plotting.show(figure, "14_length_and_truth", alt="Left: lengths of six estimates of the slope over log-SNR, on a logarithmic axis, and dashed the length that follows from the fall of the cross-entropy, a hump between minus three and minus two. The noisy classifier follows the hump. Clean asked at noisy pictures is far above it up to one, through the guess far above it on the noisy side, scaled far below; at four these three are near it. The differences follow it on the noisy side and stay high where it has fallen. Right: truthfulness up to log-SNR 0. The differences start near one and fall to a half; the noisy classifier is between two thirds and four fifths until minus two, and falls to a third; through the guess is about a half, at the end a third; scaled a quarter; clean near zero.")
 shown
 
 # %% [markdown]
-# *Left: how long each estimate is, and how long the true slope should be by $\eqref{eq-slope-of-doubt}$ (dashed, from the cross-entropy of `guide`). Right: how far each points the right way, by $\eqref{eq-three-witnesses}$, where there is something to point to. To the left of log-SNR $-1$ the noisy classifier and the differences have the right length within a third; of the classifiers the noisy one points best.*
+# *Left: how long each estimate is, and how long the true slope should be by $\eqref{eq-slope-of-doubt}$ (dashed, from the cross-entropy of `guide`). Dotted: `clean`, `scaled` and half. Right: how far each points the right way, by $\eqref{eq-three-witnesses}$, where there is something to point to. To the left of log-SNR $-1$ the noisy classifier and the differences have the right length within a third; of the classifiers the noisy one points best.*
 #
 # The table, and each pull below, stands at log-SNR $-3$, where the steepest fall begins.
 #
@@ -356,7 +362,7 @@ shown
 steered = {(row["method"], row["gamma"]): row for row in runs.pick(rows, part="steer")}
 controls = {(row["method"], row["gamma"]): row for row in runs.pick(rows, part="control")}
 with plotting.style():
-    figure, axes = plotting.plt.subplots(1, 2, figsize=(9.2, 3.4))
+    figure, axes = plotting.plt.subplots(1, 2, figsize=(8, 3.5))
     for panel, key in zip(axes, ("accuracy", "digit_fid"), strict=True):
         for method in FIELDS[:4]:
             scales = [gamma for name, gamma in steered if name == method]
@@ -370,10 +376,10 @@ with plotting.style():
         panel.set(xscale="log", xlim=(0.055, 60), xticks=[0.1, 1, 10], xticklabels=["0.1", "1", "10"], xlabel="pull $\\gamma\\, h_a$ at log-SNR $-3$ (times the truth)")
     axes[0].set(ylim=(0, 1.06), title="right")
     axes[1].set(yscale="log", ylim=(0.09, 12), yticks=[0.1, 0.3, 1, 3, 10], yticklabels=["0.1", "0.3", "1", "3", "10"], title="digit-FID")
-    for text, x_text, y_text, colour in [("noisy", 0.45, 0.79, "guided"), ("through", 14.0, 0.78, "other"), ("scaled", 0.11, 0.42, "other"), ("clean", 1.7, 0.37, "guided"), ("nobody steers", 5.0, 0.11, "unconditional")]:
-        axes[0].text(x_text, y_text, text, color=plotting.COLOURS[colour], fontsize=8)
-    for text, x_text, y_text, colour in [("noisy", 0.48, 0.55, "guided"), ("noisy, with\nrandom error", 4.6, 0.3, "guided"), ("through", 14.0, 0.85, "other"), ("scaled", 0.13, 2.6, "other"), ("clean", 0.16, 5.5, "guided"), ("nobody steers", 8.0, 1.75, "unconditional"), ("real digits", 0.065, 0.125, "truth")]:
-        axes[1].text(x_text, y_text, text, color=plotting.COLOURS[colour], fontsize=8)
+    for text, x_text, y_text, colour in [("noisy", 0.34, 0.8, "guided"), ("through", 14.0, 0.78, "other"), ("scaled", 0.08, 0.45, "other"), ("clean", 1.7, 0.37, "guided"), ("nobody steers", 5.0, 0.11, "unconditional")]:
+        axes[0].text(x_text, y_text, text, color=plotting.COLOURS[colour])
+    for text, x_text, y_text, colour in [("noisy", 0.48, 0.55, "guided"), ("noisy, with\nrandom error", 4.6, 0.3, "guided"), ("through", 14.0, 0.85, "other"), ("scaled", 0.34, 2.4, "other"), ("clean", 0.12, 5.8, "guided"), ("nobody steers", 8.0, 1.75, "unconditional"), ("real digits", 0.065, 0.125, "truth")]:
+        axes[1].text(x_text, y_text, text, color=plotting.COLOURS[colour])
     shown = plotting.show(figure, "14_pull_and_distance", alt="Two panels over the pull, on a logarithmic axis. Left, the share of right digits: the curves of noisy, through and scaled rise together, from below a half to above four fifths; through then stays below nine tenths; clean stays below two fifths. Right, the digit-FID: noisy falls nearly to that of real digits, then rises a little, and two crosses, noisy with random error, lie little above it; through falls at best to little more than half of that of nobody steering, scaled stays near it or above, clean rises far above.")
 shown
 
@@ -424,15 +430,20 @@ def bystanders(row, who):
     return [(row[f"doubt_{name}"], row[f"doubt_{name}_error"]) for name in ([who] + [n for n in ("guide", "clean", "judge") if n != who])]
 
 
-print(" " * 25 + "who steers       two who look on")
+def told_doubts(name, parts):
+    return f"{name:>25}" + "".join(f"{value:8.3f}±{error:.3f}" for value, error in parts)
+
+
+print(f"{'':25}{'who steers':>14}{'the other':>14}{'the judge':>14}")
 doubts = {}
 for who, keys in (("guide", [("noisy", 1.0), ("noisy", 2.0), ("noisy", 4.0)]), ("clean", [("through", 4.0), ("scaled", 16.0), ("scaled", 32.0), ("clean", 16.0)])):
     for key in keys:
         doubts[key] = bystanders(steered[key], who)
-        print(f"{who}, {key[0] + ',':>8} gamma {key[1]:2g}: " + "   ".join(f"{value:.3f}±{error:.3f}" for value, error in doubts[key]))
+        print(told_doubts(f"{who}, {key[0]}, gamma {key[1]:2g}", doubts[key]))
 
+print(f"{'nobody steers':>25}{'guide':>14}{'clean':>14}{'the judge':>14}")
 for gamma in (1.0, 2.0):
-    print(f"nobody (guide, clean, judge), gamma {gamma:g}: " + "   ".join(f"{value:.3f}±{error:.3f}" for value, error in bystanders(controls["free", gamma], "guide")))
+    print(told_doubts(f"gamma {gamma:2g}", bystanders(controls["free", gamma], "guide")))
 
 # %% tags=["remove-cell"]
 for key, most in {("through", 4.0): 0.75, ("scaled", 16.0): 0.65, ("scaled", 32.0): 0.65, ("clean", 16.0): 0.85}.items():
@@ -590,7 +601,8 @@ print(f"by regression {regression_slope(pixel, noised):.3f}, by the formula {com
 assert abs(regression_slope(pixel, noised) - compact) < 0.003 and round(PIXEL_VARIANCE, 2) == 0.27
 x = torch.randn(3, 1, 28, 28, generator=seeded(5))
 at_guess = guidance.gradient(clean_verdict(clean, 7))(untold(x, t).x0, t)
-torch.testing.assert_close(scaled_slope(untold, clean_verdict(clean, 7), schedule)(x, t), (compact * at_guess).float())
+by_package = scaled_slope(untold, clean_verdict(clean, 7), schedule)(x, t)
+torch.testing.assert_close(by_package, (compact * at_guess).float())
 
 # %% [markdown]
 # The regression finds the number; the package multiplies the slope of the verdict at the guess by it. Why even the slope *through* the denoiser is not the true one, [chapter 12](12_when_the_classifier_only_knows_clean_data.ipynb#why-a-slope-at-one-point-or-the-slopes-of-a-cloud) says: its verdict is about one picture where it should be about a cloud.
@@ -606,8 +618,9 @@ def trained(seed, count):
     """A classifier of the noisy blobs, from so many examples."""
     x, y = noisy_blobs.sample(count, seeded(seed))
     torch.manual_seed(seed)
-    layers = [torch.nn.Linear(2, 64), torch.nn.SiLU(), torch.nn.Linear(64, 64), torch.nn.SiLU(), torch.nn.Linear(64, 2)]
-    net, draws = torch.nn.Sequential(*layers), seeded(seed)
+    first, second, last = torch.nn.Linear(2, 64), torch.nn.Linear(64, 64), torch.nn.Linear(64, 2)
+    net = torch.nn.Sequential(first, torch.nn.SiLU(), second, torch.nn.SiLU(), last)
+    draws = seeded(seed)
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
     for _ in range(300):
         chosen = torch.randint(count, (256,), generator=draws)
@@ -627,12 +640,15 @@ def slope_and_loss(net):
 
 least = float(least_cross_entropy(blobs, schedule, t))
 control = {}
+print("          cross-entropy   truthfulness")
+print("examples    above least   from the three   true")
 for count in (300, 1000):
     slopes, loss = zip(*(slope_and_loss(trained(seed, count)) for seed in (1, 2, 3)), strict=True)
     for k, a in enumerate(slopes):
         b, c = slopes[:k] + slopes[k + 1 :]
         control[count, k] = loss[k] - least, float(one_of_three(a, b, c)), float(agree(a, g))
-        print(f"{count:5d} examples: cross-entropy {loss[k] - least:.3f} above the least; truthfulness from the three {control[count, k][1]:.2f}, true {control[count, k][2]:.2f}")
+        above, found, true = control[count, k]
+        print(f"{count:8d}{above:15.3f}{found:17.2f}{true:7.2f}")
 
 # %% tags=["remove-cell"]
 off = {count: max(abs(control[count, k][1] - control[count, k][2]) for k in range(3)) for count in (300, 1000)}
@@ -679,7 +695,7 @@ odds = log_odds_at(points, t)
 p, odds_slope = odds.sigmoid(), guidance.gradient(log_odds_at)(points, t)
 right_slope = noisy_blobs.class_gradient(points, 1)
 direction = torch.tensor([0.6, 0.8]).double()
-print("   a   |k|   divergence, predicted   error of the slope / its size   truthfulness")
+print("   a   |k|    divergence   predicted   error of the slope / its size   truthfulness")
 ripples = {}
 for a, size in ((0.1, 2), (0.1, 8), (0.1, 32), (0.2, 8)):
     q = torch.sigmoid(odds + a * torch.sin(points @ (size * direction)))
@@ -688,7 +704,8 @@ for a, size in ((0.1, 2), (0.1, 8), (0.1, 32), (0.2, 8)):
     slope = rippled_slope(odds, odds_slope, points, a, size * direction)
     error = ((slope - right_slope).square().sum() / right_slope.square().sum()).sqrt()
     ripples[a, size] = float(cost), float(error), float(agree(slope, right_slope))
-    print(f"{a:4.1f}  {size:4d}   {cost:.2e}    {predicted:.2e}   {error:28.2f}   {ripples[a, size][2]:.2f}")
+    found = ripples[a, size][2]
+    print(f"{a:4.1f}{size:6d}{cost:14.2e}{predicted:12.2e}{error:32.2f}{found:15.2f}")
     assert abs(cost / predicted - 1) < 0.1
 
 # %% tags=["remove-cell"]
@@ -718,11 +735,13 @@ target = class_1.sample(300, seeded(13))[0]
 fallen = {}
 for name, solver in (("DDIM", kernels.ddim), ("DDPM", kernels.ddpm)):
     for size in (0, 8):
-        cloud = draw(solver(with_ripple(0.5 if size else 0.0, size), schedule), start, time_grid(40), seeded(14))
-        fallen[name, size] = wasserstein(cloud, target)
-        print(f"{name}, {'a ripple of |k| = 8' if size else 'no ripple':>19}: distance W2 to class 1 {fallen[name, size]:.2f}")
+        kernel = solver(with_ripple(0.5 if size else 0.0, size), schedule)
+        fallen[name, size] = wasserstein(draw(kernel, start, time_grid(40), seeded(14)), target)
+        told_of = "a ripple of |k| = 8" if size else "no ripple"
+        print(f"{name}, {told_of:>19}: distance W2 to class 1 {fallen[name, size]:.2f}")
 print(f"two true samples: {wasserstein(class_1.sample(300, seeded(15))[0], target):.2f}")
-assert round(0.5**2 / 8, 2) == 0.03 and fallen["DDIM", 8] > 1.8 * fallen["DDIM", 0] and fallen["DDPM", 8] < 1.35 * fallen["DDPM", 0]
+assert round(0.5**2 / 8, 2) == 0.03
+assert fallen["DDIM", 8] > 1.8 * fallen["DDIM", 0] and fallen["DDPM", 8] < 1.35 * fallen["DDPM", 0]
 
 # %% [markdown]
 # The noiseless sampler is thrown far off by a ripple that costs at most $0.5^2 / 8$ nats; the noisy one hardly notices. (Our reading: a noisy sampler is drawn to the density whose slope it follows, at each level, and that is off by the ripple's height only.) In the tests it is so on another mixture; at four times the frequency the noisy one, too, needs more steps. No law; but if your classifier is rough, draw with noise.
@@ -780,12 +799,14 @@ assert other_way["noisy"][at] > told["noisy"][at] + 0.03 and 0.15 < 1 - other_wa
 # Dividing the logits by a temperature $T$ makes a classifier's probabilities softer ($T > 1$) or harder. In the rows stands, for each noise level, the temperature at which the cross-entropy of `guide` would be least, and what it would gain. (Exercise 14.3 asks what $T$ does to the slope: it is not only divided by $T$.)
 
 # %%
-print("log-SNR   temperature   cross-entropy   gain")
+print("log-SNR   temperature   cross-entropy     gain")
 gains = {}
 for level in levels:
     gains[level] = asked[level]["cross_entropy"] - asked[level]["least"]
-    print(f"{level:7.0f}   {asked[level]['temperature']:11.2f}   {asked[level]['cross_entropy']:13.3f}   {gains[level]:.4f}")
-assert max(gains.values()) < 0.002 and all(0.95 < asked[level]["temperature"] < 1.05 for level in (-4.0, -3.0, -2.0))
+    row = asked[level]
+    print(f"{level:7.0f}{row['temperature']:14.2f}{row['cross_entropy']:16.3f}{gains[level]:9.4f}")
+assert max(gains.values()) < 0.002
+assert all(0.95 < asked[level]["temperature"] < 1.05 for level in (-4.0, -3.0, -2.0))
 assert all(asked[level]["temperature"] < 0.9 for level in (1.0, 2.0, 3.0, 4.0))
 
 # %% [markdown]
@@ -804,13 +825,17 @@ for steps in (16, 32, 64):
     times, ways = sampling.digit_times(steps, schedule), []
     k = int((schedule.log_snr(times[:-1]) + 3).abs().argmin())
     alpha_ts, sigma_ts = schedule.transition(times[k], times[k + 1])
-    share[steps] = float(kernels.posterior_variance(schedule, times[k], times[k + 1]) * alpha_ts / sigma_ts**2)
+    variance = kernels.posterior_variance(schedule, times[k], times[k + 1])
+    share[steps] = float(variance * alpha_ts / sigma_ts**2)
     shifted = kernels.shift(kernels.ddpm(untold, schedule), by_guide, 4.0)
     for kernel in (shifted, kernels.ddpm(guidance.tilt(untold, by_guide, 4.0, schedule), schedule)):
         ways.append(draw(kernel, torch.randn(16, 1, 28, 28, generator=seeded(1)), times, seeded(2)))
     apart[steps] = float((ways[0] - ways[1]).square().mean().sqrt())
-    print(f"{steps:3d} steps: at log-SNR {float(schedule.log_snr(times[k])):.1f} the shift pays {share[steps]:.2f} of the push; the digits differ by {apart[steps]:.2f}")
-assert all(1.7 < (1 - share[n]) / (1 - share[2 * n]) < 2.1 for n in (16, 32)) and apart[16] > 1.4 * apart[32] > 2 * apart[64]
+    level = float(schedule.log_snr(times[k]))
+    print(f"{steps:3d} steps: at log-SNR {level:.1f} the shift pays {share[steps]:.2f} of the push; "
+          f"the digits differ by {apart[steps]:.2f}")
+assert all(1.7 < (1 - share[n]) / (1 - share[2 * n]) < 2.1 for n in (16, 32))
+assert apart[16] > 1.4 * apart[32] > 2 * apart[64]
 
 # %% [markdown]
 # (The difference is a root mean square; from black to white it is two.) With 16 steps, where most is decided, the shift pays little more than half of the push. What it does not pay falls by about half as the steps double, and the digits of the two ways come together. So a scale that was found with a mean shift in few steps is too large for the other way, and for more steps.
@@ -828,7 +853,8 @@ def line(name, row, pulled=""):
     return f"{name:>22} {pulled:>5}   {cells}   {row['accuracy']:.2f}±{row['accuracy_error']:.2f}   {row['digit_fid']:.2f}±{row['digit_fid_error']:.2f}"
 
 
-print(f"{'':24}pull   doubt: steers  judge         right       FID          (digits a row: noisy {steered['noisy', 4.0]['count']:,}, others {steered['scaled', 32.0]['count']:,})")
+print(f"digits a row: noisy {steered['noisy', 4.0]['count']:,}, others {steered['scaled', 32.0]['count']:,}")
+print(f"{'pull':>28}{'doubt: steers':>14}{'judge':>13}{'right':>12}{'FID':>12}")
 for (method, gamma), row in steered.items():
     print(line(f"{method}, gamma {gamma:g}", row, f"{gamma * pull[method]:.2f}"))
 for (method, gamma), row in controls.items():
@@ -845,7 +871,8 @@ assert all(row["doubt_guide" if method == "noisy" else "doubt_clean"] < row["dou
 
 # %%
 nearest = told["through"][at] ** 2 / pull["through"]
-print(f"through: nearest to g at gamma = {nearest:.2f}; at gamma = 0.1, right {steered['through', 0.1]['accuracy']:.2f}")
+right = steered["through", 0.1]["accuracy"]
+print(f"through: nearest to g at gamma = {nearest:.2f}; at gamma = 0.1, right {right:.2f}")
 assert nearest < 0.1
 
 # %% [markdown]
@@ -853,7 +880,7 @@ assert nearest < 0.1
 
 # %% tags=["hide-input"]
 bigger = {row["gamma"]: row for row in runs.pick(rows, part="large")}
-print(f"{'':24}       doubt: steers  judge         right       FID")
+print(f"{'':28}{'doubt: steers':>14}{'judge':>13}{'right':>12}{'FID':>12}")
 for gamma, row in bigger.items():
     print(line(f"large, gamma {gamma:g}", row))
     print(line(f"pocket, gamma {gamma:g}", steered["noisy", gamma]))

@@ -9,7 +9,7 @@
 # * say of the usual metrics what they cannot see;
 # * tell from the scale at which a Fréchet distance is least what it says about your network.
 #
-# **You need** [chapter 11](11_classifier_free_guidance.ipynb#past-the-answer), where the dial comes from, and means and covariances.
+# **You need** [chapter 00](00_start_here.ipynb#what-the-knob-costs) (digit-FID), [chapter 11](11_classifier_free_guidance.ipynb#past-the-answer), where the dial comes from, with its exercise 11.3, and means and covariances.
 #
 # *27 minutes to read, 26 more for Deeper, 25 seconds to run, on a laptop, without a GPU or a network connection.*
 
@@ -84,10 +84,10 @@ shown
 #
 # "Looks like" needs a place to compare. Ours are the 128 features of the judge, its last layer but one. [Kynkäänniemi et al. (2019)](https://arxiv.org/abs/1904.06991) put a ball around each of $M$ real points $r$, as wide as the
 # distance $\rho_r$ to its third nearest other real one. Each of $N$ samples $x$ gets a ball as well, with $\rho_x$ from the
-# samples. Write $h(u) = 1$ for $u \ge 0$ and $h(u) = 0$ below:
+# samples. Write $d_{xr} = \|x - r\|$, and $h(u) = 1$ for $u \ge 0$ and $h(u) = 0$ below:
 #
 # $$ \text{precision} = \frac{1}{N} \sum_x \max_r h(\rho_r - d_{xr}), \qquad
-# \text{recall} = \frac{1}{M} \sum_r \max_x h(\rho_x - d_{xr}), \qquad d_{xr} = \|x - r\|. \label{eq-precision-recall} $$
+# \text{recall} = \frac{1}{M} \sum_r \max_x h(\rho_x - d_{xr}). \label{eq-precision-recall} $$
 #
 # Precision is the share of samples that lie in some real ball. Recall is the share of real points that lie in some
 # sample's ball.
@@ -127,7 +127,8 @@ real_squares = in_squares((0.6, 0.4, 0.0), 1000, 0)
 wrong_squares = in_squares((0.8, 0.0, 0.2), 1000, 1)
 precision, recall = precision_recall(wrong_squares, real_squares)
 print(f"precision {precision:.3f}, recall {recall:.3f}")
-torch.testing.assert_close((float(precision), float(recall)), diversity.precision_recall(wrong_squares, real_squares))
+packaged = diversity.precision_recall(wrong_squares, real_squares)
+torch.testing.assert_close((float(precision), float(recall)), packaged)
 assert abs(precision - 0.8) < 0.02 and abs(recall - 0.6) < 0.02
 
 # %% tags=["remove-cell"]
@@ -177,7 +178,7 @@ assert at[1.0]["count"] / 2 == 1000 and set(scales) == {0.0, 0.5, 1.0, 1.25, 1.5
 
 # %% tags=["hide-input"]
 with plotting.style():
-    figure, axes = plotting.plt.subplots(1, 2, figsize=(8.6, 3.2))
+    figure, axes = plotting.plt.subplots(1, 2, figsize=(8, 3.3))
     sides = (("recall", "precision"), ("digit_is", "digit_fid"))
     for panel, (across, up) in zip(axes, sides, strict=True):
         kept = [row for row in along if row["gamma"] >= 0.5 or up == "precision"]
@@ -186,7 +187,7 @@ with plotting.style():
             told = plotting.COLOURS["truth" if row is real_row else "conditional" if row["gamma"] == 1 else "guided"]
             panel.errorbar(row[across], row[up], row[up + "_error"], row[across + "_error"], fmt="*" if row is real_row else "o", markersize=9 if row is real_row else 4, color=told, linewidth=1)
             if row is real_row or row["gamma"] in (0, 0.5, 1, 1.5, 2, 6):
-                panel.annotate("real digits" if row is real_row else f"$\\gamma = {row['gamma']:g}$", (row[across], row[up]), textcoords="offset points", xytext=((-54, -10) if up == "precision" else (8, -4)) if row is real_row else (-4, -14) if row["gamma"] == 6 and up == "precision" else (4, -12) if row["gamma"] == 1 and up != "precision" else (7, 4), fontsize=8, color=told)
+                panel.annotate("real digits" if row is real_row else f"$\\gamma = {row['gamma']:g}$", (row[across], row[up]), textcoords="offset points", xytext=((-62, -10) if up == "precision" else (8, -4)) if row is real_row else (-4, -15) if row["gamma"] == 6 and up == "precision" else (4, -13) if row["gamma"] == 1 and up != "precision" else (7, 4), fontsize=10, color=told)
     axes[0].set(xlabel="recall: variety", ylabel="precision: fidelity")
     axes[1].set(xlabel="Inception Score of the judge", ylabel="digit-FID", yscale="log", yticks=[0.1, 0.2, 0.4, 0.8])
     axes[1].yaxis.set_major_formatter("{x:g}")
@@ -195,7 +196,7 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Left: precision over recall along the dial, with standard errors; the star is real digits. From $\gamma = 1$ to 2 one is paid with the other; beyond, recall is paid for nothing. Right: the digit-FID (less is better) over the Inception Score (more is better). The curve
+# *Left: precision over recall along the dial, with standard errors; the star is real digits. From $\gamma = 1$ to 2 one is paid with the other; beyond, recall is paid for nothing. Right, without $\gamma = 0$: the digit-FID (less is better) over the Inception Score (more is better). The curve
 # turns at $\gamma = 1$: from there on one score gets better and the other worse.*
 #
 # Read the table downwards.
@@ -204,7 +205,7 @@ shown
 # * **Paid:** recall, and the spread (the mean square distance from the mean of the class, in the judge's features). Both fall from $\gamma = 1$ on, at once and to the end. (At 1 the spread is larger than that of real digits, mostly because wrong digits lie far from their class.)
 # * **The sum:** the FID, which sees both, is least at $\gamma = 1$ among these scales. The Inception Score has passed that of real digits at 1.5 and goes on.
 #
-# Precision above that of real digits is no praise. One real digit in seven lies outside the balls of a thousand others: the rare ones. A set without them is not like people. Recall has its own blind spot: at $\gamma = 0$, where no label is heard, it exceeds that of real digits. It does not see junk, and balls are wide where samples lie sparsely. And real digits have a larger FID than $\gamma = 1$: the least FID is not the most real. Compare scales with each other.
+# Precision above that of real digits is no praise. One real digit in seven lies outside the balls of a thousand others: the rare ones, of which such a set has too few. Recall has its own blind spot: at $\gamma = 0$, where no label is heard, it exceeds that of real digits. It does not see junk, and balls are wide where samples lie sparsely. And real digits have a larger FID than $\gamma = 1$: the least FID is not the most real. Compare scales with each other.
 #
 # The page measures one point again, by 500 new digits: numbers that hardly depend on how many you draw.
 
@@ -252,10 +253,10 @@ starts = torch.randn(1000, 2, generator=seeded(3)).double()
 # %%
 def guided_points(gamma):
     """A point for each label in `asked`, by Heun's method with exact guesses."""
-    cloud = torch.empty_like(starts)
+    cloud, times = torch.empty_like(starts), time_grid(40, start=0.99)
     for y in range(blobs.classes):
         exact = guidance.classifier_free(blobs.pair(schedule, y), gamma)
-        cloud[asked == y] = draw(kernels.heun(exact, schedule), starts[asked == y], time_grid(40, start=0.99))
+        cloud[asked == y] = draw(kernels.heun(exact, schedule), starts[asked == y], times)
     return cloud
 
 
@@ -278,11 +279,12 @@ assert all(abs(exact_rows[1.0][n] - exact_rows["real"][n]) < 3 * (exact_rows[1.0
 assert exact_rows[3.0]["digit_is"] > exact_rows["real"]["digit_is"] + 0.1 and min(exact_rows[g]["digit_fid"] for g in clouds) == exact_rows[1.0]["digit_fid"]
 
 # %% [markdown]
-# At $\gamma = 1$ every number agrees with that of real points within three errors. Beyond, recall falls and the FID grows. But accuracy and score rise above those of real points (classes overlap, so real accuracy is not 1). There was *nothing to repair*. Precision had no room to rise here; give it some, in ten dimensions, with a class $\mathcal N(0, I)$ among data $\mathcal N(0, 4 I)$. Without noise, guidance samples $\mathcal N(0, 4^{1 - \gamma} I)$ ([exercise 11.3](11_classifier_free_guidance.ipynb#exercises)):
+# At $\gamma = 1$ every number agrees with that of real points within three errors. Beyond, recall falls and the FID grows. But accuracy and score rise above those of real points (classes overlap, so real accuracy is not 1). There was *nothing to repair*. Precision had no room to rise here; give it some, in ten dimensions, with a class $\mathcal N(0, I)$ among data $\mathcal N(0, 4 I)$. Without noise, guidance takes a geometric mean of the two variances and samples $\mathcal N(0, 4^{1 - \gamma} I)$ ([exercise 11.3](11_classifier_free_guidance.ipynb#exercises)):
 
 # %%
 real_ten, sampled_ten = (torch.randn(1000, 10, generator=seeded(n)).double() for n in (6, 7))
-squeezed = {gamma: diversity.precision_recall(2 ** (1 - gamma) * sampled_ten, real_ten) for gamma in (1.0, 1.5, 2.0)}
+squeezed = {gamma: diversity.precision_recall(2 ** (1 - gamma) * sampled_ten, real_ten)
+            for gamma in (1.0, 1.5, 2.0)}  # fmt: skip
 for gamma, (precision, recall) in squeezed.items():
     print(f"ten dimensions, gamma {gamma:g}: precision {precision:.3f}, recall {recall:.3f}")
 
@@ -299,7 +301,7 @@ assert squeezed[1.0][0] < 0.9 < 0.98 < squeezed[1.5][0] and squeezed[2.0][1] < 0
 # %%
 # [eq-best-scale]
 def best_scale(C, C_hat, U):
-    """The scale at which noiseless guidance of a class that is believed too wide gives its true variance."""
+    """The scale at which noiseless guidance of a class believed too wide gives its true variance."""
     C, C_hat, U = (torch.as_tensor(value, dtype=torch.float64) for value in (C, C_hat, U))
     return (U.log() - C.log()) / (U.log() - C_hat.log())
 
@@ -316,14 +318,16 @@ for gamma in (1.0, float(best_scale(0.5, 0.6, 3.0)), 2.0):
     ends = draw(kernel, line_starts, time_grid(100))  # every end is its start times one number
     variance = float((ends[-1] / line_starts[-1]) ** 2)
     print(f"gamma {gamma:.3f}: variance {variance:.3f}, distance {(variance**0.5 - 0.5**0.5) ** 2:.4f}")
-    torch.testing.assert_close(variance, path.guided_variance(0.6, 3.0, gamma, 0.0), rtol=0.01, atol=0.0)
+    expected = path.guided_variance(0.6, 3.0, gamma, 0.0)
+    torch.testing.assert_close(variance, expected, rtol=0.01, atol=0.0)
 assert abs(best_scale(0.5, 0.6, 3.0) - 1.113) < 1e-3
 
 # %% [markdown]
 # (On the line the Fréchet distance of centred sets is the squared difference of their deviations.) With $U = 3$ and $C = 0.5$, a class whose variance is believed a fifth too large is best guided at $\gamma = 1.113$; the right one at 1; one believed too *narrow*, below 1. Have we such a network? The noiseless sampler nearly shows what ours believes: DDIM, 15 steps, 1,000 digits a row.
 
 # %%
-noiseless = {gamma: runs.pick(rows, part="noiseless", gamma=gamma)[0] for gamma in (1.0, 1.25, 1.5, 2.0)}
+noiseless = {gamma: runs.pick(rows, part="noiseless", gamma=gamma)[0]
+             for gamma in (1.0, 1.25, 1.5, 2.0)}  # fmt: skip
 print(" " * 15 + "accuracy    precision       recall           IS          FID       spread")
 for gamma, row in noiseless.items():
     print(line(f"gamma {gamma:g}", row))
@@ -369,7 +373,8 @@ information = log_inception_score(answers)
 torch.testing.assert_close(information, by_entropies(answers))
 torch.testing.assert_close(float(information.exp()), diversity.inception_score(answers))
 certain = torch.eye(3).double().repeat(4, 1).log().clamp_min(-50)
-print(f"three answers: IS {information.exp():.2f}; certain ones: {log_inception_score(certain).exp():.2f}")
+print(f"three answers: IS {information.exp():.2f}")
+print(f"certain ones: IS {log_inception_score(certain).exp():.2f}")
 assert abs(log_inception_score(certain).exp() - 3) < 1e-9
 
 # %% [markdown]
@@ -379,20 +384,31 @@ assert abs(log_inception_score(certain).exp() - 3) < 1e-9
 # generator that knows ten pictures? Take of each class the one of our new digits of which the judge is surest, and copy it a hundred times.
 
 # %%
-chosen = {name: max(along, key=lambda row: row[name])["gamma"] for name in ("accuracy", "digit_is", "recall")}
+names = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "digit_is": "IS"}
+chosen = {name: max(along, key=lambda row: row[name])["gamma"] for name in names}
+for name, gamma in chosen.items():
+    print(f"{names[name]:>9} is highest at gamma {gamma:g}")
 nearest = min(along, key=lambda row: row["digit_fid"])["gamma"]
-print(", ".join(f"{name} is highest at gamma {gamma:g}" for name, gamma in chosen.items()), f"; FID least at {nearest:g}")
+print(f"      FID is least   at gamma {nearest:g}")
+
+# %%
 surest = log_probs.gather(1, labels[:, None])[:, 0].view(50, 10).argmax(0)  # of each class
-ten = torch.arange(10) + 10 * surest
-copies = ten.repeat(100)
-told, _ = tradeoff.measures(features[copies] + 1e-9 * torch.randn(1000, 128, generator=seeded(4)).double(), log_probs[copies], labels[copies], real, reference)
+copies = (torch.arange(10) + 10 * surest).repeat(100)
+apart = features[copies] + 1e-9 * torch.randn(1000, 128, generator=seeded(4)).double()
+told, _ = tradeoff.measures(apart, log_probs[copies], labels[copies], real, reference)
 ten_copies = dict(zip(tradeoff.NAMES, told.tolist(), strict=True))
-print("ten pictures:", ", ".join(f"{name} {value:.3f}" for name, value in ten_copies.items()))
-assert ten_copies["digit_is"] > real_row["digit_is"] and ten_copies["accuracy"] == 1 and ten_copies["precision"] > real_row["precision"]
-assert ten_copies["digit_fid"] > at[6.0]["digit_fid"] and ten_copies["recall"] == 0
-assert chosen["digit_is"] == 6 and chosen["accuracy"] >= 2
+
+# %% tags=["hide-input"]
+columns = names | {"digit_fid": "FID"}
+print(" " * 12 + "".join(f"{name:>11}" for name in columns.values()))
+for name, row in {"ten pictures": ten_copies, "real": real_row}.items():
+    print(f"{name:>12}" + "".join(f"{row[column]:11.3f}" for column in columns))
 
 # %% tags=["remove-cell"]
+assert ten_copies["digit_is"] > real_row["digit_is"] and ten_copies["accuracy"] == 1
+assert ten_copies["accuracy"] > real_row["accuracy"] and ten_copies["precision"] > real_row["precision"]
+assert ten_copies["digit_fid"] > at[6.0]["digit_fid"] and ten_copies["recall"] == 0
+assert chosen["digit_is"] == 6 and chosen["accuracy"] >= 2
 assert at[6.0]["digit_is"] - at[4.0]["digit_is"] < 2 * (at[4.0]["digit_is_error"] ** 2 + at[6.0]["digit_is_error"] ** 2) ** 0.5
 
 # %% [markdown]
@@ -569,7 +585,7 @@ assert held == [4, 2, 2, 1, 2, 5]
 
 # %% tags=["hide-input"]
 with plotting.style():
-    figure, axes = plotting.plt.subplots(1, 2, figsize=(8.6, 3), width_ratios=(1, 1.3))
+    figure, axes = plotting.plt.subplots(1, 2, figsize=(8, 3.3), width_ratios=(1, 1.5))
     six = list(windows.items())[:6]
     for (low, high), row in six:
         error = (row["recall_error"] ** 2 + plain["recall_error"] ** 2) ** 0.5
@@ -579,13 +595,13 @@ with plotting.style():
     dial = [row for row in along if 1 <= row["gamma"] <= 4]
     axes[1].plot([row["recall"] for row in dial], [row["precision"] for row in dial], "o-", color=plotting.COLOURS["unconditional"], markersize=3, linewidth=1)
     for row in dial:
-        axes[1].annotate(f"{row['gamma']:g}", (row["recall"], row["precision"]), textcoords="offset points", xytext=(0, 6), fontsize=8, color=plotting.COLOURS["unconditional"])
+        axes[1].annotate(f"{row['gamma']:g}", (row["recall"], row["precision"]), textcoords="offset points", xytext=(0, 6), fontsize=10, color=plotting.COLOURS["unconditional"])
     places = {(-9, -5): (16, -3), (-3, -1): (-2, -14), (-9, -1): (-4, 8), (-1, 8): (-16, -3)}
     for (low, high), row in windows.items():
         offset = places.get((low, high), (-6, -11))
         axes[1].errorbar(row["recall"], row["precision"], row["precision_error"], row["recall_error"], fmt="s", markersize=4, color=plotting.COLOURS["guided"], linewidth=1)
-        axes[1].annotate(f"{low:g} to {high:g}", (row["recall"], row["precision"]), textcoords="offset points", xytext=offset, ha="left" if offset[0] > 0 else "right", fontsize=8, color=plotting.COLOURS["guided"])
-    axes[1].set(xlabel="recall", ylabel="precision", ylim=(0.84, 1.0))
+        axes[1].annotate(f"{low:g} to {high:g}", (row["recall"], row["precision"]), textcoords="offset points", xytext=offset, ha="left" if offset[0] > 0 else "right", fontsize=10, color=plotting.COLOURS["guided"])
+    axes[1].set(xlabel="recall", ylabel="precision", xlim=(0.26, 0.92), ylim=(0.84, 1.0))
     shown = plotting.show(figure, "15_when", alt="Left, bars of the change of recall over the window of log-SNR in which gamma is 4: large in the second and the third window, small in all others. Right, precision over recall: the points of all windows lie on or near the curve of the dial without windows.")
 shown
 
@@ -604,7 +620,8 @@ for log_snr in (-7.0, -5.0, -3.0, -1.0, 1.0):
     time = guide.schedule.time(torch.tensor(log_snr).double())
     noisy = guide.schedule.add_noise(fresh, noise, time)
     readable[log_snr] = float((logits(noisy, time).argmax(1) == labels).double().mean())
-print(", ".join(f"{share:.0%} read at log-SNR {log_snr:g}" for log_snr, share in readable.items()))
+print(f"{'log-SNR':>7}" + "".join(f"{log_snr:6g}" for log_snr in readable))
+print(f"{'read':>7}" + "".join(f"{share:6.0%}" for share in readable.values()))
 assert readable[-5.0] < 0.7 and readable[-1.0] > 0.9
 
 # %% [markdown]
@@ -644,7 +661,7 @@ for sampler, m, gamma, g in (("ddpm", 1, 1.0, 0), ("ddpm", 1, 2.0, 16), ("heun",
 
 # %% tags=["hide-input"]
 costs = {}
-print("evaluations  sampler   accuracy     recall           FID")
+print("evaluations   sampler     accuracy       recall          FID")
 for count in (5, 9, 15):
     for name in sampling.SAMPLERS:
         (row,) = runs.pick(rows, part="samplers", sampler=name, steps=(count + 1) // 2 if name == "heun" else count)
@@ -666,14 +683,14 @@ assert costs["ddpm", 5]["accuracy"] > costs["ddpm", 15]["accuracy"] + 0.01 and c
 
 # %% tags=["hide-input"]
 spaced = {}
-print("steps, before log-SNR 1   accuracy     precision        recall")
+print(" network  steps  before log-SNR 1     accuracy    precision       recall")
 for network_name in ("pocket", "denoiser"):
     (sixteen,) = runs.pick(rows, part="scale" if network_name == "pocket" else "big", network=network_name, gamma=1.0)
     fifty = {(50, row["early"] or 29): row for row in runs.pick(rows, part="spacing", network=network_name)}
     for (steps, before), row in [((16, 9), sixteen), *fifty.items()]:
         spaced[network_name, steps, before] = row
         told = "  ".join(f"{row[cell]:.3f}±{row[cell + '_error']:.3f}" for cell in ("accuracy", "precision", "recall"))
-        print(f"{network_name:>8}  {steps:2d}, {before:2d}          {told}")
+        print(f"{network_name:>8}{steps:7d}{before:18d}  {told}")
 
 # %% tags=["remove-cell"]
 def differ(one, other, cell):
@@ -765,7 +782,7 @@ published = {  # gamma: FID, IS, precision, recall
         1: (10.94, 100.98, 0.69, 0.63), 2: (4.59, 186.70, 0.82, 0.52), 11: (9.11, 283.92, 0.88, 0.32)
     },
 }  # fmt: skip
-print(f"{'FID      IS  precision  recall':>68}")
+print(f"{'FID':>43}{'IS':>8}{'precision':>11}{'recall':>8}")
 for name, by_gamma in published.items():
     for g, row in by_gamma.items():
         numbers = [f"{value:{width}}" for value, width in zip(row, ("7.2f", "7.1f", "10.2f", "7.2f"), strict=False)]
@@ -779,7 +796,7 @@ for name, by_gamma in published.items():
 shares = {
     1: (1.80, 1.80, 2.21), 1.1: (1.55, 1.62, 1.91), 1.3: (3.03, 2.93, 2.65), 2: (12.6, 11.21, 9.13), 5: (26.22, 23.84, 21.48)
 }  # fmt: skip
-print("Ho & Salimans, 64: FID with 10, 20 and 50 % of the labels hidden")
+print("Ho & Salimans, 64: FID with 10, 20 and 50 % of the labels hidden\n" + " " * 12 + "    10 %    20 %    50 %")
 for g, row in shares.items():
     print(f"gamma {g:<5g}", "".join(f"{fid:8.2f}" for fid in row))
     assert (row[2] == max(row)) == (g < 1.2) and (row[2] == min(row)) == (g > 1.2)
@@ -794,9 +811,10 @@ edm2 = {  # size: without guidance, the best scale, with it; first by the FID, t
     "XL": ((1.96, 1.2, 1.85), (45.96, 1.7, 35.67)),
     "XXL": ((1.91, 1.2, 1.81), (42.84, 1.7, 33.09)),
 }
-print("EDM2, 512       FID: gamma 1, best, at        DINOv2: gamma 1, best, at")
+print(" " * 12 + f"{' by the FID ':-^29}     {' by DINOv2 ':-^29}")
+print("EDM2, 512" + f"{'gamma 1':>13}{'best':>8}{'at gamma':>11}" + f"{'gamma 1':>15}{'best':>8}{'at gamma':>11}")
 for size, ((before, best, after), (far, nearest, near)) in edm2.items():
-    print(f"{size:>9} {before:18.2f} {after:6.2f} {best:4.1f} {far:20.2f} {near:6.2f} {nearest:4.1f}")
+    print(f"{size:>9}{before:13.2f}{after:8.2f}{best:11.1f}{far:15.2f}{near:8.2f}{nearest:11.1f}")
 by_fid, by_dino = ([row[kind][1] for row in edm2.values()] for kind in (0, 1))
 assert by_fid == sorted(by_fid, reverse=True) == [1.4] * 2 + [1.2] * 4 and min(by_dino) > 1.6 and by_dino[-1] == by_dino[0]
 closer = [[1 - row[kind][2] / row[kind][0] for row in edm2.values()] for kind in (0, 1)]
@@ -824,7 +842,7 @@ assert all(0.05 < gain < 0.18 for gain in closer[0]) and all(0.22 < gain < 0.29 
 
 # %% tags=["hide-input"]
 hidden = {"pocket_p02": 0.02, "pocket_p10": 0.1, "pocket_p50": 0.5}
-print(" " * 23 + "accuracy    precision       recall           IS          FID       spread")
+print(" " * 22 + "accuracy    precision       recall           IS          FID       spread")
 by_share = {}
 for gamma in (0.0, 1.0, 1.5, 2.0, 4.0):
     for name, share in hidden.items():
@@ -854,10 +872,11 @@ colder = {}
 for sampler, radius, kappa in (("ddpm", 0.6, 1.0), ("ddim", 0.6, 1.0), ("ddpm", 1.0, 1.05), ("ddpm", 1.0, 1.1)):
     (row,) = runs.pick(rows, part="colder", sampler=sampler, radius=radius, kappa=kappa, noise=1.0)
     colder[sampler, radius, kappa] = row
-print(" " * 25 + "accuracy    precision       recall           IS          FID       spread")
+print(" " * 23 + "accuracy    precision       recall           IS          FID       spread")
 for (sampler, radius, kappa), row in colder.items():
-    print(f"{sampler}, " + (f"start x {radius:g}" if kappa == 1 else f"score x {kappa:g}") + " " * (4 if kappa == 1 else 3 + (kappa == 1.1)) + line("", row)[9:])
-print(" " * 10 + line("gamma 1", plain) + "\n" + " " * 10 + line("gamma 1.25", at[1.25]))
+    name = f"{sampler}, start x {radius:g}" if kappa == 1 else f"{sampler}, score x {kappa:g}"
+    print(line(f"{name:>18}", row))
+print(" " * 8 + line("gamma 1", plain) + "\n" + " " * 8 + line("gamma 1.25", at[1.25]))
 
 # %% tags=["remove-cell"]
 truncated, remembered, cool, cold = colder.values()

@@ -49,7 +49,8 @@ assert round(float(f"{major}.{minor}"), 2) == 0.42
 # The four blobs of chapter 00, drawn by the `DDIMScheduler` of `diffusers` from the same 600 starting noises with exact answers, in three settings.
 
 # %%
-four, noise = plane.four_blobs(), torch.randn(600, 2, generator=torch.Generator().manual_seed(0)).double()
+four = plane.four_blobs()
+noise = torch.randn(600, 2, generator=torch.Generator().manual_seed(0)).double()
 settings = {
     "as it comes": (DDIMScheduler(), 50),
     "one option changed": (DDIMScheduler(clip_sample=False), 50),
@@ -94,9 +95,11 @@ k, sigma_edm = int(euler.timesteps[20]), euler.sigmas[20].double()
 alpha, sigma = conventions.noise_level(sigma_edm, "edm")
 torch.testing.assert_close(alpha**2, euler.alphas_cumprod[k].double(), atol=1e-7, rtol=0)
 x_edm = sigma_edm * noise[:5]
-torch.testing.assert_close(euler.scale_model_input(x_edm, euler.timesteps[20]), alpha * x_edm, atol=1e-6, rtol=0)
+scaled = euler.scale_model_input(x_edm, euler.timesteps[20])
+torch.testing.assert_close(scaled, alpha * x_edm, atol=1e-6, rtol=0)
 torch.testing.assert_close(conventions.rescale(x_edm, sigma_edm, "edm", "difflesson"), alpha * x_edm)
-print(f"timestep {k}: alphas_cumprod {alpha**2:.4f}, sigma_edm {sigma_edm:.4f}, the image is multiplied by {alpha:.4f}")
+print(f"timestep {k}: alphas_cumprod {alpha**2:.4f}, sigma_edm {sigma_edm:.4f}, "
+      f"the image is multiplied by {alpha:.4f}")
 
 # %% [markdown]
 # The other words, in the same way:
@@ -126,7 +129,8 @@ def loop(scheduler, network, noise, steps):
 
 scheduler = settings["one option changed"][0]
 network = pipelines.exact_network(four, scheduler.alphas_cumprod)
-torch.testing.assert_close(loop(scheduler, network, noise, 50), clouds["one option changed"], atol=0, rtol=0)
+looped = loop(scheduler, network, noise, 50)
+torch.testing.assert_close(looped, clouds["one option changed"], atol=0, rtol=0)
 
 # %% [markdown]
 # ## What must come out, point by point
@@ -148,7 +152,8 @@ came = pipelines.drive(heun, answers, z, 200)
 level = answers.level(999)  # alpha and sigma of the last timestep
 must = pipelines.quantile(line, pipelines.chance(line.noised(*level), z))
 torch.testing.assert_close(pipelines.flowed(line, z, *level), must)
-print("came", [round(v, 3) for v in came.flatten().tolist()], "must", [round(v, 3) for v in must.flatten().tolist()])
+print("came", [round(v, 3) for v in came.flatten().tolist()])
+print("must", [round(v, 3) for v in must.flatten().tolist()])
 torch.testing.assert_close(came, must, atol=1e-3, rtol=0)
 
 # %% [markdown]
@@ -170,7 +175,8 @@ def two_errors(came, x_T, z, mixture, level):
 # %%
 walk, start = two_errors(came, z, z, line, level)
 torch.testing.assert_close(walk + start, came - pipelines.quantile(line, torch.special.ndtr(z[:, 0])))
-print("walk", [round(v, 4) for v in walk.flatten().tolist()], "start", [round(v, 4) for v in start.flatten().tolist()])
+print("walk ", [round(v, 4) for v in walk.flatten().tolist()])
+print("start", [round(v, 4) for v in start.flatten().tolist()])
 
 # %% [markdown]
 # ## Double the steps
@@ -188,7 +194,8 @@ schedulers = {
     "DDIM as it comes": DDIMScheduler(),
 }
 counts = (20, 25, 40, 50, 60, 80, 100, 125, 160, 200, 300, 320)
-found = {name: pipelines.check_scheduler(scheduler, counts, count=200) for name, scheduler in schedulers.items()}
+found = {name: pipelines.check_scheduler(scheduler, counts, count=200)
+         for name, scheduler in schedulers.items()}  # fmt: skip
 
 # %% tags=["hide-input"]
 walks = {name: {row.steps: row.walk for row in rows} for name, rows in found.items()}
@@ -241,6 +248,8 @@ def ours(kernel, timesteps, targets, x):
 
 # %% tags=["hide-input"]
 theirs = {n: pipelines.drive(ddim, answers, z, n) for n in (50, 300)}
+print(f"{'ours:':>9}{'stopping short':>25}{'going on':>25}")
+print("    steps   from theirs    error   from theirs    error")
 for n, came in theirs.items():
     ddim.set_timesteps(n)
     ks = ddim.timesteps.tolist()
@@ -248,7 +257,7 @@ for n, came in theirs.items():
     own = pipelines.flowed(line, z, *answers.level(999))
     size = [float((x - own).abs().mean() / unit) for x in (short, on)]
     apart = [float((x - came).abs().max()) for x in (short, on)]
-    print(f"{n} steps: ours, stopping short, is {apart[0]:.0e} from theirs and {size[0]:.4f} off; going on, {apart[1]:.0e} from theirs and {size[1]:.4f} off")
+    print(f"{n:9d}" + "".join(f"{there:14.0e}{off:9.4f}" for there, off in zip(apart, size, strict=True)))
     assert apart[0] < 1e-4 and (apart[1] < 1e-4) == (n == 50)
 assert size[1] < 0.0045 and size[0] > 9 * size[1]
 
@@ -264,7 +273,8 @@ ratios = []
 for n in (60, 80, 160, 300, 320):
     extra = walks["DDIM, trailing"][n] - walks["Euler, trailing"][n]
     ratios.append(extra / share_left_out(n))
-    print(f"{n} steps: share left out {share_left_out(n):.3f}, additional error {extra:.4f}, ratio {ratios[-1]:.2f}")
+    print(f"{n} steps: share left out {share_left_out(n):.3f}, "
+          f"additional error {extra:.4f}, ratio {ratios[-1]:.2f}")
 print(f"mean ratio {sum(ratios) / 5:.2f}")
 assert 0.3 < min(ratios) and max(ratios) < 0.45
 
@@ -294,9 +304,7 @@ options = {
     "Heun()": HeunDiscreteScheduler(),
     "clip_sample=True": DDIMScheduler(**table),
 }  # fmt: skip
-
-# %% tags=["hide-input"]
-print(f"{'':>37}  start: 10     50    200   walk: 10     50    200 steps")
+print(f"{'start: 10':>48}{50:8d}{200:8d}{'walk: 10':>11}{50:8d}{200:8d} steps")
 each = {}
 for name, scheduler in options.items():
     rows = pipelines.check_scheduler(scheduler, (10, 50, 200), count=200)
@@ -337,9 +345,10 @@ assert int(options["the same, SD"].timesteps[0]) == 900 and round(100 * each["SD
 # %%
 # [eq-wrong-gamma]
 def loops(uncond, cond, gamma):
-    """Three ways to write the line of guidance: as meant, with the branches swapped, with the scale applied twice."""
+    """The line of guidance: as meant, with the branches swapped, with the scale applied twice."""
     right = uncond + gamma * (cond - uncond)
-    return {"right": right, "swapped": cond + gamma * (uncond - cond), "twice": uncond + gamma * (right - uncond)}
+    return {"right": right, "swapped": cond + gamma * (uncond - cond),
+            "twice": uncond + gamma * (right - uncond)}
 
 
 # %%
@@ -364,7 +373,7 @@ at_3 = {kind: pipelines.drive(right_one, guided(kind, 3.0), z, 50) for kind in (
 for kind in at_3:
     (row,) = pipelines.check_scheduler(right_one, (50,), class_1, count=200, network=guided(kind, 1.0))
     caught[kind] = row.walk, float((at_3[kind] - at_3["right"]).abs().mean() / unit)
-    print(f"{kind:>10} {caught[kind][0]:34.3f} {caught[kind][1]:27.3f}")
+    print(f"{kind:>27}:{caught[kind][0]:24.3f}{caught[kind][1]:32.3f}")
 assert caught["right"][0] < 0.03 and caught["swapped"][0] > 0.3 and caught["twice"][0] < 0.03 and caught["twice"][1] > 0.1
 
 # %% [markdown]
@@ -382,10 +391,11 @@ mistakes = {
     "guesses 2 % too long": lambda x, k: 1.02 * answers(x, k),
     "v taken for epsilon": as_v,
 }
-falls = {}
+falls, numbers = {}, (25, 50, 100, 200)
+print(f"{'error of the walk at':>22}" + "".join(f"{n:9d}" for n in numbers) + " steps")
 for name, network in mistakes.items():
-    falls[name] = [row.walk for row in pipelines.check_scheduler(right_one, (25, 50, 100, 200), count=100, network=network)]
-    print(f"{name:>22}: " + ", ".join(f"{walk:.4f}" for walk in falls[name]))
+    falls[name] = [row.walk for row in pipelines.check_scheduler(right_one, numbers, count=100, network=network)]
+    print(f"{name:>22}" + "".join(f"{walk:9.4f}" for walk in falls[name]))
 assert all(falls[name][3] > 0.55 * falls[name][2] for name in ("timestep k + 1", *list(mistakes)[4:]))
 assert all(a < 0.55 * b for b, a in zip(falls["one step late"][:-1], falls["one step late"][1:], strict=True))
 assert all(early < right for early, right in zip(falls["timestep k - 1"], falls["none"], strict=True))
@@ -403,8 +413,9 @@ pipe.set_progress_bar_config(disable=True)
 
 
 def piped(gamma):
-    pictures = pipe([1] * 400, guidance_scale=gamma, num_inference_steps=50, output_type="pt", generator=torch.Generator().manual_seed(3)).images
-    return pipe.vae.points(pictures)
+    answer = pipe([1] * 400, guidance_scale=gamma, num_inference_steps=50, output_type="pt",
+                  generator=torch.Generator().manual_seed(3))  # fmt: skip
+    return pipe.vae.points(answer.images)
 
 
 drawn = {gamma: piped(gamma) for gamma in (0.0, 0.5, 1.0, 1.000001, 4.0)}
@@ -430,12 +441,13 @@ assert 0 < (drawn[1.000001] - drawn[1.0]).abs().max() < 1e-4
 
 # %%
 def as_pipelines_do(kind, gamma):
-    plain = pipelines.guided_network(answers, 1, 1.0, none=2)  # what remains when guidance is off: the label alone
+    plain = pipelines.guided_network(answers, 1, 1.0, none=2)  # guidance off: the label alone
     return guided(kind, gamma) if gamma > 1 else plain
 
 
 for gamma in (1.0, 1.000001):
-    (row,) = pipelines.check_scheduler(right_one, (50,), class_1, count=200, network=as_pipelines_do("swapped", gamma))
+    network = as_pipelines_do("swapped", gamma)
+    (row,) = pipelines.check_scheduler(right_one, (50,), class_1, count=200, network=network)
     print(f"branches swapped, tested at {gamma}: error of the walk {row.walk:.3f}")
 
 # %% [markdown]
@@ -518,7 +530,7 @@ exercises.check("20.2", scale_that_runs)
 def mean_and_deviation(m, c, alphabar):
     """Of what comes, two numbers."""
     ### BEGIN SOLUTION
-    believed = (alphabar * c**2 + 1 - alphabar) ** 0.5  # standard deviation of x_T, as the network has it
+    believed = (alphabar * c**2 + 1 - alphabar) ** 0.5  # the deviation of x_T, to the network
     return m - c * alphabar**0.5 * m / believed, c / believed
     ### END SOLUTION
 

@@ -102,7 +102,8 @@ def label_information() -> Reading:
         r"I(y; x_\lambda)": information.label_information(MIXTURE, SCHEDULE, at, order=40),
         r"\hat\varepsilon_c": torch.cat(told), r"\hat\varepsilon_u": torch.cat(untold),
         r"\mathbb E": lambda values: (shares * values.reshape(shares.shape)).sum(1),
-        r"d\lambda'": step, r"\int_{-\infty}^{\lambda}": lambda values: values.reshape(-1).sum(),
+        r"d\lambda'": step.mean(),
+        r"\int_{-\infty}^{\lambda}": lambda values: (values.reshape(-1) * step / step.mean()).sum(),
     }  # fmt: skip
     return Reading(letters, tolerance=2e-3)
 

@@ -57,7 +57,7 @@ def precision_recall() -> Reading:
          "d_{xr}": (x - r).square().sum(1).sqrt(),
          r"\rho_r": radii(REAL).repeat(N), r"\rho_x": radii(SAMPLES).repeat_interleave(M),
          r"\sum_x": over_x(added), r"\max_r": over_r(largest), r"\sum_r": over_r(added), r"\max_x": over_x(largest)},
-        statements=3,
+        statements=2,
     )  # fmt: skip
 
 
