@@ -66,6 +66,9 @@ PARTED = """() => [...document.querySelectorAll("span.math")].filter(formula => 
     return range.getBoundingClientRect().left < formula.getBoundingClientRect().left;
 }).map(formula => formula.parentElement.textContent.slice(0, 80))"""
 
+# Runs in the page: until what a new size of the window changes has changed.
+SETTLED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
 # Runs in the page: what is wider than it, and equations whose beginning cannot be scrolled to.
 SQUEEZE = """() => ({
     page: document.documentElement.scrollWidth - document.documentElement.clientWidth,
@@ -168,8 +171,10 @@ def visit(book: Book, page, audit) -> Visit:
         seen.parted[name] = page.evaluate(PARTED)
         page.evaluate("document.documentElement.dataset.theme = 'light'")
         page.set_viewport_size(PHONE)
+        page.evaluate(SETTLED)
         seen.phone[name] = page.evaluate(SQUEEZE)
         page.set_viewport_size(LAPTOP)
+        page.evaluate(SETTLED)
         seen.locked[name] = audit(page)  # last, since it takes the equations out
     page.goto(book.page("search") + "?q=guidance")
     page.wait_for_function("document.querySelector('#search-results .search-summary')?.innerText.includes('found')")
