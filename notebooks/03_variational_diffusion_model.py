@@ -58,7 +58,6 @@ plain = GaussianMixture([1.0], centre[None], spread[None])
 log_snr = torch.linspace(-20, 20, 161).double()
 nodes, weights = divergence.mixture_nodes(data, 12)
 truth, plain_truth = (-float(weights @ model.log_prob(nodes)) for model in (data, plain))
-
 noise, chance = divergence.hermite(24, 2)
 pair = torch.tensor([[-1.57, -0.95], [1.5, -1.0]], dtype=torch.float64)
 curve, plain_curve = (log_snr.exp() * least(model, schedule, log_snr) for model in (data, plain))
