@@ -3,7 +3,7 @@
 #
 # A diffusion model turns noise into pictures. Left alone, it draws whatever it likes. *Guidance* is how you tell it what
 # you want: a class, a caption, a style. Many image generators expose it as one number, `guidance_scale`. This course is
-# about that number: what it does, and what its pictures are samples of. (In a hurry? This chapter, [part II](06_bayes_decomposition.ipynb), then [chapter 17](17_what_does_gamma_sample.ipynb).)
+# about that number: what it does, and what its pictures are samples of. (In a hurry? This chapter, [chapter 11](11_classifier_free_guidance.ipynb) and [chapter 17](17_what_does_gamma_sample.ipynb): an hour and a quarter.)
 #
 # **After this chapter you can**
 # * draw a digit of your choice in five lines, given a trained network and its schedule;
@@ -30,7 +30,8 @@ torch.set_num_threads(1)  # small arrays: a second thread gains nothing
 # ## Turn the knob and watch
 #
 # The course ships a small network, trained on the handwritten digits of MNIST. Ask it for sevens. Each row starts
-# from *one* noise; from left to right, only $\gamma$ grows.
+# from *one* noise; from left to right, only $\gamma$ grows. Change any number of the page: an `assert` that then turns
+# red guards a sentence which yours no longer bears out; nothing is broken.
 
 # %%
 network, card = checkpoints.load("denoiser")
@@ -116,7 +117,7 @@ shown
 
 # %%
 pair = network_pair(network, schedule, label=7)
-cond, uncond = pair(x_t, t)  # a guess has two parts: the noise, .eps, and the clean picture it leaves, .x0
+cond, uncond = pair(x_t, t)  # a guess has two parts: .eps, the noise, and .x0, the clean picture left
 eps_c, eps_u = cond.eps, uncond.eps
 eps_3 = eps_u + 3.0 * (eps_c - eps_u)
 guided = guidance.classifier_free(pair, gamma=3.0)
@@ -212,7 +213,10 @@ assert drawn[8.0][:, 0].std() < 0.6 * drawn[1.0][:, 0].std()
 # $\mathbb E[\varepsilon \mid x_t] = -\sigma_t \nabla \log p_t(x_t)$, with $p_t$ the density of noisy pictures. ($p_t$ is
 # an average of Gaussians, and each has the log-slope $-\varepsilon / \sigma_t$.) By Bayes' rule the slope of
 # $\log p_t(x_t \mid y)$ is that of $\log p_t(x_t)$ plus that of $\log p_t(y \mid x_t)$, so
-# $(1 - \gamma) \nabla \log p_t(x_t) + \gamma \nabla \log p_t(x_t \mid y) = \nabla \log p_t(x_t) + \gamma \nabla \log p_t(y \mid x_t)$:
+#
+# $$ \begin{aligned} &(1 - \gamma) \nabla \log p_t(x_t) + \gamma \nabla \log p_t(x_t \mid y) \\
+# &\qquad = \nabla \log p_t(x_t) + \gamma \nabla \log p_t(y \mid x_t): \end{aligned} $$
+#
 # the guided guess is $-\sigma_t$ times the log-slope of $p_t(x_t)\, p_t(y \mid x_t)^\gamma$, and at $t = 0$ this is the story.
 #
 # But to draw the story's pictures, a sampler needs the best guess for *them*: at $t > 0$ the slope of *the story's pictures
@@ -414,7 +418,7 @@ assert missed == [86, 0] and [round(curve[gamma]["digit_fid"], 3) for gamma in (
 
 # %% [markdown]
 # Small in one guess, but compare the rows 2 and 1 of the table: 86 wrong digits in 10,000, not 0; a digit-FID of 0.062,
-# not 0.204. Worse in one column, better in the other, and not what the paper did.
+# not 0.204.
 #
 # ## In practice
 #
@@ -660,7 +664,6 @@ for time in (0.5, 0.8, 0.9):
 # to 16): pictures. IV (17 to 20): what $\gamma$ really samples, and remedies. Every numbered
 # equation is computed in the next cell, and a test compares it with an independent computation; wrong formulas are
 # planted to see that the tests notice. A number in the text is printed or checked by a cell, or the text says where it comes from.
-# `make test` runs what is short, `make nightly` the rest.
 #
 # ## Deeper: every convention on one card
 #

@@ -47,7 +47,7 @@ def seeded(number):
 data, schedule = curves.two_arcs(), cosine()
 points, arc = data.sample(1000, seeded(0))
 starts = torch.randn(2000, 2, generator=seeded(1), dtype=torch.float64)
-print(f"{len(data.weights)} Gaussians, {float(data.class_weights()[1]):.0%} of the mass on the short arc")
+print(f"{len(data.weights)} Gaussians, {data.class_weights()[1]:.0%} of the mass on the short arc")
 
 # %% tags=["hide-input"]
 level = data.noised(schedule.alpha(0.45), schedule.sigma(0.45))
@@ -150,7 +150,8 @@ betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)  # DDPM's variance
 kept, variance = composed((1 - betas).sqrt())
 chain, dice = points[:1].expand(5000, 2), seeded(3)
 for beta in betas:
-    chain = (1 - beta).sqrt() * chain + beta.sqrt() * torch.randn(5000, 2, generator=dice, dtype=torch.float64)
+    noise = torch.randn(5000, 2, generator=dice, dtype=torch.float64)
+    chain = (1 - beta).sqrt() * chain + beta.sqrt() * noise
 print(f"alpha {float(kept):.4f}, sigma^2 {float(variance):.5f}")
 print(f"5,000 walks: variance {float(chain.var(0).mean()):.3f} +- {1 / 5000**0.5:.3f}")
 torch.testing.assert_close(variance, 1 - kept**2)
@@ -275,7 +276,8 @@ alpha, sigma = schedule.alpha(t), schedule.sigma(t)
 axis = torch.linspace(-2.3, 2.3, 601).double()
 clean = torch.cartesian_prod(axis, axis)
 chance = data.log_prob(clean).softmax(0)  # p(x_0) on the grid, (361201,)
-bell = torch.exp(-torch.cdist(x[:20], alpha * clean).square() / (2 * sigma**2)) / (2 * math.pi * sigma**2)
+bell = torch.exp(-torch.cdist(x[:20], alpha * clean).square() / (2 * sigma**2))
+bell = bell / (2 * math.pi * sigma**2)
 noisy = data.noised(alpha, sigma)
 torch.testing.assert_close(noisy.log_prob(x[:20]).exp(), bell @ chance, rtol=1e-5, atol=0)
 
@@ -331,7 +333,8 @@ def square_density(x, alpha, sigma):
 
 
 side = torch.linspace(-1, 1, 4002).double()[:-1] + 1 / 4001  # middles of equal parts
-nearness = (-(x[:, :, None] - alpha * side).square() / (2 * sigma**2)).softmax(2)  # each coordinate by itself
+nearness = -(x[:, :, None] - alpha * side).square() / (2 * sigma**2)  # each coordinate by itself
+nearness = nearness.softmax(2)
 average = (nearness * side).sum(2)
 leaf = x.clone().requires_grad_()
 square_density(leaf, alpha, sigma).sum().backward()

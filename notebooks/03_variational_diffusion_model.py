@@ -58,15 +58,11 @@ plain = GaussianMixture([1.0], centre[None], spread[None])
 log_snr = torch.linspace(-20, 20, 161).double()
 nodes, weights = divergence.mixture_nodes(data, 12)
 truth, plain_truth = (-float(weights @ model.log_prob(nodes)) for model in (data, plain))
-
-# %% tags=["hide-input"]
 noise, chance = divergence.hermite(24, 2)
 pair = torch.tensor([[-1.57, -0.95], [1.5, -1.0]], dtype=torch.float64)
 curve, plain_curve = (log_snr.exp() * least(model, schedule, log_snr) for model in (data, plain))
-single = [
-    chance @ likelihood.squared_errors(data.denoiser(schedule), schedule, pair, t, noise)
-    for t in schedule.time(log_snr)
-]
+best = data.denoiser(schedule)
+single = [chance @ likelihood.squared_errors(best, schedule, pair, t, noise) for t in schedule.time(log_snr)]
 single = log_snr.exp()[:, None] * torch.stack(single)
 gain = float(torch.trapezoid(plain_curve - curve, log_snr)) / 2
 grey, blue, orange, green = (plotting.COLOURS[name] for name in ("unconditional", "conditional", "guided", "other"))
@@ -110,9 +106,8 @@ assert float(data.log_prob(pair)[0]) > 0 and float(single[:, 1].max()) > 2.5 and
 
 # %%
 print(f"half of the area between the curves: {gain:.2f} nats")
-print(
-    f"-log p, averaged over the data: {truth:.2f}; by the one Gaussian: {plain_truth:.2f}, {plain_truth - truth:.2f} more"
-)
+print(f"-log p, averaged over the data: {truth:.2f}; by the one Gaussian: {plain_truth:.2f},")
+print(f"{plain_truth - truth:.2f} more")
 
 # %% [markdown]
 # **Why.** Walk from noise to data. Each step is a new measurement of the clean point. *Before* you see it, you say what you expect, your best guess. The measurement surprises you, beyond its own scatter, by half the squared error
@@ -145,7 +140,9 @@ t, s = torch.tensor(0.6, dtype=torch.float64), torch.tensor(0.4, dtype=torch.flo
 x_0, eps_0 = data.sample(5, seeded(0))[0], torch.randn(5, 2, generator=seeded(1), dtype=torch.float64)
 x_t = schedule.add_noise(x_0, eps_0, t)
 mean_s, var_s = fresh_look(x_t, x_0, schedule, t, s)
-ddpm = kernels.ddpm(lambda x, t: Prediction.from_x0(x, x_0, schedule.alpha(t), schedule.sigma(t)), schedule)(x_t, t, s)
+ddpm = kernels.ddpm(
+    lambda x, t: Prediction.from_x0(x, x_0, schedule.alpha(t), schedule.sigma(t)), schedule
+)(x_t, t, s)
 torch.testing.assert_close(mean_s, ddpm.mean)
 torch.testing.assert_close(var_s, ddpm.var)
 
@@ -170,8 +167,8 @@ def price_of_a_look(x_0, guess, schedule, t, s):
 guess = data.denoiser(schedule)(x_t, t).x0
 model = kernels.ddpm(data.denoiser(schedule), schedule)(x_t, t, s)
 by_hand = price_of_a_look(x_0, guess, schedule, t, s)
-normal = torch.distributions.Normal
-both = torch.distributions.kl_divergence(normal(mean_s, var_s.sqrt()), normal(model.mean, model.var.sqrt()))
+normal, kl = torch.distributions.Normal, torch.distributions.kl_divergence
+both = kl(normal(mean_s, var_s.sqrt()), normal(model.mean, model.var.sqrt()))
 torch.testing.assert_close(by_hand, both.sum(1))
 
 # %% [markdown]
@@ -180,19 +177,20 @@ torch.testing.assert_close(by_hand, both.sum(1))
 # For one latent, chapter 02 has $-\log p(x) \le \mathbb E_q[\log q(z \mid x) - \log p(x, z)]$. Here all noisy points are latents, from $x_\text{start}$, nearly pure noise, to $x_\text{end}$, the last before the data. The encoder $q$ only adds noise. Its walk, factored backwards, has the density $q(x_\text{start} \mid x)$ times all $q(x_s \mid x_t, x)$. The model's walk has the same form: $\mathcal N(0, I)$, the steps $p(x_s \mid x_t)$, and
 # at last $p(x \mid x_\text{end})$, a Gaussian around $\hat x_0(x_\text{end})$ of variance $1 / \mathrm{SNR}_\text{end}$. With $d$ for the dimension, that leaves $\eqref{eq-price-of-a-look}$ and two ends:
 #
-# $$ B(x) = \frac d2 \log \frac{2\pi}{\mathrm{SNR}_\text{end}} + \frac{\mathrm{SNR}_\text{end}}{2}\, \mathbb E \|x - \hat x_0(x_\text{end})\|^2 + \mathrm{KL}\big(q(x_\text{start} \mid x) \,\big\|\, \mathcal N(0, I)\big) + \sum_{t \to s} \Big[ \frac{\mathrm{SNR}_s - \mathrm{SNR}_t}{2}\, \mathbb E \|x - \hat x_0(x_t)\|^2 \Big]. \label{eq-bound-terms} $$
+# $$ \begin{aligned} B(x) = {} & \frac d2 \log \frac{2\pi}{\mathrm{SNR}_\text{end}} + \frac{\mathrm{SNR}_\text{end}}{2}\, \mathbb E \|x - \hat x_0(x_\text{end})\|^2 + \mathrm{KL}\big(q(x_\text{start} \mid x) \,\big\|\, \mathcal N(0, I)\big) \\
+# & + \sum_{t \to s} \Big[ \frac{\mathrm{SNR}_s - \mathrm{SNR}_t}{2}\, \mathbb E \|x - \hat x_0(x_t)\|^2 \Big]. \end{aligned} \label{eq-bound-terms} $$
 #
 # *Reconstruction* (the first two summands), *prior*, *denoising*. Averaged over the data, $B$ is at least the average $-\log p(x)$. At one point, by hand and with the package; then the average, with steps evenly spaced from $\lambda = -20$ to 20, where `cosine` ends:
 
 # %%
-x, grid = data.sample(1, seeded(2))[0], time_grid(25, schedule)
+x, grid, best = data.sample(1, seeded(2))[0], time_grid(25, schedule), data.denoiser(schedule)
 snr = schedule.log_snr(grid).exp()
-errors = [chance @ likelihood.squared_errors(data.denoiser(schedule), schedule, x, u, noise) for u in grid]
+errors = [chance @ likelihood.squared_errors(best, schedule, x, u, noise) for u in grid]
 reconstruction = math.log(2 * math.pi / snr[-1]) + snr[-1] / 2 * errors[-1]  # d / 2 = 1
 alpha, sigma = schedule.alpha(1.0), schedule.sigma(1.0)
-prior = torch.distributions.kl_divergence(normal(alpha * x, sigma), normal(torch.zeros_like(x), 1.0)).sum(1)
+prior = kl(normal(alpha * x, sigma), normal(torch.zeros_like(x), 1.0)).sum(1)
 denoising = sum((snr[k + 1] - snr[k]) / 2 * errors[k] for k in range(25))
-bound = likelihood.variational_bound(data.denoiser(schedule), schedule, x, grid, order=24)
+bound = likelihood.variational_bound(best, schedule, x, grid, order=24)
 by_hand = torch.stack([reconstruction, prior, denoising])
 torch.testing.assert_close(torch.stack(list(bound)), by_hand, rtol=1e-7, atol=1e-10)
 
@@ -329,7 +327,6 @@ def three_costs(model, level):
     )
 
 
-# %% tags=["hide-input"]
 high, low = 14.0, -10.0
 corners = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]]).double()
 four = GaussianMixture([0.25] * 4, corners, 1e-7 * torch.eye(2).double().repeat(4, 1, 1))
@@ -403,7 +400,8 @@ middle = torch.from_numpy(np.interp((finely[1:] + finely[:-1]) / 2, inside, torc
 
 # %% tags=["hide-input"]
 exact_area, scatter, jump, over = areas["two arcs"], {}, {}, {}
-print(f"exact: {exact_area:.2f}     estimate       of one draw    too much, small  (in the last)   large     c*")
+print(f"exact: {exact_area:.2f}")
+print(f"{'':15}{'estimate':>15}{'of one draw':>14}{'too much, small':>18}{'(in the last)':>16}{'large':>8}{'c*':>7}")
 for name, (clock, when) in clocks.items():
     estimate = float(priced(data, clock, u.clone(), clean, eps).mean())
     square = (finely.diff().square() / -when(finely).diff() * middle).sum() / 4
@@ -413,8 +411,8 @@ for name, (clock, when) in clocks.items():
     over[name] = [float(cost) - exact_area for cost in each.sum(1)]
     jump[name] = float(each[0, -1] - level[-1] + level[-2])  # its half of the area: d / 2 a unit, so near the data
     print(
-        f"{name:15} {estimate:6.2f} +- {scatter[name] / 20_000**0.5:.2f} {scatter[name]:9.0f}"
-        f"{over[name][0]:18.1f} {jump[name]:14.1f} {over[name][1]:9.2f} {over[name][2]:6.2f}"
+        f"{name:15}{f'{estimate:.2f} +- {scatter[name] / 20_000**0.5:.2f}':>15}{scatter[name]:14.0f}"
+        f"{over[name][0]:18.1f}{jump[name]:16.1f}{over[name][1]:8.2f}{over[name][2]:7.2f}"
     )
     assert abs(estimate - exact_area) < 3 * scatter[name] / 20_000**0.5
 
@@ -659,8 +657,6 @@ for level in (-3.0, 2.0):
     }
     for name, factor in factors(torch.tensor(level).double()).items():
         torch.testing.assert_close(found[name].square().sum(), factor * off)
-
-# %% tags=["hide-input"]
 time_spent = 1 / (2 * math.pi * torch.cosh(inside / 2))
 slope = -torch.autograd.functional.jacobian(schedule.time, inside[::12]).diagonal()
 torch.testing.assert_close(slope, time_spent[::12], rtol=1e-3, atol=0)
@@ -739,9 +735,9 @@ def whole_walks(upper, steps):
     return {name: float(total.std()) for name, total in sums.items()}
 
 
-# %% tags=["hide-input"]
 kinds = [(8, 10), (8, 40), (8, 160), (8, 640), (3, 160), (0, 160)]
-print(f"{'scatter of whole walks':26}", *(f"{f'{upper}: T = {steps}':>10}" for upper, steps in kinds))
+print(f"{'whole walks, upper end':26}", *(f"{upper:10}" for upper, _ in kinds))
+print(f"{'scatter at T =':26}", *(f"{steps:10}" for _, steps in kinds))
 walks = [whole_walks(*kind) for kind in kinds]
 for name in list(walks[0])[:4]:
     print(f"{name:26}", *(f"{walk[name]:10.1f}" for walk in walks))
@@ -905,7 +901,7 @@ with plotting.style():
     axes.plot(14 - 24 * (torch.arange(50) + 0.5) / 50, root, color="black", linestyle="dashed")
     axes.plot(inside, time_spent, color=grey)
     axes.text(9.5, 0.062, "learned", color=blue)
-    axes.text(5.6, 0.028, "best for this network", color="black")
+    axes.text(5.6, 0.024, "dashed: best\nfor this network", color="black")
     axes.text(-6.2, 0.10, "cosine", color=grey)
     axes.set(xlabel="log signal-to-noise ratio", ylabel="time spent", ylim=(0, None))
     shown = plotting.show(
@@ -916,7 +912,7 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Time spent at each level, by the learned clock, by `cosine`, and by the best clock for this network. The learned one spends it where the error is large.*
+# *Time spent at each level by the learned clock, by `cosine`, and by the best clock for this network (dashed). The learned one spends it where the error is large.*
 #
 # The value is the same within the scatter, which fell. The best clock spends its time in proportion to the root mean square of the loss (exercise 3.4); the learned one comes near it. The network's value lies above the exact area: that is its own error, in nats.
 #

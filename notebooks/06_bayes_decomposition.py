@@ -74,15 +74,15 @@ print(f"the classifier at the point itself: {noised(t).class_log_prob(here, labe
 goal, standing = kernels.exact(mixture, schedule, label)(here, t, s), float(noised(t).class_log_prob(here, label).exp()[0])
 limits, shown_few = (-3.6, 3.2, -2.7, 3.1), proposals[:600]
 with plotting.style():
-    figure, axes = plotting.plt.subplots(1, 4, figsize=(10.4, 2.9), width_ratios=(1, 1, 1, 1.05))
+    figure, axes = plotting.plt.subplots(1, 4, figsize=(8, 2.5), width_ratios=(1, 1, 1, 1.05))
     axes[0].plot(*shown_few.T, ".", markersize=2.2, color=plotting.COLOURS["unconditional"])
-    axes[0].set_title("throw: 600 proposals")
+    axes[0].set_title("throw:\n600 proposals")
     axes[1].scatter(*shown_few.T, c=answers[:600], s=4, cmap="cividis", vmin=0, vmax=1)
-    axes[1].set_title("ask: class 1? (yellow: yes)")
+    axes[1].set_title("ask: class 1?\n(yellow: yes)")
     survivors = shown_few[kept[:600]]
     axes[2].plot(*survivors.T, ".", markersize=2.2, color=plotting.COLOURS["conditional"])
     plotting.density(axes[2], lambda u: goal.log_prob(u[:, None])[:, 0], limits)
-    axes[2].set_title(f"keep: {len(survivors)} of them")
+    axes[2].set_title(f"keep:\n{len(survivors)} of them")
     for panel in axes[:3]:
         panel.plot(*here.T, "x", color=plotting.COLOURS["truth"], markersize=6)
         panel.set(xlabel="$x_1$", xlim=limits[:2], ylim=limits[2:], aspect="equal")
@@ -90,8 +90,8 @@ with plotting.style():
     means, errors = zip(*shares.values(), strict=True)
     axes[3].errorbar([t - near for near in shares], means, [2 * e for e in errors], fmt="o", markersize=4, color=plotting.COLOURS["conditional"])
     axes[3].axhline(standing, color=plotting.COLOURS["truth"], linewidth=0.9, linestyle="dashed")
-    axes[3].text(0.02, standing + 0.015, "classifier at the cross", fontsize=8)
-    axes[3].set(title="share kept", xlabel="length of the step, $t - s$", ylim=(0, 0.32), xlim=(0, 0.5), box_aspect=0.85)
+    axes[3].text(0.04, standing - 0.09, "classifier\nat the cross")
+    axes[3].set(title="share kept", xlabel="length, $t - s$", ylim=(0, 0.32), xlim=(0, 0.5), box_aspect=0.85)
     assert 100 < len(survivors) < 170 and all(abs(m - standing) < 2 * e for m, e in shares.values())
     shown = plotting.show(figure, "06_throw_ask_keep", alt="Three panels around one noisy point, marked by a cross, and a graph. First, a grey cloud of proposed cleaner points, most of them above the cross, with tails to the lower left and the lower right. Second, the same points coloured by the classifier: near 0 above and on the left, near 1 at the lower right. Third, the points that were kept, most of them at the lower right, under dashed contours of the exact step given class 1. Fourth, the share kept over the length of the step: six dots on a horizontal line.")
 shown
@@ -350,14 +350,14 @@ shown
 #
 # ## Guidance by choosing one of $N$
 #
-# For something cheaper, be content with short steps. Throw $N$ points, and walk on with *one of them*, called $x_s^{(N)}$: drawn with probability proportional to $w^a$, a power of its *weight* $w = p(y \mid x_s)$.
+# Cheaper, in short steps: throw $N$ points, and walk on with *one of them*, called $x_s^{(N)}$: drawn with probability proportional to $w^a$, a power of its *weight* $w = p(y \mid x_s)$.
 #
 # Measure the *length* of a step by $\beta = \sigma_{t|s}^2$ from here on. In a short one, the proposals are a bell of covariance $\beta I$, up to $\beta^2$, and $\log w$ is a slope, $g_t(x_t) = \nabla \log p_t(y \mid x_t)$. Let $\bar x$ be the mean of the $N$ proposals $x_i$. To first order $w^a$ is $1 + a\, g \cdot (x_i - \bar x)$, up to a factor that all share, and these
 # weights sum to $N$. So the mean of the chosen point, once the $N$ are there, is $\bar x + a\, \frac1N \sum_i (x_i - \bar x)\,(x_i - \bar x)^\top g$: the covariance of the sample, times $a g$. Divided by $N$, not $N - 1$, a sample covariance is on average $1 - \frac1N$ times the true one, here $\beta I$. (The next terms have odd powers of the deviations and vanish on average.)
 #
 # $$ \mathbb E\big[x_s^{(N)} \mid x_t\big] - \mathbb E[x_s \mid x_t] = a\, \Big(1 - \frac1N\Big)\, \beta\, g_t(x_t) + O(\beta^2). \label{eq-one-of-n} $$
 #
-# Guidance at scale $\gamma$ moves the mean by $\gamma \beta g$, up to $\beta^2$ ([chapter 07](07_mean_shift.ipynb)). So **choosing one of $N$ proposals with weights to the power $a$ is guidance with $\gamma = a\,(1 - 1/N)$, in steps so short that $\log w$ is a slope among the proposals, and $a^2 \beta |g|^2$ well below 1**. Of two proposals, the weights as they are make half of the guidance, their squares all of it, the sixth powers $\gamma = 3$.
+# Guidance at scale $\gamma$ moves the mean by $\gamma \beta g$, up to $\beta^2$ ([chapter 07](07_mean_shift.ipynb)). So **choosing one of $N$ proposals with weights to the power $a$ is guidance with $\gamma = a\,(1 - 1/N)$, in steps so short that $\log w$ is a slope among the proposals, and the variance of $\log w^a$ there, $a^2 \beta |g|^2$, well below 1**. Of two proposals, the weights as they are make half of the guidance, their squares all of it, the sixth powers $\gamma = 3$.
 
 # %%
 # [eq-one-of-n]
@@ -445,7 +445,7 @@ shown
 # %% tags=["hide-input"]
 within = GaussianMixture(mixture.given(label).weights, mixture.given(label).means, mixture.given(label).covs)
 walks = {}
-print(f"{'classifier':12s} {'questions a step':>17s} {'class mass':>17s} {'mean of x_1':>14s} {'larger blob':>17s}")
+print(f"{'classifier':12s} {'questions a step':>17s} {'class mass':>17s} {'mean of x_1':>15s} {'larger blob':>17s}")
 for name, level in {"noise-aware": noised, "clean": lambda time: mixture}.items():
     x, asked_in_all, random = start[:2000], 0.0, torch.Generator().manual_seed(3)
     for a, b in zip(time_grid(10)[:-1], time_grid(10)[1:], strict=True):
@@ -620,10 +620,10 @@ for dim in (1, 4, 16):
         thrown = torch.stack([step.sample(generator) for _ in range(500)]).reshape(500, 40, dim)
         share = effective_sample_size(coordinatewise(thrown, late, 1)) / 500
         worth[dim, length] = float(share.mean()), float((-length * squares).exp().mean())
-print("effective share, measured (predicted)   " + "   ".join(f"beta = {length}" for length in lengths))
+print("effective share, measured (predicted)")
+print(f"{'':6}", *(f"{f'beta = {length}':>15}" for length in lengths))
 for dim in (1, 4, 16):
-    row = "   ".join("{:.3f} ({:.3f})".format(*worth[dim, length]) for length in lengths)
-    print(f"d = {dim:2d}   {row}")
+    print(f"d = {dim:2d}", *("{:7.3f} ({:.3f})".format(*worth[dim, length]) for length in lengths))
 
 # %% tags=["remove-cell"]
 assert all(abs(worth[d, 0.01][0] - worth[d, 0.01][1]) < 0.02 for d in (1, 4, 16))
@@ -687,7 +687,6 @@ for time in times:
     for name, value in {"drawn": cost.mean(), "median": cost.median(), "dearest": dearest}.items():
         price[name].append(float(value))
 
-# %% tags=["hide-input"]
 assert max(abs(value - 2.5) for value in price["mean"]) < 1e-5 and float(mixture.class_weights()[label]) == 0.4
 assert price["dearest"][0] > 0.4 and price["dearest"][-1] < 0.02
 with plotting.style():
@@ -870,8 +869,9 @@ torch.testing.assert_close(by_sum, step_score(truth(x_t, t, s), x_s))
 # Conditioning on $x_t$ moves the mean $\alpha_s m_k$ by that covariance, times $V_t^{-1}$, times how far $x_t$ is from its own mean $\alpha_t m_k$. And it lowers the covariance $V_s$ by $\alpha_{t|s}^2 V_s V_t^{-1} V_s$.
 # Since $V_t = \alpha_{t|s}^2 V_s + \sigma_{t|s}^2 I$, what is left is $V_s V_t^{-1} (V_t - \alpha_{t|s}^2 V_s) = \sigma_{t|s}^2 V_s V_t^{-1}$. Which component it is, $x_t$ says by Bayes' rule:
 #
-# $$ p(x_s \mid x_t) = \sum_k \Big[ p(k \mid x_t)\; \mathcal N\big(x_s;\; \alpha_s m_k + \alpha_{t|s} V_s V_t^{-1} (x_t - \alpha_t m_k),\;
-# \sigma_{t|s}^2 V_s V_t^{-1}\big) \Big], \qquad V_s = \alpha_s^2 C_k + \sigma_s^2 I, \quad V_t = \alpha_t^2 C_k + \sigma_t^2 I. \label{eq-exact-reverse} $$
+# $$ \begin{aligned} p(x_s \mid x_t) = \sum_k \Big[ & p(k \mid x_t)\; \mathcal N\big(x_s;\; \alpha_s m_k + \alpha_{t|s} V_s V_t^{-1} (x_t - \alpha_t m_k),\;
+# \sigma_{t|s}^2 V_s V_t^{-1}\big) \Big], \\
+# & V_s = \alpha_s^2 C_k + \sigma_s^2 I, \qquad V_t = \alpha_t^2 C_k + \sigma_t^2 I. \end{aligned} \label{eq-exact-reverse} $$
 #
 # A mixture again, for each $x_t$. Given the label, sum over the components of that class only.
 
@@ -921,7 +921,6 @@ def price_of_peeking(at_s, alpha_ts, v, x_t, label):
     return abs(float(torch.stack(rows).mean()))
 
 
-# %% tags=["hide-input"]
 peeking, random = {}, torch.Generator().manual_seed(7)
 for near in (0.49, 0.4, 0.2):
     a, b = schedule.transition(t, near)

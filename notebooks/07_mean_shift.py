@@ -47,12 +47,12 @@ truth = kernels.exact(mixture, noise, label)  # one step, given the label
 here, now = torch.tensor([[-0.9, 0.2]], dtype=torch.float64), 0.3
 slope = mixture.noised(noise.alpha(now), noise.sigma(now)).class_gradient(here, label)[0]
 usual, three, way = kernels.ddpm(mixture.denoiser(noise), noise), {}, []
-for then in (0.27, 0.21, 0.12):
+for then in (0.24, 0.21, 0.12):
     grey, black = ignoring(here, now, then), truth(here, now, then)
     orange = grey.mean[0] + usual(here, now, then).var * slope
     three[then] = grey, black, orange
     way.append(round(float((orange - grey.mean[0]).norm() / (black.mean[0] - grey.mean[0]).norm()), 2))
-assert way == [0.80, 0.48, 0.16]
+assert way == [0.63, 0.48, 0.16]
 
 # %% tags=["hide-input"]
 with plotting.style():
@@ -73,7 +73,7 @@ with plotting.style():
                                 ("gradient", (0.55, -1.5), "guided"), ("small variance", (0.0, 1.9), "guided")):
         axes[0].text(*where, text, color=plotting.COLOURS[colour], fontsize=8)
     axes[0].plot(-0.25, 2.05, "o", color=plotting.COLOURS["guided"], markersize=5)
-    shown = plotting.show(figure, "07_one_step", alt="Three panels: a short, a middle and a long step from one point. Grey contours show where the model goes without the label, dashed ones where it should go for class 1. A straight line along the classifier's gradient runs from the grey centre of mass through the large black one in every panel. An orange dot, the usual mean shift with the small variance, lies on that line but stops short: 80, 48 and 16 percent of the way.")
+    shown = plotting.show(figure, "07_one_step", alt="Three panels: a short, a middle and a long step from one point. Grey contours show where the model goes without the label, dashed ones where it should go for class 1. A straight line along the classifier's gradient runs from the grey centre of mass through the large black one in every panel. An orange dot, the usual mean shift with the small variance, lies on that line but stops short: 63, 48 and 16 percent of the way.")
 shown
 
 # %% [markdown]
@@ -162,7 +162,8 @@ for far, near in [(0.4, 0.39), (0.4, 0.1), (0.9, 0.2), (1.0, 0.0)]:
     shift = truth(x_t, far, near).mean - ignoring(x_t, far, near).mean
     alpha, sigma = noise.transition(far, near)
     torch.testing.assert_close(sigma**2 / alpha * grad(x_t, far), shift)
-    print(f"from {far} to {near}: moved by {float(shift.norm(dim=1).mean()):.2f}, as the formula says, to rounding")
+    length = float(shift.norm(dim=1).mean())
+    print(f"from {far} to {near}: moved by {length:.2f}, as the formula says, to rounding")
 
 # %% [markdown]
 # ## A slope moves a bell
@@ -231,8 +232,9 @@ torch.testing.assert_close(compact.mean, by_hand)
 generator = torch.Generator().manual_seed(1)
 start = torch.randn(20_000, 2, dtype=torch.float64, generator=generator)
 points = draw(kernels.shift(large, grad, gamma=1.0), start, time_grid(25), generator)
-print(f"mean {points.mean(0).numpy().round(3)}, standard errors {(points.std(0) / math.sqrt(20_000)).numpy().round(3)}")
-print(f"mean of class 1: {(mixture.given(label).weights @ mixture.given(label).means).numpy().round(3) + 0.0}")
+errors, class_1 = points.std(0) / math.sqrt(20_000), mixture.given(label)
+print(f"mean {points.mean(0).numpy().round(3)}, standard errors {errors.numpy().round(3)}")
+print(f"mean of class 1: {(class_1.weights @ class_1.means).numpy().round(3) + 0.0}")
 
 # %% [markdown]
 # Close, but off by many standard errors. With one variance for all coordinates, classifier guidance has the right direction and the wrong coefficient: the
@@ -252,9 +254,10 @@ def patched(kernel, grad, schedule, gamma):
     return step_of
 
 
-torch.testing.assert_close(patched(small, grad, noise, gamma=1.0)(x_t, 0.9, 0.2).mean, truth(x_t, 0.9, 0.2).mean)
+mended, mended_3 = (patched(small, grad, noise, gamma) for gamma in (1.0, 3.0))
+torch.testing.assert_close(mended(x_t, 0.9, 0.2).mean, truth(x_t, 0.9, 0.2).mean)
 tilted = kernels.ddpm(guidance.tilt(free, grad, 3.0, noise), noise)
-torch.testing.assert_close(patched(small, grad, noise, gamma=3.0)(x_t, t, s).mean, tilted(x_t, t, s).mean)
+torch.testing.assert_close(mended_3(x_t, t, s).mean, tilted(x_t, t, s).mean)
 
 # %% [markdown]
 # For every $\gamma$, the patch is DDPM with $\gamma g$ added to the model's *score* (`guidance.tilt`, chapter 10); the last line tries one.
@@ -405,7 +408,9 @@ def mistaken(x, t, s):
 
 
 trial = {"standard deviation": mistaken, "variance": kernels.shift(large, grad, 1.0)}
-pitfall = {name: [errors_of(kernel, n, count=4000) for n in (10, 25, 100)] for name, kernel in trial.items()}
+pitfall = {}
+for name, kernel in trial.items():
+    pitfall[name] = [errors_of(kernel, n, count=4000) for n in (10, 25, 100)]
 print("mean off by, class mass      10 steps    25 steps   100 steps")
 for name, rows in pitfall.items():
     print(f"{name:25s}", *(f"{off:6.2f} {mass + float(true[2]):4.2f}" for off, _, mass in rows))
@@ -915,6 +920,7 @@ def angles_of(variances, slope):
     return torch.rad2deg(cosine.clamp(-1, 1).acos())
 
 
+print("degrees: on average, at most          true        kept  cut off")
 for far in (0.6, 0.4, 0.2, 0.08):
     x, w = divergence.mixture_nodes(noised(mixture.given(label), noise, far), order=8)
     slope_there = grad(x, far)
@@ -923,9 +929,10 @@ for far in (0.6, 0.4, 0.2, 0.08):
     kept, texts = learned(x, far, far - 0.04).cov.diagonal(dim1=1, dim2=2), []
     for variances in (ideal, kept):
         turned_by = angles_of(variances, slope_there)[steep]
-        texts.append(f"{float(w[steep] @ turned_by / w[steep].sum()):.2f} degrees on average, {float(turned_by.max()):.1f} at most")
+        average = float(w[steep] @ turned_by / w[steep].sum())
+        texts.append(f"{average:.2f}, {float(turned_by.max()):.1f}")
     cut_off = float(w @ (kept != ideal).double().mean(1))
-    print(f"t = {far}: true {texts[0]}; kept {texts[1]} ({cut_off:.0%} cut off)")
+    print(f"{f't = {far}':30s}" + "".join(f"{text:>12s}" for text in texts) + f"{cut_off:9.0%}")
 
 # %% [markdown]
 # The true variances turn it by a degree and a half on average, or less. But many of them lie outside the two bounds, and where both coordinates stand at the same bound, nothing turns.
@@ -1119,6 +1126,7 @@ path = {}
 for name, kernel in walkers.items():
     grids = [time_grid(n, end=0.01) for n in numbers]
     path[name] = [float(divergence.path_kl(mixture, noise, label, kernel, grid, order=6)) for grid in grids]
+print(f"{'steps T':25s} " + " ".join(f"{n:8}" for n in numbers))
 for name, values in path.items():
     row = " ".join(f"{v:8.2e}" for v in values)
     print(f"{name:25s} {row}   T^{math.log2(values[-1] / values[-2]) / 2:+.2f}")
@@ -1181,9 +1189,9 @@ def nats_of(kernel, times):
 times = time_grid(25, end=0.01)
 run |= {name: errors_of(samplers[name], 25) for name in ("no shift, large", "no shift, small")}
 nats = {name: nats_of(samplers[name], times) for name in ("no shift, large", "no shift, small", "x_t, t, small", "exact coefficient, small")}
+print("nats of                   the path  the last two steps  the others  mean of the samples off by")
 for name, each in nats.items():
-    texts = f"path {sum(each):5.2f} nats: the last two steps {sum(each[-2:]):5.2f}, the others {sum(each[:-2]):.2f}"
-    print(f"{name:25s} {texts}; mean of the samples off by {run[name][0]:.3f}")
+    print(f"{name:24s}{sum(each):10.2f}{sum(each[-2:]):20.2f}{sum(each[:-2]):12.2f}{run[name][0]:28.3f}")
 x, w = divergence.mixture_nodes(noised(mixture.given(label), noise, times[-2]))
 wide = float(w @ truth(x, *times[-2:]).cov.diagonal(dim1=1, dim2=2).mean(1))
 used = float(kernels.posterior_variance(noise, *times[-2:]))

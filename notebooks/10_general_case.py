@@ -201,10 +201,12 @@ beta = schedule.beta(t) * (t - near)
 for rho in (0.0, 0.2, 0.5, 1.0, 2.0):
     base = kernels.reverse_sde(free, schedule, rho)
     both = kernels.reverse_sde(guided, schedule, rho), kernels.shift(base, grad, 1.0)
-    push, shift = ((way(x_t, t, near).mean - base(x_t, t, near).mean) / (beta * grad(x_t, t)) for way in both)
+    there, unit = base(x_t, t, near).mean, beta * grad(x_t, t)
+    push, shift = ((way(x_t, t, near).mean - there) / unit for way in both)
     torch.testing.assert_close(push, torch.full_like(push, (1 + rho**2) / 2), atol=1e-9, rtol=0)
     torch.testing.assert_close(shift, 2 * rho**2 / (1 + rho**2) * push, atol=1e-9, rtol=0)
-    print(f"rho = {rho}: the substitution moves by {float(push.mean()):.3f} beta g, the mean shift by {float(shift.mean()):.3f}: {float((shift / push).mean()):.0%}")
+    print(f"rho = {rho}: the substitution moves by {float(push.mean()):.3f} beta g, "
+          f"the mean shift by {float(shift.mean()):.3f}: {float((shift / push).mean()):.0%}")
 
 # %% [markdown]
 # In short steps the mean shift pays nothing without noise, 8 % of the guidance you asked for at $\rho = 0.2$, and 40 % at $\rho = 0.5$. It pays all of it at $\rho = 1$, and only there; then *too much*, up to twice.
@@ -223,7 +225,8 @@ for rho in levels:
     changed = kernels.reverse_sde(guidance.tilt(free, grad, 1.0, schedule), schedule, rho)
     for name, kernel in zip(found, (walk, changed), strict=True):
         x = draw(kernel, start, grid_of(100), seeded(2))
-        found[name].append((float(mixture.class_log_prob(x, label).exp().mean()), float(x[:, 0].mean())))
+        in_class = mixture.class_log_prob(x, label).exp().mean()
+        found[name].append((float(in_class), float(x[:, 0].mean())))
 
 # %% tags=["hide-input"]
 nodes, chances = divergence.mixture_nodes(mixture.given(label), order=40)
@@ -371,7 +374,6 @@ def guided_with(power):
     return model
 
 
-# %% tags=["hide-input"]
 doubled = kernels.shift(kernels.ddpm(guided_with(1), schedule, "large"), grad, 1.0)
 cases = {"right, DDIM": kernels.ddim(guided_with(1), schedule), "sigma squared, DDIM": kernels.ddim(guided_with(2), schedule)}
 cases |= {"no sigma at all, DDIM": kernels.ddim(guided_with(0), schedule), "right, DDPM": kernels.ddpm(guided_with(1), schedule, "large"),
@@ -641,10 +643,10 @@ for rho in (0.0, 0.5, 1.0, 2.0):
     clouds = {name: draw(kernel, begin, grid_of(120), seeded(2)) for name, (kernel, begin) in ways_home.items()}
     by_rho[rho] = {name: (float(x.mean()), float(x.var())) for name, x in clouds.items()}
 
-# %% tags=["hide-input"]
 print(f"mean and variance: truly {1.5 * U / (U + 0.3):.2f}, {U * 0.3 / (U + 0.3):.2f}")
+print("rho" + "".join(f"{name:>28}" for name in ways_home))
 for rho, row in by_rho.items():
-    print(f"rho = {rho}: " + ";  ".join("{} {:.2f}, {:.2f}".format(name, *pair) for name, pair in row.items()))
+    print(f"{rho}" + "".join(f"{'{:.2f}, {:.2f}'.format(*pair):>28}" for pair in row.values()))
 for row in by_rho.values():
     for name in ("substitution", "shift (its own classifier)"):
         assert abs(row[name][0] - 1.5 * U / (U + 0.3)) < 0.03 and abs(row[name][1] - U * 0.3 / (U + 0.3)) < 0.02
@@ -743,7 +745,6 @@ def samplers_of(model):
     }
 
 
-# %% tags=["hide-input"]
 everywhere = {}
 for data, y in ((mixture, 1), (five, 0)):
     model = guidance.tilt(data.denoiser(schedule), gradient_of(data, schedule, y), 1.0, schedule)
@@ -752,13 +753,14 @@ for data, y in ((mixture, 1), (five, 0)):
     ends_of["the class itself"] = data.given(y).sample(3000, seeded(4))[0]
     everywhere[data] = {name: errors_of(x, data.given(y)) for name, x in ends_of.items()}
 
-# %% tags=["hide-input"]
-print(f"{'errors of':18s} four blobs: mean, cov    five blobs: mean, cov")
+print(f"{'errors of':18s}{'four blobs: mean, cov':>25s}{'five blobs: mean, cov':>25s}")
 for name in everywhere[mixture]:
-    (a, b), (c, d) = (everywhere[data][name] for data in (mixture, five))
-    print(f"{name:18s}             {a:.3f}, {b:.3f}                {c:.3f}, {d:.3f}")
+    pairs = ("{:.3f}, {:.3f}".format(*everywhere[data][name]) for data in (mixture, five))
+    print(f"{name:18s}" + "".join(f"{pair:>25s}" for pair in pairs))
 chances = [math.sqrt(float(moments_of(data.given(y))[1].trace()) / 3000) for data, y in ((mixture, 1), (five, 0))]
 print("chance in the mean, 3,000 points: {:.3f} and {:.3f}".format(*chances))
+
+# %% tags=["remove-cell"]
 assert all(row[0] < 2.5 * chance for data, chance in zip((mixture, five), chances, strict=True) for row in everywhere[data].values())
 assert all(everywhere[data]["Heun"][1] < 0.5 * everywhere[data]["DDIM"][1] for data in (mixture, five))
 assert all(row[1] < 0.25 for data in (mixture, five) for row in everywhere[data].values())
@@ -783,7 +785,7 @@ for gamma in (1.0, 3.0, 10.0):
         runs = [draw(solver(model, schedule), few, grid_of(budget // calls)) for budget in budgets]
         squares[name, gamma] = torch.stack([(x - goal[gamma]).square().sum(1) for x in runs])  # (budgets, 500)
 
-# %% tags=["hide-input"]
+
 def evaluations_for(error, errors):
     """Where the line through the measured errors, in logarithms, last comes down to `error`."""
     last = max(k for k, value in enumerate(errors) if value > error)
@@ -856,7 +858,7 @@ per_ell = -schedule.beta(t) / (2 * schedule.sigma(t) ** 2)  # d ell / d t
 by_autograd = plane.jacobian(lambda x: flow(x, t) / per_ell, x_t)
 torch.testing.assert_close(stiffness(mixture, schedule, label, 3.0, x_t, t), by_autograd)
 
-# %% tags=["hide-input"]
+
 def fastest(gamma, x, t):
     return float(-torch.linalg.eigvalsh(stiffness(mixture, schedule, label, gamma, x, t)).min())
 
@@ -1046,14 +1048,14 @@ for gamma in (1.0, 3.0):
     limits[gamma] = [noisy_run(walk, 150, seed) for seed in (20, 30, 50, 70)]
     chance[gamma] = max(abs(metrics.energy_distance(a, b)) for a, b in itertools.combinations(limits[gamma], 2))
 
-# %% tags=["hide-input"]
 apart = {}
+print(f"{'evaluations':31s}", *(f"{n:8}" for n in (8, 16, 32, 64, 128)), "  chance, up to")
 for gamma in (1.0, 3.0):
     model = guidance.tilt(free, grad, gamma, schedule)
     for name, walk in {"DDPM, small variance": kernels.ddpm, "SDE, rho 1": kernels.reverse_sde}.items():
         clouds = {n: noisy_run(walk(model, schedule), n, 40) for n in (8, 16, 32, 64, 128)}
         apart[name, gamma] = {n: metrics.energy_distance(cloud, limits[gamma][0]) for n, cloud in clouds.items()}
-        print(f"gamma = {gamma:g}, {name:21s}" + ", ".join(f"{n}: {value:.3f}" for n, value in apart[name, gamma].items()) + f"  (chance up to {chance[gamma]:.3f})")
+        print(f"gamma = {gamma:g}, {name:20s}", *(f"{value:8.3f}" for value in apart[name, gamma].values()), f"{chance[gamma]:15.3f}")
 
 # %% tags=["remove-cell"]
 for (name, _), row in apart.items():

@@ -53,8 +53,6 @@ answers = (
     ("told: class 1", "conditional", -told.eps, mixture.given(1)),
     ("the difference", "guided", untold.eps - told.eps, None),
 )
-
-# %% tags=["hide-input"]
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 3, figsize=(9, 3.1), sharey=True)
     for panel, (title, colour, arrows, known) in zip(axes, answers, strict=True):
@@ -187,7 +185,6 @@ few = start[:500]
 paths = {gamma: path(learned, gamma, few, schedule) for gamma in scales}
 goals = {gamma: path(exact, gamma, few, schedule)[-1] for gamma in scales}
 
-# %% tags=["hide-input"]
 for gamma in scales:
     mine = paths[gamma][-1]
     in_class = mixture.class_log_prob(mine, 1).exp()
@@ -264,7 +261,6 @@ def moments(x, blobs, weights=None):
     return torch.stack([mean[0], parts[:, 1].sum(), spread, *each])
 
 
-# %% tags=["hide-input"]
 axis = torch.linspace(-6, 8, 141).double()
 points = torch.cartesian_prod(axis, axis)
 table = {key: moments(cloud, blobs) for key, cloud in looks.items()}
@@ -325,7 +321,7 @@ shown
 #
 # At $\gamma = 1$ everybody agrees, to a few standard errors. At $\gamma = 3$ the target hardly moves, since class 1 was fairly sure already, and **none of the three finds it**. All go too far to the right and give the small blob too much, and they differ from one another by many standard errors. Each blob shrinks: the large one from 0.90 to 0.74 in the target and to 0.47 under DDIM. Neither a network is to blame (there is none) nor coarse steps: half as many give nearly the same means. By the last line, nearly all of DDIM's shift comes from the early half.
 #
-# Why? For every $t$ the guided guess is the score of a sharpened noisy density, $p_t(x)\, p_t(y \mid x)^\gamma$. The rule above needs more: that these are *one* density with more and less noise. But noising a sharpened density is not sharpening a noised one, and unless $\gamma$ is 0 or 1, they are in general not. Take the class $\mathcal N(0, C)$ among data $\mathcal N(0, U)$ on the line, $C < U$. The target's variance is the *harmonic* mean of $C$ and $U$ with weights $\gamma$ and $1 - \gamma$; the noiseless sampler ends with their *geometric* mean (exercise 11.3). So it shrinks more than the target.
+# Why? For every $t$ the guided guess is the score of a sharpened noisy density, $p_t(x)\, p_t(y \mid x)^\gamma$. The rule above needs more: that these are *one* density with more and less noise. But noising a sharpened density is not sharpening a noised one, and unless $\gamma$ is 0 or 1, they are in general not. Take the class $\mathcal N(0, C)$ among data $\mathcal N(0, U)$ on the line, $C < U$. The target's variance and the noiseless sampler's are two different means of $C$ and $U$ with weights $\gamma$ and $1 - \gamma$ (exercise 11.3 finds which). For $\gamma > 1$ the sampler's is the smaller: it shrinks more.
 #
 # And why does noise bring you nearer? Of $c = \frac12 + \frac12 \rho^2$, the first half carries points from one noise level to the next, right or wrong. The second, with its noise, is *Langevin dynamics*: it leaves alone the density whose score it follows, and draws everything else towards it. That density is $p_t(x)\, p_t(y \mid x)^\gamma$, at the end the target. More noise, more correction. So "the distribution that guidance samples" depends on the sampler ([Bradley & Nakkiran (2024)](https://arxiv.org/abs/2408.09000)).
 #
@@ -692,7 +688,6 @@ def marks(pair, exact, noised, goal, start, schedule):
     return torch.stack([told / unit, untold / unit, off])
 
 
-# %% tags=["hide-input"]
 noised_ones = {k / 10: schedule.add_noise(x_0, eps, k / 10)[label == 1][:500] for k in (1, 3, 5, 7, 9)}
 scores = torch.stack([  # (coins, seeds, marks)
     torch.stack([
@@ -858,9 +853,9 @@ assert round(float((turns / unrelated.square().sum((1, 2)).mean()) ** 0.5), 2) =
 # %% tags=["hide-input"]
 square = torch.linspace(-4, 4, 61).double()
 with plotting.style():
-    figure, axes = plotting.plt.subplots(1, 4, figsize=(10.5, 3), sharey=True)
-    pictures = {"exact: difference": exact_fields["difference"]}
-    pictures |= {f"learned: {name}": field for name, field in learned_fields.items()}
+    figure, axes = plotting.plt.subplots(1, 4, figsize=(8, 2.7), sharey=True)
+    pictures = {"exact:\ndifference": exact_fields["difference"]}
+    pictures |= {f"learned:\n{name}": field for name, field in learned_fields.items()}
     for panel, (title, field) in zip(axes, pictures.items(), strict=True):
         turn = plane.curl(field, torch.cartesian_prod(square, square)).view(61, 61).T
         bounds = torch.arange(-6.5, 7) / 20
@@ -950,7 +945,6 @@ sharp = {
     "kappa = 3": ancestral(guidance.tempered(exact.cond, 3.0, schedule), schedule, start),
 }
 
-# %% tags=["hide-input"]
 rows = {
     name: (mixture.class_log_prob(cloud, 1).exp().mean(), *moments(cloud, blobs))
     for name, cloud in sharp.items()

@@ -91,7 +91,7 @@ def draw_cloud(panel):
     panel.plot(*centre[0], "o", color=colours["guided"], markersize=7, markeredgecolor="white")
     panel.text(-3.4, 3.1, "class 0", color="0.3")
     panel.text(1.5, -3.3, "class 1", color=colours["conditional"])
-    panel.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal", title="clean points behind one noisy point")
+    panel.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal", title="clean points\nbehind one noisy point")
 
 
 def draw_answers(panel, make):
@@ -105,14 +105,14 @@ def draw_answers(panel, make):
 
 # %% tags=["hide-input"]
 with plotting.style():
-    figure, axes = plotting.plt.subplots(1, 3, figsize=(9.6, 3.3))
+    figure, axes = plotting.plt.subplots(1, 3, figsize=(8, 3.1))
     draw_cloud(axes[0])
     draw_answers(axes[1], torch.exp)
     draw_answers(axes[2], lambda log: log)
     axes[1].text(-3.5, 0.8, "about\nthe guess", color=colours["guided"])
     axes[1].text(0.7, 0.4, "averaged over\nthe cloud", color=colours["truth"])
     axes[1].set_title("probability of class 1")
-    axes[2].set(title="its logarithm: guidance is the slope", ylim=(-8, 0.5))
+    axes[2].set(title="its logarithm:\nguidance is the slope", ylim=(-8, 0.5))
     shown = plotting.show(
         figure,
         "12_one_verdict",
@@ -369,7 +369,8 @@ def nudged(f, mixture, schedule, x, t, order=40):
 
 # %%
 slope = nudged(lambda x0: clean_classifier(x0).exp(), mixture, schedule, few, t)
-torch.testing.assert_close(slope / truth.exp()[:, None], noisy.class_gradient(few, label), atol=1e-3, rtol=0)
+of_the_log = slope / truth.exp()[:, None]
+torch.testing.assert_close(of_the_log, noisy.class_gradient(few, label), atol=1e-3, rtol=0)
 
 # %% [markdown]
 # With $f(x_0) = x_0$ the same rule gives the derivative of the guess, a matrix:
@@ -413,7 +414,7 @@ by_verdict = []
 for low, high in ((0, 0.02), (0.02, 0.2), (0.2, 0.8), (0.8, 0.98), (0.98, 1)):
     chosen = (verdict >= low) & (verdict <= high)
     by_verdict.append([float(v[chosen].mean()) for v in (right, g, g_hat)])
-    print("          {:4.2f} to {:4.2f}   {:4.2f}  {:15.2f}  {:17.2f}".format(low, high, *by_verdict[-1]))
+    print(f"{f'{low:.2f} to {high:.2f}':>23s}" + "{:7.2f}{:18.2f}{:19.2f}".format(*by_verdict[-1]))
 assert by_verdict[2][2] / by_verdict[2][1] > 3.4 and by_verdict[0][2] / by_verdict[0][1] > 2.5
 assert 7 < by_verdict[4][1] / by_verdict[4][2] < 8
 
@@ -504,7 +505,6 @@ def averaged_slope(x0, cov):
         return torch.autograd.grad(log.sum(), leaf)[0]
 
 
-# %% tags=["hide-input"]
 def with_matrix(kind, x, t):
     """The averaged slope at the guess times the denoiser's derivative, or times what people put there."""
     cov, alpha = clean_cov(denoiser, schedule, x, t), schedule.alpha(t)
@@ -520,7 +520,6 @@ def one_number(x, t):
     trace = weights @ clean_cov(denoiser, schedule, points, t).diagonal(dim1=1, dim2=2).mean(1)
     return schedule.alpha(t) / schedule.sigma(t) ** 2 * trace * mixture.class_gradient(denoiser(x, t).x0, label)
 
-
 # %% tags=["hide-input"]
 names = {
     "cov": "the covariance",
@@ -529,7 +528,8 @@ names = {
     "level": "at the guess, a number a level",
 }
 fields = {kind: partial(with_matrix, kind) for kind in names} | {"level": one_number}
-print(f"{'':31s} error / size at t = {'   '.join(str(u) for u in times)}    DDPM, 300 points: far, W2")
+print(f"{'':76s}{'300 points by DDPM':>18s}")
+print(f"{'error / size of the gradient':31s}" + "".join(f"{f't = {u}':>9s}" for u in times) + f"{'far':>9s}{'W2':>9s}")
 dropped = {}
 for kind, field in fields.items():
     dropped[kind] = []
@@ -539,7 +539,7 @@ for kind, field in fields.items():
     kernel = kernels.ddpm(guidance.tilt(denoiser, field, 1.0, schedule), schedule)
     x = draw(kernel, start[:300], time_grid(100), seeded(7))
     dropped[kind] += [moments(x)[1].item(), metrics.wasserstein(x, target[:300])]
-    print(f"{names[kind]:44s}", " ".join(f"{v:6.2f}" for v in dropped[kind][:5]), "   {:.2f}, {:.2g}".format(*dropped[kind][5:]))
+    print(f"{names[kind]:31s}" + "".join(f"{v:9.2f}" for v in dropped[kind][:6]) + f"{dropped[kind][6]:9.2g}")
 through = metrics.wasserstein(runs["guess", "DDPM"][:300], target[:300])
 print(f"through the guess, these 300 points: {through:.2f}")
 assert dropped["detached"][4] > 15 and dropped["detached"][6] > 1000 > 3 > dropped["level"][6] > dropped["cov"][6]
@@ -785,7 +785,7 @@ def later_verdict(log_prob, mixture, schedule, x, t, s, order=20):
 # %% tags=["hide-input"]
 four = torch.tensor([[-1.0, -0.5], [-0.6, 0.2], [0.3, 0.3], [0.9, -0.3]], dtype=torch.float64)
 then = torch.tensor(0.7, dtype=torch.float64)
-print("  s   exact                     about the guess")
+print("  s  exact                 about the guess")
 for s in (0.7, 0.5, 0.3, 0.1):
     s = torch.tensor(s, dtype=torch.float64)
     both = [later_verdict(f, mixture, schedule, four, then, s).numpy().round(2) for f in (exact_answer, guess)]
@@ -1051,7 +1051,6 @@ def logit_of(log_p):
     return log_p - torch.log(-torch.expm1(log_p.clamp_max(-1e-12)))
 
 
-# %% tags=["hide-input"]
 nodes = torch.linspace(0.02, 1, 50, dtype=torch.float64)
 fitted = torch.stack([
     fit(logit_of(guess(schedule.add_noise(x_0[:4000], eps[:4000], u), u)), (labels[:4000] == label).double()) for u in nodes
@@ -1061,7 +1060,6 @@ fitted = torch.stack([
 def calibrated(x, t):
     a, b = fitted[(nodes - t).abs().argmin()]
     return torch.nn.functional.logsigmoid(a * logit_of(guess(x, t)) + b)
-
 
 # %% tags=["hide-input"]
 temper = []
@@ -1137,7 +1135,6 @@ strips = GaussianMixture(
     labels=[0, 0, 1, 1, 2, 2],
 )
 
-# %% tags=["hide-input"]
 strip_denoiser = strips.denoiser(schedule)
 
 
@@ -1150,7 +1147,6 @@ def strip_questions(asked_for):
         "12 x 12": gaussian_cloud(strip_denoiser, verdict_of, schedule),
         "24 x 24": gaussian_cloud(strip_denoiser, verdict_of, schedule, order=24),
     }
-
 
 # %% tags=["hide-input"]
 sharp, close = [], {}

@@ -275,13 +275,13 @@ def test_the_laboratory_is_four_blobs_two_of_each_class_under_the_noise_of_the_o
 def test_caption_one_step_the_line_runs_through_the_black_dot_and_the_orange_one_stops_short():
     x, t = torch.tensor([[-0.9, 0.2]], dtype=torch.float64), 0.3
     g, reached = blob_grad(x, t)[0], []
-    for s in (0.27, 0.21, 0.12):
+    for s in (0.24, 0.21, 0.12):
         grey, black = (kernels.exact(BLOBS, TABLE, label)(x, t, s).mean[0] for label in (None, 1))
         orange = grey + kernels.posterior_variance(TABLE, t, s) * g
         across = (black - grey)[0] * g[1] - (black - grey)[1] * g[0]
         assert abs(float(across / (g.norm() * (black - grey).norm()))) < 1e-9  # on the line
         reached.append(float((orange - grey).norm() / (black - grey).norm()))
-    assert max(abs(a - b) for a, b in zip(reached, (0.80, 0.48, 0.16), strict=True)) < 0.005  # the alt text
+    assert max(abs(a - b) for a, b in zip(reached, (0.63, 0.48, 0.16), strict=True)) < 0.005  # the alt text
 
 
 def fractions_of(variance, steps):

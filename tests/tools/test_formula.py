@@ -37,6 +37,11 @@ EXPRESSIONS = {
 }  # fmt: skip
 
 
+def test_the_lines_of_an_aligned_formula_are_one_formula():
+    lines = r"\begin{aligned} f(x) = {} & x^2 \\ & + 1, \\ & w = 2 \end{aligned} \label{eq-lines}"
+    assert clauses(tokens_of(lines)) == clauses(tokens_of("f(x) = x^2 + 1, w = 2"))
+
+
 @pytest.mark.parametrize("latex", EXPRESSIONS)
 def test_an_expression_has_the_value_that_it_has_on_paper(latex: str):
     torch.testing.assert_close(torch.tensor(value(latex)), torch.tensor(EXPRESSIONS[latex]), check_dtype=False)

@@ -13,8 +13,11 @@ class Unreadable(ValueError):
 
 
 def tokens_of(latex: str) -> list[str]:
-    r"""The tokens of LaTeX, without label and spacing; `\mid` is `|`, and `\text{...}` is one token with its words."""
+    r"""The tokens of LaTeX, without label, spacing and the line breaks of `aligned`; `\mid` is `|`, and `\text{...}` is
+    one token with its words."""
     latex = re.sub(r"\\label\{[^}]*\}|\\tag\{[^}]*\}", "", latex)
+    if r"\begin{aligned}" in latex:
+        latex = re.sub(r"\\(?:begin|end)\{aligned\}|\\\\|\{\}|(?<!\\)&", " ", latex)
     texts = re.findall(r"\\text\{[^{}]*\}", latex)
     tokens = TOKEN.findall(re.sub(r"\\text\{[^{}]*\}", r"\\text ", latex))
     words = iter(texts)
