@@ -17,7 +17,7 @@ HEAD = """(figures)=
 # All figures
 
 Each with what to conclude from it. A picture leads to its place in the chapter, where the cell that draws it stands
-above it.
+above it; its name saves it. The text and the figures are CC BY 4.0.
 """
 TAGS = re.compile(r"\\tag\{([^}]*)\}\s*\\label\{([^}]*)\}")
 
@@ -78,8 +78,11 @@ def page(chapters: dict[str, dict], titles: dict[str, str]) -> str:
 
 def plate(figure: Figure, chapter: str, numbers: dict[str, str]) -> str:
     width, height = figure.size
+    there = rf'<a href="notebooks/{chapter}.html#\1">Play with it.</a>'
+    caption = re.sub(r'<a href="#([\w-]+)">Play with it, just below\.</a>', there, figure.caption)
     return (
         f'<figure>\n<a href="notebooks/{chapter}.html#{anchor(figure.name)}"><img loading="lazy" '
         f'src="_images/{figure.file}" alt="{html.escape(figure.alt)}" width="{width}" height="{height}"></a>\n'
-        f"<figcaption>\n\n{elsewhere(figure.caption, chapter, numbers)}\n\n</figcaption>\n</figure>"
+        f"<figcaption>\n\n{elsewhere(caption, chapter, numbers)}\n\n"
+        f'<a href="_images/{figure.file}" download="{figure.name}.png">{figure.name}.png</a>\n</figcaption>\n</figure>'
     )

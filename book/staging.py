@@ -12,12 +12,13 @@ import tomllib
 from itertools import pairwise
 from pathlib import Path
 
-from book import cheat_sheet, conventions, gallery, in_practice
+from book import cheat_sheet, conventions, gallery, in_practice, teaching
 from difflesson import interactive
 from tools import equation_labels, ledger
 from tools.address import repository
 from tools.citations import Paper, bibliography, cite, with_letters
 from tools.equation_labels import NOT_PROSE, unique_slug
+from tools.pairs import cells_of
 from tools.reading_time import STATED
 
 SHEET = "Part II."  # whose equations are on the cheat sheet
@@ -138,7 +139,8 @@ def front_page(template: str, parts: list[dict], ready: dict[str, str], address:
         tables.append("\n".join([f"### {part['title']}\n", "| | chapter | in one line |", "|---|---|---|", *rows]))
         if pages:
             contents.append((part["title"], pages))
-    contents.append(("At the back", ["in_practice", "conventions", "cheat_sheet", "figures", "ledger", "references"]))
+    back = ["in_practice", "conventions", "cheat_sheet", "figures", "ledger", "teaching", "references"]
+    contents.append(("At the back", back))
     trees = ("\n".join(["```{toctree}", ":hidden:", f":caption: {name}\n", *pages, "```"]) for name, pages in contents)
     page = re.sub("%published%(.*?)%end%", r"\1" if address else "", template, flags=re.DOTALL)
     page = page.replace("%repository%", address).replace("%chapters%", "\n\n".join(tables))
@@ -171,12 +173,14 @@ def stage(source: Path, root: Path) -> None:
     parts = tomllib.loads((root / "book" / "chapters.toml").read_text(encoding="utf-8"))["parts"]
     template = (root / "book" / "index.md").read_text(encoding="utf-8")
     known = equation_labels.read(root)
+    sources = {name: cells_of(root / "notebooks" / f"{name}.py") for name in chapters}
     pages = {
         "index": front_page(template, parts, titles, repository(root)),
         "in_practice": in_practice.page(parts, chapters, titles),
         "conventions": conventions.page(),
         "cheat_sheet": cheat_sheet.page(of_part(SHEET, parts, chapters), titles, known),
         "figures": gallery.page(chapters, titles),
+        "teaching": teaching.page(root, parts, chapters, titles, sources, lambda heading: unique_slug(heading, [])),
         "ledger": f"(ledger)=\n{ledger.page(root, ledger=known)}",
     }
     for name, text in pages.items():

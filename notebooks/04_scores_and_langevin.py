@@ -98,7 +98,7 @@ shown
 # *Walkers (half of the thousand) on the exact slope of the data, left and middle, and of data with less and less noise, right. Dashed: 50, 90 and 99 % of the data. Orange: the share in each group, which should be
 # 0.2 and 0.8. The places are good in all panels, the shares only on noise levels. (The right panel starts from a wider cloud. From there, without noise levels, 0.51 end on the right.)*
 #
-# After 100 steps each group looks right inside, blob by blob. But 0.58 of the walkers are on the right: with few exceptions those that *began* on its side of the watershed, the line where the slopes part (left of 0). Ten thousand steps do not change that. ([Chapter 01](01_noising.ipynb#where-there-are-no-data-there-is-nothing-to-learn) saw the like on thin arcs, uphill without shaking.)
+# After 100 steps each group looks right inside, blob by blob. But 0.58 of the walkers are on the right: with few exceptions those that *began* on its side of the watershed, the line where the slopes part (left of 0). Ten thousand steps do not change that.
 #
 # **Why.** A slope says how $\log p$ changes from a point to its neighbours. Change how much lies in which group: inside each, $\log p$ moves by nearly one number *everywhere*, and slopes hardly change. One often reads that
 # the gradient removes the weights. That holds where one group is alone. In the valley, where both add to $p$, the slope does depend on how much lies on either side. But hardly anybody is there.
@@ -215,13 +215,13 @@ ends = [langevin.unadjusted(p.score, starts, 0.05, 2000, seeded(7)) for p in (da
 met = [((ends[0] - other).norm(dim=1) < 0.01).double().mean() for other in ends[1:]]
 print(f"Fisher divergence {float(fisher):.1e}, mean square slope {float(weights @ data.score(points).square().sum(1)):.1f}")
 print(f"KL divergence {float(kl):.3f} nats")
-print(f"2,000 steps with the same noises: {float(met[0]):.0%} of the walkers end in the same place on both slopes;"
-      f" {float(met[1]):.0%}, if two blobs of one group exchange shares")
+print(f"2,000 steps with the same noises: {float(met[0]):.0%} of the walkers end in the same place on both slopes")
+print(f"if two blobs of one group exchange shares instead: {float(met[1]):.0%}")
 
 # %% [markdown]
-# The slopes differ by three millionths in the mean square; the slope itself has 4.0. With the same noises, 97 % of the walkers end in the same place on either slope. (If two blobs of *one* group exchange their shares instead, 43 % do.) Yet the Kullback-Leibler divergence is large, 0.83 nats a point.
+# The slopes differ by three millionths in the mean square; the slope itself has 4.0. With the same noises, 97 % of the walkers end in the same place on either slope. Yet the Kullback-Leibler divergence is large, 0.83 nats a point.
 #
-# Now add noise of variance $q$ to both, $p_q = p * \mathcal N(0, q I)$ (without shrinking the data; by [chapter 01](01_noising.ipynb#the-only-clock) it is the same process). How fast do they become alike? A little more noise averages over shifts, $p_{q + dq}(x) = \mathbb E\big[p_q(x - \sqrt{dq}\, \varepsilon)\big]$, and to first order in $dq$ only the second derivatives are left: $\partial_q\, p_q = \frac12 \Delta p_q$, *diffusion*. The same for $r_q$. Put this into the derivative of $\int p_q \log (p_q / r_q)$. Where the derivative falls on $\log p_q$ it gives nothing, $\int p_q\, \partial_q \log p_q = \partial_q \int p_q = 0$. The other term of the logarithm gives $-\int (p_q / r_q)\, \partial_q r_q$. The rest, integrated by parts,
+# Now add noise of variance $q$ to both, $p_q = p * \mathcal N(0, q I)$ (without shrinking the data; by [chapter 01](01_noising.ipynb#the-only-clock) it is the same process). How fast do they become alike? A little more noise averages over shifts, $p_{q + dq}(x) = \mathbb E\big[p_q(x - \sqrt{dq}\, \varepsilon)\big]$, and to first order in $dq$ only the second derivatives are left: $\partial_q\, p_q = \frac12 \Delta p_q$, *diffusion*. The same for $r_q$. Put this into the derivative of $\int p_q \log (p_q / r_q)$. Where the derivative falls on $\log p_q$ it gives nothing, $\int p_q\, \partial_q \log p_q = \partial_q \int p_q = 0$. The other term of the logarithm gives $-\int (p_q / r_q)\, \partial_q r_q$. What is left, with $\frac12 \Delta$ for $\partial_q$ and integrated by parts, is
 #
 # $$ \frac12 \int \Big[ \Delta p_q\, \log \frac{p_q}{r_q} - \frac{p_q}{r_q}\, \Delta r_q \Big] = -\frac12 \int \nabla \log \frac{p_q}{r_q} \cdot \Big[ \nabla p_q - \frac{p_q}{r_q}\, \nabla r_q \Big], $$
 #
@@ -289,11 +289,11 @@ shown
 # *Left: $q F$ for three pairs of densities; on this axis the areas are their KL divergences. Here each difference is seen at noise about as wide as what differs. Right: after
 # how many Langevin steps the memory of the start has fallen by $e$, from the two smallest rates of the diffusion; steps of $0.1\, (\sigma^2 + 0.5)$. At much noise the groups are one, and the blue line is its second rate.*
 #
-# The integral gives the KL divergence to the last digit printed, for all three. Half of the 0.83 nats lie above $\sigma = 3.9$, about half the distance between the groups. The narrower blob is nearly as wrong in nats, 0.80; and its Fisher divergence, on clean data, is nine million times as large.
+# The integral gives the KL divergence to the last digit printed, for all three. Half of the 0.83 nats lie above $\sigma = 3.9$, about half the distance between the groups. The narrower blob is nearly as wrong, by 0.80 nats; its Fisher divergence, on clean data, is nine million times as large.
 #
 # ## Down the stairs
 #
-# At $\sigma = 10$ what a walk remembers of its start falls by $e$ in eleven steps; and a mixture keeps its weights at *every* noise level ([chapter 01](01_noising.ipynb#a-mixture-stays-a-mixture)). So begin up there, and go down in small ratios, $\sigma = \sigma_1 > \sigma_2 > \dots > \sigma_L$ (we call a level a *stair*), with some steps on each, since the shares are settled on the stairs where the groups part:
+# At $\sigma = 10$ what a walk remembers of its start falls by $e$ in eleven steps; and a mixture keeps its weights at *every* noise level ([chapter 01](01_noising.ipynb#a-mixture-stays-a-mixture)). So begin up there, and go down in small ratios, $\sigma = \sigma_1 > \sigma_2 > \dots > \sigma_L$ (we call a level a *stair*), with some steps on each:
 #
 # $$ x' = x + a \sigma^2\, \nabla \log p_{\sigma^2}(x) + \sqrt{2 a}\; \sigma\, \varepsilon, \label{eq-annealed-step} $$
 #
@@ -331,10 +331,9 @@ for count in (2, 5, 10, 20):
     fewer = torch.logspace(1, -1, count, dtype=torch.float64).tolist()
     few[count] = right_share(langevin.annealed(noisy_slope, high, fewer, 0.3, 400 // count, seeded(4)))
 print("400 steps from 10 to 0.1, on so many stairs:", ", ".join(f"{count}: {share:.2f}" for count, share in few.items()), "+- 0.01")
-print(f"on two stairs that is {400 // 2} steps at 10 and {400 // 2} at 0.1")
 assert few[2] < 0.65 < few[5] < 0.785 and abs(few[10] - 0.8) < 0.03 and few[20] == right_share(walkers["400 steps on 20 noise levels"])
 # %% [markdown]
-# One rate a stair predicts the shares to 0.04 (with few and shorter steps it misses more). Walks that begin below $\sigma = 1$ stay where they began. So begin where walks cross: from 10, wider than the groups are apart, 0.79 end on the right. Nor does the top alone do it: at $\sigma = 10$ there are no groups to hold a share. On two stairs, 200 steps there and 200 at 0.1, 400 steps give 0.59; on five 0.76, on ten 0.79.
+# One rate a stair predicts the shares to 0.04 (with few and shorter steps it misses more). Walks that begin below $\sigma = 1$ stay where they began. So begin where walks cross: from 10, wider than the groups are apart, 0.79 end on the right. Nor does the top alone do it: at $\sigma = 10$ there are no groups to hold a share. On two stairs, 10 and 0.1, 400 steps give 0.59; on ten 0.79.
 # %% [markdown]
 # ## The slope must be learned
 #
@@ -461,7 +460,7 @@ shown
 # %% [markdown]
 # *The slope along a line through both groups: exact (dashed) and learned (orange); grey: where the data are. At little noise (left) the learned one follows roughly where data are, and not in the valley. At much noise (right) there are data everywhere.*
 #
-# A loss averages over the data, so nobody corrects a network where none come. At one level it is off by 0.43 of the slope's size on the data, and by 0.80 where walks begin (with two other seeds less, still in this order). Where no data are it parts the walkers elsewhere: without noise 0.70 go right, on the exact slope 0.59. In the valley, where it has less than half of the exact slope, some cross as well (0.15 of those that start on the left), and 0.74 end on the right: an error that happens to help (with two other seeds less). The network of
+# A loss averages over the data, so nobody corrects a network where none come. At one level it is off by 0.43 of the slope's size on the data, and by 0.80 where walks begin (with two other seeds less, still in this order). So 0.74 end on the right, by an error that happens to help (with two other seeds less): the network parts the walkers elsewhere, and in the valley, where it has less than half of the exact slope, some cross. The network of
 # all levels gets 0.68 if it is walked at 0.3 only, and 0.81 if it is walked *down*. So the walk mends the shares; the training on all levels lets each slope be learned where its walk passes (at $\sigma = 10$ it is off by 0.06 where the walk begins).
 #
 # ## Three failures, one cure

@@ -166,7 +166,7 @@ print(f"of true points, a gap beyond {limit:.3f} in this table: chance at most 1
 assert all(gap < limit for row in gaps.values() for gap in row)
 
 # %% [markdown]
-# No gap exceeds the limit, which true points would exceed here once in a hundred times at most ([Massart (1990)](https://doi.org/10.1214/aop/1176990746)). With exact guesses and short steps no dose improves or harms anything that this test can see.
+# No gap exceeds what true points exceed at most once in a hundred times ([Massart (1990)](https://doi.org/10.1214/aop/1176990746)). With exact guesses and short steps no dose improves or harms anything that this test can see.
 #
 # ## What the dose decides: whom to believe
 #
@@ -199,7 +199,11 @@ torch.testing.assert_close((later - sooner) / (2 * h), rate, rtol=1e-9, atol=0)
 #
 # $$ -\frac{dD}{dt} = \frac{\beta}{2} \Big[ \Big( 1 - \frac{1 + \rho^2}{V_t} \Big) D + (1 + \rho^2)\, \frac{\alpha_t}{V_t}\, b \Big]. $$
 #
-# Measure it in deviations, $u = D / \sqrt{V_t}$, and by the clock $\eqref{eq-correlation-clock}$. With $V_t' = \beta (1 - V_t)$ this is $-\frac{du}{dt} = \frac{\beta}{2 V_t} \big[ {-\rho^2 u} + (1 + \rho^2) \frac{\alpha_t b}{\sqrt{V_t}} \big]$. Divide by $-\frac{dr}{dt} = \frac{\beta}{2 V_t} r$. Then $\frac{du}{dr} = -\frac{\rho^2}{r}\, u + (1 + \rho^2)\, \frac{b}{\sqrt c}$: the first term forgets, the second believes, and a larger dose does more of both. In other words, $\frac{d}{dr} \big( r^{\rho^2} u \big) = (1 + \rho^2)\, r^{\rho^2} \frac{b}{\sqrt c}$. Integrate. Beliefs off by $b(r)$, after a start at $r_T$ that is off by $u_T$ deviations, move the sample by
+# Measure it in deviations, $u = D / \sqrt{V_t}$, and by the clock $\eqref{eq-correlation-clock}$. With $V_t' = \beta (1 - V_t)$ this is $-\frac{du}{dt} = \frac{\beta}{2 V_t} \big[ {-\rho^2 u} + (1 + \rho^2) \frac{\alpha_t b}{\sqrt{V_t}} \big]$. Divide by $-\frac{dr}{dt} = \frac{\beta}{2 V_t} r$:
+#
+# $$ \frac{du}{dr} = -\frac{\rho^2}{r}\, u + (1 + \rho^2)\, \frac{b}{\sqrt c}, \qquad \text{or} \qquad \frac{d}{dr} \big( r^{\rho^2} u \big) = (1 + \rho^2)\, r^{\rho^2}\, \frac{b}{\sqrt c}. $$
+#
+# On the left the first term forgets, the second believes, and a larger dose does more of both. Integrate the right one. Beliefs off by $b(r)$, after a start at $r_T$ that is off by $u_T$ deviations, move the sample by
 #
 # $$ \delta = \sqrt{c}\; r_T^{\rho^2}\, u_T + \int_{r_T}^1 \Big[ (1 + \rho^2)\, r^{\rho^2}\, b(r) \Big]\, dr. \label{eq-error-weights} $$
 #
@@ -304,12 +308,19 @@ assert abs(controls[0.0][1] - controls[1.0][1]) < 0.06 and min(controls[0.0][1],
 assert controls[0.0][2] > 1 and max(controls[1.0][2], controls[2.0][2]) < 0.05
 
 # %% [markdown]
-# An error made at all levels is in the samples completely, at any dose. One around $r = \frac12$ moves them about alike at $\rho = 0$ and 1, whose weights are $1$ and $2r$. A wrong start is kept without dice, and hardly anything is left of it at $\rho = 1$ and 2. So if two doses agree, the guesses may still be wrong. But if they *disagree*, with short steps and the right start, the guesses are wrong somewhere.
+# An error made at all levels is wholly in the samples, at any dose. One around $r = \frac12$ moves them about alike at $\rho = 0$ and 1, whose weights are $1$ and $2r$. A wrong start is kept without dice, and hardly anything is left of it at $\rho = 1$ and 2. So if two doses agree, the guesses may still be wrong. But if they *disagree*, with short steps and the right start, the guesses are wrong somewhere.
 #
 # ## Few steps: hold the guess
 #
 # Each step asks the network, and an Euler step of $\eqref{eq-reverse-sde}$ keeps the whole right side fixed. One can hold less: only the guess. Put $x = \alpha_t \hat x_0 + \sigma_t \hat\varepsilon$ and $\nabla \log p_t = -\hat\varepsilon / \sigma_t$ into $\eqref{eq-probability-flow}$. With $\alpha_t' = -\frac{\beta}{2} \alpha_t$ and $\sigma_t' = \frac{\beta}{2} \frac{\alpha_t^2}{\sigma_t}$ the quotient rule gives (and $x - \sigma_t \hat\varepsilon = \alpha_t \hat x_0$)
-# $\frac{d}{dt} \frac{x}{\sigma_t} = -\frac{\beta \alpha_t}{2 \sigma_t^3}\, \hat x_0$ and $\frac{d}{dt} \frac{\alpha_t}{\sigma_t} = -\frac{\beta \alpha_t}{2 \sigma_t^3}$. So $x / \sigma_t$ grows by $\hat x_0$ times what $\alpha_t / \sigma_t$ grows by. Hold $\hat x_0$ from $t$ to $s$: $\frac{x_s}{\sigma_s} = \frac{x_t}{\sigma_t} + \big( \frac{\alpha_s}{\sigma_s} - \frac{\alpha_t}{\sigma_t} \big)\, \hat x_0$, and since $x_t - \alpha_t \hat x_0 = \sigma_t \hat\varepsilon$, that is $x_s = \alpha_s \hat x_0 + \sigma_s \hat\varepsilon$. This is DDIM, the *exact* solution for a guess that does not change. For dice, replace a part of $\hat\varepsilon$ by fresh noise $z$, and keep the sum of the variances:
+#
+# $$ \frac{d}{dt} \frac{x}{\sigma_t} = -\frac{\beta \alpha_t}{2 \sigma_t^3}\, \hat x_0, \qquad \frac{d}{dt} \frac{\alpha_t}{\sigma_t} = -\frac{\beta \alpha_t}{2 \sigma_t^3}. $$
+#
+# So $x / \sigma_t$ grows by $\hat x_0$ times what $\alpha_t / \sigma_t$ grows by. Hold $\hat x_0$ from $t$ to $s$:
+#
+# $$ \frac{x_s}{\sigma_s} = \frac{x_t}{\sigma_t} + \Big( \frac{\alpha_s}{\sigma_s} - \frac{\alpha_t}{\sigma_t} \Big)\, \hat x_0, \qquad \text{that is,} \qquad x_s = \alpha_s \hat x_0 + \sigma_s \hat\varepsilon. $$
+#
+# This is DDIM, the *exact* solution for a guess that does not change. For dice, replace a part of $\hat\varepsilon$ by fresh noise $z$, and keep the sum of the variances:
 #
 # $$ x_s = \alpha_s \hat x_0 + \sqrt{\sigma_s^2 - v}\; \hat\varepsilon + \sqrt{v}\; z, \qquad v = \eta^2\, \frac{\sigma_s^2}{\sigma_t^2} \Big( 1 - \frac{\alpha_t^2}{\alpha_s^2} \Big). \label{eq-ddim} $$
 #
@@ -412,7 +423,7 @@ shown
 # %% [markdown]
 # *Misfit of 3,000 samples over evaluations. Wrong early: data believed shifted by 0.6 at $t \ge 0.5$; wrong late: the same at $t \le 0.1$. Grey: 90 of 100 clouds of 3,000 true points. With exact guesses the fastest has no dice. Wrong early, those without dice stop at their error, and more evaluations do not help. Wrong late, the largest dose is worst.*
 #
-# *Left:* 2M is within chance from about sixteen evaluations on, with dice from about twenty-four, DDIM from about sixty-four, DDPM at about a hundred and twenty-eight. So of two methods of the same order the one with dice needs more evaluations. A lower order costs more than dice do: 2M *with* dice is ahead of DDIM without, from eight evaluations to sixty-four. At $\rho = 2$ Euler steps overshoot at sixteen and fewer. *Middle:* at sixteen evaluations 2M is ahead of DDPM, at thirty-two they are equal, at sixty-four DDPM is ahead. DDPM begins with the larger error of its steps, part of it since they are of first order: 2M with dice is ahead of 2M at every budget.
+# *Left:* 2M is within chance from about sixteen evaluations on, with dice from about twenty-four, DDIM from about sixty-four, DDPM at about a hundred and twenty-eight. So dice cost evaluations, and a lower order costs more: 2M *with* dice is ahead of DDIM without, up to sixty-four. At $\rho = 2$ Euler steps overshoot at sixteen and fewer. *Middle:* at sixteen evaluations 2M is ahead of DDPM, at thirty-two they are equal, at sixty-four DDPM is ahead. DDPM begins with the larger error of its steps, part of it since they are of first order: 2M with dice is ahead of 2M at every budget.
 #
 # ### Pitfall: two lines that still make pictures
 #
@@ -495,7 +506,7 @@ assert abs(blur / float((schedule.beta(0.01) * 0.01).sqrt()) - 1) < 0.06 and 1.6
 assert nats["SDE, noise at the end"] > 0.8 and nats["SDE, no noise at the end"] < -0.2
 
 # %% [markdown]
-# At $\sigma = 0$ the slope is $0 / 0$, and no sample is left. A tiny $\sigma$ instead is the better step with exact guesses; but one that is off by a thousandth, divided by $\sigma$, throws the samples far away. So libraries take an Euler step there, to the guess itself ([Karras et al. (2022)](https://arxiv.org/abs/2206.00364)). That costs accuracy: the samples end more than twice as far from the flow's ends, and are more probable than data (a guess is an average). Noise in the last step stays: a blur nearly twice as wide as the arcs, and samples a nat less probable than data.
+# At $\sigma = 0$ the slope is $0 / 0$, and no sample is left. A tiny $\sigma$ instead is the better step with exact guesses; but one that is off by a thousandth, divided by $\sigma$, throws the samples far away. So libraries take an Euler step there, to the guess itself ([Karras et al. (2022)](https://arxiv.org/abs/2206.00364)). That costs accuracy: the samples end more than twice as far from the flow's ends. Noise in the last step stays: a blur nearly twice as wide as the arcs, and samples a nat less probable than data.
 #
 # **What is exact, and what is not.** Exact are the two processes, the clock, and $\eqref{eq-error-weights}$ for Gaussian data and beliefs off in the mean. DDIM is exact for a held guess only, and that $\eta$ is $\rho$ holds in short steps. The samplers are compared on four blobs, one grid and two planted errors. Where *your* network is wrong, you have to find out.
 
@@ -504,7 +515,7 @@ assert nats["SDE, noise at the end"] > 0.8 and nats["SDE, no noise at the end"] 
 #
 # | if you have | do | because |
 # |---|---|---|
-# | good guesses, few evaluations | 2M, no dice, times even in log-SNR (in a library, `timestep_spacing`: [chapter 20](20_from_here_to_a_real_pipeline.ipynb#a-network-that-cannot-be-wrong)) | on the blobs it was within chance at about sixteen evaluations, DDIM at about sixty-four. A network's guesses may not be good: in [chapter 15](15_classifier_free_guidance_on_digits.ipynb#deeper-what-it-costs)'s table for digits (Deeper) 2M has the largest FID of four samplers at every budget, DDPM the least at all but the smallest |
+# | good guesses, few evaluations | 2M, no dice, times even in log-SNR (in a library, `timestep_spacing`: [chapter 20](20_from_here_to_a_real_pipeline.ipynb#a-network-that-cannot-be-wrong)) | on the blobs it was within chance at about sixteen evaluations, DDIM at about sixty-four. On digits ([chapter 15](15_classifier_free_guidance_on_digits.ipynb#deeper-what-it-costs)) it had the largest FID of four samplers at every budget, DDPM the least at all but the smallest |
 # | beliefs about the data that are wrong early (at much noise), or a start that is not quite right | a dose: on the blobs 2M with dice from eight evaluations on, or $\rho = 2$ from twenty-four (fewer overshoot) | the start is forgotten like $r_T^{\rho^2}$, and early beliefs weigh less; wrong late, it is the other way round |
 # | no idea which | compare the clouds of many steps at $\rho = 0$ and at $\rho = 1$ | if the clouds differ, the guesses are wrong somewhere; if not, they may still be wrong: everywhere alike, or only around $r = \frac12$ |
 # | to invert, to interpolate, or $\log p(x)$ | the flow, by 2M, Heun (in Deeper) or an ODE solver | only without dice has each start one end |
@@ -617,7 +628,7 @@ exercises.check("5.4", dose_for)
 # 2. For Gaussian data, and beliefs off in the mean, those up to the correlation $r$ have the weight $r^{1 + \rho^2}$ in the sample. It is 1 for the whole way, from $r_T$ near 0: a dose moves trust to late beliefs, and mends nothing that is wrong everywhere alike.
 # 3. An error of the start is multiplied by $r_T^{\rho^2}$, in deviations. The pull shrinks it; the dice give the cloud its width back.
 # 4. DDIM is exact for a guess that is held over the step; 2M holds what a line through the last two guesses has in mid-step. On the blobs, with exact guesses, 2M needed the fewest evaluations.
-# 5. On the blobs, with beliefs wrong early, DDPM was behind 2M at sixteen evaluations and ahead at sixty-four; with beliefs wrong late it stayed behind. Part of the first is that DDPM's step is of first order: 2M with dice was ahead of 2M at eight already.
+# 5. On the blobs, with beliefs wrong early, DDPM was behind 2M at sixteen evaluations and ahead at sixty-four; with beliefs wrong late it stayed behind. 2M with dice was ahead of 2M from eight on.
 #
 # **Where it comes from.** Reverse SDE and flow: [Song et al. (2021)](https://arxiv.org/abs/2011.13456). Any $\rho$: [Zhang & Chen (2022)](https://arxiv.org/abs/2204.13902). DDIM: [Song et al. (2021)](https://arxiv.org/abs/2010.02502). 2M: [Lu et al. (2022)](https://arxiv.org/abs/2211.01095). That dice mend early errors, at the price of their own, and help less the better the network, is a finding of [Karras et al. (2022)](https://arxiv.org/abs/2206.00364). The weights $\eqref{eq-error-weights}$ are derived here.
 
@@ -643,7 +654,7 @@ def one_half(denoiser, rho, part):
 
 # %% tags=["hide-input"]
 halves = {}
-print("                start off by 1   early  late   variance of the data's   push in own deviations   other dice: correlation")
+print("                start off by 1   early  late   variance / data's   push in own deviations   correlation, new dice")
 for what, data in {"Gaussian": bell, "blobs": mixture}.items():
     for part in ("both", "pull", "dice"):
         told = {"right": data.denoiser(schedule), "early": believing(data, shift, *windows["early"]), "late": believing(data, shift, *windows["late"])}

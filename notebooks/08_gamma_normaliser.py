@@ -174,7 +174,7 @@ for value in (-6.0, -2.0, -math.log(2), 0.0, 1.0, 2.0, 4.0, 6.0):
     print(f"{value:5.1f}  {at.sigmoid():.3f}  {both[0]:7.4f}  {both[1]:10.2e}  {ratio(at, gamma):.4g}")
 wrong_side = torch.linspace(-40, 0, 4001, dtype=torch.float64)
 least = {power: float(ratio(wrong_side, power).min()) for power in (3.0, 10.0, 1000.0)}
-print("least ratio where the class is the less probable one:", *(f"{v:.3f} at gamma = {k:g}," for k, v in least.items()))
+print("least ratio on the wrong side:", *(f"{v:.3f} at gamma = {k:g}," for k, v in least.items()))
 assert all(0.5 < value for value in least.values()) and ratio(wrong_side, 1000.0).max() == 1
 
 # %% tags=["hide-input"]
@@ -330,7 +330,7 @@ for k, denoiser in enumerate(denoisers.values()):
 #
 # Now guide, by adding the push to the score, with the exact denoiser (chapter 00's best guess) and the exact classifier: 200 steps, 2,000 points, by DDIM and by DDPM
 # ([chapter 05](05_every_reverse_process_at_once.ipynb)). Each cloud is compared with *its own* target, $S_0$ or $N_0$, by the numbers above and by the
-# Wasserstein-2 distance of 700 points: the least root mean square distance over all pairings. Two draws of the target are apart as well: the floor.
+# Wasserstein distance $W_2$ of 250 points, the least root mean square distance over all pairings: its mean over all parts of the cloud. Two draws of the target are apart as well: the floor.
 
 # %%
 start = torch.randn(2000, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -350,26 +350,36 @@ for power in (3.0, 10.0):
             clouds[power, name, kernel.__name__] = samples(denoiser, kernel, start)
 
 # %% tags=["hide-input"]
-drawn, floors = {}, {}
+def distance(cloud, density, size=250):
+    """W2 of parts of a cloud from draws of the density: the mean over the parts, and its standard error."""
+    draws = density.sample(len(cloud), torch.Generator().manual_seed(1)).split(size)
+    each = torch.tensor([metrics.wasserstein(*pair) for pair in zip(cloud.split(size), draws, strict=True)])
+    return each.mean(), each.std() / len(each) ** 0.5
+
+
+def farther(one, other, errors=3.0):
+    """Is the first distance larger, by so many standard errors of the difference?"""
+    return bool(one[0] - other[0] > errors * math.hypot(one[1], other[1]))
+
+
+goals, floors = {}, {}
 for power in (3.0, 10.0):
     for name, log in log_weights(mixture, label, power).items():
-        density = tilted(mixture, log)
-        first, second = (density.sample(700, torch.Generator().manual_seed(seed)) for seed in (1, 2))
-        drawn[power, name], floors[power, name] = (first, density), metrics.wasserstein(first, second)
-
-
-assert min(floors.values()) > 0.1
+        goals[power, name] = tilted(mixture, log)
+        second = goals[power, name].sample(2000, torch.Generator().manual_seed(2))
+        floors[power, name] = distance(second, goals[power, name])
+assert min(floor for floor, _ in floors.values()) > 0.2
 
 # %% tags=["hide-input"]
 def compared(power, name, clouds):
     """Prints the rows of a table; for each cloud its distance from the target, and its numbers' in standard errors."""
-    (first, density), found = drawn[power, name], {}
-    print(f"{name:>10}: target", "{:6.3f}         {:6.3f}        {:6.3f}".format(*numbers(density)), f"        {floors[power, name]:.2f} floor")
+    density, found = goals[power, name], {}
+    print(f"{name:>10}: target", "{:6.3f}         {:6.3f}        {:6.3f}".format(*numbers(density)), "        {:.2f} ± {:.2f} floor".format(*floors[power, name]))
     for sampler, cloud in clouds.items():
         value, error = metrics.with_error(numbers, cloud)
-        distance = metrics.wasserstein(cloud[:700], first)
-        print(f"{sampler.upper():>18}", "  ".join(f"{v:6.3f} ± {e:.3f}" for v, e in zip(value, error, strict=True)), f"  {distance:.2f}")
-        found[power, name, sampler] = distance, (value - numbers(density)) / error
+        far = distance(cloud, density)
+        print(f"{sampler.upper():>18}", "  ".join(f"{v:6.3f} ± {e:.3f}" for v, e in zip(value, error, strict=True)), "  {:.2f} ± {:.2f}".format(*far))
+        found[power, name, sampler] = far, (value - numbers(density)) / error
     return found
 
 
@@ -379,13 +389,14 @@ for power in (3.0, 10.0):
     print(f"gamma = {power:g}           mean x1    p(class 1)    small blob     W2")
     for name in ("scaled", "normalised"):
         usual |= compared(power, name, {k: clouds[power, name, k] for k in ("ddim", "ddpm")})
-distances = {key: distance for key, (distance, _) in usual.items()}
+distances = {key: far for key, (far, _) in usual.items()}
 assert round(min(float(numbers(clouds[3.0, name, "ddim"])[1]) for name in targets), 2) == 0.99
-assert all(distances[at, "scaled", k] > distances[at, "normalised", k] + 0.15 for at in (3.0, 10.0) for k in ("ddim", "ddpm"))
+assert all(farther(distances[at, "scaled", k], distances[at, "normalised", k]) for at in (3.0, 10.0) for k in ("ddim", "ddpm"))
+assert all(farther(distances[at, name, "ddim"], distances[at, name, "ddpm"]) for at, name in goals)
+assert all(farther(far, floors[key[:2]]) for key, far in distances.items())
 
 # %% [markdown]
-# **They do not.** At $\gamma = 3$ the scaled clouds are 1.00 and 0.77 away, the normalised ones 0.82 and 0.47, where the floors are 0.21 and 0.20.
-# In each pair the normalised one ends nearer to its own target, and DDPM nearer than DDIM. All are surer than their targets, too: under DDIM at
+# **They do not.** In each pair the normalised one ends nearer to its own target, and DDPM nearer than DDIM, by more than three standard errors. All are surer than their targets, too: under DDIM at
 # $\gamma = 3$ class 1 has 0.99 or more.
 #
 # And look at DDIM, normalised. From $\gamma = 3$ to 10 its target does not move, 1.175 and 1.177; its samples move from 1.909 to 2.810. What moves them, if not a sharper target?
@@ -487,7 +498,7 @@ for power in (3.0, 10.0):
     for name in ("scaled", "normalised"):
         cured |= compared(power, name, {k: clouds[power, name, k] for k in ("ddim, right push", "ddpm, right push")})
 assert all(abs(z) < 3 for _, off in cured.values() for z in off)
-assert all(distance < floors[key[:2]] + 0.03 for key, (distance, _) in cured.items())
+assert not any(farther(far, floors[key[:2]], 2.0) for key, (far, _) in cured.items())
 
 # %% tags=["hide-input"]
 small = {"early": [], "late": [], "never": []}
@@ -498,22 +509,21 @@ for when, power in halves.items():
     for name, denoiser in guided_by(mixture, label, power).items():
         for kernel in (kernels.ddim, kernels.ddpm):
             cloud = samples(denoiser, kernel, start[:1000], 60)
-            split[when, name, kernel.__name__] = metrics.wasserstein(cloud[:700], drawn[10.0, name][0])
+            split[when, name, kernel.__name__] = distance(cloud, goals[10.0, name])
             sure_of[when, name, kernel.__name__] = float(numbers(cloud)[1])
             small[when].append(float(numbers(cloud)[2]))
             print(f"{when:>5}, {name:>10}, {kernel.__name__.upper()}: p(class 1) {numbers(cloud)[1]:.3f}, small blob {small[when][-1]:.2f}, "
-                  f"W2 {split[when, name, kernel.__name__]:.2f}")
-assert all(split["early", *key] > distances[10.0, *key] - 0.05 and split["early", *key] > 2.5 * split["late", *key]
-           for key in ((name, k) for name in ("scaled", "normalised") for k in ("ddim", "ddpm")))
-assert min(small["early"]) > 0.575 and 0.375 < min(small["late"]) < max(small["late"]) < 0.465
+                  "W2 {:.2f} ± {:.2f}".format(*split[when, name, kernel.__name__]))
+assert min(small["early"]) > 0.575 and 0.375 < min(small["late"]) < max(small["late"][2:]) < 0.415 and max(small["late"]) < 0.465
 
 # %% tags=["remove-cell"]
 each = [(name, k) for name in ("scaled", "normalised") for k in ("ddim", "ddpm")]
-assert all(split["never", "normalised", k] + 0.02 < split["late", "normalised", k] for k in ("ddim", "ddpm"))
-assert all(abs(split["never", "scaled", k] - split["late", "scaled", k]) < 0.1 for k in ("ddim", "ddpm"))
-assert all(sure_of["late", *key] > numbers(drawn[10.0, key[0]][1])[1] + 0.005 for key in each)
-assert all(sure_of["never", *key] < numbers(drawn[10.0, key[0]][1])[1] - 0.01 for key in each)
-assert all(distances[10.0, *key] < split["early", *key] for key in each)
+assert all(abs(split["early", *key][0] - distances[10.0, *key][0]) < 0.15 for key in each)
+assert all(farther(split["early", *key], split["late", *key]) for key in each)
+assert not any(farther(split["late", "normalised", k], floors[10.0, "normalised"], 2.0) for k in ("ddim", "ddpm"))
+assert not any(farther(split["never", "normalised", k], split["late", "normalised", k], 0.0) for k in ("ddim", "ddpm"))
+assert all(sure_of["late", *key] > numbers(goals[10.0, key[0]])[1] + 0.005 for key in each)
+assert all(sure_of["never", *key] < numbers(goals[10.0, key[0]])[1] - 0.01 for key in each)
 
 # %% tags=["hide-input"]
 with plotting.style():
@@ -521,7 +531,7 @@ with plotting.style():
     for row, (name, colour) in zip(axes, (("scaled", "guided"), ("normalised", "other")), strict=True):
         for panel, sampler in zip(row, ("ddim", "ddpm", "ddpm, right push"), strict=True):
             panel.plot(*clouds[10.0, name, sampler][:500].T, ".", markersize=1.6, color=plotting.COLOURS[colour])
-            plotting.density(panel, drawn[10.0, name][1].log_prob, (-3, 5, -4, 4))
+            plotting.density(panel, goals[10.0, name].log_prob, (-3, 5, -4, 4))
             panel.set(xlim=(-2.4, 5), ylim=(-2.8, 3.2), aspect="equal")
         row[0].set_ylabel(f"{name}\n$x_2$")
     for panel, title in zip(axes[0], ("DDIM", "DDPM", "DDPM, right push"), strict=True):
@@ -535,9 +545,9 @@ shown
 # *Samples at $\gamma = 10$ over the target each was meant for (dashed: 50, 90 and 99 % of it). Only the right push meets its target; of the others, the normalised one
 # with DDPM comes nearest.*
 #
-# With the right push all eight clouds are at the floor. With the usual pushes and $\gamma = 10$ only early (60 steps), every cloud is at least as far off
+# With the right push all eight clouds are at the floor. With the usual pushes and $\gamma = 10$ only early (60 steps), every cloud is about as far off
 # as with $\gamma = 10$ throughout; only late, the normalised clouds are near their floor. *With $\gamma = 1$ throughout they
-# are nearer still* (the scaled ones about as far off as late ones). Late guidance makes all four surer than their targets.
+# are no farther* (in the tests, by energy distances of more points, nearer). Late guidance makes all four surer than their targets.
 #
 # ### Pitfall: "the normaliser is a constant", as code
 #
@@ -582,9 +592,9 @@ assert ruined["Z detached", "log p(x, y)"][1] < 0.4 * ruined["outside", "log p(x
 # | if you | do | because |
 # |---|---|---|
 # | read somebody's scale | look where the bracket is: scale outside `log_softmax`, or inside (a temperature of $1 / \gamma$) | at $\gamma = 10$ the two gave samples with other means, by DDPM as by DDIM |
-# | want what a sharper classifier stands for, of classes that overlap little | $\gamma = 1$; to be surer, scale inside, only late | $\gamma = 1$ came nearer to that target; late guidance was surer than it |
+# | want what a sharper classifier stands for, of classes that overlap little | $\gamma = 1$; to be surer, scale inside, only late | both came near that target (which was nearer depended on mixture and distance, in the tests); late guidance was surer |
 # | want samples that the classifier is sure of | scale outside, by DDIM | at $\gamma = 3$ and 10 that cloud was the surest of the four, and the farthest from its target |
-# | want the class's modes in proportion | $\gamma = 1$, or late guidance | of 0.40 for the small blob, $\gamma = 10$ made 0.58 or more only early, 0.38 to 0.46 only late |
+# | want the class's modes in proportion | $\gamma = 1$, or scale inside, only late | of 0.40 for the small blob, $\gamma = 10$ made 0.58 or more only early, 0.38 to 0.41 only late and inside |
 # | report what was sampled | measure it; do not write $p\, p(y \mid x)^\gamma / C_0$ | for class 1, with the usual pushes, no sampler met its target |
 # | write a softmax by hand | never detach its sum | what raw logits lack, a number for each $x$, has a gradient |
 #
@@ -595,10 +605,10 @@ facts = {key: numbers(cloud) for key, cloud in clouds.items()}
 assert all(facts[10.0, "scaled", k][0] > facts[10.0, "normalised", k][0] + 0.3 for k in ("ddim", "ddpm"))
 assert all(facts[power, "scaled", k][1] > facts[power, "normalised", k][1] for power in (3.0, 10.0) for k in ("ddim", "ddpm"))
 assert all(facts[power, name, "ddim"][1] > facts[power, name, "ddpm"][1] for power in (3.0, 10.0) for name in targets)
-assert all(distances[power, "scaled", "ddim"] == max(v for k, v in distances.items() if k[0] == power) for power in (3.0, 10.0))
+assert all(distances[power, "scaled", "ddim"] == max((v for k, v in distances.items() if k[0] == power), key=lambda far: far[0]) for power in (3.0, 10.0))
 assert round(float(numbers(unsharpened)[2]), 2) == 0.40
-assert all(facts[power, name, "ddim"][1] > numbers(drawn[power, name][1])[1] + 0.005 for power in (3.0, 10.0) for name in targets)
-assert all(facts[power, name, "ddpm"][2] > numbers(drawn[power, name][1])[2] + 0.05 for power in (3.0, 10.0) for name in targets)
+assert all(facts[power, name, "ddim"][1] > numbers(goals[power, name])[1] + 0.005 for power in (3.0, 10.0) for name in targets)
+assert all(facts[power, name, "ddpm"][2] > numbers(goals[power, name])[2] + 0.05 for power in (3.0, 10.0) for name in targets)
 assert sizes[0.9][1] < 1.1 and sizes[0.9][3] < 1.1 and sizes[0.9][0] > 2.9 and sizes[0.9][2] > 2.9
 
 # %% [markdown]
@@ -932,8 +942,8 @@ shown
 # steps; "modes" is the share of the class's first blob.
 
 # %% tags=["hide-input"]
-rows, surer, outer = {}, {}, {}
-print("                        p(class)        modes          W2    floor")
+rows, surer, outer, bottoms = {}, {}, {}, {}
+print("                        p(class)        modes            W2        floor")
 for y in (0, 1, 3):
     own = [k for k, owner in enumerate(four.labels) if owner == y]
 
@@ -943,30 +953,31 @@ for y in (0, 1, 3):
 
     for name, denoiser in guided_by(four, y, 10.0).items():
         goal = tilted(four, log_weights(four, y, 10.0)[name])
-        first, second = (goal.sample(600, torch.Generator().manual_seed(seed)) for seed in (1, 2))
-        floor = metrics.wasserstein(first, second)
-        print(f"class {y}, {name:>10}: {view(goal)[0]:.3f}           {view(goal)[1]:.3f}                  {floor:.2f}")
+        bottoms[y, name] = distance(goal.sample(1000, torch.Generator().manual_seed(2)), goal)
+        print(f"class {y}, {name:>10}: {view(goal)[0]:.3f}           {view(goal)[1]:.3f}                   ",
+              "{:.2f} ± {:.2f}".format(*bottoms[y, name]))
         for kernel in (kernels.ddim, kernels.ddpm):
             cloud = samples(denoiser, kernel, start[:1000], 100)
             value, error = metrics.with_error(view, cloud)
-            rows[y, name, kernel.__name__] = metrics.wasserstein(cloud[:600], first)
+            rows[y, name, kernel.__name__] = distance(cloud, goal)
             surer[y, name, kernel.__name__] = bool(value[0] > view(goal)[0])
             outer[y, name, kernel.__name__] = float(view(goal)[1] - value[1])
             print(f"                  {kernel.__name__.upper()}  " + "  ".join(f"{v:.3f} ± {e:.3f}" for v, e in zip(value, error, strict=True)),
-                  f"  {rows[y, name, kernel.__name__]:.2f}")
+                  "  {:.2f} ± {:.2f}".format(*rows[y, name, kernel.__name__]))
 
 # %% tags=["remove-cell"]
-assert all(rows[y, "scaled", k] > rows[y, "normalised", k] + 0.3 for y in (0, 1, 3) for k in ("ddim", "ddpm"))
-assert rows[1, "normalised", "ddpm"] < 0.2 < 1 < rows[3, "normalised", "ddpm"]
+assert all(farther(rows[y, "scaled", k], rows[y, "normalised", k], 2.0) for y in (0, 1, 3) for k in ("ddim", "ddpm"))
+assert rows[1, "normalised", "ddpm"][0] < bottoms[1, "normalised"][0] + 0.1
+assert not farther(rows[0, "normalised", "ddpm"], bottoms[0, "normalised"]) and farther(rows[3, "normalised", "ddpm"], bottoms[3, "normalised"])
+assert all(bottoms[y, name][k] > 1.8 * bottoms[1, name][k] for y in (0, 3) for name in ("scaled", "normalised") for k in (0, 1))
 assert all(surer.values()) and len(surer) == 12
 assert min(more for (y, _, _), more in outer.items() if y == 3) > 0.1
 torch.testing.assert_close(four.class_weights(), torch.tensor([0.3, 0.25, 0.25, 0.2], dtype=torch.float64))
 
 # %% [markdown]
-# All twelve clouds are surer than their targets. The scaled ones are farther from theirs than the normalised ones, class by class and sampler by sampler. Class 1, one blob and a quarter of the data,
-# comes nearly to its floor by DDPM with the normalised push. Class 3 does not: its second, outer blob gets more than its share by every
-# sampler. (Three classes differ in more than one respect; this says that it can go either way, not why. Where a class has two distant blobs the floor is high and rough: it is mostly chance how many points of a draw lie
-# in which.)
+# All twelve clouds are surer than their targets. The scaled ones are farther from theirs than the normalised ones, class by class and sampler by sampler. By DDPM with the normalised push class 1, in one blob,
+# comes nearly to its floor, and class 0 within the scatter of its. Class 3 does not: its second, outer blob gets more than its share by every
+# sampler. (So it can go either way; this does not say why. Where a class has two distant blobs the floor is high and rough: it is mostly chance how many points of a draw lie in which.)
 #
 # ## Deeper: is either a diffusion path?
 #

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import torch
 
 from difflesson import exercises, guidance, kernels, metrics, particles, plotting, practice
-from difflesson.denoiser import Pair, Prediction
+from difflesson.denoiser import Pair, Prediction, network_pair
+from difflesson.digits import checkpoints, sampling
 from difflesson.digits import runs as records
 from difflesson.grid import GridDensity
 from difflesson.mixture import GaussianMixture
@@ -106,7 +107,7 @@ far = metrics.energy_distance((x @ sheet)[:200], main.real[0])
 torch.testing.assert_close(float(main.judge(x)[0][0]), far)
 
 # %% [markdown]
-# **What judges.** With exact guesses $\gamma = 1$ samples the truth; so our model adds $b = 0.1$ to every variance (in truth 0.03 in the plane, 0.3 *across* it, in the six other directions), and its guesses are exact for that. The *distance* is the energy distance to true points of class 1, in the plane: zero for equal densities, and without bias, so it may come out a little below zero. Twelve runs of 200 points, by DDIM, from the same noises for all.
+# **What judges.** With exact guesses $\gamma = 1$ samples the truth; so our model's guesses are exact for wider blobs, with $b = 0.1$ added to every variance (in truth 0.03 in the plane, 0.3 *across* it, in the six other directions). The *distance* is the energy distance to true points of class 1, in the plane: zero for equal densities, give or take chance. Twelve runs of 200 points, by DDIM, from the same noises.
 
 # %% tags=["remove-cell"]
 assert round(float(main.truth.given(label).covs[0] @ turn[:, 2] @ turn[:, 2]), 2) == 0.3 and nine["width"] == 0.03
@@ -115,7 +116,7 @@ assert len(main.noise) // len(main.real) == 200 and len(main.real) == 12 and len
 assert float((main.model.covs - main.truth.covs - 0.1 * torch.eye(8).double()).abs().max()) < 1e-9
 
 # %% [markdown]
-# Here are the tricks, a line each; below the picture stands what they do. `pair` asks the model with and without the label, `weak` asks it and a model of twice the fault, both with the label. Only $\gamma$ is turned (CFG++ has a number of its own in its place, $\lambda = \gamma / 16$).
+# Here are the tricks, a line each. Only $\gamma$ is turned (CFG++ has $\lambda = \gamma / 16$ in its place).
 
 # %% tags=["hide-input"]
 def ways(trial, limit):
@@ -197,15 +198,15 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Distance to the truth (less is better) over the share of samples that are class 1, along the dial. Orange: plain guidance. Green: a trick. Large dots: both at $\gamma = 3$ (CFG++: at $\lambda = \frac{3}{16}$). Star: the right model. Seven green dots lie lower than the orange one. Only autoguidance's curve comes down to the star's height.*
+# *Distance to the truth (less is better) over the share of samples that are class 1, along the dial. Orange: plain guidance. Green: a trick. Large dots: both at $\gamma = 3$. Star: the right model. Seven green dots lie lower than the orange one. Only autoguidance's curve comes down to the star's height.*
 #
-# Now look at the curves. The interval's dot lies lower and its *curve* higher: it is about where a smaller $\gamma$ would be, and a little worse. Growing is the other way round: its dot lies higher, its curve at most shares lower.
+# The interval's dot lies lower and its *curve* higher: it is about where a smaller $\gamma$ would be, and a little worse. Growing is the other way round: its dot lies higher, its curve at most shares lower.
 #
 # **What happens.** There are three families:
 #
 # * **Another scale in time.** The interval guides at log-SNR from $-3$ to 3 alone, the growing scale rises evenly from 1 in the noise to $2 \gamma - 1$ at the data, CFG++ is such a scale in disguise. At the same number, the push of a whole run is another one.
 # * **Another pair.** Autoguidance and the negative prompt put another model, or another prompt, in the place of the guess without label. Autoguidance can do what no $\gamma$ can.
-# * **Another sum of the same two guesses.** Rescaling, APG, CFG-Zero*, thresholding: the push or the whole guess is shortened, turned or cut. Some depend on what the dial does not know: where zero is, or how far the data reach (thresholding was told where 99 % of the coordinates of *true* points lie).
+# * **Another sum of the same two guesses.** Rescaling, APG, CFG-Zero*, thresholding shorten, turn or cut the push or the whole guess. Some use what the dial does not know: where zero is, or how far the data reach (thresholding was told where 99 % of the coordinates of *true* points lie).
 #
 # A comparison at one scale compares pushes. Turn the dial as well, and most leads shrink, and some turn round.
 
@@ -289,11 +290,12 @@ assert all(v > 55 for v, _ in (gained["autoguidance", problem] for problem in bo
 assert all(signs[name][:2] == [-1, 1] for name in ("interval", "CFG++"))
 assert all(signs[name][:2] == [1, 1] and gained[name, "between"][0] < 0 for name in ("growing", "APG", "threshold"))
 assert max(v for (name, _), (v, _) in gained.items() if name != "autoguidance") < 31
+assert all(1 in signs[name] for name in names[1:-1] if name != "rescaled")
 
 # %% [markdown]
-# **At one scale** seven of eight lead (CFG++ at a $\lambda$ that we chose). **At its own best, none of the seven on the same pair is better than the dial on all three problems**, by two errors. (CFG-Zero* ties or leads. The errors do not contain that of choosing between neighbouring scales: read a few percent as nothing.) Rescaling is better on none. The interval and CFG++ are worse on the first and better on the second. Growing, APG and thresholding lead on the first two, by up to 30 %, and not on the third; thresholding alone was told something of the truth, the range of its points. Autoguidance takes away 79 % on the second and 58 % on the third, and on the nine blobs all (a lead above the whole distance is noise). All three problems share one fault; what the order is for another, they do not show. All this is judged in the plane; [autoguidance's section](#another-pair) has all eight directions.
+# **At one scale** seven of eight lead. **At its own best, none of the seven on the same pair is better than the dial on all three problems**, by two errors. Rescaling is better on none; CFG-Zero* ties or leads; the other five lead on one problem or two, by up to 30 %, and not on the rest. (Read a few percent as nothing: the errors leave out the choice between neighbouring scales.) Autoguidance takes away 79 % on the second, 58 % on the third, and on the nine blobs all (what is above the whole is noise). All three problems share one fault; for another the order may differ. And all is judged in the plane; [autoguidance's section](#another-pair) has all eight directions.
 #
-# **And on digits?** 1,000 digits a row by the pocket network of [chapter 13](13_training.ipynb), DDIM, 12 steps, the same starts; digit-FID as in chapter 15, plain guidance minus the trick: a lead is positive, as above. The weaker model hid half of the labels in training, and is worse when told one ([chapter 15](15_classifier_free_guidance_on_digits.ipynb#deeper-how-often-should-the-label-be-hidden)).
+# **And on digits?** 1,000 digits a row by the pocket network of [chapter 13](13_training.ipynb), DDIM, 12 steps, the same starts; leads in digit-FID. The weaker model hid half of the labels in training, and is worse when told one ([chapter 15](15_classifier_free_guidance_on_digits.ipynb#deeper-how-often-should-the-label-be-hidden)).
 
 # %% tags=["hide-input"]
 practised = records.log("practice")
@@ -321,11 +323,11 @@ assert practised["steps"] == 12 and min(row["count"] for row in practised["rows"
 # %% [markdown]
 # Again nearly all lead at one scale ([all ten ways](#deeper-the-same-on-digits)). At its own best, **only autoguidance is nearer to real digits than plain guidance at its best**, by more than two errors.
 #
-# **And elsewhere?** On ImageNet, each at the best scale that its authors found: the networks S and XXL of [EDM2](https://github.com/NVlabs/edm2/blob/main/generate_images.py) have an FID of 2.23 and 1.81 by plain guidance, 1.34 and 1.25 by autoguidance. So it leads there too. But [Kynkäänniemi et al. (2024)](https://arxiv.org/abs/2404.07724) report 1.40 for the interval with XXL, far below 1.81: a larger lead than it has on any of our problems.
+# **And elsewhere?** On ImageNet, each at the best scale that its authors found: the networks S and XXL of [EDM2](https://github.com/NVlabs/edm2/blob/main/generate_images.py) have an FID of 2.23 and 1.81 by plain guidance, 1.34 and 1.25 by autoguidance. But [Kynkäänniemi et al. (2024)](https://arxiv.org/abs/2404.07724) report 1.40 for the interval with XXL: a larger lead than it has on any of our problems.
 #
 # ### Pitfall: "it wins at $\gamma = 4$"
 #
-# At the largest scale plain guidance is worst, and easily beaten. If you need single samples that are right, another question is fair: which is nearer at the same share of class 1? On the nine blobs, what you would report, and what is left at the same share:
+# At the largest scale plain guidance is worst, and easily beaten. If you need single samples that are right, ask instead: which is nearer at the same share of class 1? On the nine blobs:
 
 # %% tags=["hide-input"]
 def plain_at(right, curve_of):
@@ -387,15 +389,14 @@ assert apart < 1e-12
 
 # %% tags=["hide-input"]
 profiles, by_steps = {}, {}
-print("steps  gamma up to  at both ends   CFG++: class 1  distance   plain at 2: class 1  distance")
+print("steps  gamma up to   CFG++: class 1  distance   plain at 2: class 1  distance")
 for steps in (10, 20, 40, 80):
     grid = time_grid(steps)
     scale = practice.plus_plus_scale(0.15, schedule, grid)
     profiles[steps] = torch.stack([scale(t) for t in grid[:-1]])
     both = (guidance.classifier_free(pair, g) for g in (scale, 2.0))
     by_steps[steps] = both = [main.judge(main.sample(each, grid)) for each in both]
-    top, end = float(profiles[steps].max()), float(profiles[steps][0])
-    print(f"{steps:5d} {top:12.2f} {end:13.2f}", end="")
+    print(f"{steps:5d} {float(profiles[steps].max()):12.2f}", end="")
     for width, (far, right, _) in zip((17, 22), both, strict=True):
         print(f"{right:{width}.2f} {float(far.mean()):9.3f}", end="")
     print()
@@ -430,9 +431,9 @@ shown
 # %% [markdown]
 # *The guidance scale that CFG++ is, over time from noise (left) to data, at $\lambda = 0.15$ for even steps of the cosine schedule. Twice the steps, about twice the push.*
 #
-# The arch is an interval whose outside is $\lambda$ and not 1: at both ends the label hardly counts. The height is about $\lambda\, (n / \pi + \frac12)$ for $n$ steps. From the fewest to the most the share of class 1 goes from below a half to above nine tenths, while plain guidance at 2 keeps its own. If you double the steps, halve $\lambda$. (For times even in log-SNR the scale is flat, but for a step to clean data, and it grows with the steps as well.)
+# The arch is an interval whose outside is $\lambda$ and not 1: at both ends the label hardly counts. The height is about $\lambda\, (n / \pi + \frac12)$ for $n$ steps. The share of class 1 follows it, while plain guidance at 2 keeps its own. If you double the steps, halve $\lambda$.
 #
-# The authors' [repository](https://github.com/CFGpp-diffusion/CFGpp) sets $\lambda = 0.6$ beside plain guidance at 7.5, in 50 steps unless told otherwise. On Stable Diffusion's table of betas $\eqref{eq-plus-plus-scale}$ gives, on average over the steps:
+# The authors' [repository](https://github.com/CFGpp-diffusion/CFGpp) sets $\lambda = 0.6$ beside plain guidance at 7.5, in 50 steps by default. On Stable Diffusion's table of betas $\eqref{eq-plus-plus-scale}$ gives, on average over the steps:
 
 # %% tags=["hide-input"]
 sd = from_betas(torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2)
@@ -514,9 +515,9 @@ assert eight["plain", 1.0] < eight["plain", 1.5] < eight["plain", 2.0] and eight
 assert eight["autoguidance", right_scale["across"]] < eight["autoguidance", 3.0] < eight["autoguidance", 4.0]
 
 # %% [markdown]
-# In all eight directions plain guidance has no valley here: of the three scales, $\gamma = 1$ is its best. Across, the variance is 0.37 at every $\gamma$ (a little less than the model believes: DDIM's steps are finite). Autoguidance at the scale that is right across is far nearer than both, in all eight and in the plane; at 4 it is worse in all eight than the model alone, since it narrows too far what lies across. No one number is right for both.
+# In all eight directions plain guidance is best, of the three scales, at $\gamma = 1$: it changes nothing across, where the variance stays 0.37. Autoguidance at the scale that is right across is far nearer, in all eight and in the plane; at 4 it is worse in all eight than the model alone, since it narrows too far what lies across. No one number is right for both.
 #
-# Now the condition. Two other models have our blur, and a fault that ours does *not* have: one has all blobs shifted in the plane, one believes in other shares of the blobs. A third is what you may really have: twice our blur, and a small shift of its own.
+# What if the weaker model has *another* fault? Two have our blur, and besides all blobs shifted in the plane, or other shares of the blobs. A third is what you may really have: twice our blur, and a small shift of its own.
 
 # %% tags=["hide-input"]
 def changed(weights=main.model.weights, shift=0.0, covs=main.model.covs):
@@ -572,11 +573,11 @@ with plotting.style():
 shown
 
 # %% [markdown]
-# *Samples in the plane, with the truth (dashed: 50, 90 and 99 %). Left: the model, which believes every blob too wide. Middle: guided by a model that believes it wider still. Right: guided by a model that is shifted to the right; the samples lie to the left, and in bent clumps.*
+# *Samples in the plane, with the truth (dashed: 50, 90 and 99 %). A wider model takes the blur away (middle); one that is shifted to the right moves the samples to the left, into bent clumps (right).*
 #
 # Guiding *away from* a model puts the opposite of its faults into the samples. If they are yours as well, only larger, they cancel at some scale, beyond which they return with the opposite sign. If not, you import them; and with a bit of both it helped at 2 and harmed at 3.
 #
-# The guider `AutoGuidance` of `diffusers` takes as the weaker model the same network with layers skipped or dropped; whether that has your fault, only more of it, was not tried here.
+# (The guider `AutoGuidance` of `diffusers` weakens your own network: it skips or drops layers. Whether that gives more of your fault was not tried here.)
 #
 # A *negative prompt* is the same line with another prompt in the place of no prompt: $\hat\varepsilon_- + \gamma\, (\hat\varepsilon_+ - \hat\varepsilon_-)$, at every level the score of $p_t(x \mid +)^\gamma\, p_t(x \mid -)^{1 - \gamma}$. At $\gamma = 1$ it is not heard at all (exercise 19.1). At a large $\gamma$ that density may lie where no data are. Here your prompt is a blob at $(1, 1)$, the negative one a blob of the same width at $(-2, 0)$:
 
@@ -596,7 +597,32 @@ assert float((x.mean(0) - torch.tensor([7.0, 3.0]).double()).norm()) < 0.1 and b
 # %% [markdown]
 # ## Another sum
 #
-# Guidance moves the clean guess $\gamma - 1$ times the push beyond the one with label, at last out of the range of the data; in pictures that looks *saturated* ([Ho & Salimans (2022)](https://arxiv.org/abs/2207.12598)), or burnt. Here are rules against it.
+# Guidance moves the clean guess beyond the one with label, at last out of the range of the data; pictures then look *saturated* ([Ho & Salimans (2022)](https://arxiv.org/abs/2207.12598)). The share of pixels out of $[-1, 1]$ by more than 0.05, in 20 digits of the pocket network, plainly and by rules against it:
+
+# %% tags=["hide-input"]
+network = checkpoints.load("pocket").network
+starts, its_own = torch.randn(20, 1, 28, 28, generator=seeded(3)), network.schedule
+on_digits = network_pair(network, its_own, torch.arange(10).repeat(2))
+tried = {
+    "plain at gamma 1": guidance.classifier_free(on_digits, 1.0),
+    "plain at 3": guidance.classifier_free(on_digits, 3.0),
+    "rescaled at 3": guidance.mix(on_digits, practice.rescaled(3.0, 0.7, its_own)),
+    "rescaled v at 3": guidance.mix(on_digits, practice.rescaled(3.0, 0.7, its_own, of="v")),
+    "APG at 3": guidance.mix(on_digits, practice.projected(3.0, its_own)),
+}
+outside = {}
+with torch.no_grad():
+    for name, way in tried.items():
+        drawn = draw(kernels.ddim(way, its_own), starts, sampling.digit_times(12, its_own))
+        outside[name] = float((drawn.abs() - 1 > 0.05).double().mean())
+print("; ".join(f"{name}: {share:.1%}" for name, share in outside.items()))
+
+# %% tags=["remove-cell"]
+assert max(outside["rescaled v at 3"], outside["APG at 3"]) < 0.7 * outside["plain at 3"] and outside["plain at gamma 1"] < 0.5 * outside["plain at 3"]
+assert abs(outside["rescaled at 3"] / outside["plain at 3"] - 1) < 0.1
+
+# %% [markdown]
+# At one scale APG and rescaling $v$ take much of it away, and so does a smaller $\gamma$. (In colour it was not measured.)
 #
 # *Rescaling* ([Lin et al. (2024)](https://arxiv.org/abs/2305.08891), `guidance_rescale`) gives the guided guess, in part, the spread of the one with label, over all coordinates of a picture:
 #
@@ -644,16 +670,16 @@ repaired = mean_error(at["plain", 1.0][0] - at["threshold", 1.0][0])
 assert repaired[0] > 2 * repaired[1] > 0
 
 # %% [markdown]
-# Thresholding acts at $\gamma = 1$ too: it knows how far true data reach, which a blurred model does not. Here it repairs the *model*, guided or not; on digits it harmed there ([Deeper](#deeper-the-same-on-digits)).
+# Thresholding acts at $\gamma = 1$ too: it knows how far true data reach, which a blurred model does not. Here it repairs the *model*; on digits it harmed there ([Deeper](#deeper-the-same-on-digits)).
 #
-# **What APG, CFG-Zero* and thresholding do depends on where zero is; what plain guidance does, with exact guesses, does not.** In pictures zero is mid-grey; in another space, as in the latents of an autoencoder ([chapter 02](02_elbo_and_the_vae.ipynb)), ask what it means.
+# **What APG, CFG-Zero* and thresholding do depends on where zero is; what plain guidance does, with exact guesses, does not.** In pictures zero is mid-grey; ask what it is in the latents of an autoencoder ([chapter 02](02_elbo_and_the_vae.ipynb)).
 #
 # ## In practice
 #
 # | if you | do | because |
 # |---|---|---|
-# | have a weaker model of the same kind, with your fault and little else | try autoguidance first, from small scales upwards; stop where the distance in your own features is least | at its own best it was ahead on three problems with a blurred model, and on digits; where the weaker one had a fault of its own as well, a small scale helped and a larger one harmed |
-# | have none | turn $\gamma$ down before you switch anything on | at their own best no trick on the same pair was ahead by two errors on all three problems (CFG-Zero\* tied or led), nor on digits |
+# | have a weaker model of the same kind, with your fault and little else | try autoguidance first, from small scales upwards; stop where the distance in your own features is least | at its own best it was ahead on three problems with a blurred model, and on digits; where the weaker one had a fault of its own too, a larger scale harmed |
+# | have none | turn $\gamma$ down before you switch anything on | at their own best no trick on the same pair was ahead by two errors on all three problems, nor on digits |
 # | compare a trick with plain guidance | give each its own best scale, or compare at the same share of right samples | at one scale seven of eight led |
 # | use CFG++ | change $\lambda$ with the number of steps; better, print $\gamma(t)$ | at one $\lambda$ the largest $\gamma$ went from 0.55 to 3.89 between 10 and 80 steps |
 # | guide in an interval, by a guider of `diffusers` | `start` and `stop` are shares of the steps: print the log-SNR there ($-2 \log \sigma$ for a paper whose data keep their size) | on Stable Diffusion's table, 50 trailing steps, our interval is `start=0.24`, `stop=0.96` |
@@ -765,7 +791,7 @@ exercises.check("19.4", as_plain)
 # %% [markdown]
 # ## Remember
 #
-# 1. A trick that is better at the same scale may only push less. Compare at each one's own best scale, or at the same share of right samples: on our three problems with blurred, exact models no trick on the same pair of guesses was better than the dial every time, by two errors; CFG-Zero\* tied or led.
+# 1. A trick that is better at the same scale may only push less. Compare at each one's own best scale, or at the same share of right samples: on our three problems with blurred models no trick on the same pair of guesses was better than the dial every time, by two errors.
 # 2. CFG++ is plain guidance in DDIM's step, exactly, with a scale that depends on the step; with twice the steps, evenly in time, the same $\lambda$ pushes about twice as hard.
 # 3. What APG, CFG-Zero\* and thresholding do depends on where zero is, or on a range that they are told; what plain guidance does with exact guesses does not.
 # 4. Autoguidance can do what no $\gamma$ can: for one normal distribution and a weaker model with the same blur, only larger, a scale in closed form heals every noise level.
@@ -941,10 +967,11 @@ digits, growth_rows = (
     {row["gamma"]: row["digit_fid"] for row in records.pick(records.rows("practice"), way=way)}
     for way in ("plain", "growing")
 )
-print("plain:", ", ".join(f"gamma {g:g}: {fid:.3f}" for g, fid in sorted(digits.items())))
+print("gamma:  " + "".join(f"{g:<8g}" for g in sorted(digits)).rstrip())
+print("plain:  " + "   ".join(f"{digits[g]:.3f}" for g in sorted(digits)))
 ahead = {g: digits[g] - min(growth_rows.values()) for g in (1.15, 1.25)}
 for g, lead_of in ahead.items():
-    print(f"growing at its best is ahead of plain at {g} by {lead_of:.3f}")
+    print(f"growing at its best is ahead of plain at gamma {g} by {lead_of:.3f}")
 difference, error = at_1["thresholded"]
 print(f"thresholded at gamma = 1: {-difference:.3f} ± {error:.3f}")
 
@@ -1065,11 +1092,12 @@ shapes, least = dict(at), {}
 for g in scales:
     x = main.sample(guidance.classifier_free(pair, falling(g)))
     shapes["falling", g] = main.judge(x)
+print("gamma:    " + "".join(f"{g:<15g}" for g in scales[1:7]).rstrip())
 for name in ("growing", "plain", "falling"):
     far, right = distances(shapes, name).mean(1), [shapes[name, g][1] for g in scales]
     least[name] = float(far.min())
-    row = (f"{g:g}: {d:.4f}, {r:.2f}" for g, d, r in zip(scales, far, right, strict=True))
-    print(f"{name:>8}: " + "   ".join(list(row)[1:7]))
+    row = (f"{d:.4f}, {r:.2f}" for d, r in zip(far, right, strict=True))
+    print(f"{name:>8}  " + "   ".join(list(row)[1:7]))
 
 # %% tags=["remove-cell"]
 assert least["growing"] < least["plain"] < least["falling"] and shapes["falling", 3.0][1] < at["plain", 3.0][1] < at["growing", 3.0][1]

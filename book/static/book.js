@@ -33,6 +33,7 @@ function fitWide(inside = document) {
   const sizes = boxes.map(box => parseFloat(getComputedStyle(box).fontSize)); // all are measured before any is set
   const ratios = boxes.map(box => box.clientWidth / needed(box));
   boxes.forEach((box, i) => {
+    if (box.matches(".cell_input pre") && ratios[i] < 0.8) return; // one very long line does not make a whole cell small
     const least = Math.max(2 / 3, box.matches("pre") ? 9 / sizes[i] : 0);
     if (ratios[i] < 1) box.style.fontSize = `${sizes[i] * Math.min(1, Math.max(0.98 * ratios[i], least))}px`;
   });
@@ -59,6 +60,16 @@ function keepPunctuation() {
   }
 }
 
+// A figure leads to its own file, which can be enlarged and saved.
+function linkFigures() {
+  for (const image of document.querySelectorAll(".bd-article figure > img")) {
+    const link = document.createElement("a");
+    link.href = image.src;
+    image.replaceWith(link);
+    link.append(image);
+  }
+}
+
 // What the theme and MathJax say to a screen reader: a name other than the text on a button, a list that has other things
 // than items, and a link, to an equation, inside what is hidden from it. The link gets a name and is shown.
 function mendNames() {
@@ -76,6 +87,7 @@ document.addEventListener("DOMContentLoaded", async () => {
   await window.MathJax?.startup?.promise; // it measures what it sets, and its equations are targets of links
   mendNames();
   keepPunctuation();
+  linkFigures();
   foldDeeper();
   fitWide();
   openWhatTheAddressNames();

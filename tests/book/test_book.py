@@ -279,7 +279,7 @@ def test_the_front_page_links_the_chapters_that_are_there_and_calls_the_others_p
     assert "| 07 | [The mean shift?](notebooks/07_mean_shift.ipynb) | b |" in page
     assert '<span class="planned">Start (planned)</span>' in page and "T07" not in page
     trees = re.findall(r":caption: (.*)\n\n([^`]*)\n```", page)
-    back = "in_practice\nconventions\ncheat_sheet\nfigures\nledger\nreferences"
+    back = "in_practice\nconventions\ncheat_sheet\nfigures\nledger\nteaching\nreferences"
     assert trees == [("Part II", "notebooks/07_mean_shift"), ("At the back", back)]
 
 

@@ -22,7 +22,7 @@ from tools.address import repository
 ROOT = build.ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 CHAPTERS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in NOTEBOOKS}
-DESK = ["in_practice", "conventions", "cheat_sheet", "figures"]
+DESK = ["in_practice", "conventions", "cheat_sheet", "figures", "teaching"]
 PAGES = ["index", *DESK, "ledger", "references", *(f"notebooks/{name}" for name in CHAPTERS)]
 PHONE, LAPTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
@@ -40,6 +40,7 @@ LOOK = """async () => {
         noAlt: all("article img").filter(i => !i.alt.trim()).map(i => i.src),
         noCaption: all("article img").filter(i => !i.closest("figure")?.querySelector("figcaption")?.textContent.trim())
             .map(i => i.alt),
+        notLinked: all("article figure img").filter(i => !i.closest("a")).map(i => i.alt),
         broken: all("article img").filter(i => i.complete && !i.naturalWidth).map(i => i.src),
         open: all("article details[open]").length,
         folded: all("article details:not([class])").length,
@@ -52,7 +53,7 @@ LOOK = """async () => {
 UNFOLD = "document.querySelectorAll('details.deeper').forEach(details => details.open = true)"
 
 # Runs in the page: equations and printed lines that one would have to scroll.
-WIDE = """() => [...document.querySelectorAll("div.math, div.math > mjx-container, .cell_input pre, .cell_output pre")]
+WIDE = """() => [...document.querySelectorAll("div.math, div.math > mjx-container, .cell_output pre")]
     .filter(box => box.scrollWidth > box.clientWidth + 1)
     .map(box => `${box.scrollWidth - box.clientWidth}: ${box.textContent}`)"""
 
@@ -262,6 +263,10 @@ def test_search_finds_the_pages_that_have_a_word(book: Book, visit: Visit):
 def test_every_figure_has_alt_text_and_a_caption(visit: Visit):
     for name, seen in visit.laptop.items():
         assert (seen["noAlt"], seen["noCaption"], seen["broken"]) == ([], [], []), name
+
+
+def test_every_figure_leads_to_its_file_or_its_place(visit: Visit):
+    assert {name: seen["notLinked"] for name, seen in visit.laptop.items() if seen["notLinked"]} == {}
 
 
 def test_solutions_are_folded_and_their_code_is_highlighted(visit: Visit):

@@ -40,6 +40,8 @@ def html(tmp_path_factory) -> Path:
         (root / folder).mkdir()
     cells = [nbformat.v4.new_markdown_cell(text) for text in CHAPTER]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "notebooks" / "07_line.ipynb")
+    (root / "notebooks" / "07_line.py").write_text("# %%\n", encoding="utf-8")
+    (root / "book" / "teaching.md").write_text("# Teaching\n", encoding="utf-8")
     (root / "book" / "references.bib").write_text("", encoding="utf-8")
     (root / "book" / "references.md").write_text("# References\n", encoding="utf-8")
     (root / "book" / "index.md").write_text("# Book\n\n## Chapters\n\n%chapters%\n\n%contents%\n", encoding="utf-8")
@@ -93,9 +95,15 @@ def test_each_deeper_is_linked_below_the_times_and_opens_there(visit):
     page.wait_for_function(f"{CLOSED}.join() === 'false,true'")
 
 
-@pytest.mark.parametrize("selector", ["#deeper-a-second-order", "#a-part-of-it", "[id='mjx-eqn:eq-deep']"])
-def test_an_address_inside_opens_it_and_shows_the_place(visit, selector):
-    hash = "#" + (selector[1:] if selector.startswith("#") else "mjx-eqn%3Aeq-deep")
+EQUATION = "[id='mjx-eqn:eq-deep']"
+INSIDE = {
+    "#deeper-a-second-order": "#deeper-a-second-order", "#a-part-of-it": "#a-part-of-it",
+    "#mjx-eqn%3Aeq-deep": EQUATION, "#eq-deep": EQUATION,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("hash", "selector"), INSIDE.items())
+def test_an_address_inside_opens_it_and_shows_the_place(visit, hash, selector):
     page = visit(hash)
     assert page.evaluate(CLOSED) == [True, False]
     assert in_view(page, selector)

@@ -56,7 +56,8 @@ def test_a_figure_has_a_place_on_its_chapters_page_and_the_gallery_leads_there(c
 def test_the_gallery_shows_alt_text_size_and_caption_and_loads_a_picture_when_it_is_near(chapter):
     page = gallery.page({"07_line": chapter}, {"07_line": "A line?"})
     assert 'loading="lazy"' in page and 'alt="a &quot;line&quot; &lt; 2" width="640" height="480"' in page
-    caption = re.search(r"<figcaption>\n\n(.*?)\n\n</figcaption>", page)[1]
+    caption, file = re.search(r"<figcaption>\n\n(.*?)\n\n<a (.*?)>07_a_line.png</a>\n</figcaption>", page).groups()
+    assert re.fullmatch(r'href="_images/[0-9a-f]{64}\.png" download="07_a_line.png"', file)
     equation = '<a href="notebooks/07_line.html#mjx-eqn%3Aeq-kl-line">(7.1)</a>'
     assert caption == f"It goes up, [as said](notebooks/06_before.ipynb#why), by {equation}."
 

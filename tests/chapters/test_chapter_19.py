@@ -156,6 +156,22 @@ def test_on_digits_the_noise_has_its_spread_guided_or_not_and_guesses_leave_the_
     assert max(outside) > 0.5
 
 
+def test_on_digits_pixels_leave_the_range_as_the_scale_grows_and_at_one_scale_two_rules_keep_more_of_them_in():
+    network = checkpoints.load("pocket").network
+    schedule, pair = network.schedule, network_pair(network, network.schedule, torch.arange(10).repeat(2))
+    starts, grid = torch.randn(20, 1, 28, 28, generator=seeded(31)), sampling.digit_times(12, schedule)
+
+    def outside(denoiser):
+        with torch.no_grad():
+            x = draw(kernels.ddim(denoiser, schedule), starts, grid)
+        return float(((x > 1.05) | (x < -1.05)).sum()) / x.numel()
+
+    plain = [outside(FREE(pair, g)) for g in (1.0, 3.0, 6.0)]
+    of_v, apg = practice.rescaled(3.0, 0.7, schedule, of="v"), practice.projected(3.0, schedule)
+    assert plain == sorted(plain) and plain[0] < 0.6 * plain[1]
+    assert max(outside(guidance.mix(pair, rule)) for rule in (of_v, apg)) < 0.8 * plain[1]
+
+
 def test_the_weaker_model_hid_half_of_the_labels_and_is_worse_when_told_one_than_the_one_that_hid_few():
     rows = runs.rows("guidance")
     (few,), (half,) = (runs.pick(rows, part="dropout", network=f"pocket_{p}", gamma=1.0) for p in ("p02", "p50"))
