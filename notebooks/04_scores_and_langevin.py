@@ -45,7 +45,8 @@ def seeded(number):
 def groups(left):
     """Five blobs: two in the left group, with this share of the mass, three in the right one."""
     weights = [0.6 * left, 0.4 * left, 0.5 * (1 - left), 0.3 * (1 - left), 0.2 * (1 - left)]
-    means = torch.tensor([[-4.6, 0.8], [-3.6, -0.6], [2.6, -0.4], [4.0, 1.0], [4.6, -0.6]], dtype=torch.float64)
+    means = [[-4.6, 0.8], [-3.6, -0.6], [2.6, -0.4], [4.0, 1.0], [4.6, -0.6]]
+    means = torch.tensor(means, dtype=torch.float64)
     covs = [[[0.5, 0.2], [0.2, 0.4]], [[0.3, -0.1], [-0.1, 0.3]], [[0.4, -0.2], [-0.2, 0.5]],
             [[0.5, 0.1], [0.1, 0.3]], [[0.3, 0.1], [0.1, 0.4]]]  # fmt: skip
     return GaussianMixture(weights, means, covs, [0, 0, 1, 1, 1])
@@ -210,12 +211,16 @@ fisher = score_matching.explicit_loss(swapped.score, data.score, points, weights
 kl = weights @ (data.log_prob(points) - swapped.log_prob(points))
 by_hand = weights @ (data.score(points) - swapped.score(points)).square().sum(1)
 torch.testing.assert_close(fisher, by_hand)
-neighbours = GaussianMixture(torch.tensor([0.12, 0.08, 0.1, 0.54, 0.16]).double(), data.means, data.covs, data.labels)
-ends = [langevin.unadjusted(p.score, starts, 0.05, 2000, seeded(7)) for p in (data, swapped, neighbours)]
+exchanged = torch.tensor([0.12, 0.08, 0.1, 0.54, 0.16]).double()
+neighbours = GaussianMixture(exchanged, data.means, data.covs, data.labels)
+among = (data, swapped, neighbours)
+ends = [langevin.unadjusted(p.score, starts, 0.05, 2000, seeded(7)) for p in among]
 met = [((ends[0] - other).norm(dim=1) < 0.01).double().mean() for other in ends[1:]]
-print(f"Fisher divergence {float(fisher):.1e}, mean square slope {float(weights @ data.score(points).square().sum(1)):.1f}")
+mean_square = float(weights @ data.score(points).square().sum(1))
+print(f"Fisher divergence {float(fisher):.1e}, mean square slope {mean_square:.1f}")
 print(f"KL divergence {float(kl):.3f} nats")
-print(f"2,000 steps with the same noises: {float(met[0]):.0%} of the walkers end in the same place on both slopes")
+print(f"2,000 steps with the same noises: {float(met[0]):.0%} of the walkers end in the same place",
+      "on both slopes")
 print(f"if two blobs of one group exchange shares instead: {float(met[1]):.0%}")
 
 # %% [markdown]
@@ -244,7 +249,7 @@ narrower = GaussianMixture(data.weights, data.means, data.covs * torch.tensor([1
 rivals = {"shares of the groups": swapped, "shares of two blobs": neighbours, "width of a blob": narrower}
 levels = torch.logspace(-2.2, 2.4, 40, dtype=torch.float64)  # sigma
 q, seen, halfway, clean_fisher = levels**2, {}, {}, {}
-print("difference             F of clean data   KL exact   from F at 40 levels   half of it above sigma =")
+print("difference             F of clean data   KL exact   from F at 40 levels   half of it above sigma")
 for name, r in rivals.items():
     nodes = [(sigma, *on_grid(data.noised(1.0, sigma), float(8 + 5 * sigma), 160)) for sigma in levels]
     F = torch.stack([
@@ -255,7 +260,7 @@ for name, r in rivals.items():
     total, seen[name] = divergence_over(q, F), q * F / 2
     below = [float(divergence_over(q[: k + 1], F[: k + 1])) for k in range(40)]
     halfway[name] = [float(s) for s in numpy.interp([0.01 * total, total / 2, 0.98 * total], below, levels)]
-    print(f"{name:21}  {float(clean):15.1e}   {float(exact):8.3f}   {float(total):19.3f}   {halfway[name][1]:.1f}")
+    print(f"{name:21}  {float(clean):15.1e}   {float(exact):8.3f}   {float(total):19.3f}   {halfway[name][1]:22.1f}")
     clean_fisher[name] = float(clean)
     assert abs(total - exact) < 0.002
 first, _, last = halfway["shares of the groups"]
@@ -266,9 +271,8 @@ print(f"F of clean data, width over shares: {clean_fisher['width of a blob'] / c
 # %% tags=["hide-input"]
 some = torch.logspace(-1, 1, 13, dtype=torch.float64).tolist()
 forget = torch.stack([steps_to_forget(sigma, 0.1 * (sigma**2 + 0.5)) for sigma in some])
-print("sigma and steps between the groups:", ", ".join(f"{s:.1f} {float(n):.0f}" for s, n in zip(some[4::2], forget[4::2, 0], strict=True)))
-
-# %% tags=["hide-input"]
+print(f"{'sigma':24}" + "".join(f"{sigma:8.1f}" for sigma in some[4::2]))
+print(f"{'steps between the groups':24}" + "".join(f"{float(steps):8,.0f}" for steps in forget[4::2, 0]))
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 2, figsize=(8.4, 2.9))
     for name, colour, place in zip(rivals, (orange, blue, green), ((7, 0.48), (7, 0.42), (7, 0.36)), strict=True):

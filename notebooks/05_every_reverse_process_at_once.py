@@ -85,7 +85,7 @@ shown
 
 # %% [markdown]
 # *Grey: the density of the first coordinate at every noise level, the same in all panels. Orange: six runs from one starting point.
-# The paths differ altogether. The clouds (right: three thousand ends for each $\rho$; dashed: the data) agree.*
+# The paths differ altogether. The clouds (right: three thousand ends, at $\rho = 0$, 1 and 2 in grey, blue and orange; dashed: the data) agree.*
 #
 # **Why the clouds agree.** To shake points at random spreads a cloud. To pull each point uphill, to where the cloud is denser, gathers it. Some pull
 # exactly undoes a given shake: the points move, and the cloud stays as it is. A sampler without dice carries the cloud from noise to data. To its walk you may add
@@ -215,7 +215,7 @@ torch.testing.assert_close((later - sooner) / (2 * h), rate, rtol=1e-9, atol=0)
 # %%
 # [eq-error-weights]
 def moved_by(b, edges, off, c, rho):
-    """How far beliefs off by b[k] between edges[k] and edges[k + 1] of r move the sample, and a start off by `off`."""
+    """How far a start off by `off`, and beliefs off by b[k] between edges[k] and edges[k + 1], move the sample."""
     weights = (edges ** (1 + rho**2)).diff()
     return c**0.5 * edges[0] ** (rho**2) * off + (weights * b).sum()
 
@@ -249,7 +249,7 @@ clock_at = {t: float(correlation(max(t, 0.001), 2.5, schedule)[0]) for t in (0.0
 shift, strengths, foretold, on_bell, on_blobs = torch.tensor([0.3, 0.0]).double(), (0.0, 0.5, 1.0, 1.5, 2.0), {}, {}, {}
 truly = {rho: ends_of(free, rho, start[:1000]) for rho in strengths}
 truly_bell = {rho: ends_of(bell.denoiser(schedule), rho, start[:2], 240) for rho in strengths[::2]}
-print(f"{'rho':27s}", " ".join(f"{rho:4}" for rho in strengths))
+print(f"{'rho':28s}" + "".join(f"{rho:6.1f}" for rho in strengths))
 for name, (first, last) in windows.items():
     edges = torch.tensor([clock_at[last], clock_at[first]]).double()
     foretold[name] = [float(moved_by(torch.ones(1), edges, 0.0, 2.5, rho)) for rho in strengths]
@@ -257,9 +257,10 @@ for name, (first, last) in windows.items():
     on_bell[name] = [float((ends_of(wrong[0], rho, start[:2], 240) - truly_bell[rho]).mean()) / 0.3 for rho in truly_bell]
     gaps_of = [(ends_of(wrong[1], rho, start[:1000]) - truly[rho]) / 0.3 for rho in strengths]
     on_blobs[name] = [(float(gap.mean()), float(gap.std()) / 1000**0.5) for gap in gaps_of]
-    print(f"wrong {name:6s}, r {clock_at[last]:.2f} to {clock_at[first]:.2f} ", " ".join(f"{value:4.2f}" for value in foretold[name]))
-    print(f"{'runs on a Gaussian':27s}", "      ".join(f"{value:4.2f}" for value in on_bell[name]))
-    print(f"{'runs on the blobs':27s}", " ".join(f"{value:4.2f}" for value, _ in on_blobs[name]))
+    title = f"wrong {name}, r {clock_at[last]:.2f} to {clock_at[first]:.2f}"
+    print(f"{title:28s}" + "".join(f"{value:6.2f}" for value in foretold[name]))
+    print(f"{'runs on a Gaussian':28s}" + (" " * 6).join(f"{value:6.2f}" for value in on_bell[name]))
+    print(f"{'runs on the blobs':28s}" + "".join(f"{value:6.2f}" for value, _ in on_blobs[name]))
     assert all(abs(a - b) < 0.025 for a, b in zip(on_bell[name], foretold[name][::2], strict=True))
 worst = max(scatter for row in on_blobs.values() for _, scatter in row)
 print(f"largest standard error on the blobs {worst:.3f}")
@@ -654,7 +655,8 @@ def one_half(denoiser, rho, part):
 
 # %% tags=["hide-input"]
 halves = {}
-print("                start off by 1   early  late   variance / data's   push in own deviations   correlation, new dice")
+print(" " * 15 + "start off" + " " * 15 + "    variance  push, in own   correlation,")
+print(" " * 15 + "     by 1   early   late    / data's    deviations       new dice")
 for what, data in {"Gaussian": bell, "blobs": mixture}.items():
     for part in ("both", "pull", "dice"):
         told = {"right": data.denoiser(schedule), "early": believing(data, shift, *windows["early"]), "late": believing(data, shift, *windows["late"])}
@@ -666,7 +668,7 @@ for what, data in {"Gaussian": bell, "blobs": mixture}.items():
         halves[what, part] = [moved[0], moved[1] / 0.3, moved[2] / 0.3, float(right[:, 0].var() / spread)]
         own = moved[0] / float(right[:, 0].std()), float(torch.corrcoef(torch.stack([right[:, 0], again[:, 0]]))[0, 1])
         halves[what, part] += own
-        print("{:9s} {:5s} {:13.2f} {:8.2f} {:5.2f} {:14.2f} {:24.2f} {:24.2f}".format(what, part, *halves[what, part]))
+        print("{:9s} {:5s}{:9.2f}{:8.2f}{:7.2f}{:12.2f}{:14.2f}{:15.2f}".format(what, part, *halves[what, part]))
 
 # %% tags=["remove-cell"]
 assert all(abs(a - b) < 1e-9 for a, b in zip(halves["Gaussian", "both"][:3], halves["Gaussian", "pull"][:3], strict=True))
@@ -788,10 +790,10 @@ assert all(small < ddim for small, ddim in zip(too_wide["DDPM, small"], too_wide
 
 # %% tags=["hide-input"]
 weak, finer = {}, (64, 128, 256, 512)
-print("DDPM, variance missing\nsteps             ", "".join(f"{n:9d}" for n in finer))
+print("DDPM, variance missing\nsteps               ", "".join(f"{n:9d}" for n in finer))
 for c in (0.1, 1.0, 4.0):
     weak[c] = [1 - variance_of(makers["DDPM, small"], c, n) for n in finer]
-    print(f"data of variance {c:g}", "".join(f"{value:9.4f}" for value in weak[c]))
+    print(f"data of variance {c:<3g}", "".join(f"{value:9.4f}" for value in weak[c]))
 fine_h = float(schedule.log_snr(grid_of(512)).diff()[0]) / 2
 print(f"h in {finer[-1]} steps: {fine_h:.4f}")
 assert all(abs(coarse / fine - 2) < 0.11 for row in weak.values() for coarse, fine in zip(row, row[1:], strict=False))
@@ -930,11 +932,13 @@ exact_value = mixture.log_prob(data_points)
 through, _ = likelihood.flow_log_prob(flow, data_points)
 probes = torch.randint(0, 2, (16, 40, 2), generator=seeded(10)).double() * 2 - 1
 linear_flow = ode.probability_flow(free, schedule)
-start_left = float((likelihood.flow_log_prob(linear_flow, data_points, 0.001)[0] - at(0.001).log_prob(data_points)).abs().max())
+from_start, _ = likelihood.flow_log_prob(linear_flow, data_points, 0.001)
+start_left = float((from_start - at(0.001).log_prob(data_points)).abs().max())
 estimate, scatter = likelihood.flow_log_prob(flow, data_points, probes=probes)
 print(f"exact divergence: largest error {float((through - exact_value).abs().max()):.1e}")
-print(f"16 probes: error of one point {float((estimate - exact_value).square().mean().sqrt()):.3f}, stated {float(scatter.square().mean().sqrt()):.3f}")
-print(f"mean of 40 points: off by {float((estimate - exact_value).mean()):+.3f} +- {float(scatter.square().mean().sqrt()) / 40**0.5:.3f}")
+probe_error, stated = estimate - exact_value, float(scatter.square().mean().sqrt())
+print(f"16 probes: error of one point {float(probe_error.square().mean().sqrt()):.3f}, stated {stated:.3f}")
+print(f"mean of 40 points: off by {float(probe_error.mean()):+.3f} +- {stated / 40**0.5:.3f}")
 print(f"with vp_linear: {start_left:.3f}, its alpha at t = 1: {float(schedule.alpha(1.0)):.3f}")
 assert float((through - exact_value).abs().max()) < 1e-3
 assert abs(float((estimate - exact_value).mean())) < 3 * float(scatter.square().mean().sqrt()) / 40**0.5

@@ -101,7 +101,8 @@ def sim(x):
 
 
 for y, word in enumerate(words):
-    print(f'{word:5s} similarity to "below" {sim(mixture.given(y).sample(2000, seeded(1))[0]).mean():+.2f}')
+    drawn_class = mixture.given(y).sample(2000, seeded(1))[0]
+    print(f'{word:5s} similarity to "below" {sim(drawn_class).mean():+.2f}')
 
 # %% [markdown]
 # Only one point in ten is "below". Ask for it with three strengths $\gamma$. Dashed, what was
@@ -272,7 +273,8 @@ ahead, chances = divergence.step_nodes(mixture.reverse(x_t, schedule, t, 0.3), o
 later = worth(ahead.reshape(-1, 2), 0.3).exp().view(chances.shape)
 print("worth here:          ", worth(x_t, t).exp().numpy().round(3))
 print("mean worth of a step:", (chances * later).sum(0).numpy().round(3))
-torch.testing.assert_close((chances * later).sum(0), (shares * (gamma * sim(crowd)).exp()).sum(0), atol=0, rtol=0.01)
+worth_of_crowd = (shares * (gamma * sim(crowd)).exp()).sum(0)
+torch.testing.assert_close((chances * later).sum(0), worth_of_crowd, atol=0, rtol=0.01)
 
 # %% [markdown]
 # Why follow it? Noise the target as data are noised: $\tilde p_t(x) = \int \tilde p(x_0)\, \mathcal N(x;\, \alpha_t x_0, \sigma_t^2 I)\, dx_0$; inside, $p(x_0)\, \mathcal N(x;\, \alpha_t x_0, \sigma_t^2 I) = p_t(x)\, p(x_0 \mid x_t = x)$:
@@ -286,7 +288,8 @@ target, alpha, sigma = targets[gamma], schedule.alpha(t), schedule.sigma(t)
 noised = mixture.noised(alpha, sigma)
 apart = (x_t[:, None] - alpha * target.points).square().sum(2)  # (5, cells)
 by_noising = (target.weights * torch.exp(-apart / 2 / sigma**2)).sum(1) / (2 * math.pi * sigma**2)
-torch.testing.assert_close(noised.log_prob(x_t) + worth(x_t, t) - target.log_normaliser, by_noising.log(), atol=0.01, rtol=0)
+by_worth = noised.log_prob(x_t) + worth(x_t, t) - target.log_normaliser
+torch.testing.assert_close(by_worth, by_noising.log(), atol=0.01, rtol=0)
 
 # %% [markdown]
 # Now take Tweedie's formula, $\nabla \log p_t(x) = (\alpha_t\, \mathbb E[x_0 \mid x_t = x] - x) / \sigma_t^2$, for the target and for the data, and subtract. With $\tilde{\mathbb E}$ for the mean in which each clean point has the weight $e^{\gamma\,\mathrm{sim}}$,
@@ -364,7 +367,8 @@ def exponential(generator):
     batch = batch_of(generator)
     gamma = 12 * torch.rand(len(batch), generator=generator, dtype=torch.float64)
     logit = worth_network(torch.cat([noisy[batch], gamma[:, None]], 1))[:, 0]
-    return nn.functional.binary_cross_entropy_with_logits(logit, torch.exp(gamma * (likeness[batch] - 1)))
+    kept_with = torch.exp(gamma * (likeness[batch] - 1))
+    return nn.functional.binary_cross_entropy_with_logits(logit, kept_with)
 
 
 torch.manual_seed(2)
@@ -375,7 +379,10 @@ worth_network.requires_grad_(False)
 
 def mended(gamma):
     """grad log h_t as the network has it; gamma is inside, so the scale outside is 1."""
-    return guidance.gradient(lambda x, t: nn.functional.logsigmoid(worth_network(with_level(x, t, gamma))[:, 0]))
+    def log_worth(x, t):
+        return nn.functional.logsigmoid(worth_network(with_level(x, t, gamma))[:, 0])
+
+    return guidance.gradient(log_worth)
 
 # %% [markdown]
 # With the mean similarity, quadrature says what perfect training would give: `mean_gradient`, the covariance above.
@@ -453,9 +460,9 @@ for level in levels:
     data = schedule.add_noise(mixture.sample(250, seeded(6))[0], torch.randn(250, 2, generator=seeded(7)).double(), time)
     for name, grad in rivals.items():
         off[name].append(angle_and_ratio(grad, precise, data, time))
-print(" " * 21, "  ".join(f"{f't = {level:g}':9s}" for level in levels))
+print(" " * 20 + "".join(f"{f't = {level:g}':>10}" for level in levels))
 for name, pairs in off.items():
-    print(f"{name:21s}", "  ".join(f"{angle:3.0f} x{ratio:<4.2f}" for angle, ratio in pairs))
+    print(f"{name:20}" + "".join(f"{f'{angle:.0f} x{ratio:.2f}':>10}" for angle, ratio in pairs))
 
 # %% tags=["hide-input"]
 with plotting.style():
@@ -652,7 +659,8 @@ M = plane.jacobian(lambda x: clean(x, t), x_t)
 for near in (0.3997, 0.39997, 0.399997):
     short = kernels.ddpm(free, schedule, "large")(x_t, t, near)
     measured = kl_of_shift(short, clean(x_t, t), 4.0)
-    print(f"beta = {float(short.var):.6f}: measured / predicted", (measured / leading_kl(M, 4.0, short.var)).numpy().round(3))
+    over = measured / leading_kl(M, 4.0, short.var)
+    print(f"beta = {float(short.var):.6f}: measured / predicted", over.numpy().round(3))
 torch.testing.assert_close(measured, leading_kl(M, 4.0, short.var), rtol=0.03, atol=0)
 
 # %% tags=["remove-cell"]
@@ -676,7 +684,8 @@ a = torch.tensor([0.6, -0.8]).double()
 pulled = guidance.tilt(normal.denoiser(schedule), lambda x, t: a.expand_as(x), 1.0, schedule)
 B = float(schedule.integrated_beta(1.0))
 print(f"B = {B:.2f}")
-for kernel, factor in ((kernels.ddpm(pulled, schedule, "large"), 2 * (1 - math.exp(-B / 2))), (kernels.ddim(pulled, schedule), B / 2)):
+factors = {kernels.ddpm(pulled, schedule, "large"): 2 * (1 - math.exp(-B / 2)), kernels.ddim(pulled, schedule): B / 2}
+for kernel, factor in factors.items():
     moved = draw(kernel, start, time_grid(400), seeded(3)).mean(0) @ a
     print(f"{type(kernel).__name__}: asked 1, got {moved:.2f}, predicted {factor:.2f}")
     assert abs(moved - factor) < 0.1
@@ -753,8 +762,10 @@ assert abs(share - kept(draws).mean()) < 4 * math.sqrt(share * (1 - share) / 200
 region = guidance.gradient(lambda x, t: log_half_plane(mixture, schedule, edge, bound, x, t))
 inside = steered(region)
 cut = GridDensity(lambda x: mixture.log_prob(x) + kept(x).log(), -7, 7)
-print(f"in the half-plane: {kept(inside).mean():.1%} of the points, of the data {kept(mixture.sample(20_000, seeded(1))[0]).mean():.0%}")
-print("mean", inside.mean(0).numpy().round(2), "asked for", cut.mean.numpy().round(2), "+-", (inside.std(0) / 400**0.5).numpy().round(2))
+of_data = kept(mixture.sample(20_000, seeded(1))[0]).mean()
+print(f"in the half-plane: {kept(inside).mean():.1%} of the points, of the data {of_data:.0%}")
+print("mean", inside.mean(0).numpy().round(2), "asked for", cut.mean.numpy().round(2),
+      "+-", (inside.std(0) / 400**0.5).numpy().round(2))
 
 # %% tags=["remove-cell"]
 assert kept(inside).mean() == 1 and ((inside.mean(0) - cut.mean).abs() < 3 * inside.std(0) / 400**0.5 + 0.02).all()
@@ -770,11 +781,13 @@ of_both = similarity.noisy_gradient(mixture, schedule, lambda x: sum(f(x) for f 
 joint = GridDensity(lambda x: mixture.log_prob(x) + sum(f(x) for f in wishes), -7, 7)
 floor = distance(joint.sample(400, seeded(13)), joint, 100)
 wished = {}
-for name, grad in {"the sum's gradient": of_both, "the gradients' sum": lambda x, t: each[0](x, t) + each[1](x, t)}.items():
+two_ways = {"the sum's gradient": of_both, "the gradients' sum": lambda x, t: each[0](x, t) + each[1](x, t)}
+for name, grad in two_ways.items():
     x = steered(grad)
     wished[name] = distance(x, joint, 100)
+    have, want = (metrics.mode_weights(mixture, z)[5] for z in (x, joint))
     print("{}: distance {:.2f} +- {:.2f}, floor {:.2f} +- {:.2f}, ".format(name, *wished[name], *floor)
-          + f"{metrics.mode_weights(mixture, x)[5]:.2f} in the lowest blob, asked {metrics.mode_weights(mixture, joint)[5]:.2f}")
+          + f"{have:.2f} in the lowest blob, asked {want:.2f}")
 
 # %% tags=["remove-cell"]
 assert not farther(wished["the sum's gradient"], floor, 2.0) and farther(wished["the gradients' sum"], floor)
@@ -855,12 +868,13 @@ def late(gamma, level):
 
 tried, starts = {}, (1.0, 0.6, 0.5, 0.4, 0.2)
 print("distance (and similarity), started at t =")
-print(" " * 12, "  ".join(f"{level:<18}" for level in starts))
+print(" " * 9, " ".join(f"{level:<18}" for level in starts).rstrip())
 for gamma in (1.0, 4.0):
     clouds = [late(gamma, level) for level in starts]
-    tried |= {(gamma, level): distance(x, targets[gamma]) for level, x in zip(starts, clouds, strict=True)}
-    gaps = ["{:.2f}+-{:.2f} ({:+.2f})".format(*tried[gamma, level], sim(x).mean()) for level, x in zip(starts, clouds, strict=True)]
-    print(f"gamma = {gamma:g}:  ", "  ".join(gaps))
+    by_level = dict(zip(starts, clouds, strict=True))
+    tried |= {(gamma, level): distance(x, targets[gamma]) for level, x in by_level.items()}
+    gaps = [(*tried[gamma, level], sim(x).mean()) for level, x in by_level.items()]
+    print(f"gamma = {gamma:g}", " ".join("{:.2f}+-{:.2f} ({:+.2f})".format(*gap) for gap in gaps))
 
 # %% tags=["remove-cell"]
 assert farther(tried[1.0, 1.0], tried[1.0, 0.5], 2.0) and not farther(tried[1.0, 0.5], rows[1.0, "exact"])
@@ -907,8 +921,11 @@ sure = split_similarity(similarity.cosine(encoder(everyone)[:, None], captions.d
 assert totals[sure > 0.99].mean() > 2 * totals[sure < 0.8].mean()
 fifth = GridDensity(lambda x: mixture.log_prob(x) + sim(x) / 0.2, -7, 7)
 class_2 = mixture.given(2).sample(4000, seeded(18))[0]
-print("N(x) at the data, 5 and 95 % quantiles:", totals.quantile(torch.tensor([0.05, 0.95]).double()).numpy().round(0))
-print(f"mean similarity: {told(class_2)} in the class; at gamma = 1 / tau {fifth.expectation(sim):+.2f}; lowest blob {metrics.mode_weights(mixture, fifth)[5]:.2f}")
+outer = totals.quantile(torch.tensor([0.05, 0.95]).double())
+print("N(x) at the data, 5 and 95 % quantiles:", outer.numpy().round(0))
+lowest = metrics.mode_weights(mixture, fifth)[5]
+print(f"mean similarity: {told(class_2)} in the class;",
+      f"at gamma = 1 / tau {fifth.expectation(sim):+.2f}; lowest blob {lowest:.2f}")
 
 # %% [markdown]
 # At $\gamma = 1 / \tau$ the tilt is the class as the encoder sees it, weighed by $N$ as well. $N$ is large where the encoder is sure of *any* word, and small between words. It plays the part of chapter 08's normaliser: there it was forgotten, here it is a part of what you ask for. Is it determined by the loss? A softmax over
@@ -960,9 +977,11 @@ def stroke(angle, long, thin):
 m, together = 6, torch.ones(6, 6).double()
 styles = (stroke(0.8, 1.0, 0.05), 0.3), (stroke(-0.8, 1.0, 0.05), 0.2), (stroke(0.0, 0.25, 0.25), 0.5)
 places = ((-1.5, 0.0), 0.65), ((1.5, 0.5), 0.35)
-kinds = [(w * v, torch.tensor(place).double().repeat(m), torch.kron(torch.eye(m).double(), cov) + 0.1 * torch.kron(together, torch.eye(2).double()), k)
+in_common = 0.1 * torch.kron(together, torch.eye(2).double())
+kinds = [(w * v, torch.tensor(place).double().repeat(m), torch.kron(torch.eye(m).double(), cov) + in_common, k)
          for k, (cov, w) in enumerate(styles) for place, v in places]
-album = GaussianMixture([k[0] for k in kinds], torch.stack([k[1] for k in kinds]), torch.stack([k[2] for k in kinds]), [k[3] for k in kinds])
+shares_of, means_of, covs_of, styles_of = zip(*kinds, strict=True)
+album = GaussianMixture(shares_of, torch.stack(means_of), torch.stack(covs_of), styles_of)
 assert album.dim == 12
 
 # %% [markdown]
@@ -1016,18 +1035,24 @@ album_free, blank = album.denoiser(schedule), torch.randn(300, 12, dtype=torch.f
 many, reached, asked_style = album.sample(100_000, seeded(15)), {}, {}
 for gamma in (2.0, 8.0):
     chance = (gamma * like(many[0])).softmax(0)
-    asked_style[gamma] = float(chance @ like(many[0])), torch.stack([chance[many[1] == k].sum() for k in range(3)])
-    print(f"gamma = {gamma:g}, asked for: similarity {chance @ like(many[0]):.2f}, styles", [round(float(chance[many[1] == k].sum()), 2) for k in range(3)], f"left {chance @ left_share(many[0]):.2f}")
+    in_style = torch.stack([chance[many[1] == k].sum() for k in range(3)])
+    asked_style[gamma] = float(chance @ like(many[0])), in_style
+    print(f"gamma = {gamma:g}, asked for: similarity {chance @ like(many[0]):.2f}, styles",
+          [round(v, 2) for v in in_style.tolist()], f"left {chance @ left_share(many[0]):.2f}")
     at_x_t = guidance.gradient(lambda x, t: like(x))
     ways = {"not steered": (at_x_t, 0.0), "crowd": (by_crowd(gamma, 32, seeded(16)), 1.0), "at x_t": (at_x_t, gamma)}
     for name, (grad, scale) in ways.items():
         kernel = kernels.ddpm(guidance.tilt(album_free, grad, scale, schedule), schedule, "large")
         try:
             x = draw(kernel, blank, time_grid(60), seeded(17))
-            reached[gamma, name] = float(like(x).mean()), float(like(x).std()) / 300**0.5, metrics.class_mass(album, x), float(left_share(x).mean())
-            print(f"  {name:12s} similarity {like(x).mean():.2f} +- {like(x).std() / 300**0.5:.2f}, styles", [round(v, 2) for v in metrics.class_mass(album, x).tolist()], f"left {left_share(x).mean():.2f}")
+            in_class = metrics.class_mass(album, x)
         except ValueError:
             print(f"  {name:12s} diverged")
+            continue
+        mean, error = float(like(x).mean()), float(like(x).std()) / 300**0.5
+        reached[gamma, name] = mean, error, in_class, float(left_share(x).mean())
+        print(f"  {name:12s} similarity {mean:.2f} +- {error:.2f}, styles",
+              [round(v, 2) for v in in_class.tolist()], f"left {left_share(x).mean():.2f}")
 
 # %% tags=["remove-cell"]
 assert all(abs(reached[g, "crowd"][0] - asked_style[g][0]) < 2.5 * reached[g, "crowd"][1] for g in (2.0, 8.0))

@@ -85,13 +85,13 @@ def kl(a, b):
     return float(a.expectation(lambda x: a.log_prob(x) - b.log_prob(x)))
 
 
-print("gamma   near blob: ordered, got   mean of x1 off by (class deviations)   KL(order, order at 1)")
+print("gamma  near blob ordered             came  mean of x1 off, class deviations  KL(order, order at 1), nats")
 for gamma, states in walks.items():
     came, order, class_1_size = states[-1], orders[gamma], float(orders[1.0].cov[0, 0] ** 0.5)
     share, wanted = near_share(mixture, came), near_share(mixture, order)
     moved = float((came[:, 0].mean() - order.mean[0]) / class_1_size)
     error = (share * (1 - share) / 3000) ** 0.5
-    print(f"{gamma:4g}    {wanted:.3f}, {share:.3f} +- {error:.3f} {moved:25.2f} {kl(order, orders[1.0]):30.0e} nats")
+    print(f"{gamma:5g} {wanted:18.3f}   {share:.3f} +- {error:.3f} {moved:33.2f} {kl(order, orders[1.0]):28.0e}")
     assert abs(wanted - 0.6) < 1e-3 and kl(order, orders[1.0]) < 1e-4
     assert (abs(share - 0.6) < 0.03) == (gamma == 1) and abs(moved) < 1.6
 
@@ -200,7 +200,7 @@ shown
 # %%
 # [eq-log-heat]
 def diffuses(log_density, x, q, h):
-    """Left side less right side of the second equation at points x (N, 2), by central differences of width h."""
+    """Left less right side of the second equation at points x (N, 2), by differences of width h."""
     here, steps = log_density(x, q), h * torch.eye(2).double()
     up, down = ([log_density(x + sign * step, q) for step in steps] for sign in (1, -1))
     laplacian = (sum(up) + sum(down) - 4 * here) / h**2
@@ -230,10 +230,12 @@ for gamma in (0.0, 1.0, 4.0):
 # It is exact, for every $\gamma$, any data and every $q > 0$. The defect by differences should come near the last term, with an error that falls like $h^2$:
 
 # %%
-film, exact = partial(path.combined_log_density, mixture, 1, 4.0), -path.source(mixture, 1, 4.0, points, level)
+film = partial(path.combined_log_density, mixture, 1, 4.0)
+exact = -path.source(mixture, 1, 4.0, points, level)
 errors = {h: float((diffuses(film, points, level, h) - exact).abs().max()) for h in (0.04, 0.02, 0.01)}
 print("largest error by h:", ", ".join(f"{h}: {error:.1e}" for h, error in errors.items()))
-assert all(3.8 < errors[h] / errors[h / 2] < 4.2 for h in (0.04, 0.02)) and errors[0.01] < 1e-3 * float(exact.abs().max())
+assert all(3.8 < errors[h] / errors[h / 2] < 4.2 for h in (0.04, 0.02))
+assert errors[0.01] < 1e-3 * float(exact.abs().max())
 
 # %% [markdown]
 # Halving $h$ quarters the error: the term is right.
@@ -252,7 +254,7 @@ assert all(3.8 < errors[h] / errors[h / 2] < 4.2 for h in (0.04, 0.02)) and erro
 # $$ \frac{r_0(x)}{p(x)^{1 - \gamma}\, p(x \mid y)^\gamma} = \exp\Big( -\frac12 \gamma\,(\gamma - 1) \int_0^Q \|g_q(x_q)\|^2\, dq \Big)\;
 # \frac{r_Q(x_Q)}{p_Q(x_Q)^{1 - \gamma}\, p_Q(x_Q \mid y)^\gamma}, \label{eq-guided-density} $$
 #
-# where $x_q$ is the path that ends in $x$. In the exponent stands the bill. The last fraction tends to 1 at every $x$ as $Q$ grows, though slowly, in general like $1 / \sqrt Q$. For
+# where $x_q$ is the path that ends in $x$. In the exponent stands the bill. The last fraction tends to 1 at every $x$ as $Q$ grows, though slowly, in general like $1 / \sqrt Q$: the means of start and film stay apart, while both spread like $\sqrt Q$. For
 # $\gamma > 1$ every point pays for each level at which its path stood where $\log p_q(y \mid x)$ is steep, whatever it is at the end. (For $\gamma < 0$ as well, if there is such an order; for $0 < \gamma < 1$ the bill is a refund.)
 #
 # Here is the formula as a density, summed over a grid: its mass must be one, and its shares those of the samples.
@@ -322,14 +324,15 @@ centres = mixture.means[1:3]
 places = torch.cat([centres, centres + torch.tensor([0.8, 0.0]).double()])
 for gamma in (2.0, 4.0, 8.0):
     bills = gamma * (gamma - 1) / 2 * path.follow(mixture, 1, gamma, places, levels)[1]
-    print("gamma {:g}: bill at the centres, near and far, {:.1f} and {:.1f}; 0.8 to the right of them {:.1f} and {:.1f}".format(gamma, *bills))
+    print("gamma {:g}: bill at the centres, near and far, {:.1f} and {:.1f};".format(gamma, *bills[:2]),
+          "0.8 to the right of them {:.1f} and {:.1f}".format(*bills[2:]))
 
 # %% [markdown]
 # At $\gamma = 4$ the bill is eleven at the centre of the near blob, and one and a half on its right side. So it is sampled at its right edge, as in the first figure, and less of it than of the far one. Here bills grow faster than $\gamma\,(\gamma - 1)$, since a larger $\gamma$ takes other paths.
 #
 # ## When is it right?
 #
-# With fine steps and a noisy start every sampler arrives, if nothing need be made or taken: if $\gamma$ is 0 or 1, or if at every level the classifier's gradient has one length everywhere. With one length everywhere $\log p_q(y \mid x)$ is linear in $x$ ([chapter 08](08_gamma_normaliser.ipynb#deeper-is-either-a-diffusion-path) uses this as well). But it is at most 0, and a linear function bounded above is constant.
+# With fine steps and a noisy start every sampler arrives, if nothing need be made or taken: if $\gamma$ is 0 or 1, or if at every level the classifier's gradient has one length everywhere. With one length everywhere $\log p_q(y \mid x)$ is linear in $x$ (as in [chapter 08](08_gamma_normaliser.ipynb#deeper-is-either-a-diffusion-path)). But it is at most 0, and a linear function bounded above is constant.
 # So for a class among the data the guided densities diffuse for no $\gamma$ but 0 and 1, unless the label says nothing. (It is right for some classes that are not among the data: [Deeper](#deeper-for-which-data-is-it-right).)
 #
 # ### Pitfall: finer steps, better solver
@@ -343,8 +346,8 @@ limit = draw(kernels.heun(guided, schedule), few, time_grid(320, start=0.99))[:,
 for kernel in (kernels.ddim, kernels.heun):
     for steps in (10, 40, 160):
         x = draw(kernel(guided, schedule), few, time_grid(steps, start=0.99))[:, 0].mean()
-        print(f"{kernel.__name__} {steps:3d} steps: mean of x1 {x:.3f}, from the limit {x - limit:+.4f}")
-        table[kernel.__name__, steps] = float(x - limit)
+        table[kernel.__name__, steps] = off = float(x - limit)
+        print(f"{kernel.__name__} {steps:3d} steps: mean of x1 {x:.3f}, from the limit {off:+.4f}")
 print(f"ordered: {orders[4.0].mean[0]:.2f}")
 assert abs(table["heun", 40]) < abs(table["ddim", 40]) < 0.3 and limit > 3
 
@@ -353,7 +356,7 @@ assert abs(table["heun", 40]) < abs(table["ddim", 40]) < 0.3 and limit > 3
 #
 # ## What more noise mends
 #
-# Why should noise help? Call $s_\gamma = \nabla w_q$ the guided score. With noise $\rho$ a step walks by $\frac{1 + \rho^2}{2}\, s_\gamma\, dq$. The score is linear in $\gamma$, so this may be split:
+# Why should noise help? Call $s_\gamma = \nabla w_q$ the guided score. With noise $\rho$ a step walks by $\frac{1 + \rho^2}{2}\, s_\gamma\, dq$ ([why](11_classifier_free_guidance.ipynb#deeper-why-half-a-score)). The score is linear in $\gamma$, so this may be split:
 #
 # $$ \frac{1 + \rho^2}{2}\, s_\gamma = \frac12\, s_1 + \frac{\rho^2}{2}\, s_{\gamma'}, \qquad \gamma' = \gamma + \frac{\gamma - 1}{\rho^2} .
 # \label{eq-predictor-corrector} $$
@@ -404,12 +407,12 @@ def moved_out(place):
 # %% tags=["hide-input"]
 high = 100 * torch.randn(1500, 2, generator=seeded(5)).double()
 noises, found = ((0.0, 120), (1.0, 240), (2.0, 240), (4.0, 480)), {}
-print("far blob at   near share with rho =", ", ".join(f"{rho:g}" for rho, _ in noises))
+print("far blob at   near share at rho =" + "".join(f"{rho:7g}" for rho, _ in noises))
 for place in (3.6, 6.0, 12.0):
     there = moved_out(place)
     ends = [walk(field(there, 4.0), high, falling(steps), rho, seeded(7)) for rho, steps in noises]
     found[place] = [near_share(there, end) for end in ends]
-    print(f"{place:10g}    ", ", ".join(f"{share:.2f}" for share in found[place]))
+    print(f"{place:11g}" + " " * 22 + "".join(f"{share:7.2f}" for share in found[place]))
 print("standard error at most 0.013; ordered 0.60")
 assert all(a < b for shares in (found[3.6], found[6.0]) for a, b in zip(shares[:-1], shares[1:], strict=True))
 assert found[3.6][-1] > 0.54 and found[12.0][-1] < 0.35
@@ -458,13 +461,15 @@ def langevin(x, t, s, steps=3):
     """Steps at the guided score of the new level, each of variance delta."""
     sigma, delta = schedule.sigma(s), 0.1 * schedule.sigma(s) ** 2
     for _ in range(steps):
-        x = x + delta / 2 * guided(x, s).score(sigma) + delta.sqrt() * standard_normal(x.shape, x, source)
+        noise = standard_normal(x.shape, x, source)
+        x = x + delta / 2 * guided(x, s).score(sigma) + delta.sqrt() * noise
     return x
 
 
 more_noise = draw(noisy_kernel, few, shorter, source)
 corrected = draw(kernels.ddim(guided, schedule), few, shorter, source, after=langevin)
-print(f"near share: noise x 2 {near_share(mixture, more_noise):.2f}, DDIM with a corrector {near_share(mixture, corrected):.2f}")
+print(f"near share: noise x 2 {near_share(mixture, more_noise):.2f},",
+      f"DDIM with a corrector {near_share(mixture, corrected):.2f}")
 
 # %% [markdown]
 # And to guide only part of the way? Here $\gamma = 4$ above, or below, a time, and 1 elsewhere, without noise.
@@ -621,8 +626,8 @@ with plotting.style():
     figure, panel = plotting.plt.subplots(figsize=(3.4, 3.2))
     map_of(panel, wide, made.view(300, 300)[::3, ::3])
     plotting.density(panel, partial(film, q=level), (-4, 8, -6, 6), linewidths=0.8)
-    panel.set_title(f"made (+) and taken, $q = {level}$")
-    for x, y, sign in ((-0.6, 2.2, "+"), (2.6, -0.6, "−")):
+    panel.set_title(f"made (+) and taken (−), $q = {level}$")
+    for x, y, sign in ((-0.6, 2.2, "+"), (3.4, 0.8, "−")):
         panel.text(x, y, sign, fontsize=15, ha="center")
     assert level == 1.44
     shown = plotting.show(figure, "17_made_and_taken", alt="A map of the plane at gamma 4. At noise variance 1.44 mass is made along the upper left edge of the guided density and taken inside, most of all at the near blob.")
@@ -676,6 +681,7 @@ zoo = {
     "three classes, this page": (mixture, class_1),
     "four blobs, chapter 11": (plane.four_blobs(), plane.four_blobs().given(1)),
 }
+print(f"{'':40} {'q = 0.3':>7} {'q = 1':>7} {'q = 3':>7}")
 for name, (data, of_class) in zoo.items():
     spread = [unevenness(data, of_class, 2.0, q) for q in (0.3, 1.0, 3.0)]
     print(f"{name:40}", "{:7.0e} {:7.0e} {:7.0e}".format(*spread))
@@ -712,10 +718,12 @@ line = 100 * torch.randn(20_000, 1, generator=seeded(3)).double()
 for rho, steps in ((0.0, 400), (1.0, 400), (2.0, 400), (4.0, 800)):
     formula_variance = path.guided_variance(0.5, 3.0, 4.0, rho)
     drawn = walk(wide_score, line, falling(steps), rho, seeded(4)).var()
-    print(f"rho {rho:g}: formula {formula_variance:.4f}, {steps} steps {drawn:.4f} +- {float(drawn) / 100:.4f}")
+    error = float(drawn) / 100
+    print(f"rho {rho:g}: formula {formula_variance:.4f}, {steps} steps {drawn:.4f} +- {error:.4f}")
     assert abs(drawn / formula_variance - 1) < 0.1
 order_variance = 1 / (4 / 0.5 - 3 / 3.0)
-print(f"order: {order_variance:.4f}; DDIM has {path.guided_variance(0.5, 3.0, 4.0, 0.0) / order_variance:.1%} of it, DDPM {path.guided_variance(0.5, 3.0, 4.0, 1.0) / order_variance:.0%}")
+ddim, ddpm = (path.guided_variance(0.5, 3.0, 4.0, rho) / order_variance for rho in (0.0, 1.0))
+print(f"order: {order_variance:.4f}; DDIM has {ddim:.1%} of it, DDPM {ddpm:.0%}")
 
 # %% [markdown]
 # DDIM has less than a fiftieth of the ordered variance, DDPM 60 % of it. (The steps leave up to a tenth; the next section shows that this vanishes, and how fast.) And when $\gamma$ grows by one, the order's precision grows by $1/C - 1/U$, while DDIM's variance is multiplied by $C / U$, here a sixth: a power law against an exponential.
@@ -777,12 +785,18 @@ def carried(kernel, times, schedule):
 # %%
 narrow, broad = (one_gaussian(v).denoiser(schedule) for v in (0.5, 3.0))
 guided_line = guidance.classifier_free(Pair(narrow, broad), 4.0)
-ladder = {"heun": (kernels.heun(guided_line, schedule), 0.0), "ddim": (kernels.ddim(guided_line, schedule), 0.0),
-          "ddpm": (kernels.ddpm(guided_line, schedule), 1.0), "rho 2": (kernels.reverse_sde(guided_line, schedule, rho=2.0), 2.0)}  # fmt: skip
+ladder = {
+    "heun": (kernels.heun(guided_line, schedule), 0.0),
+    "ddim": (kernels.ddim(guided_line, schedule), 0.0),
+    "ddpm": (kernels.ddpm(guided_line, schedule), 1.0),
+    "rho 2": (kernels.reverse_sde(guided_line, schedule, rho=2.0), 2.0),
+}
+print("       formula   off by, 100 steps  200 steps  400 steps")
 for name, (kernel, rho) in ladder.items():
     truth = path.guided_variance(0.5, 3.0, 4.0, rho)
-    off = [carried(kernel, time_grid(n, schedule, start=0.9999, end=1e-3), schedule) - truth for n in (100, 200, 400)]
-    print(f"{name:>6}: {truth:.5f}, off by", ", ".join(f"{value:+.1e}" for value in off))
+    grids = (time_grid(n, schedule, start=0.9999, end=1e-3) for n in (100, 200, 400))
+    off = [carried(kernel, grid, schedule) - truth for grid in grids]
+    print(f"{name:>6} {truth:.5f}" + "{:+20.1e}{:+11.1e}{:+11.1e}".format(*off))
 
 # %% [markdown]
 # Halved steps halve the errors, and Heun's quarter.
@@ -809,8 +823,9 @@ def made_in_t(mixture, label, gamma, schedule, x_t, t):
 half = torch.tensor(0.5, dtype=torch.float64)
 alpha, sigma = schedule.alpha(half), schedule.sigma(half)
 rate = path.source(mixture, 1, 4.0, points, (sigma / alpha) ** 2)
-speed = ((schedule.sigma(half + 1e-5) / schedule.alpha(half + 1e-5)) ** 2 - (schedule.sigma(half - 1e-5) / schedule.alpha(half - 1e-5)) ** 2) / 2e-5
-torch.testing.assert_close(made_in_t(mixture, 1, 4.0, schedule, alpha * points, half), rate * speed, rtol=1e-8, atol=1e-10)
+after, before = ((schedule.sigma(t) / schedule.alpha(t)) ** 2 for t in (half + 1e-5, half - 1e-5))
+made_here = made_in_t(mixture, 1, 4.0, schedule, alpha * points, half)
+torch.testing.assert_close(made_here, rate * (after - before) / 2e-5, rtol=1e-8, atol=1e-10)
 
 # %% [markdown]
 # Sum $\eqref{eq-guided-residual}$ over the plane: the total mass of $e^{w_q}$ changes by the mean of its last term alone, and at high noise it tends to 1. So for $Z = \int p(x)^{1 - \gamma}\, p(x \mid y)^\gamma\, dx$ (that of $p(x)\, p(y \mid x)^\gamma$ is $p(y)^\gamma$ times this),
@@ -836,11 +851,12 @@ for k in range(48, -1, -1):
     averages["theatre"].insert(0, noisy.class_gradient(people, 1).square().sum(1).mean())
     if k:
         people = walk(field(mixture, 4.0), people, torch.linspace(float(qs[k]), float(qs[k - 1]), 4).double(), 0.0, None)
-print(f"log Z: by a grid {orders[4.0].log_normaliser:.3f},",
-      ", ".join(f"by the {name} {float(log_normaliser(averages[name], 4.0, qs)):.3f}" for name in averages))
-above = 6 * float((class_1.weights @ class_1.means - mixture.weights @ mixture.means).square().sum() / qs[-1])
-print(f"above the last level: about {above:.2f}")
 found_z = {name: float(log_normaliser(values, 4.0, qs)) for name, values in averages.items()}
+print(f"log Z: by a grid {orders[4.0].log_normaliser:.3f},",
+      ", ".join(f"by the {name} {value:.3f}" for name, value in found_z.items()))
+between = class_1.weights @ class_1.means - mixture.weights @ mixture.means
+above = 6 * float(between.square().sum() / qs[-1])
+print(f"above the last level: about {above:.2f}")
 assert abs(found_z["film"] + above - orders[4.0].log_normaliser) < 0.03 and found_z["theatre"] < found_z["film"] - 1
 
 # %% [markdown]
@@ -853,7 +869,8 @@ assert abs(found_z["film"] + above - orders[4.0].log_normaliser) < 0.03 and foun
 
 # %%
 came_there = path.sampled_log_prob(mixture, 1, 4.0, centres, levels)
-print("log density at the centres, near and far: ordered {:.1f} and {:.1f},".format(*orders[4.0].log_prob(centres)),
+ordered_there = orders[4.0].log_prob(centres)
+print("log density at the centres, near and far: ordered {:.1f} and {:.1f},".format(*ordered_there),
       "by the guided ODE {:.1f} and {:.1f}".format(*came_there))
 
 # %% [markdown]
@@ -872,7 +889,9 @@ for gamma in (1.0, 2.0, 4.0, 8.0):
     ends = draw(kernels.heun(guided, schedule), begin, time_grid(150, schedule, start=0.999, end=0.01))
     shares = metrics.mode_weights(row, ends)[1:]
     log = [row.class_log_prob(place[None], 1) * gamma for place in row.means[1:]]
-    print(f"gamma {gamma:g}: came", ", ".join(f"{share:.2f}" for share in shares), f"; first blob ordered {float(torch.stack(log).flatten().softmax(0)[0]):.3f}")
+    first = float(torch.stack(log).flatten().softmax(0)[0])
+    came = ", ".join(f"{share:.2f}" for share in shares)
+    print(f"gamma {gamma:g}: came {came}; first blob ordered {first:.3f}")
 
 # %% [markdown]
 # At $\gamma = 4$ more than three quarters are in the outermost blob, at 8 all of them. The order still has a fifth in each. The "edge" is what lies farthest from other classes: with one at either end, in the tests, at 8 all come to the middle blob.
@@ -895,7 +914,7 @@ def two_classes(D):
 
 
 def overshoot(D, gamma, rho, steps=160):
-    """How far 1,000 samples lie beyond those at gamma = 1 from the same noises, and their deviation; the class has 1."""
+    """How far 1,000 samples lie beyond those at gamma = 1, and their deviation; the class has 1."""
     begin, levels = 300 * torch.randn(1000, 1, generator=seeded(11)).double(), falling(steps, 9e4, 1e-2)
     guided, plain = (walk(field(two_classes(D), g), begin, levels, rho, seeded(12)) for g in (gamma, 1.0))
     return float((guided - plain).mean()), float(guided.std())

@@ -13,13 +13,14 @@
 # * draw from $p(x)\, p(y \mid x)^\gamma / Z$ without guiding, or by raising $\gamma$ late;
 # * choose a remedy by what it costs.
 #
-# **You need** chapters 00 and 11; from chapter 10, that a sampler's noise is free.
+# **You need** chapters 00 and 11; from chapter 10, that a sampler's noise is free; from chapter 17, at which rate mass must appear.
 #
 # *25 minutes to read, 34 more for Deeper, 40 seconds to run, on a laptop, without a GPU or a network connection.*
 
 # %%
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -61,7 +62,7 @@ def target_of(mixture, label, gamma):
 
 # %%
 def weigh(pair, gamma, rho, x, times, below=0.5, seed=0):
-    """Guided points of the noise rho, with the weights that this chapter derives; below = 0: none is copied."""
+    """Guided points of the noise rho, with this chapter's weights; below = 0: none is copied."""
     once = remedies.asked_once(pair)
     guided = guidance.classifier_free(once, gamma)
     kernel = kernels.ddim(guided, schedule, eta=rho) if rho else kernels.heun(guided, schedule)
@@ -75,11 +76,9 @@ target = target_of(mixture, label, 3.0)
 guided = weigh(exact, 3.0, 0.0, start, times[::2], below=0)  # Heun asks twice a step
 
 # %% tags=["hide-input"]
-plain = draw(kernels.heun(exact.cond, schedule), start, times[::2])
-thinned = 2.0 * mixture.class_log_prob(plain, label)  # log p(y | x)^(gamma - 1)
-
-# %% tags=["hide-input"]
 few = 700
+plain = draw(kernels.heun(exact.cond, schedule), start[:few], times[::2])
+thinned = 2.0 * mixture.class_log_prob(plain, label)  # log p(y | x)^(gamma - 1)
 shares = [torch.ones(few, dtype=torch.float64), guided.log_weights[:few].softmax(0), thinned[:few].softmax(0)]
 clouds = [guided.x[:few], guided.x[:few], plain[:few]]
 with plotting.style():
@@ -157,7 +156,6 @@ torch.testing.assert_close(mean, guided.expectation(lambda x: x))
 torch.testing.assert_close(log_z, guided.log_normaliser)
 torch.testing.assert_close(log_z.exp(), guided.log_weights.exp().mean())
 
-# %% tags=["hide-input"]
 blobs = GaussianMixture(mixture.weights, mixture.means, mixture.covs)  # each blob a class
 
 
@@ -177,37 +175,40 @@ def in_parts(population, parts=8):
     return [particles.Particles(x, log, torch.arange(len(x))) for x, log in pieces]
 
 # %% tags=["hide-input"]
+@cache
 def truth(gamma):
     density = target_of(mixture, label, gamma)
     return torch.cat([density.expectation(look), torch.tensor([density.log_normaliser])])
 
 
-def report(name, rows, gamma):
-    """Prints one line, and returns the deviations from the truth in standard errors."""
-    rows = torch.stack(rows)
-    mean, error = rows.mean(0), rows.std(0) / len(rows) ** 0.5
-    print(f"{name:>12}  " + "   ".join(f"{m:6.3f} ± {e:.3f}" for m, e in zip(mean, error, strict=True)), end="  ")
-    return (mean - truth(gamma)) / error
+def head(title, last, gamma):
+    print(f"{title:>12}   {'mean x1':16} {'small blob':16} {'log Z':15}{last}")
+    print(f"{'target':>12}  " + (" " * 11).join(f"{v:6.3f}" for v in truth(gamma)))
 
-# %% tags=["hide-input"]
-runs, off = {}, {}
+
+def report(name, rows, gamma):
+    mean, error = torch.stack(rows).mean(0), torch.stack(rows).std(0) / len(rows) ** 0.5
+    print(f"{name:>12}  " + "   ".join(f"{m:6.3f} ± {e:.3f}" for m, e in zip(mean, error, strict=True)), end="  ")
+    return (mean - truth(gamma)) / error  # the deviations, in standard errors
+
+
+runs, off = {(3.0, 0.0): guided}, {}
 for gamma in (1.5, 3.0):
-    print(f"gamma = {gamma:g}     mean x1          small blob       log Z            ESS share")
-    print("      target  " + "            ".join(f"{v:6.3f}" for v in truth(gamma)))
+    head(f"gamma = {gamma:g}", "ESS share", gamma)
     for rho in (0.0, 1.0, 2.0):
-        runs[gamma, rho] = run = guided if (gamma, rho) == (3.0, 0.0) else weigh(exact, gamma, rho, start, times if rho else times[::2], below=0)
-        off[gamma, rho] = report(f"rho = {rho:g}", [summary(part) for part in in_parts(run)], gamma)
-        print(f"{sum(float(part.ess) for part in in_parts(run)) / len(run.x):.2f}")
-        assert abs(float(off[gamma, rho][0])) < 2.6 if gamma == 1.5 else rho != 0 or float(off[gamma, rho][2]) < -3
+        if (gamma, rho) not in runs:
+            runs[gamma, rho] = weigh(exact, gamma, rho, start, times if rho else times[::2], below=0)
+        off[gamma, rho] = report(f"rho = {rho:g}", [summary(part) for part in in_parts(runs[gamma, rho])], gamma)
+        print(f"{sum(float(part.ess) for part in in_parts(runs[gamma, rho])) / len(start):9.2f}")
+
+# %% tags=["remove-cell"]
+for gamma, rho in runs:
+    assert abs(float(off[gamma, rho][0])) < 2.6 if gamma == 1.5 else rho != 0 or float(off[gamma, rho][2]) < -3
 missed = {rho: torch.stack([summary(part) for part in in_parts(runs[3.0, rho])]).mean(0) - truth(3.0) for rho in (0.0, 1.0, 2.0)}
 in_mean, in_log_z = missed[0.0][0], -missed[0.0][2]
-assert round(float(in_mean), 2) == round(float(in_log_z), 2)
-print(f"gamma = 3, no noise: mean x1 off by {in_mean:.2f}")
+assert round(float(in_mean), 2) == round(float(in_log_z), 2) == 0.27
 assert round(-float(off[3.0, 0.0][2])) == 4
 assert 0.4 < missed[1.0][0] / missed[0.0][0] < 0.6 and 0.4 < missed[1.0][2] / missed[0.0][2] < 0.6 and abs(off[3.0, 2.0]).max() < 2
-few_left = torch.stack([part.ess for part in in_parts(runs[3.0, 0.0])]).mean()
-assert round(float(few_left), -1) == 100
-assert round(float(few_left) / 1000 * 100) == 10
 
 # %% [markdown]
 # At $\gamma = 1.5$ three samplers meet one target, their means within three standard errors. (The rest in $\log Z$ at $\rho = 2$ shrinks with the steps: in the tests.) The last column is the *effective sample size*, $(\sum w)^2 / \sum w^2$: how many points of equal
@@ -228,6 +229,9 @@ summed = torch.cat([log.softmax(0) @ look(swept.x), log.logsumexp(0)[None]])
 print("all starts: " + "  ".join(f"{v:.3f}" for v in summed), "  target: " + "  ".join(f"{v:.3f}" for v in truth(3.0)))
 print(f"what was drawn: mean x1 off by {in_mean:.2f}, log Z by {in_log_z:.2f}")
 assert (summed - truth(3.0)).abs().max() < 0.02
+few_left = torch.stack([part.ess for part in in_parts(runs[3.0, 0.0])]).mean()
+assert round(float(few_left), -1) == 100
+assert round(float(few_left) / 1000 * 100) == 10
 
 # %% [markdown]
 # The weight is right, up to the grid and the steps. It is the draw that fails: where are the starting points that count?
@@ -240,8 +244,6 @@ for edge in (3, 4, 5):
     print(f"starts beyond {edge}: {drawn[edge]:.5f} of the draws, {needed[edge]:.0%} of the target")
 back = target.sample(1500, seeded(4))
 origins = draw(kernels.heun(guidance.classifier_free(exact, 3.0), schedule), back, times[::2].flip(0))
-
-# %% tags=["hide-input"]
 with plotting.style():
     figure, axes = plotting.plt.subplots(1, 2, figsize=(7.8, 3.5))
     edge = 0.3
@@ -302,7 +304,8 @@ for gamma in (3.0, 8.0, 30.0):
     kept = plain[thin(mixture, label, gamma, plain, seeded(9))]
     share, asked = len(kept) / len(plain), float(truth(gamma)[2].exp() / mixture.class_weights()[label])
     value, error = metrics.with_error(lambda x: look(x).mean(0), kept)
-    print(f"gamma = {gamma:2g}: kept {share:.3f} (Z / p(y) = {asked:.3f}), mean x1 {value[0]:.3f} ± {error[0]:.3f}, asked {truth(gamma)[0]:.3f}")
+    print(f"gamma = {gamma:2g}: kept {share:.3f} (Z / p(y) = {asked:.3f}),",
+          f"mean x1 {value[0]:.3f} ± {error[0]:.3f}, asked {truth(gamma)[0]:.3f}")
     assert ((value - truth(gamma)[:2]).abs() < 3.5 * error).all()
     assert abs(share - asked) < 4 * (asked * (1 - asked) / len(plain)) ** 0.5
 assert (mixture.class_log_prob(plain, label).exp() > 0.99).double().mean() > 0.6
@@ -380,7 +383,7 @@ for name, gamma_t in ways.items():
         found.append([float(crowd.expectation(lambda x: x[..., 0].mean(1))), float(crowd.log_normaliser), least, len(crowd.ancestors.unique())])
     rows = torch.tensor(found).double()
     in_copies[name], off_by[name] = rows.mean(0), (rows[:, :2] - right).square().mean(0).sqrt()
-    print(f"{name:>12}   {in_copies[name][0]:.3f} ± {rows[:, 0].std() / len(rows) ** 0.5:.3f}   {off_by[name][0]:.3f}   {off_by[name][1]:12.2f}   {in_copies[name][2]:15.0f}   {in_copies[name][3]:9.0f}")
+    print(f"{name:>12}   {in_copies[name][0]:.3f} ± {rows[:, 0].std() / len(rows) ** 0.5:.3f}   {off_by[name][0]:6.3f}   {off_by[name][1]:12.2f}   {in_copies[name][2]:15.0f}   {in_copies[name][3]:9.0f}")
 
 # %% tags=["remove-cell"]
 assert x[0].numel() == 128 and len(x) == 300 and len(rows) == 10
@@ -409,24 +412,6 @@ hard = GaussianMixture(
 asked, pair = target_of(hard, label, 8.0), hard.pair(schedule, label)
 far_blob = GaussianMixture(hard.weights, hard.means, hard.covs)
 top = noised(hard, schedule, times[0])
-
-# %% tags=["hide-input"]
-def langevin(denoiser, length, generator):
-    """A corrector: one Langevin step at the new time s, by length sigma_s^2 times the score."""
-
-    def after(x, t, s):
-        h = length * schedule.sigma(s) ** 2
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        return x + h * denoiser(x, s).score(schedule.sigma(s)) + (2 * h).sqrt() * noise
-
-    return after
-
-
-def drawn_anew(crowd, seed):
-    """The points of a population, resampled for the last time: equal weights."""
-    return crowd.chosen(particles.systematic(crowd.log_weights, seeded(seed))).x
-
-# %% tags=["hide-input"]
 walk, shorter, slow, size = times[::2], times[::4], ramp(8.0, 0.5), 384
 
 
@@ -434,15 +419,38 @@ def hard_odds(x, t):
     return noised(hard, schedule, t).class_log_prob(x, label)
 
 
+def judged(runs):
+    """Mean of x_1, weight of the far blob, W2 to the target: means over runs, and their standard errors."""
+    rows = []
+    for seed, x in enumerate(runs):
+        apart = metrics.wasserstein(x, asked.sample(size, seeded(seed + 200)))
+        rows.append(torch.stack([x[:, 0].mean(), far_blob.class_log_prob(x, 4).exp().mean(), torch.tensor(apart)]))
+    return torch.stack(rows).mean(0), torch.stack(rows).std(0) / len(rows) ** 0.5
+
+# %% tags=["hide-input"]
 def guided_runs(gamma, rho):
     kernel = kernels.ddim(guidance.classifier_free(pair, gamma), schedule, eta=rho)
     return draw(kernel, top.sample(4 * size, seeded(0))[0], walk, seeded(1)).chunk(4)
 
 
 def corrected_runs(gamma):
-    follow = guidance.classifier_free(pair, gamma)
-    push = langevin(follow, 0.1, seeded(2))
+    follow, source = guidance.classifier_free(pair, gamma), seeded(2)
+
+    def push(x, t, s):  # a Langevin step at the new time s, by h times the score
+        h, noise = 0.1 * schedule.sigma(s) ** 2, torch.randn(x.shape, generator=source, dtype=x.dtype)
+        return x + h * follow(x, s).score(schedule.sigma(s)) + (2 * h).sqrt() * noise
+
     return draw(kernels.ddpm(follow, schedule), top.sample(4 * size, seeded(0))[0], shorter, seeded(1), push).chunk(4)
+
+
+def weighed_at_the_end(x, count):
+    log_weights = 7.0 * hard.class_log_prob(x, label)
+    kept = [particles.systematic(log, seeded(k)) for k, log in enumerate(log_weights.split(count))]
+    return torch.cat([part[k] for part, k in zip(x.split(count), kept, strict=True)]).chunk(16)
+
+
+plain_ends = draw(kernels.heun(pair.cond, schedule), top.sample(16 * size, seeded(0))[0], shorter)
+ddpm_ends = draw(kernels.ddpm(pair.cond, schedule), top.sample(12 * size, seeded(0))[0], times, seeded(1))
 
 # %% tags=["hide-input"]
 def side_by_side(kernel, rule, x, times, log_weights, count, generator):
@@ -461,6 +469,15 @@ def side_by_side(kernel, rule, x, times, log_weights, count, generator):
     return [particles.Particles(*each) for each in zip(x.split(count), logs, born.split(count), strict=True)]
 
 
+def crowd_runs(count, gamma_t, rho):
+    once = remedies.asked_once(pair)
+    kernel = kernels.ddim(guidance.classifier_free(once, gamma_t), schedule, eta=rho)
+    rule, x = remedies.ramped(once, gamma_t, schedule, hard_odds), top.sample(16 * size, seeded(0))[0]
+    crowds = side_by_side(kernel, rule, x, walk, gamma_t(times[0]) * hard_odds(x, times[0]), count, seeded(1))
+    anew = [crowd.chosen(particles.systematic(crowd.log_weights, seeded(k))).x for k, crowd in enumerate(crowds)]
+    return torch.cat(anew).chunk(16)
+
+# %% tags=["remove-cell"]
 x = top.sample(64, seeded(5))[0]
 kernel = kernels.ddim(guidance.classifier_free(pair, 8.0), schedule, eta=2.0)
 rule, odds = remedies.feynman_kac(pair, 8.0, schedule), hard_odds(x, times[0])
@@ -471,53 +488,18 @@ torch.testing.assert_close(alone.log_weights, single.log_weights)
 assert torch.equal(alone.ancestors, single.ancestors) and 1 < len(alone.ancestors.unique()) < 64
 
 # %% tags=["hide-input"]
-def crowd_runs(count, gamma_t, rho):
-    once = remedies.asked_once(pair)
-    kernel = kernels.ddim(guidance.classifier_free(once, gamma_t), schedule, eta=rho)
-    rule, x = remedies.ramped(once, gamma_t, schedule, hard_odds), top.sample(16 * size, seeded(0))[0]
-    crowds = side_by_side(kernel, rule, x, walk, gamma_t(times[0]) * hard_odds(x, times[0]), count, seeded(1))
-    return torch.cat([drawn_anew(crowd, k) for k, crowd in enumerate(crowds)]).chunk(16)
-
-
-def runs_weighed_at_the_end(count):
-    x = draw(kernels.heun(pair.cond, schedule), top.sample(16 * size, seeded(0))[0], shorter)
-    kept = [particles.systematic(7.0 * hard.class_log_prob(part, label), seeded(k)) for k, part in enumerate(x.split(count))]
-    return torch.cat([part[k] for part, k in zip(x.split(count), kept, strict=True)]).chunk(16)
-
-
-def thinned_runs():
-    ends = draw(kernels.ddpm(pair.cond, schedule), top.sample(12 * size, seeded(0))[0], times, seeded(1))
-    return ends[thin(hard, label, 8.0, ends, seeded(2))][: 4 * size].chunk(4)
-
-# %% tags=["hide-input"]
-def judged(runs):
-    """Mean of x_1, weight of the far blob, W2 to the target: means over runs, and their standard errors."""
-    rows = []
-    for seed, x in enumerate(runs):
-        apart = metrics.wasserstein(x, asked.sample(size, seeded(seed + 200)))
-        rows.append(torch.stack([x[:, 0].mean(), far_blob.class_log_prob(x, 4).exp().mean(), torch.tensor(apart)]))
-    rows = torch.stack(rows)
-    return rows.mean(0), rows.std(0) / len(rows) ** 0.5
-
-# %% tags=["hide-input"]
 tuned = {power: judged(guided_runs(power, 1.0)) for power in (3.0, 3.5, 4.0)}
 best = min(tuned, key=lambda power: float(tuned[power][0][2]))
 crowds = {count: crowd_runs(count, lambda t: 8.0, 2.0) for count in (64, 384)}
-board = {
-    "guided, DDIM": judged(guided_runs(8.0, 0.0)),
-    "guided, DDPM": judged(guided_runs(8.0, 1.0)),
-    "guided, noise x 2": judged(guided_runs(8.0, 2.0)),
-    "guided, with corrector": judged(corrected_runs(8.0)),
-    f"DDPM at its best, {best:g}": tuned[best],
-    "Feynman-Kac, 64": judged(crowds[64]),
-    "Feynman-Kac, 384": judged(crowds[384]),
-    "late ramp, 64": judged(crowd_runs(64, slow, 1.0)),
-    "late ramp, 384": judged(crowd_runs(384, slow, 1.0)),
-    "not guided, weighed, 64": judged(runs_weighed_at_the_end(64)),
-    "not guided, weighed, 384": judged(runs_weighed_at_the_end(384)),
-    "not guided, thinned": judged(thinned_runs()),
-    "the target itself": judged(asked.sample(4 * size, seeded(60)).chunk(4)),
-}
+board = {"guided, DDIM": guided_runs(8.0, 0.0), "guided, DDPM": guided_runs(8.0, 1.0),
+         "guided, noise x 2": guided_runs(8.0, 2.0), "guided, with corrector": corrected_runs(8.0),
+         f"DDPM at its best, {best:g}": tuned[best], "Feynman-Kac, 64": crowds[64], "Feynman-Kac, 384": crowds[384],
+         "late ramp, 64": crowd_runs(64, slow, 1.0), "late ramp, 384": crowd_runs(384, slow, 1.0),
+         "not guided, weighed, 64": weighed_at_the_end(plain_ends, 64),
+         "not guided, weighed, 384": weighed_at_the_end(plain_ends, 384),
+         "not guided, thinned": ddpm_ends[thin(hard, label, 8.0, ddpm_ends, seeded(2))][: 4 * size].chunk(4),
+         "the target itself": asked.sample(4 * size, seeded(60)).chunk(4)}  # fmt: skip
+board = {name: runs if name.startswith("DDPM") else judged(runs) for name, runs in board.items()}
 
 # %% tags=["hide-input"]
 right = torch.stack([asked.mean[0], asked.expectation(lambda x: far_blob.class_log_prob(x, 4).exp())])
@@ -525,7 +507,8 @@ print(" " * 27 + "mean x1         far blob        W2\n" + " " * 17 + "target    
 for name, (mean, error) in board.items():
     print(f"{name:>25}  " + "   ".join(f"{m:5.3f} ± {e:.3f}" for m, e in zip(mean, error, strict=True)))
 unguided = sum(slow(time) == 1 for time in walk[:-1])
-print(f"late ramp: {unguided + 2 * (100 - unguided) + 2} answers, and {sum(slow(b) != slow(a) for a, b in zip(walk[:-1], walk[1:], strict=True))} of a classifier")
+asked_for = sum(slow(b) != slow(a) for a, b in zip(walk[:-1], walk[1:], strict=True))
+print(f"late ramp: {unguided + 2 * (100 - unguided) + 2} answers, and {asked_for} of a classifier")
 kept_here = math.exp(asked.log_normaliser) / float(hard.class_weights()[label])
 lots = {count: torch.stack([x[:, 0].mean() for x in runs]) for count, runs in crowds.items()}
 for count, means in lots.items():
@@ -753,15 +736,16 @@ torch.testing.assert_close(per_snr, 3 * ends[0])
 #
 # *For you if you implement it. It adds what resampling gives and takes, and what three mistakes cost.*
 #
-# Resample, as on the ramp, now with constant $\gamma = 3$. Four populations of 2,000 (mean x1, small blob, log Z):
+# Resample, as on the ramp, now with constant $\gamma = 3$. Four populations of 2,000:
 
 # %% tags=["hide-input"]
 alive = {}
+head("resampled", "different points   ancestors", 3.0)
 for rho in (0.0, 1.0):
     crowds = [weigh(exact, 3.0, rho, part, times if rho else times[::4], seed=k) for k, part in enumerate(start.chunk(4))]
     off["resampled", rho] = report(f"rho = {rho:g}", [summary(crowd) for crowd in crowds], 3.0)
     alive[rho] = [sum(len(getattr(crowd, name).unique(dim=0)) for crowd in crowds) / len(start) for name in ("x", "ancestors")]
-    print("different points {:.0%}, ancestors {:.0%}".format(*alive[rho]))
+    print("{:16.0%}{:12.0%}".format(*alive[rho]))
 
 # %% tags=["remove-cell"]
 assert alive[1.0][0] > 0.999 and abs(alive[0.0][0] - alive[0.0][1]) < 0.01 and alive[0.0][0] < 0.75
@@ -783,7 +767,8 @@ crowd = particles.draw(kernel, fk, x_late, late, seeded(6), below=0)
 grown, wrong = crowd.log_weights, {}
 
 # %%
-four = {"right": begun + grown, "start forgotten": grown, "wrong sign": begun - grown, "gamma^2": begun + 3 * grown}
+four = {"right": begun + grown, "start forgotten": grown,
+        "wrong sign": begun - grown, "gamma^2": begun + 3 * grown}
 for name, log_weights in four.items():
     wrong[name] = summary(particles.Particles(crowd.x, log_weights, crowd.ancestors)) - truth(1.5)
     print(f"{name:>16}: mean x1 off by {wrong[name][0]:5.2f}, log Z by {wrong[name][2]:5.2f}")
@@ -838,12 +823,11 @@ def crowds_of(kernel, rule, gamma, walk, parts=8):
 
 walkers = {"Feynman-Kac": (kernels.ddpm(guidance.classifier_free(exact, 3.0), schedule), remedies.feynman_kac(exact, 3.0, schedule)),
            "guided": (pushed, twist), "class 1": (own, twist)}
-print("15 steps: k   mean x1          small blob       log Z          least ESS share")
-print("      target  " + "            ".join(f"{v:6.3f}" for v in truth(3.0)))
+head("15 steps: k", "least ESS share", 3.0)
 for name, (kernel, each) in walkers.items():
     crowds, least = crowds_of(kernel, each, 3.0, fifteen)
     off["fifteen", name] = report(name, [summary(crowd) for crowd in crowds], 3.0)
-    print(f"{least:.2f}")
+    print(f"{least:15.2f}")
 
 # %% tags=["remove-cell"]
 assert float(off["fifteen", "Feynman-Kac"][0]) > 6
@@ -875,7 +859,8 @@ def step_square(eps_c, eps_u, gamma, log_snr_t, log_snr_s):
 
 # %%
 far = times[88]
-three = [kernels.ddpm(guidance.classifier_free(exact, g), schedule)(x_t, t, far) for g in (0.0, 1.0, 3.0)]
+to_be_followed = [guidance.classifier_free(exact, g) for g in (0.0, 1.0, 3.0)]
+three = [kernels.ddpm(follow, schedule)(x_t, t, far) for follow in to_be_followed]
 landed = three[2].sample(seeded(4))
 k_u, k_c, k_g = (each.log_prob(landed) for each in three)
 naive = k_u + 3 * (k_c - k_u) - k_g
@@ -1024,7 +1009,8 @@ blank = torch.randn(64, 1, 28, 28, generator=seeded(1))
 # %%
 asked_7, sizes_7 = remedies.asked_once(pair_of_7), []
 follow_7 = kernels.ddpm(guidance.classifier_free(asked_7, 3.0), shipped.schedule)
-for crowd_7 in particles.sample(follow_7, remedies.feynman_kac(asked_7, 3.0, shipped.schedule), blank, sixteen, seeded(2)):
+rule_7 = remedies.feynman_kac(asked_7, 3.0, shipped.schedule)
+for crowd_7 in particles.sample(follow_7, rule_7, blank, sixteen, seeded(2)):
     sizes_7.append(float(crowd_7.ess))
 
 # %% tags=["hide-input"]

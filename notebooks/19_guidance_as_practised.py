@@ -9,7 +9,7 @@
 # * translate CFG++ into a guidance scale, and see what happens when the number of steps changes;
 # * say when a weaker model heals a better one, exactly, and when it, or a negative prompt, does harm.
 #
-# **You need** chapters 00 and 11, and from [chapter 15](15_classifier_free_guidance_on_digits.ipynb#is-it-the-network) that guidance can repair a class that is believed too wide.
+# **You need** chapters 00 and 11, the log-SNR of chapter 01, and from [chapter 15](15_classifier_free_guidance_on_digits.ipynb#is-it-the-network) that guidance can repair a class that is believed too wide.
 #
 # *30 minutes to read, 24 more for Deeper, 35 seconds to run, on a laptop, without a GPU or a network connection.*
 
@@ -150,6 +150,12 @@ def sweep(trial, scales, names=None):
     return found
 
 
+def curve(at, name):
+    """Share of class 1 and distance along the scales."""
+    rows = [(right, float(far.mean())) for (n, _), (far, right, _) in at.items() if n == name]
+    return list(zip(*rows, strict=True))
+
+
 scales = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 at = sweep(main, scales)
 names = list(dict.fromkeys(name for name, _ in at))
@@ -163,13 +169,6 @@ nearest = min((at["plain", g] for g in scales), key=lambda row: float(row[0].mea
 assert round(nearest[1], 1) == 0.8 and ways(main, 1.0)["CFG++"](3.0).gamma.lam == 3 / 16
 assert ways(main, 1.0)["rescaled"](3.0).rule.phi == 0.7 and ways(main, 1.0)["APG"](3.0).rule.eta == 0
 assert at["autoguidance", 4.0][0].mean() < 0 < 0.007 < min(float(at[name, g][0].mean()) for name, g in at if name != "autoguidance")
-
-# %% tags=["hide-input"]
-def curve(at, name):
-    """Share of class 1 and distance along the scales."""
-    rows = [(right, float(far.mean())) for (n, _), (far, right, _) in at.items() if n == name]
-    return list(zip(*rows, strict=True))
-
 
 # %% tags=["hide-input"]
 with plotting.style():
@@ -204,7 +203,7 @@ shown
 #
 # **What happens.** There are three families:
 #
-# * **Another scale in time.** The interval guides at log-SNR from $-3$ to 3 alone, the growing scale rises evenly from 1 in the noise to $2 \gamma - 1$ at the data, CFG++ is such a scale in disguise. At the same number, the push of a whole run is another one.
+# * **Another scale in time.** The interval guides at log-SNR ($\log \alpha_t^2 / \sigma_t^2$) from $-3$ to 3 alone, the growing scale rises evenly from 1 in the noise to $2 \gamma - 1$ at the data, CFG++ is such a scale in disguise. At the same number, the push of a whole run is another one.
 # * **Another pair.** Autoguidance and the negative prompt put another model, or another prompt, in the place of the guess without label. Autoguidance can do what no $\gamma$ can.
 # * **Another sum of the same two guesses.** Rescaling, APG, CFG-Zero*, thresholding shorten, turn or cut the push or the whole guess. Some use what the dial does not know: where zero is, or how far the data reach (thresholding was told where 99 % of the coordinates of *true* points lie).
 #
@@ -249,7 +248,6 @@ def mean_error(runs):
     return float(runs.mean()), float(runs.std()) / len(runs) ** 0.5
 
 
-# %% tags=["hide-input"]
 six_blobs = {"labels": [0, 0, 1, 1, 2, 2], "width": 0.05}
 to_the_side = [[-1.2, -0.6], [-0.6, 1.0], [0.2, -0.8], [1.1, -1.0], [0.9, 0.6], [1.8, 0.1]]
 amid = [[-1.6, 0.2], [-1.0, -1.2], [-0.4, 0.1], [0.4, -0.2], [1.2, 1.0], [1.6, -0.3]]
@@ -588,7 +586,7 @@ away = Pair(three.denoiser(schedule, 0), three.denoiser(schedule, 1))
 noise = torch.randn(1000, 2, generator=seeded(9), dtype=torch.float64)
 x = draw(kernels.ddim(guidance.classifier_free(away, 3.0), schedule), noise, times)
 beyond = float((x - places[0]).norm(dim=1).min()) / 0.3**0.5
-print("gamma = 3: samples around ({:.1f}, {:.1f});".format(*x.mean(0)), end=" ")
+print("gamma = 3: samples around ({:.1f}, {:.1f});".format(*x.mean(0)))
 print(f"the nearest to your prompt is {beyond:.1f} deviations from its blob's centre")
 
 # %% tags=["remove-cell"]
@@ -672,7 +670,7 @@ assert repaired[0] > 2 * repaired[1] > 0
 # %% [markdown]
 # Thresholding acts at $\gamma = 1$ too: it knows how far true data reach, which a blurred model does not. Here it repairs the *model*; on digits it harmed there ([Deeper](#deeper-the-same-on-digits)).
 #
-# **What APG, CFG-Zero* and thresholding do depends on where zero is; what plain guidance does, with exact guesses, does not.** In pictures zero is mid-grey; ask what it is in the latents of an autoencoder ([chapter 02](02_elbo_and_the_vae.ipynb)).
+# **What APG, CFG-Zero\* and thresholding do depends on where zero is; what plain guidance does, with exact guesses, does not.** In pictures zero is mid-grey; ask what it is in the latents of an autoencoder ([chapter 02](02_elbo_and_the_vae.ipynb)).
 #
 # ## In practice
 #
