@@ -97,7 +97,12 @@ document.addEventListener("DOMContentLoaded", async () => {
   // Sphinx marks what a search was for only on pages without a search field; the theme's pages all have one.
   if (!document.getElementById("search-results")) SphinxHighlight.highlightSearchWords();
   window.addEventListener("hashchange", openWhatTheAddressNames);
-  window.addEventListener("resize", () => fitWide());
+  let width = 0; // of the text; beside a column that folds it takes a moment to arrive at
+  const resized = new ResizeObserver(([{contentRect}]) => {
+    if (contentRect.width !== width) fitWide();
+    width = contentRect.width;
+  });
+  document.querySelectorAll(".bd-article").forEach(text => resized.observe(text));
   document.addEventListener("toggle", event => fitWide(event.target), true); // what is folded has no width
   document.addEventListener("click", event => { // a second click on a link leaves the address as it is
     if (event.target.closest("a[href^='#']")) setTimeout(openWhatTheAddressNames);

@@ -67,7 +67,7 @@ PARTED = """() => [...document.querySelectorAll("span.math")].filter(formula => 
 }).map(formula => formula.parentElement.textContent.slice(0, 80))"""
 
 # Runs in the page: until what a new size of the window changes has changed.
-SETTLED = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+SETTLED = "() => new Promise(done => setTimeout(done, 400))"  # columns fold in a moment, and the theme then looks
 
 # Runs in the page: what is wider than it, and equations whose beginning cannot be scrolled to.
 SQUEEZE = """() => ({
