@@ -302,7 +302,7 @@ CASES = {
 ASKED_BY_OTHERS = {  # checks and pieces that every case above goes through
     "guidance": ("scale_at", "check_scale", "checked_gradient", "ask_both"),
     "denoiser": ("predict", "checked", "check_labels", "expand_label", "prediction_of"),
-    "samplers": ("checked_run", "checked_state"),
+    "samplers": ("check_one_schedule", "checked_run", "checked_state"),
     "steps": ("check_density", "Step"),
     "similarity": ("asked",),
     "clean_classifier": ("asked",),
