@@ -27,7 +27,7 @@ def needed(text: str) -> list[str]:
     found = NEED.search(text)
     if not found:
         raise ValueError("a chapter must say what one needs: **You need** ...")
-    outside = re.sub(r"\([^()]*\[[^()]*\]\([^)]*\)[^()]*\)", "", found[1])  # an aside in brackets needs nothing
+    outside = re.sub(r"\(\[[^()]*\]\([^)]*\)[^()]*\)", "", found[1])  # a sentence in brackets needs nothing
     return sorted({*LINK.findall(outside), *NUMBER.findall(LINK.sub("]", outside))})
 
 
