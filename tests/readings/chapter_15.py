@@ -53,7 +53,7 @@ def precision_recall() -> Reading:
     precision, recall = diversity.precision_recall(SAMPLES, REAL)
     x, r = SAMPLES.repeat_interleave(M, 0), REAL.repeat(N, 1)
     return Reading(
-        {r"\text{precision}": precision, r"\text{recall}": recall, "N": N, "M": M, "h": step, "x": x, "r": r,
+        {r"\text{precision}": precision, r"\text{recall}": recall, "N": N, "M": M, "h": step,
          "d_{xr}": (x - r).square().sum(1).sqrt(),
          r"\rho_r": radii(REAL).repeat(N), r"\rho_x": radii(SAMPLES).repeat_interleave(M),
          r"\sum_x": over_x(added), r"\max_r": over_r(largest), r"\sum_r": over_r(added), r"\max_x": over_x(largest)},
