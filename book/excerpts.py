@@ -4,6 +4,11 @@ import html
 import re
 
 
+def prose(notebook: dict) -> str:
+    """The Markdown of a chapter."""
+    return "\n\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+
+
 def elsewhere(markdown: str, chapter: str, tags: dict[str, str]) -> str:
     """The text with the links that it needs there: to its own page, to other chapters, to its numbered equations.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from docutils.nodes import make_id
 
-from book.excerpts import elsewhere
+from book.excerpts import elsewhere, prose
 
 HEAD = """(figures)=
 # All figures
@@ -59,8 +59,7 @@ def figures(notebook: dict) -> list[Figure]:
 
 def tags(notebook: dict) -> dict[str, str]:
     """Label -> number of a chapter's equations."""
-    text = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
-    return {label: tag for tag, label in TAGS.findall(text)}
+    return {label: tag for tag, label in TAGS.findall(prose(notebook))}
 
 
 def page(chapters: dict[str, dict], titles: dict[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 import re
 
-from book.excerpts import elsewhere
+from book.excerpts import elsewhere, prose
 from book.gallery import tags
 
 HEAD = """(in-practice)=
@@ -17,8 +17,7 @@ TABLE = re.compile(r"(?:^\|.*\|[ \t]*(?:\n|\Z))+", re.MULTILINE)
 
 def tables(notebook: dict) -> list[str]:
     """The tables of a chapter's `## In practice`, in Markdown, none where it has no such section."""
-    text = "\n\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
-    section = SECTION.search(text)
+    section = SECTION.search(prose(notebook))
     return [table.strip() for table in TABLE.findall(section[1])] if section else []
 
 

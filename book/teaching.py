@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from book.excerpts import elsewhere
+from book.excerpts import elsewhere, prose
 from book.gallery import tags
 from tools import reading_time
 from tools.page_sentences import one_line, split
@@ -31,11 +31,6 @@ def needed(text: str) -> list[str]:
     return sorted({*LINK.findall(outside), *NUMBER.findall(LINK.sub("]", outside))})
 
 
-def prose(notebook: dict) -> str:
-    """The Markdown of a chapter."""
-    return "\n\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
-
-
 def stated(notebook: dict) -> tuple[int, int]:
     """Minutes of main line and Deeper, as the page says them."""
     found = reading_time.STATED.search(prose(notebook))
@@ -58,6 +53,7 @@ def sections(cells: list) -> list[tuple[str, float]]:
 
 
 def table(parts: list[dict], chapters: dict[str, dict], titles: dict[str, str]) -> str:
+    """A row for each chapter that is there: what it needs, what helps, its minutes."""
     lines = ["| | chapter | needs | helps | minutes |", "|---|---|---|---|---|"]
     for chapter in (chapter for part in parts for chapter in part["chapters"]):
         name = next((name for name in chapters if name.startswith(chapter["number"])), None)
@@ -90,6 +86,7 @@ def folded(sources: dict[str, list], titles: dict[str, str]) -> str:
 
 
 def found_in(pattern: re.Pattern, chapters: dict[str, dict]) -> list[tuple[str, tuple]]:
+    """Chapter and groups, for each place in the chapters' prose."""
     return [(name, found.groups()) for name, chapter in chapters.items() for found in pattern.finditer(prose(chapter))]
 
 

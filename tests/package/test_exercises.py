@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 
@@ -345,3 +346,16 @@ def test_check_prints_one_line_and_returns_nothing(capsys: pytest.CaptureFixture
 def test_an_unknown_number_is_refused_with_the_known_ones(number, text: str):
     with pytest.raises(ValueError, match=text):
         exercises.check(number, unfinished)
+
+
+def test_several_numbers_may_come_as_one_array_or_tensor_and_no_other_number_of_them():
+    pair = made_up(truth=lambda x: (x**2, x + 1.0), mistakes=[])
+    for answer in (lambda x: torch.tensor([x**2, x + 1]), lambda x: np.array([x**2, x + 1]), lambda x: [x**2, x + 1]):
+        assert judge(pair, answer).kind == "done"
+    assert judge(pair, lambda x: np.array([x**2, x + 2])).message.startswith("9.1 not yet: part 2 of the answer")
+    assert "expected a tuple of 2" in judge(pair, lambda x: torch.zeros(3)).message
+
+
+def test_an_exercise_of_ones_own_is_checked_like_the_courses(capsys):
+    exercises.check(made_up(number="variant A"), lambda x: x * x)
+    assert capsys.readouterr().out == "variant A done: the square\n"
